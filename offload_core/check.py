@@ -1,0 +1,216 @@
+"""Is this plan sound? Verifies a plan without trusting, or sharing code with, whoever made it.
+
+Re-derives everything from the plan alone: that each layer has exactly one place inside the ring or stays, that the sums
+are the sums, that the budget is kept, that every visit finds its layer, and that whenever two layers can be alive at once
+in the same ring bytes there is an order between them. Brute force where brute force is clearest. Takes nonsense without
+raising: a wrong type is a finding too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .inventory import Inventory
+from .plan import Plan, PlannedLayer
+
+__all__ = ["check_plan"]
+
+_MAX_FINDINGS = 100
+
+
+def check_plan(
+    plan: Plan, inventory: Inventory | None = None, budget_bytes: int | None = None, alignment: int | None = None
+) -> list[str]:
+    """What is wrong with a plan; an empty list if nothing is. At most 100 findings, each naming the layer or field.
+
+    With `inventory` also whether the plan is about these layers and keeps those that must stay; with `budget_bytes`
+    whether the budget is kept; with `alignment` whether every offset is a multiple of it.
+    """
+    findings: list[str] = []
+    for finding in _findings(plan, inventory, budget_bytes, alignment):
+        findings.append(finding)
+        if len(findings) >= _MAX_FINDINGS:
+            findings.append("... and more")
+            break
+    return findings
+
+
+def _findings(
+    plan: Plan, inventory: Inventory | None, budget_bytes: int | None, alignment: int | None
+) -> Iterator[str]:
+    malformed = list(_form(plan))
+    yield from malformed
+    if malformed:
+        return  # sums and lifetimes of values of the wrong type mean nothing
+    yield from _places(plan, alignment)
+    yield from _sums(plan, budget_bytes)
+    if inventory is not None:
+        yield from _against_inventory(plan, inventory)
+    yield from _lifetimes(plan)
+
+
+# ---- form: types and ranges
+
+
+def _form(plan: Plan) -> Iterator[str]:
+    for field in ("ring_bytes", "resident_bytes", "loose_bytes"):
+        if not _is_count(getattr(plan, field)):
+            yield f"{field} is {getattr(plan, field)!r}, not a number of bytes"
+    for field in ("component", "device"):
+        if not isinstance(getattr(plan, field), str) or not getattr(plan, field):
+            yield f"{field} is {getattr(plan, field)!r}, not a name"
+    for index, layer in enumerate(plan.layers):
+        yield from _layer_form(index, layer)
+    for position, layer_index in enumerate(plan.visits):
+        if not _is_count(layer_index) or layer_index >= len(plan.layers):
+            yield f"visit {position} is to layer {layer_index!r}; there are {len(plan.layers)} layers"
+    for field in ("pass_ns", "bound_ns", "stall_ns", "bytes_per_pass", "first_pass_ns"):
+        if not _is_count(getattr(plan.predicted, field, None)):
+            yield f"predicted.{field} is {getattr(plan.predicted, field, None)!r}, not a count"
+
+
+def _layer_form(index: int, layer: PlannedLayer) -> Iterator[str]:
+    if not isinstance(layer.name, str) or not layer.name:
+        yield f"layer {index} has the name {layer.name!r}"
+    if not _is_count(layer.bytes):
+        yield f"layer {index} ({layer.name}) has {layer.bytes!r} bytes"
+    if layer.placement not in ("streamed", "resident"):
+        yield f"layer {index} ({layer.name}) has the placement {layer.placement!r}"
+    if layer.host_tier not in ("pinned", "pageable", "mapped"):
+        yield f"layer {index} ({layer.name}) has the host tier {layer.host_tier!r}"
+    if layer.offset is not None and not _is_count(layer.offset):
+        yield f"layer {index} ({layer.name}) has the offset {layer.offset!r}"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+# ---- places and sums
+
+
+def _places(plan: Plan, alignment: int | None) -> Iterator[str]:
+    seen: set[str] = set()
+    for layer in plan.layers:
+        if layer.name in seen:
+            yield f"{layer.name} is in the plan twice"
+        seen.add(layer.name)
+        if layer.placement == "resident":
+            if layer.offset is not None:
+                yield f"{layer.name} is resident and has the ring offset {layer.offset}"
+            continue
+        if layer.offset is None:
+            yield f"{layer.name} is streamed and has no ring offset"
+            continue
+        if layer.offset + layer.bytes > plan.ring_bytes:
+            end = layer.offset + layer.bytes
+            yield f"{layer.name} ends at byte {end} of a ring of {plan.ring_bytes}"
+        if alignment and layer.offset % alignment:
+            yield f"{layer.name} has the offset {layer.offset}, not a multiple of {alignment}"
+
+
+def _sums(plan: Plan, budget_bytes: int | None) -> Iterator[str]:
+    resident = sum(layer.bytes for layer in plan.layers if layer.placement == "resident")
+    if plan.resident_bytes != resident:
+        yield f"resident_bytes is {plan.resident_bytes}, the residents have {resident}"
+    device = plan.ring_bytes + plan.resident_bytes + plan.loose_bytes
+    if budget_bytes is not None and device > budget_bytes:
+        yield f"ring, residents and loose bytes are {device} bytes, over the budget of {budget_bytes}"
+    predicted = plan.predicted
+    if predicted.pass_ns < predicted.bound_ns:
+        yield f"predicted.pass_ns {predicted.pass_ns} is below predicted.bound_ns {predicted.bound_ns}"
+    if predicted.stall_ns > predicted.pass_ns:
+        yield f"predicted.stall_ns {predicted.stall_ns} is more than predicted.pass_ns {predicted.pass_ns}"
+
+
+def _against_inventory(plan: Plan, inventory: Inventory) -> Iterator[str]:
+    if plan.component != inventory.component:
+        yield f"the plan is for {plan.component}, the inventory for {inventory.component}"
+    if plan.loose_bytes != inventory.loose_bytes:
+        yield f"loose_bytes is {plan.loose_bytes}, the inventory has {inventory.loose_bytes}"
+    if plan.visits != inventory.visits:
+        yield "the visits are not the inventory's"
+    if len(plan.layers) != len(inventory.layers):
+        yield f"the plan has {len(plan.layers)} layers, the inventory {len(inventory.layers)}"
+        return
+    for index, (planned, spec) in enumerate(zip(plan.layers, inventory.layers)):
+        if planned.name != spec.name:
+            yield f"layer {index} is {planned.name} in the plan and {spec.name} in the inventory"
+        if planned.bytes != spec.bytes:
+            yield f"{planned.name} has {planned.bytes} bytes in the plan and {spec.bytes} in the inventory"
+        if spec.keep is not None and planned.placement != "resident":
+            yield f"{planned.name} may not be streamed ({spec.keep}) and is {planned.placement}"
+
+
+# ---- lifetimes
+
+
+@dataclass(slots=True)
+class _Life:
+    """One stay of a layer in the ring: copied for visit `copied_at`, last read at visit `last_read`."""
+
+    layer: int
+    copied_at: int
+    last_read: int
+    after: int  # the copy waits until this visit has been computed; -1: it waits for none
+
+
+def _lifetimes(plan: Plan) -> Iterator[str]:
+    """Replay two passes by the engine's rules and test every pair of stays that share bytes for an order.
+
+    The second pass is where the ring wraps around. Two stays are ordered when the later copy waits for a visit that is
+    not before the earlier stay's last read.
+    """
+    places = [_span(layer) for layer in plan.layers]
+    if any(span is None for span, layer in zip(places, plan.layers) if layer.placement == "streamed"):
+        return  # reported already
+    overlaps = _overlap_table(places)
+    last_visit: dict[int, int] = {}
+    current: dict[int, _Life] = {}  # the layers whose bytes are whole in the ring
+    history: dict[int, list[_Life]] = {}
+    copied = 0
+    for visit, layer in enumerate((*plan.visits, *plan.visits)):
+        if plan.layers[layer].placement == "streamed":
+            if layer in current:
+                current[layer].last_read = visit
+            else:
+                after = max((last_visit.get(other, -1) for other in overlaps[layer]), default=-1)
+                life = _Life(layer, visit, visit, after)
+                yield from _unordered(plan, life, overlaps[layer], history)
+                for other in overlaps[layer]:
+                    current.pop(other, None)
+                current[layer] = life
+                history.setdefault(layer, []).append(life)
+                copied += plan.layers[layer].bytes if visit >= len(plan.visits) else 0
+            last_visit[layer] = visit
+    if copied != plan.predicted.bytes_per_pass:
+        yield f"predicted.bytes_per_pass is {plan.predicted.bytes_per_pass}, a pass copies {copied}"
+
+
+def _unordered(plan: Plan, life: _Life, overlaps: list[int], history: dict[int, list[_Life]]) -> Iterator[str]:
+    for other in overlaps:
+        for earlier in history.get(other, ()):
+            if earlier.last_read > life.after:
+                names = f"{plan.layers[life.layer].name} and {plan.layers[other].name}"
+                yield f"{names} share ring bytes and nothing orders visit {life.copied_at} after {earlier.last_read}"
+
+
+def _span(layer: PlannedLayer) -> tuple[int, int] | None:
+    if layer.placement != "streamed" or layer.offset is None:
+        return None
+    return layer.offset, layer.offset + layer.bytes
+
+
+def _overlap_table(places: list[tuple[int, int] | None]) -> list[list[int]]:
+    """For each streamed layer the streamed layers that share bytes with it, itself included."""
+    return [
+        []
+        if mine is None
+        else [
+            index
+            for index, other in enumerate(places)
+            if other is not None and (other is mine or (other[0] < mine[1] and mine[0] < other[1]))
+        ]
+        for mine in places
+    ]

@@ -1,0 +1,179 @@
+"""Whether what was explicitly asked of a component can be honoured: an error if not, never a silent change.
+
+Also says which explicit settings have nothing to act on under the placement a component ended up with.
+Knows nothing about how a placement was chosen, about modes, selections or layers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .errors import BudgetError, SettingsError
+from .plan_text import format_bytes
+from .policy import Component, Device
+from .settings import SOURCE_WORDS, ComponentSettings, Setting
+
+__all__ = ["check_component", "explicit_bytes", "explicit_text", "remarks"]
+
+# Settings without effect under a placement; `budget_bytes` on a resident is checked, so it has one.
+_UNUSED: Final[dict[str, tuple[str, ...]]] = {
+    "layerwise": (),
+    "resident": ("ring_bytes", "host_tier", "pin_budget_bytes"),
+    "whole": ("ring_bytes", "host_tier", "pin_budget_bytes"),
+    "cpu": ("budget_bytes", "ring_bytes", "host_tier", "pin_budget_bytes"),
+}
+_SAME_KIND: Final = {"hip": "cuda"}  # torch calls ROCm devices cuda
+
+
+def explicit_bytes(settings: ComponentSettings, name: str) -> int | None:
+    """The number of bytes somebody asked for, None if nobody did."""
+    value = settings.value(name)
+    return value if settings.is_explicitly_set(name) and isinstance(value, int) else None
+
+
+def explicit_text(settings: ComponentSettings, name: str) -> str | None:
+    """The word somebody asked for, None if nobody did."""
+    value = settings.value(name)
+    return value if settings.is_explicitly_set(name) and isinstance(value, str) else None
+
+
+def check_component(
+    component: Component, settings: ComponentSettings, device: Device | None, host_bytes: int | None
+) -> None:
+    """Raises SettingsError or BudgetError for the first explicit wish that cannot be honoured.
+
+    ``settings`` hold the placement the component ended up with, from whatever source.
+    """
+    _check_device(component, settings, device)
+    _check_placement(component, settings, device)
+    _check_budget(component, settings, device)
+    _check_host(component, settings, device, host_bytes)
+
+
+def remarks(component: Component, settings: ComponentSettings, device: Device | None) -> list[str]:
+    """Lines about explicit settings that hold, but do less, or cost more, than a person may expect."""
+    placement = str(settings.value(Setting.PLACEMENT))
+    lines = []
+    total_bytes = _total_bytes(settings, device)
+    budget_bytes = explicit_bytes(settings, Setting.BUDGET_BYTES)
+    if total_bytes is not None and budget_bytes is not None and budget_bytes > total_bytes:
+        asked = _asked(component, settings, Setting.BUDGET_BYTES)
+        lines.append(f"{asked} is more than the device has: {format_bytes(total_bytes)} is what there is")
+    free_bytes = device.free_bytes if device is not None and total_bytes is not None else None
+    asked_resident = explicit_text(settings, Setting.PLACEMENT) == "resident"
+    if asked_resident and free_bytes is not None and component.bytes > free_bytes:
+        asked = _asked(component, settings, Setting.PLACEMENT)
+        size, free = format_bytes(component.bytes), format_bytes(free_bytes)
+        lines.append(f"{asked} needs {size}, {free} are free: the app will have to make room")
+    for name in _UNUSED.get(placement, ()):
+        # Graph-wide and app-wide values are meant for whichever component they suit: no line for those.
+        if settings.source(name) in ("node", "options"):
+            asked = _asked(component, settings, name)
+            lines.append(f"{asked} has no effect: the component is {placement}")
+    return lines
+
+
+def _asked(component: Component, settings: ComponentSettings, name: str) -> str:
+    value = settings.value(name)
+    shown_value = format_bytes(value) if isinstance(value, int) else value
+    return f"{component.name}.{name} = {shown_value} ({SOURCE_WORDS[settings.source(name) or 'policy']})"
+
+
+def _total_bytes(settings: ComponentSettings, device: Device | None) -> int | None:
+    """The size of the device the component runs on; None if it is the CPU, or nobody knows."""
+    if device is None or device.kind == "cpu" or explicit_text(settings, Setting.DEVICE) == "cpu":
+        return None
+    return device.total_bytes
+
+
+def _check_device(component: Component, settings: ComponentSettings, device: Device | None) -> None:
+    wanted = explicit_text(settings, Setting.DEVICE)
+    if wanted is None or wanted == "cpu":
+        return
+    asked = _asked(component, settings, Setting.DEVICE)
+    if settings.value(Setting.PLACEMENT) == "cpu":
+        also = _asked(component, settings, Setting.PLACEMENT)
+        raise SettingsError(f"asked {asked} and {also}; found that they exclude each other; do set one of them to auto")
+    if device is None:
+        return
+    kind, _colon, index = wanted.partition(":")
+    if _SAME_KIND.get(kind, kind) != _SAME_KIND.get(device.kind, device.kind) or int(index or 0) >= device.count:
+        found = f"{device.count} device(s) of kind {device.kind}"
+        raise SettingsError(f"asked {asked}; found {found}; do choose one of those, cpu or auto")
+
+
+def _check_placement(component: Component, settings: ComponentSettings, device: Device | None) -> None:
+    placement = explicit_text(settings, Setting.PLACEMENT)
+    if placement == "layerwise" and not component.streamable:
+        why = component.why_not or "its layers cannot be streamed"
+        asked = _asked(component, settings, Setting.PLACEMENT)
+        raise SettingsError(f"asked {asked}; found that {why}; do choose resident, whole or auto")
+    total_bytes = _total_bytes(settings, device)
+    if placement == "resident" and total_bytes is not None and component.bytes > total_bytes:
+        asked = _asked(component, settings, Setting.PLACEMENT)
+        raise BudgetError(
+            f"asked {asked}; found {format_bytes(component.bytes)} of weights and a device of "
+            f"{format_bytes(total_bytes)}; do choose layerwise or auto",
+            asked_bytes=total_bytes,
+            smallest_bytes=component.bytes,
+        )
+
+
+def _check_budget(component: Component, settings: ComponentSettings, device: Device | None) -> None:
+    placement = settings.value(Setting.PLACEMENT)
+    budget_bytes = explicit_bytes(settings, Setting.BUDGET_BYTES)
+    ring_bytes = explicit_bytes(settings, Setting.RING_BYTES)
+    total_bytes = _total_bytes(settings, device)
+    if placement == "layerwise" and ring_bytes is not None and total_bytes is not None and ring_bytes > total_bytes:
+        raise SettingsError(
+            f"asked {_asked(component, settings, Setting.RING_BYTES)}; found a device of {format_bytes(total_bytes)}; "
+            "do give less, or leave it on auto"
+        )
+    if budget_bytes is None or placement == "cpu":
+        return
+    asked = _asked(component, settings, Setting.BUDGET_BYTES)
+    if placement == "layerwise":
+        if ring_bytes is not None and ring_bytes > budget_bytes:
+            both = f"{asked} and {_asked(component, settings, Setting.RING_BYTES)}"
+            _too_small(both, ": a budget includes the ring", budget_bytes, ring_bytes)
+        smallest_bytes = min(component.bytes, component.smallest_bytes or 0)
+        if budget_bytes < smallest_bytes:
+            _too_small(asked, " to stream it", budget_bytes, smallest_bytes)
+    elif budget_bytes < component.bytes:
+        _too_small(f"{asked} with placement {placement}", " for all of it", budget_bytes, component.bytes)
+
+
+def _too_small(asked: str, why: str, budget_bytes: int, smallest_bytes: int) -> None:
+    raise BudgetError(
+        f"asked {asked}; found that {format_bytes(smallest_bytes)} are needed{why}; "
+        f"do give at least {smallest_bytes} bytes, or leave it on auto",
+        asked_bytes=budget_bytes,
+        smallest_bytes=smallest_bytes,
+    )
+
+
+def _check_host(
+    component: Component, settings: ComponentSettings, device: Device | None, host_bytes: int | None
+) -> None:
+    if settings.value(Setting.PLACEMENT) != "layerwise" or host_bytes is None:
+        return
+    pins_bytes = explicit_bytes(settings, Setting.PIN_BUDGET_BYTES)
+    if pins_bytes is not None and pins_bytes > host_bytes:
+        asked = _asked(component, settings, Setting.PIN_BUDGET_BYTES)
+        have = format_bytes(host_bytes)
+        raise SettingsError(f"asked {asked}; found {have} of memory available; do lower it or leave it on auto")
+    tier = explicit_text(settings, Setting.HOST_TIER)
+    if tier not in ("pinned", "pageable"):
+        return
+    # Layers that are resident need no copy on the host, so only what the device cannot hold is certain to need one.
+    device_bytes = explicit_bytes(settings, Setting.BUDGET_BYTES)
+    if device_bytes is None:
+        device_bytes = (device.total_bytes if device is not None else None) or 0
+    copies_bytes = max(0, component.bytes - device_bytes)
+    room_bytes = host_bytes if pins_bytes is None or tier != "pinned" else min(pins_bytes, host_bytes)
+    if copies_bytes > room_bytes:
+        asked = _asked(component, settings, Setting.HOST_TIER)
+        raise SettingsError(
+            f"asked {asked}; found {format_bytes(room_bytes)} of memory for at least {format_bytes(copies_bytes)} of "
+            "host copies; do choose mapped or auto"
+        )

@@ -1,0 +1,47 @@
+"""Checks of single values that come from outside: right type, finite, in range. Knows nothing about plans.
+
+Every function returns the value it was given, or raises `PlanError` naming the field, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .errors import PlanError
+
+__all__ = ["MAX_BYTES", "MAX_ITEMS", "MAX_NS", "MAX_RATE", "as_bytes", "as_int", "as_name", "as_rate"]
+
+MAX_BYTES = 1 << 50  # one PiB: beyond any host, and products with times still fit a float exactly enough
+MAX_NS = 10**15  # eleven days for one layer
+MAX_RATE = 1e15  # bytes per second
+MAX_ITEMS = 100_000  # layers or visits
+_MAX_NAME_CHARS = 1024
+
+
+def as_int(field: str, value: object, low: int, high: int) -> int:
+    """An integer within [low, high]. Booleans and floats are refused: they are mistakes, not sizes."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise PlanError.bad_field(field, value, f"an integer from {low} to {high}")
+    return value
+
+
+def as_bytes(field: str, value: object, low: int = 0) -> int:
+    """A number of bytes, at most one PiB."""
+    return as_int(field, value, low, MAX_BYTES)
+
+
+def as_rate(field: str, value: object) -> float:
+    """A rate in bytes per second: finite and above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise PlanError.bad_field(field, value, f"a number from 1 to {MAX_RATE:g} (bytes per second)")
+    # Compare before converting: float() of a huge integer raises OverflowError. NaN fails both comparisons.
+    if not 1 <= value <= MAX_RATE or not math.isfinite(value):
+        raise PlanError.bad_field(field, value, f"a number from 1 to {MAX_RATE:g} (bytes per second)")
+    return float(value)
+
+
+def as_name(field: str, value: object) -> str:
+    """A non-empty string of at most 1024 printable characters (names are shown to people, one a line)."""
+    if not isinstance(value, str) or not value or len(value) > _MAX_NAME_CHARS or not value.isprintable():
+        raise PlanError.bad_field(field, value, f"a text of 1 to {_MAX_NAME_CHARS} printable characters")
+    return value

@@ -1,0 +1,91 @@
+"""What there is to place: the layers of one component, their bytes and times, and the order they are visited in.
+
+Plain data. Knows nothing about modules, tensors, files or devices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from .errors import PlanError
+from .fields import MAX_ITEMS, MAX_NS, as_bytes, as_int, as_name
+
+__all__ = ["Inventory", "LayerSpec"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One layer, the unit of movement.
+
+    name           dotted name, unique within the component
+    bytes          what one copy of the layer moves, in bytes
+    compute_ns     compute time of one visit in nanoseconds; None: nobody measured it
+    keep           why the layer may never be streamed ("under 1 MB", "unknown tensor type X"); None: it may
+    touched_bytes  bytes a visit reads, where that is less than `bytes` (a table of which a few rows are gathered)
+
+    Raises PlanError for values that make no sense.
+    """
+
+    name: str
+    bytes: int
+    compute_ns: int | None = None
+    keep: str | None = None
+    touched_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        as_name("layer name", self.name)
+        as_bytes(f"bytes of layer {self.name}", self.bytes)
+        if self.compute_ns is not None:
+            as_int(f"compute_ns of layer {self.name}", self.compute_ns, 0, MAX_NS)
+        if self.keep is not None:
+            as_name(f"keep of layer {self.name}", self.keep)
+        if self.touched_bytes is not None:
+            as_bytes(f"touched_bytes of layer {self.name}", self.touched_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The layers of one component.
+
+    component    its name ("dit", "text_encoder", "vae", ...)
+    layers       every layer that can be placed
+    visits       indices into `layers` in execution order of one pass; a layer may come more than once, or never.
+                 Empty means each layer once, in order.
+    loose_bytes  parameters outside any layer: on the device whenever the component is in use
+    notes        what discovery wants people to know; copied into the plan's decisions
+
+    Raises PlanError when names repeat or a visit points outside the layers.
+    """
+
+    component: str
+    layers: tuple[LayerSpec, ...]
+    visits: tuple[int, ...] = ()
+    loose_bytes: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        as_name("component", self.component)
+        as_bytes("loose_bytes", self.loose_bytes)
+        layers = tuple(self.layers)
+        visits = tuple(self.visits) or tuple(range(len(layers)))
+        as_int("number of layers", len(layers), 0, MAX_ITEMS)
+        as_int("number of visits", len(visits), 0, MAX_ITEMS)
+        if len({layer.name for layer in layers}) != len(layers):
+            name = next(name for name, count in Counter(layer.name for layer in layers).items() if count > 1)
+            raise PlanError.bad_field("layer name", name, "each name once")
+        for position, visit in enumerate(visits):
+            as_int(f"visits[{position}]", visit, 0, len(layers) - 1)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "visits", visits)
+        object.__setattr__(self, "notes", tuple(self.notes))
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole component on the device: every layer and what lies outside them."""
+        return self.loose_bytes + sum(layer.bytes for layer in self.layers)
+
+    def visit_counts(self) -> tuple[int, ...]:
+        """How often one pass visits each layer."""
+        counts = Counter(self.visits)
+        return tuple(counts[index] for index in range(len(self.layers)))

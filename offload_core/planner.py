@@ -1,0 +1,206 @@
+"""From a request to a plan: which layers stay, how large the ring is, where each layer goes, and what it will cost.
+
+A pure function: same request, same plan, no clock, no randomness. It knows layers, bytes, times and visits; it knows
+nothing about modules, devices or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .cost_model import compute_times
+from .decisions import explain, gb_at_least
+from .errors import BudgetError
+from .evaluate import Candidate, Problem
+from .inventory import Inventory
+from .packing import align_up
+from .plan import HostTier, Plan, PlannedLayer, Prediction
+from .request import PlanRequest
+from .search import USUAL_RING_LAYERS, Search
+from .simulate import copy_ns, simulate
+
+__all__ = ["PlanRequest", "make_plan", "smallest_budget"]
+
+
+def make_plan(request: PlanRequest) -> Plan:
+    """The best plan for a request. Pure and deterministic.
+
+    Raises BudgetError, with the smallest budget that works, when what must be on the device does not fit.
+    """
+    draft = _Draft(request)
+    if request.placement == "resident":
+        return draft.all_resident("everything stays on the device, as asked")
+    if not draft.movable:
+        return draft.all_resident("nothing to stream: every layer has to stay on the device")
+    draft.require_budget()
+    fits = request.budget_bytes is not None and request.inventory.total_bytes <= request.budget_bytes
+    if fits and request.keep_residents is not False:
+        return draft.all_resident(_why_all_fits(request))
+    chosen, why = draft.choose()
+    if chosen is None:  # only the alignment of the ring is in the way
+        return draft.all_resident("everything fits the budget; a ring beside it would not")
+    return draft.plan(chosen, why)
+
+
+def smallest_budget(inventory: Inventory, alignment: int = 512) -> int:
+    """The least device bytes any plan of this component can do with.
+
+    What lies outside layers, the layers that may not be streamed, and a ring that holds the largest other layer.
+    """
+    movable = [layer.bytes for layer in inventory.layers if layer.keep is None]
+    kept = sum(layer.bytes for layer in inventory.layers if layer.keep is not None)
+    ring = align_up(max(movable, default=0), alignment)
+    return min(inventory.total_bytes, inventory.loose_bytes + kept + ring)
+
+
+class _Draft:
+    """The figures of one request while its plan is made."""
+
+    def __init__(self, request: PlanRequest) -> None:
+        inventory = request.inventory
+        self.request = request
+        self.inventory = inventory
+        self.compute_ns, self.compute_note = compute_times(inventory)
+        self.sizes = tuple(layer.bytes for layer in inventory.layers)
+        kept = {index for index, layer in enumerate(inventory.layers) if layer.keep is not None or not layer.bytes}
+        # A ring the user fixed may be too small for some layers: those can only stay.
+        self.too_large = frozenset(
+            index
+            for index, size in enumerate(self.sizes)
+            if request.ring_bytes is not None and size > request.ring_bytes and index not in kept
+        )
+        self.keep = frozenset(kept) | self.too_large
+        self.movable = [index for index in range(len(self.sizes)) if index not in self.keep]
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Device bytes that no choice changes."""
+        return self.inventory.loose_bytes + sum(self.sizes[index] for index in self.keep)
+
+    def require_budget(self) -> None:
+        """Raise BudgetError unless the fixed bytes and a ring fit the budget."""
+        request, asked = self.request, self.request.budget_bytes
+        if asked is None:
+            return
+        largest = max(self.movable, key=lambda index: self.sizes[index])
+        ring = request.ring_bytes or align_up(self.sizes[largest], request.alignment)
+        smallest = min(self.inventory.total_bytes, self.fixed_bytes + ring)
+        if asked >= smallest:
+            return
+        ring_words = (
+            f"the ring of {request.ring_bytes} bytes that was asked for"
+            if request.ring_bytes
+            else f"a ring for the largest layer, {self.inventory.layers[largest].name} ({self.sizes[largest]} bytes)"
+        )
+        raise BudgetError(
+            f"a device budget of {asked} bytes was asked for {self.inventory.component}; {self.fixed_bytes} bytes that "
+            f"cannot be streamed and {ring_words} need {smallest} bytes; give at least {gb_at_least(smallest)}",
+            asked_bytes=asked,
+            smallest_bytes=smallest,
+        )
+
+    def all_resident(self, why: str) -> Plan:
+        """Every layer stays; no ring."""
+        total, asked = self.inventory.total_bytes, self.request.budget_bytes
+        if asked is not None and total > asked:
+            raise BudgetError(
+                f"{self.inventory.component} was asked to fit on the device whole in {asked} bytes; it has {total} "
+                f"bytes; give at least {gb_at_least(total)}, or let its layers be streamed",
+                asked_bytes=asked,
+                smallest_bytes=total,
+            )
+        everything = frozenset(self.movable)
+        candidate = Candidate(everything, sum(self.sizes[index] for index in everything), 0, {}, 0, ())
+        return self.plan(candidate, (why,))
+
+    def choose(self) -> tuple[Candidate | None, tuple[str, ...]]:
+        """Ring and residents for a component of which something has to be streamed."""
+        request = self.request
+        largest = max(self.sizes[index] for index in self.movable)
+        if request.budget_bytes is None:
+            ring = request.ring_bytes or align_up(USUAL_RING_LAYERS * largest, request.alignment)
+            search = Search(self._problem(ring, ring))
+            return search.with_ring(ring), ("no budget was set: nothing stays that can be streamed",)
+        room = request.budget_bytes - self.fixed_bytes
+        search = Search(self._problem(room, request.ring_bytes))
+        keep_residents = request.passes > 1 if request.keep_residents is None else request.keep_residents
+        if keep_residents:
+            return search.steady(), ()
+        why = "no layer stays beyond the ring, as asked"
+        if request.keep_residents is None:
+            why = "one pass copies every layer once, resident or not: no layer stays beyond the ring"
+        return search.streamed_only(first_pass=request.passes == 1), (why,)
+
+    def _problem(self, room_bytes: int, ring_bytes: int | None) -> Problem:
+        rate = self.request.h2d_bytes_per_s
+        return Problem(
+            visits=self.inventory.visits,
+            sizes=self.sizes,
+            link_ns=tuple(copy_ns(size, rate) for size in self.sizes),
+            compute_ns=self.compute_ns,
+            keep=self.keep,
+            room_bytes=room_bytes,
+            alignment=self.request.alignment,
+            ring_bytes=ring_bytes,
+        )
+
+    def plan(self, chosen: Candidate, why: tuple[str, ...]) -> Plan:
+        """The plan of a choice, with its prediction and its decisions."""
+        residents = self.keep | chosen.residents
+        tiers = self._host_tiers(residents)
+        layers = tuple(
+            PlannedLayer(
+                name=layer.name,
+                bytes=layer.bytes,
+                placement="resident" if index in residents else "streamed",
+                offset=None if index in residents else chosen.offsets[index],
+                host_tier=tiers[index],
+            )
+            for index, layer in enumerate(self.inventory.layers)
+        )
+        plan = Plan(
+            component=self.inventory.component,
+            device=self.request.device,
+            layers=layers,
+            visits=self.inventory.visits,
+            ring_bytes=chosen.ring_bytes,
+            resident_bytes=sum(self.sizes[index] for index in residents),
+            loose_bytes=self.inventory.loose_bytes,
+            predicted=Prediction(0, 0, 0, 0, 0),
+        )
+        result = simulate(plan, self.compute_ns, self.request.h2d_bytes_per_s)
+        predicted = Prediction(
+            pass_ns=result.pass_ns,
+            bound_ns=result.bound_ns,
+            stall_ns=max(0, result.pass_ns - sum(self.compute_ns[layer] for layer in plan.visits)),
+            bytes_per_pass=result.bytes_per_pass,
+            first_pass_ns=result.first_pass_ns,
+        )
+        plan = replace(plan, predicted=predicted)
+        notes = explain(plan, self.request, self.too_large, self.compute_note)
+        return replace(plan, decisions=(*self.inventory.notes, *why, *notes))
+
+    def _host_tiers(self, residents: frozenset[int]) -> list[HostTier]:
+        """Page-locked memory goes where it saves most per byte: to what is copied every pass, most often first."""
+        tiers: list[HostTier] = ["mapped" if index in residents else "pinned" for index in range(len(self.sizes))]
+        left = self.request.pin_budget_bytes
+        if left is None:
+            return tiers
+        counts = self.inventory.visit_counts()
+        order = sorted(range(len(tiers)), key=lambda i: (i in residents, -self.sizes[i] * counts[i], i))
+        for index in order:
+            if self.sizes[index] <= left:
+                left -= self.sizes[index]
+                tiers[index] = "pinned"
+            else:
+                tiers[index] = "mapped" if index in residents else "pageable"
+        return tiers
+
+
+def _why_all_fits(request: PlanRequest) -> str:
+    if request.passes > 1:
+        return "everything fits the budget: every layer stays, nothing is streamed"
+    return (
+        "everything fits the budget: every layer stays. One pass copies each layer once either way; "
+        "the next use copies nothing"
+    )

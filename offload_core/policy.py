@@ -1,0 +1,297 @@
+"""Places the components nobody placed, from their real sizes and the device's free bytes.
+
+Four modes. ``auto`` keeps resident what fits beside the rest and streams what does not, encoders first. ``memory``
+streams. ``speed`` is ``auto`` with less headroom, and says what it could not keep resident. ``manual`` touches nothing.
+
+What counts against the free bytes: every resident component, plus the most that the others need while one of them is
+in use, plus headroom for activations. Components that run inside each other's step (a ControlNet in the diffusion
+model's) need their room at the same time; all others take turns.
+
+A placement somebody set is only ever read here. This module knows nothing about who set it, about selections, layers
+or ComfyUI; ``resolver`` knows the first two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from .errors import SettingsError, shown
+from .groups import DIT, IMAGE_ENCODER, TEXT_ENCODER, VAE, group_of, numbered_base, sort_key
+from .plan_text import format_bytes
+
+__all__ = ["MODES", "Choice", "Component", "Decision", "Device", "Placed", "check_mode", "decide", "headroom_bytes"]
+
+MODES: Final[tuple[str, ...]] = ("auto", "memory", "speed", "manual")
+
+# Share of the device left for activations and the app, and its ceiling. What is resident gives way layer by layer when
+# somebody needs room, so this decides how often that happens, not whether things work.
+_HEADROOM_PERMILLE: Final = {"auto": 100, "speed": 50}
+_MAX_HEADROOM_BYTES: Final = 4 * 10**9
+# A ring of three layers and the parameters outside layers, where nobody measured them: a tenth of the component.
+_STREAMED_SHARE: Final = 10
+_GIVES_WAY: Final = (TEXT_ENCODER, IMAGE_ENCODER, VAE, DIT)
+_RUNS_INSIDE_DIT: Final = "controlnet"
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """What the policy may know about a component.
+
+    ``smallest_bytes``: the least device memory it runs in when streamed (ring, loose parameters), None if not measured.
+    ``streamable`` False: its layers cannot be streamed, for the reason ``why_not``.
+    """
+
+    name: str
+    bytes: int
+    smallest_bytes: int | None = None
+    streamable: bool = True
+    why_not: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device, ``count`` of its kind. ``free_bytes`` as if no component were on it; None where nobody knows."""
+
+    kind: str
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A component and what is settled about it before the policy speaks; None where nobody set it."""
+
+    component: Component
+    placement: str | None = None
+    budget_bytes: int | None = None
+    ring_bytes: int | None = None
+    on_cpu: bool = False  # its device was set to the CPU
+    may_stream: bool = True  # False: somebody listed what to stream, and this is not on the list
+
+    @property
+    def name(self) -> str:
+        return self.component.name
+
+    @property
+    def streaming_bytes(self) -> int:
+        """Device bytes it needs to be streamed: the ring that was asked for, what was measured, or a tenth of it."""
+        if self.component.smallest_bytes is not None:
+            needed_bytes = self.component.smallest_bytes
+        else:
+            needed_bytes = -(-self.component.bytes // _STREAMED_SHARE)
+        return min(self.component.bytes, max(needed_bytes, self.ring_bytes or 0))
+
+    def turn_bytes(self, placement: str) -> int:
+        """Device bytes during its own use when it is not resident; nothing stays after."""
+        if placement == "cpu" or self.on_cpu:
+            return 0
+        if placement == "whole":
+            return self.component.bytes
+        return max(min(self.budget_bytes or 0, self.component.bytes), self.streaming_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What one component got, each with its reason. ``budget_bytes`` None: a ring and nothing more."""
+
+    placement: str
+    reason: str
+    budget_bytes: int | None = None
+    budget_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A choice for every component (what somebody placed keeps that placement), and a line for each fallback."""
+
+    choices: Mapping[str, Choice]
+    warnings: tuple[str, ...]
+
+
+def check_mode(mode: object) -> str:
+    """The mode, or SettingsError naming what is allowed."""
+    if not isinstance(mode, str) or mode not in MODES:
+        raise SettingsError(f"asked mode = {shown(mode)}; found no such mode; do choose one of: {', '.join(MODES)}")
+    return mode
+
+
+def headroom_bytes(mode: str, device: Device) -> int:
+    """Bytes of the device that ``auto`` and ``speed`` keep free: a tenth, or a twentieth, of it; 4 GB at most."""
+    size_bytes = device.total_bytes if device.total_bytes is not None else device.free_bytes or 0
+    return min(size_bytes * _HEADROOM_PERMILLE.get(mode, 0) // 1000, _MAX_HEADROOM_BYTES)
+
+
+def decide(mode: str, device: Device, host_bytes: int | None, placed: Iterable[Placed]) -> Decision:
+    """One decision over all components of a graph. Deterministic; the order of ``placed`` does not matter.
+
+    ``host_bytes``: memory available to this process, None if not known. Raises SettingsError for an unknown mode.
+    """
+    work = _Work(check_mode(mode), device, host_bytes, tuple(sorted(placed, key=lambda one: sort_key(one.name))))
+    work.place()
+    work.share_budgets()
+    return Decision(work.choices, tuple(work.warnings))
+
+
+class _Work:
+    """The state of one decision."""
+
+    def __init__(self, mode: str, device: Device, host_bytes: int | None, placed: tuple[Placed, ...]) -> None:
+        self.mode = mode
+        self.device = device
+        self.host_bytes = host_bytes
+        self.placed = placed
+        self.choices: dict[str, Choice] = {}
+        self.warnings: list[str] = []
+        self.headroom_bytes = headroom_bytes(mode, device)
+        self.usable_bytes = max(0, (device.free_bytes or 0) - self.headroom_bytes)
+
+    def place(self) -> None:
+        undecided: list[Placed] = []
+        for one in self.placed:
+            if one.placement is not None:
+                self.choices[one.name] = Choice(one.placement, "set")
+            elif (choice := self._settled(one)) is not None:
+                self.choices[one.name] = choice
+            else:
+                undecided.append(one)
+        if undecided:
+            self._balance(undecided)
+
+    def _settled(self, one: Placed) -> Choice | None:
+        """The choice where the sizes of the others do not matter; None where they do."""
+        size = format_bytes(one.component.bytes)
+        if one.on_cpu:
+            return Choice("cpu", "its device was set to the CPU")
+        if one.budget_bytes is not None and one.budget_bytes < one.component.bytes:
+            return self._stream(one, f"its {size} must live in the {format_bytes(one.budget_bytes)} it was given")
+        if self.mode == "manual":
+            return Choice("whole", "manual mode: nobody placed it, so the app handles it its own way")
+        if group_of(one.name) is None:
+            return Choice("whole", f"{one.name} is in no group: streamed only when named; left to the app")
+        if self.device.kind == "cpu":
+            if self.host_bytes is not None and one.component.bytes > self.host_bytes and one.may_stream:
+                have = format_bytes(self.host_bytes)
+                return self._stream(one, f"its {size} do not fit into {have} of memory: read from the file")
+            return Choice("whole", "everything runs on the CPU: there is no device to stream to")
+        if self.mode == "memory":
+            if one.may_stream:
+                return self._stream(one, "memory mode streams what nobody placed")
+            return Choice("whole", "not among the components selected for streaming; leaves the device after use")
+        if self.device.free_bytes is None:
+            unknown = "the device's free memory is not known"
+            line = f"{unknown}, so nothing is kept resident on the policy's own word"
+            if line not in self.warnings:
+                self.warnings.append(line)
+            if one.may_stream:
+                return self._stream(one, f"{unknown}: streaming needs the least")
+            return Choice("whole", f"{unknown}; not among the components selected for streaming")
+        return None
+
+    def _stream(self, one: Placed, reason: str) -> Choice:
+        """Streamed; or the app's way, said in a warning, where the component cannot be."""
+        if one.component.streamable:
+            return Choice("layerwise", reason)
+        why = one.component.why_not or "its layers cannot be streamed"
+        self._warn(one, f"would be streamed ({reason}), but {why}; left to the app")
+        return Choice("whole", f"cannot be streamed ({why}); left to the app")
+
+    def _balance(self, undecided: list[Placed]) -> None:
+        """Everything resident, then out with whatever gives way first, until the rest fits beside the headroom.
+
+        Nothing that gave way comes back when a later one makes room: a diffusion model that must be streamed uses
+        each byte of that room once per step, an encoder once per prompt.
+        """
+        for one in undecided:
+            self.choices[one.name] = Choice("resident", "")
+        for one in sorted(undecided, key=_gives_way_key):
+            need_bytes = self._need_bytes()
+            if need_bytes <= self.usable_bytes:
+                break
+            self._give_way(one, need_bytes)
+        need_bytes = self._need_bytes()
+        for one in undecided:
+            if self.choices[one.name].placement == "resident":
+                reason = f"its {format_bytes(one.component.bytes)} fit beside the rest: {self._sum(need_bytes)}"
+                self.choices[one.name] = Choice("resident", reason)
+        if need_bytes > self.usable_bytes:
+            line = f"even so not everything fits: {self._sum(need_bytes)}; the app will have to make room"
+            self.warnings.append(line)
+
+    def _give_way(self, one: Placed, need_bytes: int) -> None:
+        size = format_bytes(one.component.bytes)
+        reason = f"its {size} do not fit beside the rest: {self._sum(need_bytes)}"
+        if one.may_stream:
+            choice = self._stream(one, reason)
+        else:
+            choice = Choice("whole", f"{reason}; not among the components selected for streaming")
+        self.choices[one.name] = choice
+        if self.mode == "speed":
+            self._warn(one, f"speed mode would keep it resident, but {reason}; {choice.placement} instead")
+
+    def share_budgets(self) -> None:
+        """What residents and headroom leave goes to the streamed diffusion models: they walk their layers N times."""
+        if self.mode not in ("auto", "speed") or self.device.free_bytes is None or self.device.kind == "cpu":
+            return
+        residents_bytes = self._residents_bytes()
+        left_bytes = self.usable_bytes - residents_bytes - self._in_step_bytes()
+        for one in self.placed:
+            choice = self.choices[one.name]
+            if choice.placement != "layerwise" or group_of(one.name) != DIT or one.on_cpu:
+                continue
+            if one.budget_bytes is not None:
+                continue
+            if left_bytes < one.streaming_bytes:
+                self._warn(one, f"only {format_bytes(max(0, left_bytes))} are left for it: a ring and nothing more")
+                continue
+            reason = (
+                f"what {format_bytes(self.device.free_bytes)} free leave beside {format_bytes(residents_bytes)} of "
+                f"residents and {format_bytes(self.headroom_bytes)} of headroom"
+            )
+            budget_bytes = min(left_bytes, one.component.bytes)
+            self.choices[one.name] = Choice(choice.placement, choice.reason, budget_bytes, reason)
+
+    def _need_bytes(self) -> int:
+        """Residents, and the most that the others need while in use."""
+        alone_bytes, dit_bytes = 0, 0
+        for one in self.placed:
+            placement = self.choices[one.name].placement
+            if placement == "resident" or _runs_inside_dit(one):
+                continue
+            if group_of(one.name) == DIT:
+                dit_bytes = max(dit_bytes, one.turn_bytes(placement))
+            else:
+                alone_bytes = max(alone_bytes, one.turn_bytes(placement))
+        return self._residents_bytes() + max(alone_bytes, dit_bytes + self._in_step_bytes())
+
+    def _residents_bytes(self) -> int:
+        residents = (one for one in self.placed if self.choices[one.name].placement == "resident" and not one.on_cpu)
+        return sum(one.component.bytes for one in residents)
+
+    def _in_step_bytes(self) -> int:
+        """What runs inside the diffusion model's step needs beside it, residents not counted."""
+        placements = ((one, self.choices[one.name].placement) for one in self.placed if _runs_inside_dit(one))
+        return sum(one.turn_bytes(placement) for one, placement in placements if placement != "resident")
+
+    def _sum(self, need_bytes: int) -> str:
+        """The arithmetic behind a choice, in numbers."""
+        return (
+            f"{format_bytes(need_bytes)} needed, {format_bytes(self.device.free_bytes or 0)} free less "
+            f"{format_bytes(self.headroom_bytes)} of headroom"
+        )
+
+    def _warn(self, one: Placed, line: str) -> None:
+        self.warnings.append(f"{one.name}: {line}")
+
+
+def _runs_inside_dit(one: Placed) -> bool:
+    return numbered_base(one.name)[0] == _RUNS_INSIDE_DIT
+
+
+def _gives_way_key(one: Placed) -> tuple[int, int, int, str]:
+    """Encoders, then VAE, then diffusion model; in a group the largest first, numbered variants before the base."""
+    group = group_of(one.name)
+    rank = len(_GIVES_WAY) if group is None else _GIVES_WAY.index(group)
+    return (rank, -one.component.bytes, -numbered_base(one.name)[1], one.name)

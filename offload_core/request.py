@@ -1,0 +1,54 @@
+"""What a caller asks the planner for. Plain data, checked on construction; knows nothing about how it is answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import PlanError
+from .fields import as_bytes, as_int, as_name, as_rate
+from .inventory import Inventory
+
+__all__ = ["PlanRequest"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What to plan.
+
+    budget_bytes      device bytes the component may use, everything included; None: nobody set it
+    ring_bytes        the ring the user asked for, taken as it is; None: the planner chooses
+    h2d_bytes_per_s   link rate from pinned host memory, and in `link_source` where the figure comes from
+    passes            passes in one use of the component (sampler steps x model calls; 1 for an encoder)
+    placement         "layerwise": stream what does not stay; "resident": everything stays, or it is an error
+    alignment         offsets in the ring are multiples of this many bytes
+    keep_residents    may layers beyond the ring stay? None: yes if there is more than one pass
+    pin_budget_bytes  page-locked host bytes the component may use; None: enough for every streamed layer
+    """
+
+    inventory: Inventory
+    device: str
+    budget_bytes: int | None
+    ring_bytes: int | None = None
+    h2d_bytes_per_s: float = 25e9
+    link_source: str = "assumed: PCIe 4.0 x16"
+    passes: int = 1
+    placement: Literal["layerwise", "resident"] = "layerwise"
+    alignment: int = 512
+    keep_residents: bool | None = None
+    pin_budget_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        as_name("device", self.device)
+        as_name("link_source", self.link_source)
+        for field in ("budget_bytes", "ring_bytes", "pin_budget_bytes"):
+            value = getattr(self, field)
+            if value is not None:
+                as_bytes(field, value)
+        as_rate("h2d_bytes_per_s", self.h2d_bytes_per_s)
+        as_int("passes", self.passes, 1, 1_000_000)
+        as_int("alignment", self.alignment, 1, 1 << 30)
+        if self.placement not in ("layerwise", "resident"):
+            raise PlanError.bad_field("placement", self.placement, "layerwise or resident")
+        if self.keep_residents not in (None, True, False):
+            raise PlanError.bad_field("keep_residents", self.keep_residents, "true, false or nothing")

@@ -1,0 +1,12 @@
+"""The engine: what carries a plan out. The only part of `offload_core` that imports torch.
+
+Start reading at `prefetcher.py` (what is issued when, and why that is enough), then `controller.py`.
+"""
+
+from .attach import Attachment, attach
+from .controller import OffloadController
+from .device_port import DevicePort, port_for
+from .device_queue import DeviceQueue
+from .discovery import discover
+
+__all__ = ["Attachment", "DevicePort", "DeviceQueue", "OffloadController", "attach", "discover", "port_for"]

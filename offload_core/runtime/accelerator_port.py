@@ -1,0 +1,225 @@
+"""Device ports for accelerators: real streams where the back end has them, plain copies where it has not.
+
+Streams and events are torch's generic ones (`torch.Stream`, `torch.Event`, `torch.accelerator`), so CUDA, ROCm, XPU
+and out-of-tree back ends take the same road. What is particular to one back end, which is page-locking and memory
+figures, stands in this file and nowhere else. The module knows nothing about layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import types
+
+import torch
+
+from .device_port import DeviceMemory, Event
+
+_HIGH_PRIORITY = -1
+"""The copy lane goes first when both lanes are ready: a late copy stalls compute, a late kernel stalls nothing."""
+
+_PIN_CHUNK_BYTES = 1 << 30
+"""Page-lock in pieces: one registration of many GB fails on some drivers (seen at 512 GB; long before on Windows)."""
+
+
+def has_streams(device: torch.device) -> bool:
+    """Whether the back end of `device` has streams and events that work. Apple's has one queue and no streams."""
+    if device.type in ("cpu", "mps", "meta"):
+        return False
+    try:
+        torch.Stream(device)
+        torch.Event(device)
+    except (RuntimeError, NotImplementedError, ValueError, AssertionError):
+        return False
+    return True
+
+
+def _backend(device: torch.device) -> types.ModuleType:
+    return torch.get_device_module(device)
+
+
+class SynchronousPort:
+    """A device without streams: a copy is done when it is issued, and events mark nothing."""
+
+    asynchronous = False
+    shares_host_memory = False
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = _indexed(torch.device(device))
+        self._pins: dict[int, int] = {}
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def event(self, timed: bool = False) -> Event:
+        return None
+
+    def record_copy(self, event: Event) -> None:
+        pass
+
+    def record_compute(self, event: Event) -> None:
+        pass
+
+    def copy_waits(self, event: Event) -> None:
+        pass
+
+    def compute_waits(self, event: Event) -> None:
+        pass
+
+    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        destination.copy_(source)
+
+    def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        destination.copy_(source)
+
+    def drain(self) -> None:
+        pass
+
+    def elapsed_ns(self, start: Event, end: Event) -> int | None:
+        return None
+
+    def memory(self) -> DeviceMemory | None:
+        backend = _backend(self.device)
+        if not hasattr(backend, "mem_get_info"):
+            return None
+        free, total = backend.mem_get_info(self.device)
+        stats = backend.memory_stats(self.device) if hasattr(backend, "memory_stats") else {}
+        return DeviceMemory(free, total, int(stats.get("reserved_bytes.all.current", 0)))
+
+    def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
+        return page_aligned_bytes(nbytes), False
+
+    def host_release(self, buffer: torch.Tensor) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class AcceleratorPort(SynchronousPort):
+    """A device with streams: one copy stream of our own, and whatever stream is current for compute."""
+
+    asynchronous = True
+
+    def __init__(self, device: torch.device | str) -> None:
+        super().__init__(device)
+        self._stream = torch.Stream(self.device, priority=_HIGH_PRIORITY)
+
+    def event(self, timed: bool = False) -> Event:
+        return torch.Event(self.device, enable_timing=timed)
+
+    def record_copy(self, event: Event) -> None:
+        event.record(self._stream)
+
+    def record_compute(self, event: Event) -> None:
+        event.record()
+
+    def copy_waits(self, event: Event) -> None:
+        self._stream.wait_event(event)
+
+    def compute_waits(self, event: Event) -> None:
+        event.wait()
+
+    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        # A bare set and restore: the stream's own context manager does the same with three more calls.
+        current = torch.accelerator.current_stream()
+        torch.accelerator.set_stream(self._stream)
+        try:
+            destination.copy_(source, non_blocking=True)
+        finally:
+            torch.accelerator.set_stream(current)
+
+    def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        destination.copy_(source, non_blocking=True)
+
+    def drain(self) -> None:
+        self._stream.synchronize()
+
+    def elapsed_ns(self, start: Event, end: Event) -> int | None:
+        if not (start.query() and end.query()):
+            return None
+        return int(start.elapsed_time(end) * 1e6)
+
+    def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
+        if not pinned or nbytes == 0:
+            return page_aligned_bytes(nbytes), False
+        register = _host_register(self.device)
+        if register is None:
+            return _pinned_by_torch(nbytes)
+        buffer = page_aligned_bytes(nbytes)
+        return buffer, self._register(register, buffer)
+
+    def _register(self, register: _HostRegister, buffer: torch.Tensor) -> bool:
+        """Page-lock the bytes in place, at their exact size, in chunks. All or nothing."""
+        start, left = buffer.data_ptr(), buffer.numel()
+        address = start
+        while left:
+            size = min(left, _PIN_CHUNK_BYTES)
+            if register.register(address, size) != 0:
+                register.clear_error()
+                for pinned in range(start, address, _PIN_CHUNK_BYTES):
+                    register.unregister(pinned)
+                return False
+            address, left = address + size, left - size
+        self._pins[start] = buffer.numel()
+        return True
+
+    def host_release(self, buffer: torch.Tensor) -> None:
+        start = buffer.data_ptr()
+        nbytes = self._pins.pop(start, 0)
+        register = _host_register(self.device)
+        if nbytes and register is not None:
+            for pinned in range(start, start + nbytes, _PIN_CHUNK_BYTES):
+                register.unregister(pinned)
+
+    def close(self) -> None:
+        self.drain()
+
+
+def page_aligned_bytes(nbytes: int) -> torch.Tensor:
+    """Host bytes in a mapping of their own: exact size, page aligned, so that no two buffers share a page to lock."""
+    if nbytes == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    mapping = mmap.mmap(-1, nbytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(mapping, dtype=torch.uint8)
+
+
+def _pinned_by_torch(nbytes: int) -> tuple[torch.Tensor, bool]:
+    """Page-locked bytes where the back end offers no registration in place: torch's own allocator for it."""
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True), True
+    except RuntimeError:
+        return page_aligned_bytes(nbytes), False
+
+
+class _HostRegister:
+    """Page-locking of memory that is already there: cudart's, or any back end's that offers the same three calls."""
+
+    def __init__(self, backend: types.ModuleType) -> None:
+        self._runtime = backend.cudart()
+
+    def register(self, address: int, size: int) -> int:
+        return int(self._runtime.cudaHostRegister(address, size, 0))
+
+    def unregister(self, address: int) -> None:
+        self._runtime.cudaHostUnregister(address)
+
+    def clear_error(self) -> None:
+        # A failed registration leaves a sticky error that would surface as an unrelated failure of a later kernel.
+        if hasattr(self._runtime, "cudaGetLastError"):
+            self._runtime.cudaGetLastError()
+
+
+def _host_register(device: torch.device) -> _HostRegister | None:
+    backend = _backend(device)
+    return _HostRegister(backend) if hasattr(backend, "cudart") else None
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """`cuda` means the current device today and maybe another tomorrow: say which."""
+    if device.index is None:
+        return torch.device(device.type, torch.accelerator.current_device_index())
+    return device

@@ -1,0 +1,44 @@
+"""What happened, in whole numbers. Written on the hot path by plain additions, read by reports and tests."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class RunCounters:
+    """Totals since the component was attached or since `reset`.
+
+    passes           completed walks over the layers
+    visits           entries into a layer, residents included
+    copies           copies issued, residents' first ones included
+    bytes_copied     host to device, in bytes
+    prefetch_hits    visits of streamed layers whose copy had been issued before
+    demand_loads     visits of streamed layers whose copy had to be issued on entry: correct, slower
+    resident_visits  visits of layers that stay on the device
+    unplaced_visits  visits for which the ring had no room; the layer got memory of its own for the visit
+    order_misses     visits that came in another order than the recorded one
+    aborted_passes   passes that ended in an exception or interrupt
+    timed_visits     visits whose times were measured; the next three are sums over these
+    stall_ns         compute waited for a copy
+    copy_ns          copies took
+    compute_ns       layers took, without stalls
+    """
+
+    passes: int = 0
+    visits: int = 0
+    copies: int = 0
+    bytes_copied: int = 0
+    prefetch_hits: int = 0
+    demand_loads: int = 0
+    resident_visits: int = 0
+    unplaced_visits: int = 0
+    order_misses: int = 0
+    aborted_passes: int = 0
+    timed_visits: int = 0
+    stall_ns: int = 0
+    copy_ns: int = 0
+    compute_ns: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)

@@ -1,0 +1,125 @@
+"""A device port for the CPU: the copy lane is a worker thread, the compute lane is whoever calls.
+
+It serves two ends. On a machine without an accelerator the engine runs as it is, with the ring in host memory. And it
+is the honest double of a device in tests: copies are really late, waits are really needed. It knows nothing about
+layers.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+
+from .accelerator_port import page_aligned_bytes
+from .device_port import DeviceMemory, Event
+
+
+class LaneEvent:
+    """A point on a lane. `pending` is the record that was queued last; a wait binds to the record queued before it."""
+
+    __slots__ = ("pending", "reached_ns")
+
+    def __init__(self) -> None:
+        self.pending: threading.Event | None = None
+        self.reached_ns: int | None = None
+
+
+class ThreadedCpuPort:
+    """Copies on a worker thread, in order; the caller's thread is the compute lane and finishes what it issues."""
+
+    asynchronous = True
+    shares_host_memory = True
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def event(self, timed: bool = False) -> Event:
+        return LaneEvent()
+
+    def record_copy(self, event: LaneEvent) -> None:
+        reached = event.pending = threading.Event()
+
+        def mark() -> None:
+            event.reached_ns = time.perf_counter_ns()
+            reached.set()
+
+        self._queue(mark)
+
+    def record_compute(self, event: LaneEvent) -> None:
+        event.pending = None  # the compute lane has already finished all it was given
+        event.reached_ns = time.perf_counter_ns()
+
+    def copy_waits(self, event: LaneEvent) -> None:
+        if (reached := event.pending) is not None:
+            self._queue(lambda: (reached.wait(), None)[1])
+
+    def compute_waits(self, event: LaneEvent) -> None:
+        if event.pending is not None:
+            event.pending.wait()
+            self._raise_failure()
+
+    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        self._queue(lambda: _copy_bytes(destination, source))
+
+    def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        _copy_bytes(destination, source)
+
+    def drain(self) -> None:
+        if self._thread is not None:
+            idle = threading.Event()
+            self._queue(idle.set)
+            idle.wait()
+            self._raise_failure()
+
+    def elapsed_ns(self, start: LaneEvent, end: LaneEvent) -> int | None:
+        if start.reached_ns is None or end.reached_ns is None:
+            return None
+        return end.reached_ns - start.reached_ns
+
+    def memory(self) -> DeviceMemory | None:
+        return None
+
+    def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
+        return page_aligned_bytes(nbytes), False
+
+    def host_release(self, buffer: torch.Tensor) -> None:
+        pass
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._work.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _queue(self, work: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="layerwise-offload-copies", daemon=True)
+            self._thread.start()
+        self._work.put(work)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            except BaseException as failure:  # handed to the thread that waits; the lane must go on
+                self._failure = failure
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+
+def _copy_bytes(destination: torch.Tensor, source: torch.Tensor) -> None:
+    with torch.inference_mode(False), torch.no_grad():
+        destination.copy_(source)

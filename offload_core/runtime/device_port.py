@@ -1,0 +1,88 @@
+"""The few calls through which the engine speaks to a device.
+
+A port knows two lanes: the *compute lane*, which is whatever stream the caller's kernels go to, and the *copy lane*,
+which the port owns. It knows nothing about layers, plans or rings. Everything the engine orders, it orders through
+the six event calls below; that is why a test can replace the port by one that keeps vector clocks, or virtual time,
+and so prove things about the engine without a device.
+
+`port_for` picks the port for a device. Ports are shared by every component on their device, see `device_queue.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+Event = Any
+"""An event handle. Its type belongs to the port that made it; the engine only hands it back."""
+
+
+class DeviceMemory(NamedTuple):
+    """What the device says about its memory, in bytes."""
+
+    free_bytes: int
+    total_bytes: int
+    reserved_bytes: int
+
+
+@runtime_checkable
+class DevicePort(Protocol):
+    """Device calls of the engine. No call but `drain`, `close` and `elapsed_ns` may make the host wait."""
+
+    device: torch.device
+    asynchronous: bool
+    """Whether a copy runs beside the compute lane. False means look-ahead brings nothing, only correctness counts."""
+    shares_host_memory: bool
+    """Whether kernels read host memory as they find it: then what is not streamed needs no copy at all."""
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        """A fresh byte tensor of `nbytes` on the device, from the compute lane's allocator."""
+
+    def event(self, timed: bool = False) -> Event:
+        """A new, never recorded event. Waiting for a never recorded event is waiting for nothing."""
+
+    def record_copy(self, event: Event) -> None: ...
+
+    def record_compute(self, event: Event) -> None: ...
+
+    def copy_waits(self, event: Event) -> None:
+        """Later work on the copy lane starts after what `event` marks."""
+
+    def compute_waits(self, event: Event) -> None:
+        """Later work on the compute lane starts after what `event` marks."""
+
+    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        """Queue a copy of bytes on the copy lane. Both are flat byte tensors of the same length."""
+
+    def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        """Queue a copy of bytes on the compute lane: the slow road of a layer for which the ring has no room."""
+
+    def drain(self) -> None:
+        """The host waits until the copy lane is empty. Never on the hot path."""
+
+    def elapsed_ns(self, start: Event, end: Event) -> int | None:
+        """Time between two timed events, or None while either is still to come."""
+
+    def memory(self) -> DeviceMemory | None:
+        """Device memory, or None where the device does not tell."""
+
+    def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
+        """A host byte tensor of exactly `nbytes`, and whether it is page-locked, which it may fail to become."""
+
+    def host_release(self, buffer: torch.Tensor) -> None:
+        """End the page-lock of a buffer from `host_empty`; its bytes stay readable. Nothing may be in flight from it."""
+
+    def close(self) -> None: ...
+
+
+def port_for(device: torch.device | str) -> DevicePort:
+    """The port for `device`: accelerator streams where the back end has them, else plain synchronous copies."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        from .cpu_port import ThreadedCpuPort
+
+        return ThreadedCpuPort()
+    from .accelerator_port import AcceleratorPort, SynchronousPort, has_streams
+
+    return AcceleratorPort(device) if has_streams(device) else SynchronousPort(device)

@@ -1,0 +1,101 @@
+"""What the components on one device share: the copy lane, and one arena that is everybody's ring.
+
+A component *leases* bytes of the arena and *activates* its lease when it starts to run. One component uses the arena
+at a time; a component that starts pre-empts the look-ahead of one that is idle, whose bytes there are then gone (they
+are only copies). Knows nothing about layers: a lessee is whoever has the three methods of `Lessee`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Protocol
+
+import torch
+
+from .device_port import DevicePort
+
+
+class Lessee(Protocol):
+    """A component, as the queue sees it."""
+
+    def ring_moved(self, arena: torch.Tensor | None) -> None:
+        """The arena is now this one, or gone: build or drop what points into it."""
+
+    def give_up_ring(self) -> None:
+        """Another component is about to overwrite the arena."""
+
+    def is_running(self) -> bool:
+        """Whether one of its layers is in use at this moment."""
+
+
+class DeviceQueue:
+    """Owner of the port and the arena of one device. Closing it needs every lease to be ended first."""
+
+    def __init__(self, port: DevicePort) -> None:
+        self.port = port
+        self.arena: torch.Tensor | None = None
+        self._leases: weakref.WeakKeyDictionary[Lessee, int] = weakref.WeakKeyDictionary()
+        self._holder: weakref.ref[Lessee] | None = None
+        self._fence = port.event()
+
+    @property
+    def arena_bytes(self) -> int:
+        return 0 if self.arena is None else self.arena.numel()
+
+    def lease(self, lessee: Lessee, nbytes: int) -> None:
+        """Reserve the first `nbytes` of the arena for `lessee`, growing or shrinking the arena to what is leased."""
+        if self._holder is not None and self._holder() is lessee:
+            # Its look-ahead may still be arriving under the old layout: let it, and order what comes by `activate`.
+            self.port.drain()
+            self._holder = None
+        if nbytes:
+            self._leases[lessee] = nbytes
+        else:
+            self._leases.pop(lessee, None)
+        needed = max(self._leases.values(), default=0)
+        if needed == self.arena_bytes:
+            if nbytes:
+                lessee.ring_moved(self.arena)
+            return
+        self._move(needed)
+        if not nbytes:
+            lessee.ring_moved(None)
+
+    def release(self, lessee: Lessee) -> None:
+        """End a lease. The arena shrinks to the largest that is left."""
+        self.lease(lessee, 0)
+
+    def activate(self, lessee: Lessee) -> bool:
+        """`lessee` starts to run. False: the arena is in use by a component that is running right now."""
+        holder = self._holder() if self._holder is not None else None
+        if holder is lessee:
+            return True
+        if holder is not None:
+            if holder.is_running():
+                return False
+            holder.give_up_ring()
+        # Everything read from the arena so far comes before everything written to it from now on.
+        self.port.record_compute(self._fence)
+        self.port.copy_waits(self._fence)
+        self._holder = weakref.ref(lessee)
+        return True
+
+    def _move(self, nbytes: int) -> None:
+        """Replace the arena. The host waits for the copy lane: the old bytes go back to the allocator."""
+        self.port.drain()
+        lessees = list(self._leases)
+        for lessee in lessees:
+            lessee.ring_moved(None)
+        self.arena = None
+        self._holder = None
+        if nbytes:
+            with torch.inference_mode(False):
+                self.arena = self.port.empty(nbytes)
+        for lessee in lessees:
+            lessee.ring_moved(self.arena)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._leases.clear()
+        self._move(0)
+        self.port.close()

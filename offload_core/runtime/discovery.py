@@ -1,0 +1,218 @@
+"""Finds the layers of a module: the repeated blocks that hold most of its bytes, without anybody declaring them.
+
+The walk starts at the root and goes down through what only *contains* (module lists, sequentials, modules without a
+forward of their own) and through what contains a list of blocks. What it reaches with a forward of its own is a layer
+if it is large enough to be worth a copy. The rest of the module is *loose*: resident while the component is in use.
+The module reads shapes and types only; it moves nothing and knows nothing about devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..inventory import Inventory, LayerSpec
+from .host_store import is_plain, layout_of, span_bytes
+
+MIN_LAYER_BYTES = 1 << 20
+"""A smaller layer costs more in latency per visit than its bytes are worth in memory."""
+
+MIN_TENSOR_BYTES = 1 << 20
+SMALL_TENSOR_SHARE = 32
+"""Norms, biases and tables under 1 MB, and under 1/32 of their layer, stay on the device: together they are a few
+percent of a model, and every one of them left out is a parameter less to swap on each visit."""
+
+MIN_SINGLE_LAYER_BYTES = 64 << 20
+"""A module outside any list of blocks is streamed only from this size on: some models keep one huge modulation or
+projection there."""
+
+SPLIT_LAYER_BYTES = 256 << 20
+SPLIT_SHARE = 16
+"""A block over 256 MB and over 1/16 of the model is split if it holds blocks itself: the ring is sized by the
+largest layer."""
+
+HOST_GATHER_BYTES = 256 << 20
+"""An embedding table of this size stays on the host; a prompt touches a few hundred of its rows."""
+
+MIN_LIST_SHARE = 10
+"""A module list counts as a list of blocks from 1/10 of the bytes of the module that holds it."""
+
+
+@dataclass(slots=True)
+class FoundLayer:
+    """A module that will be moved as one, and which of its parameters move with it."""
+
+    name: str
+    module: nn.Module
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    nbytes: int = 0
+    keep: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """The layers of a module in registration order, and what was left out and why."""
+
+    layers: tuple[FoundLayer, ...]
+    tables: tuple[FoundLayer, ...]
+    loose_bytes: int
+    notes: tuple[str, ...]
+
+    def inventory(self, component: str) -> Inventory:
+        """The same as plain data, for the planner. Registration order is the first guess of the execution order."""
+        specs = tuple(LayerSpec(layer.name, layer.nbytes, keep=layer.keep) for layer in self.layers)
+        return Inventory(component, specs, tuple(range(len(specs))), self.loose_bytes, self.notes)
+
+
+def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Discovery:
+    """The layers of `root`. Raises nothing: a module without repeated blocks yields none, and a note that says so."""
+    sizes = _sizes(root)
+    is_list = isinstance(root, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
+    found = [FoundLayer(name, module) for name, module in _units(root, "", sizes, sizes[root], is_list)]
+    shared = _shared_tensors(root, found)
+    notes: list[str] = []
+    layers, tables = [], _large_tables(root, shared, notes)
+    gathered = {table.module for table in tables}
+    for layer in found:
+        if layer.module in gathered:
+            continue
+        _choose_parameters(layer, shared, notes)
+        if layer.nbytes >= min_layer_bytes:
+            layers.append(layer)
+        elif layer.nbytes:
+            notes.append(
+                f"{layer.name} ({layer.nbytes / 1e6:.2f} MB) is under {min_layer_bytes / 1e6:.2f} MB: kept resident"
+            )
+    if not layers:
+        notes.append(
+            f"no repeated blocks of {min_layer_bytes / 1e6:.0f} MB or more in {type(root).__name__}: all of it resident"
+        )
+    streamed = {id(p) for layer in (*layers, *tables) for p in layer.parameters}
+    loose = sum(t.numel() * t.element_size() for t in _tensors(root) if id(t) not in streamed)
+    return Discovery(tuple(layers), tuple(tables), loose, tuple(_grouped(notes)))
+
+
+def _units(
+    module: nn.Module, name: str, sizes: dict[nn.Module, int], total: int, in_list: bool
+) -> Iterator[tuple[str, nn.Module]]:
+    """The modules to move as one below `module`, in registration order, each once.
+
+    `in_list`: whether `module` is a container, so that its children are elements of a list and candidates at any size.
+    """
+    seen: set[nn.Module] = set()
+    for child_name, child in module.named_children():
+        path = f"{name}.{child_name}" if name else child_name
+        if child in seen or not sizes[child]:
+            continue
+        seen.add(child)
+        container = _only_contains(child)
+        if container or (_holds_blocks(child, sizes) and not (in_list and _small_enough(child, sizes, total))):
+            yield from _units(child, path, sizes, total, container)
+        elif in_list or sizes[child] >= MIN_SINGLE_LAYER_BYTES:
+            yield path, child
+
+
+def _large_tables(root: nn.Module, shared: set[int], notes: list[str]) -> list[FoundLayer]:
+    """Embedding tables that stay on the host. One tied to an output projection is used whole and must not."""
+    tables = []
+    for name, module in root.named_modules():
+        if isinstance(module, nn.Embedding) and is_plain(module.weight) and id(module.weight) not in shared:
+            nbytes = module.weight.numel() * module.weight.element_size()
+            if nbytes >= HOST_GATHER_BYTES:
+                tables.append(FoundLayer(name, module, [module.weight], nbytes))
+                notes.append(
+                    f"{name} ({nbytes / 1e9:.2f} GB of embeddings) stays on the host: only looked-up rows move"
+                )
+    return tables
+
+
+def _only_contains(module: nn.Module) -> bool:
+    """Whether `module` is a container: its own call does nothing but call its children, if it is ever called.
+
+    Not a plain Sequential of leaves (a projection, an MLP): that is called as one. A subclass of Sequential may be
+    walked by its parent without ever being called, as UNets do with theirs, so it is always gone through.
+    """
+    if type(module) is nn.Sequential:
+        return any(True for child in module for _ in child.children())
+    return (
+        isinstance(module, (nn.ModuleList, nn.Sequential, nn.ModuleDict)) or type(module).forward is nn.Module.forward
+    )
+
+
+def _holds_blocks(module: nn.Module, sizes: dict[nn.Module, int]) -> bool:
+    """Whether a list of two or more composite children somewhere below holds a fair share of the module."""
+    for child in module.modules():
+        if (
+            child is not module
+            and isinstance(child, (nn.ModuleList, nn.Sequential))
+            and sizes[child] * MIN_LIST_SHARE >= sizes[module]
+        ):
+            composite = [c for c in child if sizes.get(c) and any(sizes[g] for g in c.children())]
+            if len(composite) >= 2:
+                return True
+    return False
+
+
+def _small_enough(block: nn.Module, sizes: dict[nn.Module, int], total: int) -> bool:
+    return sizes[block] <= max(SPLIT_LAYER_BYTES, total // SPLIT_SHARE)
+
+
+def _choose_parameters(layer: FoundLayer, shared: set[int], notes: list[str]) -> None:
+    """Fill in which parameters of a layer move with it."""
+    total = sum(p.numel() * p.element_size() for p in layer.module.parameters())
+    small = min(MIN_TENSOR_BYTES, total // SMALL_TENSOR_SHARE)
+    for name, parameter in layer.module.named_parameters():
+        full = f"{layer.name}.{name}"
+        if not is_plain(parameter):
+            kind = "meta" if parameter.is_meta else type(parameter).__name__
+            notes.append(f"{full} is a {kind} tensor, which cannot be moved as bytes: kept resident")
+        elif id(parameter) in shared:
+            notes.append(f"{full} shares its storage with another layer: kept resident")
+        elif parameter.numel() * parameter.element_size() >= small:
+            layer.parameters.append(parameter)
+    layer.nbytes = layout_of(layer.parameters).nbytes
+
+
+def _shared_tensors(root: nn.Module, found: list[FoundLayer]) -> set[int]:
+    """Ids of tensors whose bytes more than one layer, or a layer and the rest of the module, look at.
+
+    Told by addresses, not by storages: tensors that lie side by side in one mapped file share a storage and nothing
+    else.
+    """
+    inside = {module: layer.name for layer in found for module in layer.module.modules()}
+    ranges: list[tuple[int, int, str, int]] = []
+    for module in root.modules():
+        owner = inside.get(module, "")
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and tensor.numel() and is_plain(tensor):
+                start = tensor.data_ptr()
+                ranges.append((start, start + span_bytes(tensor), owner, id(tensor)))
+    shared: set[int] = set()
+    alive: list[tuple[int, int, str, int]] = []
+    for entry in sorted(ranges):
+        alive = [other for other in alive if other[1] > entry[0]]
+        for other in alive:
+            if other[2] != entry[2]:
+                shared.update((other[3], entry[3]))
+        alive.append(entry)
+    return shared
+
+
+def _sizes(root: nn.Module) -> dict[nn.Module, int]:
+    """Parameter bytes of every module, its children's included."""
+    return {module: sum(p.numel() * p.element_size() for p in module.parameters()) for module in root.modules()}
+
+
+def _tensors(root: nn.Module) -> Iterator[torch.Tensor]:
+    yield from root.parameters()
+    yield from root.buffers()
+
+
+def _grouped(notes: list[str], limit: int = 12) -> list[str]:
+    """The notes, cut where one reason repeats for hundreds of tensors."""
+    if len(notes) <= limit:
+        return notes
+    return [*notes[:limit], f"... and {len(notes) - limit} more of these kinds"]

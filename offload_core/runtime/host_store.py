@@ -1,0 +1,107 @@
+"""Host masters: one flat byte buffer per layer, the only copy of a streamed layer's weights on the host.
+
+A layer's tensors are laid end to end, each aligned and with its original strides, so that one copy of bytes moves the
+layer and a view at the same offset of any other byte buffer is the same tensor there. The parameters of the module
+are re-pointed into the buffer; they stay the same objects. Masters never change while a model runs and are never
+copied back. The module knows nothing about devices beyond the port that hands out host memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .device_port import DevicePort
+from .host_parameter import OutsideTouches, adopt, release
+
+TENSOR_ALIGNMENT = 256
+"""Bytes. Vectorised and tensor-core kernels want 16 to 128; fp8 kernels have failed at 32. Costs nothing per layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSlot:
+    """Where one tensor lies in its layer's buffer."""
+
+    offset: int
+    nbytes: int
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    def view(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The tensor, as a view into `buffer`, a flat byte tensor that holds the whole layer."""
+        typed = buffer[self.offset : self.offset + self.nbytes].view(self.dtype)
+        return torch.as_strided(typed, self.shape, self.stride, typed.storage_offset())
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLayout:
+    """The slots of a layer, in the order of its parameters, and the bytes of the buffer that holds them."""
+
+    slots: tuple[TensorSlot, ...]
+    nbytes: int
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether moving the bytes of `tensor` moves the tensor: an ordinary dense one, nothing wrapped, nothing lazy."""
+    return type(tensor) in (nn.Parameter, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+
+
+def span_bytes(tensor: torch.Tensor) -> int:
+    """Bytes from a tensor's first to its last element; more than its elements where the strides leave gaps."""
+    if tensor.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return (last + 1) * tensor.element_size()
+
+
+def layout_of(parameters: list[nn.Parameter]) -> LayerLayout:
+    """Lay the tensors end to end. Holes inside a tensor's strides (an expanded one, say) are kept as they are."""
+    slots, end = [], 0
+    for parameter in parameters:
+        nbytes = span_bytes(parameter)
+        slots.append(TensorSlot(end, nbytes, parameter.dtype, parameter.shape, parameter.stride()))
+        end = _aligned(end + nbytes)
+    return LayerLayout(tuple(slots), end)
+
+
+class HostLayer:
+    """The host master of one layer."""
+
+    __slots__ = ("_originals", "buffer", "layout", "parameters", "pinned", "touches")
+
+    def __init__(self, parameters: list[nn.Parameter], port: DevicePort, pinned: bool) -> None:
+        """Copy `parameters` (plain, on the CPU, each once) into a buffer of the port's and re-point them into it."""
+        self.layout = layout_of(parameters)
+        self.parameters = parameters
+        self.touches = OutsideTouches()
+        with torch.inference_mode(False), torch.no_grad():
+            self.buffer, self.pinned = port.host_empty(self.layout.nbytes, pinned)
+            for slot, parameter in zip(self.layout.slots, parameters):
+                view = slot.view(self.buffer)
+                view.copy_(parameter.data)
+                parameter.data = view
+        for parameter in parameters:
+            adopt(parameter, self.touches)
+
+    def write(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """Change a master. The caller has made sure that nothing is in flight from it and no copy of it is in use."""
+        with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            parameter.data.copy_(value)
+
+    def close(self, port: DevicePort) -> None:
+        """Unlock the bytes and make the parameters plain again. They keep their values, and the buffer, alive."""
+        port.host_release(self.buffer)
+        for parameter in self.parameters:
+            release(parameter)
+
+    def device_views(self, buffer: torch.Tensor) -> list[nn.Parameter]:
+        """The layer's parameters as views into a device buffer: built once per plan, swapped in on every visit."""
+        with torch.inference_mode(False), torch.no_grad():
+            return [nn.Parameter(slot.view(buffer), requires_grad=False) for slot in self.layout.slots]
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT

@@ -1,0 +1,32 @@
+"""Places the streamed layers of a plan in an arena: fixed offsets, and who shares bytes with whom.
+
+Arithmetic on offsets plus the binding of layers to views; it issues no copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .layer import Layer
+
+
+def place_layers(layers: Sequence[Layer], offsets: Sequence[int], arena: torch.Tensor) -> None:
+    """Bind every layer to its range of `arena`. The offsets are the plan's, in bytes; they may overlap."""
+    for layer, offset in zip(layers, offsets):
+        layer.bind(arena[offset : offset + layer.nbytes])
+
+
+def link_overlaps(layers: Sequence[Layer], offsets: Sequence[int]) -> None:
+    """Tell every layer which others share bytes of the ring with it."""
+    overlaps: dict[Layer, list[Layer]] = {layer: [] for layer in layers}
+    alive: list[tuple[int, Layer]] = []
+    for offset, layer in sorted(zip(offsets, layers), key=lambda pair: pair[0]):
+        alive = [(end, other) for end, other in alive if end > offset]
+        for _, other in alive:
+            overlaps[layer].append(other)
+            overlaps[other].append(layer)
+        alive.append((offset + layer.nbytes, layer))
+    for layer, others in overlaps.items():
+        layer.overlaps = tuple(sorted(others, key=lambda other: other.index))

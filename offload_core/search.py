@@ -1,0 +1,258 @@
+"""The search for the best split of device memory between residents and ring.
+
+Starts from the credit rule at several ring sizes, improves the best choice where the compute still waits, and stops at
+the bound or when a fixed amount of work is done: counted, not timed, so the answer never depends on the machine. Knows
+nothing about requests, or words for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from .credit import credit_residents, first_layers, last_layers, spread_layers
+from .evaluate import Candidate, Evaluator, Problem
+
+__all__ = ["EQUAL", "USUAL_RING_LAYERS", "Search"]
+
+EQUAL = 1.001  # pass times closer than this are one: no clock and no model is better
+USUAL_RING_LAYERS = 3  # two layers would do if all times were equal and steady; the third absorbs jitter
+WORK_VISITS = 4_000  # visits simulated per plan before the search contents itself; some 15 microseconds each
+_RING_STEPS = (2.0, 3.0, 1.0, 1.5, 2.5, 4.0, 6.0)  # rings tried, in largest streamed layers
+_SIZE_CLASSES = 3  # how many of the largest layer sizes may be kept whole, so that a smaller ring serves the rest
+_TRIED_LAYERS = 16  # how many of the worst stalls and cheapest residents one improvement looks at
+
+
+class Search:
+    """One search over one problem."""
+
+    def __init__(self, problem: Problem, work_visits: int = WORK_VISITS) -> None:
+        self.problem = problem
+        self.evaluator = Evaluator(problem)
+        self._work_visits = work_visits
+        self._movable = self.evaluator.movable
+
+    @property
+    def work(self) -> int:
+        """Visits simulated so far."""
+        return self.evaluator.work
+
+    def steady(self) -> Candidate | None:
+        """The choice with the least steady pass time found; among equals, the least memory. None: nothing fits."""
+        best = self._best_start()
+        if best is None:
+            return None
+        best = self._improved(best)
+        best = _least([best, *self._simple_rules(best)])
+        return self._trimmed(best)
+
+    def streamed_only(self, first_pass: bool) -> Candidate | None:
+        """No residents beyond `keep`: the ring, from three layers up, with the best first pass (or steady pass)."""
+        judge = self.evaluator.judge_first_pass if first_pass else self.evaluator.judge
+        judged = (judge(frozenset(), ring) for ring in self._rings(frozenset()))
+        found = sorted((candidate for candidate in judged if candidate is not None), key=lambda c: c.ring_bytes)
+        if not found:
+            return None
+        limit = min(candidate.pass_ns for candidate in found) * EQUAL
+        good = [candidate for candidate in found if candidate.pass_ns <= limit]
+        largest = max(self.problem.sizes[layer] for layer in self._movable)
+        usual = min(USUAL_RING_LAYERS * largest, found[-1].ring_bytes)
+        return next((candidate for candidate in good if candidate.ring_bytes >= usual), good[-1])
+
+    def with_ring(self, ring_bytes: int) -> Candidate | None:
+        """No residents beyond `keep`, and this ring."""
+        return self.evaluator.judge(frozenset(), ring_bytes)
+
+    # ---- where to start
+
+    def _best_start(self) -> Candidate | None:
+        best: Candidate | None = None
+        for residents, ring in self._starts():
+            candidate = self.evaluator.judge(residents, ring)
+            if candidate is not None and (best is None or _key(candidate) < _key(best)):
+                best = candidate
+            if best is not None and (self._is_perfect(best) or self._spent(0.4)):
+                break
+        if best is None or self._is_perfect(best):
+            return best
+        apart = self.evaluator.judge(best.residents, best.ring_bytes, far_apart=True)
+        return best if apart is None else _least([best, apart])
+
+    def _starts(self) -> Iterator[tuple[frozenset[int], int]]:
+        """The credit rule's choices: for each ring size, and with the largest kinds of layer kept whole or not."""
+        problem, sizes = self.problem, self.problem.sizes
+        forced: set[int] = set()
+        classes = sorted({sizes[layer] for layer in self._movable}, reverse=True)[:_SIZE_CLASSES]
+        for size in (None, *classes):
+            forced |= {layer for layer in self._movable if sizes[layer] == size}
+            base = frozenset(forced)
+            room = problem.room_bytes - self.evaluator.resident_bytes(base)
+            if room < 0:
+                return
+            for ring in self._rings(base):
+                if ring > room:
+                    continue
+                chosen = credit_residents(
+                    problem.visits, sizes, problem.link_ns, problem.compute_ns, problem.keep | base, ring, room - ring
+                )
+                self.evaluator.work += len(problem.visits)
+                yield base | chosen, ring
+                if problem.ring_bytes is None:
+                    yield base | chosen, self._left(base | chosen)
+
+    def _rings(self, residents: frozenset[int]) -> list[int]:
+        """Ring sizes worth a try with these residents."""
+        if self.problem.ring_bytes is not None:
+            return [self.problem.ring_bytes]
+        left = self._left(residents)
+        streamed = [self.problem.sizes[layer] for layer in self._movable if layer not in residents]
+        largest = max(streamed, default=0)
+        steps = [self._aligned(int(largest * step)) for step in _RING_STEPS]
+        return [ring for ring in dict.fromkeys((*steps, left)) if largest <= ring <= left]
+
+    def _left(self, residents: frozenset[int]) -> int:
+        return self.problem.room_bytes - self.evaluator.resident_bytes(residents)
+
+    def _aligned(self, size: int) -> int:
+        return -(-size // self.problem.alignment) * self.problem.alignment
+
+    # ---- improving it
+
+    def _improved(self, best: Candidate) -> Candidate:
+        """Hill climbing: the first better neighbour, until there is none, the bound is met or the work is spent."""
+        far_apart = [False, True]
+        while not self._is_perfect(best):
+            better = None
+            for residents, ring in self._neighbours(best):
+                # Without hits a pass takes its link time at least: most neighbours need no simulation to be refused.
+                if self.evaluator.link_ns(residents) >= best.pass_ns and not self._has_repeats():
+                    continue
+                for apart in far_apart:
+                    candidate = self.evaluator.judge(residents, ring, far_apart=apart)
+                    if candidate is not None and candidate.pass_ns < best.pass_ns:
+                        better = candidate
+                        break
+                if better is not None or self._spent(1.0):
+                    break
+            if better is None:
+                break
+            best = better
+        return best
+
+    def _neighbours(self, best: Candidate) -> Iterator[tuple[frozenset[int], int]]:
+        """Choices one step away, most promising first: a stalled layer in, if need be for residents that help least."""
+        chosen = best.residents
+        wanted, spare = self._by_stall(best)
+        rings = self._rings(frozenset()) if self.problem.ring_bytes is not None else [best.ring_bytes]
+        for layer in wanted:
+            yield from self._with_rings(chosen | {layer}, rings)
+        for layer in wanted:
+            for other in spare:
+                swapped = (chosen - {other}) | {layer}
+                yield from self._with_rings(swapped, rings)
+                yield from self._with_rings(self._filled(swapped, wanted, rings[0]), rings)
+        for other in spare:
+            yield from self._with_rings(self._filled(chosen - {other}, wanted, rings[0]), rings)
+            yield from self._with_rings(chosen - {other}, rings)
+        for other in spare:
+            for second in spare:
+                if other < second:
+                    yield from self._with_rings(self._filled(chosen - {other, second}, wanted, rings[0]), rings)
+
+    def _with_rings(self, residents: frozenset[int], rings: Iterable[int]) -> Iterator[tuple[frozenset[int], int]]:
+        for ring in rings:
+            yield residents, ring
+        if self.problem.ring_bytes is None:
+            yield residents, self._left(residents)
+
+    def _filled(self, residents: frozenset[int], wanted: Iterable[int], ring: int) -> frozenset[int]:
+        """`residents` and as many of the wanted layers as still fit beside the ring."""
+        room = self._left(residents) - ring
+        added = set(residents)
+        for layer in wanted:
+            if layer not in added and self.problem.sizes[layer] <= room:
+                room -= self.problem.sizes[layer]
+                added.add(layer)
+        return frozenset(added)
+
+    def _by_stall(self, best: Candidate) -> tuple[list[int], list[int]]:
+        """Streamed layers, most needed first, and residents, least needed first.
+
+        A layer is needed where the compute waits soon after it: any copy avoided shortly before a wait shortens it. The
+        waits are therefore smeared backwards, halving with every visit.
+        """
+        visits = self.problem.visits
+        need = dict.fromkeys(self._movable, 0.0)
+        carried = 0.0
+        for _ in range(2):
+            for visit in range(len(visits) - 1, -1, -1):
+                carried = carried / 2 + best.waits_ns[visit]
+                if visits[visit] in need:
+                    need[visits[visit]] = max(need[visits[visit]], carried)
+        streamed = [layer for layer in self._movable if layer not in best.residents and self.problem.sizes[layer]]
+        streamed.sort(key=lambda layer: (-need[layer], layer))
+        spare = sorted(best.residents, key=lambda layer: (need[layer], layer))
+        return streamed[:_TRIED_LAYERS], spare[:_TRIED_LAYERS]
+
+    # ---- making sure, and giving back
+
+    def _simple_rules(self, best: Candidate) -> Iterator[Candidate]:
+        """What simpler engines would keep in the same memory: the plan must never be worse than these."""
+        order = [layer for layer in self._movable if self.evaluator.visit_counts[layer]]
+        room = self.problem.room_bytes - best.ring_bytes
+        for rule in (first_layers, last_layers, spread_layers):
+            candidate = self.evaluator.judge(rule(order, self.problem.sizes, room), best.ring_bytes)
+            if candidate is not None:
+                yield candidate
+
+    def _trimmed(self, best: Candidate) -> Candidate:
+        """The same pass time in less memory: residents that nobody misses, then ring beyond three layers."""
+        limit = best.pass_ns * EQUAL
+        for layer in sorted(best.residents, key=lambda layer: (-self.problem.sizes[layer], layer)):
+            fewer = best.residents - {layer}
+            if self._spent(1.3) or self.problem.sizes[layer] > best.ring_bytes:
+                continue
+            if self.evaluator.link_ns(fewer) > limit and not self._has_repeats():
+                continue
+            candidate = self.evaluator.judge(fewer, best.ring_bytes)
+            if candidate is not None and candidate.pass_ns <= limit:
+                best = candidate
+        return self._with_least_ring(best, limit)
+
+    def _with_least_ring(self, best: Candidate, limit: float) -> Candidate:
+        streamed = [self.problem.sizes[layer] for layer in self._movable if layer not in best.residents]
+        if self.problem.ring_bytes is not None or not streamed:
+            return best
+        usual = min(USUAL_RING_LAYERS * max(streamed), self._left(best.residents))
+        for ring in sorted(self._rings(best.residents)):
+            for apart in (False, True):
+                candidate = self.evaluator.judge(best.residents, ring, far_apart=apart)
+                if ring >= usual and candidate is not None and candidate.pass_ns <= limit:
+                    return candidate
+        return best
+
+    def _is_perfect(self, candidate: Candidate) -> bool:
+        return candidate.pass_ns <= self._floor_ns() * EQUAL
+
+    def _floor_ns(self) -> int:
+        """No choice is faster: all compute, and the link time of what cannot fit, by the bytes that save most."""
+        problem = self.problem
+        room = problem.room_bytes - (problem.ring_bytes or min((problem.sizes[i] for i in self._movable), default=0))
+        left = float(self.evaluator.link_ns(frozenset()))
+        if not self._has_repeats():
+            total = sum(problem.sizes[layer] for layer in self._movable if self.evaluator.visit_counts[layer])
+            return max(self.evaluator.compute_ns, int(left * max(0, total - room) / total) if total else 0)
+        return self.evaluator.compute_ns
+
+    def _has_repeats(self) -> bool:
+        return len(self.problem.visits) != len(self.evaluator.visit_counts)
+
+    def _spent(self, share: float) -> bool:
+        return self.evaluator.work > self._work_visits * share
+
+
+def _key(candidate: Candidate) -> tuple[int, int]:
+    return candidate.pass_ns, candidate.device_bytes
+
+
+def _least(candidates: Iterable[Candidate]) -> Candidate:
+    return min(candidates, key=_key)

@@ -1,0 +1,327 @@
+"""What was asked of a component, and by whom.
+
+A component (``dit``, ``text_encoder``, ``vae`` ...) has eight settings. Each starts ``UNSET``. Several sources may
+speak about the same setting; the strongest that said anything wins, and what the others said is kept so that a report
+can show it. A widget on ``auto`` (or on 0, where it counts bytes) says nothing; every other value is explicit, *also
+when it equals the default*.
+
+This module knows the names, the sources and the values that make sense by themselves. It knows nothing about devices,
+sizes, groups of components or modes: whether a wish can be honoured is ``resolver``'s business, and what to do where
+nobody wished anything is ``policy``'s.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from .errors import SettingsError, shown
+from .fields import MAX_BYTES
+
+__all__ = [
+    "ALLOWED",
+    "BYTE_SETTINGS",
+    "DEVICE_KINDS",
+    "EXPLICIT_SOURCES",
+    "GB",
+    "HOST_TIERS",
+    "LORA_MODES",
+    "PLACEMENTS",
+    "PRECISIONS",
+    "SETTINGS",
+    "SOURCES",
+    "SOURCE_WORDS",
+    "UNSET",
+    "ComponentSettings",
+    "Setting",
+    "SettingValue",
+    "Source",
+    "Unset",
+    "bytes_from_gb",
+    "validate",
+]
+
+
+class Unset(enum.Enum):
+    """The type of ``UNSET``, so that type checkers can tell it from a value."""
+
+    UNSET = "auto"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+    def __bool__(self) -> bool:
+        return False
+
+
+UNSET: Final = Unset.UNSET
+"""Nobody said anything."""
+
+Value = str | int | None
+"""What a setting can hold. ``None`` comes from the policy only: left to the layer below, with the reason beside it."""
+
+
+class Setting:
+    """Names of the settings of a component."""
+
+    PLACEMENT: Final = "placement"
+    BUDGET_BYTES: Final = "budget_bytes"
+    RING_BYTES: Final = "ring_bytes"
+    HOST_TIER: Final = "host_tier"
+    PIN_BUDGET_BYTES: Final = "pin_budget_bytes"
+    PRECISION: Final = "precision"
+    LORA_MODE: Final = "lora_mode"
+    DEVICE: Final = "device"
+
+
+class Source:
+    """Names of those who can set a value."""
+
+    NODE: Final = "node"
+    OPTIONS: Final = "options"
+    GRAPH: Final = "graph"
+    SETTINGS: Final = "settings"
+    SELECTION: Final = "selection"
+    POLICY: Final = "policy"
+
+
+SETTINGS: Final[tuple[str, ...]] = (
+    "placement",
+    "budget_bytes",
+    "ring_bytes",
+    "host_tier",
+    "pin_budget_bytes",
+    "precision",
+    "lora_mode",
+    "device",
+)
+SOURCES: Final[tuple[str, ...]] = ("node", "options", "graph", "settings", "selection", "policy")
+"""Strongest first."""
+EXPLICIT_SOURCES: Final[tuple[str, ...]] = SOURCES[:4]
+"""Those who may set any setting. ``selection`` only ever sets a placement, ``policy`` only what nobody set."""
+
+PLACEMENTS: Final[tuple[str, ...]] = ("auto", "layerwise", "resident", "whole", "cpu")
+HOST_TIERS: Final[tuple[str, ...]] = ("auto", "pinned", "pageable", "mapped")
+PRECISIONS: Final[tuple[str, ...]] = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
+LORA_MODES: Final[tuple[str, ...]] = ("auto", "on_arrival", "host", "app")
+# on_arrival: patched on each arrival; host: patched once, the result kept on the host; app: the way the app does it.
+
+ALLOWED: Final[dict[str, tuple[str, ...]]] = {
+    "placement": PLACEMENTS,
+    "host_tier": HOST_TIERS,
+    "precision": PRECISIONS,
+    "lora_mode": LORA_MODES,
+}
+BYTE_SETTINGS: Final[tuple[str, ...]] = ("budget_bytes", "ring_bytes", "pin_budget_bytes")
+GB: Final = 10**9
+
+DEVICE_KINDS: Final[tuple[str, ...]] = (
+    "cpu",
+    "cuda",
+    "hip",
+    "xpu",
+    "mps",
+    "npu",
+    "mlu",
+    "hpu",
+    "musa",
+    "privateuseone",
+)
+_DEVICE = re.compile(r"([a-z]{1,16})(?::([0-9]{1,3}))?", re.ASCII)
+
+SOURCE_WORDS: Final[dict[str, str]] = {
+    "node": "the node's own widget",
+    "options": "the connected options node",
+    "graph": "the graph's options",
+    "settings": "the user's ComfyUI settings",
+    "selection": "the selection of components to stream",
+    "policy": "the policy",
+}
+
+
+def bytes_from_gb(gigabytes: object, what: str = "a size in GB") -> int | Unset:
+    """Bytes for a widget that counts GB (10**9 bytes, as in every text of ours); 0 and ``"auto"`` are ``UNSET``.
+
+    Raises SettingsError for anything that is not a number from 0 to about a million GB.
+    """
+    if isinstance(gigabytes, Unset) or gigabytes == "auto":
+        return UNSET
+    if isinstance(gigabytes, bool) or not isinstance(gigabytes, (int, float)):
+        raise _refused(what, gigabytes, f"is {_kind(gigabytes)}, not a number", "give a number of GB, or 0 for auto")
+    if not 0 <= gigabytes <= MAX_BYTES / GB:  # NaN fails both comparisons
+        raise _refused(what, gigabytes, f"is not within 0 .. {MAX_BYTES // GB}", "give a number of GB, or 0 for auto")
+    return UNSET if gigabytes == 0 else max(1, round(gigabytes * GB))
+
+
+def validate(name: str, value: object, component: str = "") -> str | int | Unset:
+    """The value as it is stored, or ``UNSET`` where it says nothing (``UNSET``, ``"auto"``, 0 bytes).
+
+    Raises SettingsError, naming the value and what is allowed, if the setting does not exist or cannot hold the value.
+    """
+    what = f"{component}.{name}" if component else name
+    if name not in SETTINGS:
+        raise _refused("the setting", name, "does not exist", f"use one of: {', '.join(SETTINGS)}")
+    if isinstance(value, Unset):
+        return UNSET
+    if name in BYTE_SETTINGS:
+        return _validate_bytes(what, value)
+    if not isinstance(value, str):
+        allowed = ", ".join(ALLOWED.get(name, ("auto", "cpu", "cuda:0 and the like")))
+        raise _refused(what, value, f"is {_kind(value)}, not a word", f"choose one of: {allowed}")
+    if value == "auto":
+        return UNSET
+    if name == Setting.DEVICE:
+        return _validate_device(what, value)
+    if value not in ALLOWED[name]:
+        raise _refused(what, value, "is not a choice of this setting", f"choose one of: {', '.join(ALLOWED[name])}")
+    return value
+
+
+def _validate_bytes(what: str, value: object) -> int | Unset:
+    advice = f"give a whole number of bytes from 1 to {MAX_BYTES}, or auto"
+    if value == "auto" and isinstance(value, str):
+        return UNSET
+    if isinstance(value, float) and value.is_integer():  # JSON writers spell 8000000000 as 8e9
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _refused(what, value, f"is {_kind(value)}, not a whole number", advice)
+    if not 0 <= value <= MAX_BYTES:
+        raise _refused(what, value, "is out of range", advice)
+    return UNSET if value == 0 else value
+
+
+def _validate_device(what: str, value: str) -> str:
+    match = _DEVICE.fullmatch(value)
+    if match is None or match[1] not in DEVICE_KINDS or (match[1] == "cpu" and match[2] is not None):
+        advice = f"use auto or one of: {', '.join(DEVICE_KINDS)}; a number may follow, as in cuda:1"
+        raise _refused(what, value, "is not a device", advice)
+    return value if match[2] is None else f"{match[1]}:{int(match[2])}"
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    names = {"str": "text", "bool": "a truth value", "float": "a fraction", "int": "a number"}
+    return names.get(type(value).__name__, f"a {type(value).__name__}")
+
+
+def _refused(what: str, value: object, found: str, do: str) -> SettingsError:
+    return SettingsError(f"asked {what} = {shown(value)}; found that it {found}; do {do}")
+
+
+def _check_source(source: str) -> int:
+    if source not in SOURCES:
+        raise _refused("the source", source, "does not exist", f"use one of: {', '.join(SOURCES)}")
+    return SOURCES.index(source)
+
+
+@dataclass(frozen=True, slots=True)
+class SettingValue:
+    """One thing one source said: ``value``, ``source`` and the ``reason`` in plain words."""
+
+    name: str
+    source: str
+    value: Value
+    reason: str
+
+    def to_json(self) -> dict[str, Value]:
+        return {"value": self.value, "source": self.source, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentSettings:
+    """Everything anybody said about one component. Immutable, hashable; a new one has every setting ``UNSET``.
+
+    The order in which sources speak does not matter, only their strength does (``SOURCES``, strongest first)::
+
+        vae = ComponentSettings("vae").with_value("placement", "whole", "settings")
+        vae = vae.with_value("placement", "auto", "node")     # a widget on auto says nothing
+        vae.value("placement"), vae.source("placement")       # ("whole", "settings")
+    """
+
+    component: str = ""
+    _said: tuple[SettingValue, ...] = field(default=(), repr=False)  # by setting, then strongest source first
+
+    def with_value(self, name: str, value: object, source: str, reason: str = "") -> ComponentSettings:
+        """A copy in which ``source`` says ``value``, replacing what it said before; ``auto`` takes that back.
+
+        Raises SettingsError for an unknown setting, source or value, when ``selection`` speaks about anything but the
+        placement, and for ``None`` from anybody but the policy.
+        """
+        _check_source(source)
+        checked: Value | Unset
+        if value is None and source == Source.POLICY and name in SETTINGS:
+            checked = None
+        else:
+            checked = validate(name, value, self.component)
+        if source == Source.SELECTION and name != Setting.PLACEMENT:
+            raise _refused(f"{name} from the selection", value, "can only set a placement", "set it on a node")
+        rest = tuple(said for said in self._said if (said.name, said.source) != (name, source))
+        if isinstance(checked, Unset):
+            return replace(self, _said=rest)
+        return self._with((*rest, SettingValue(name, source, checked, reason or f"set by {SOURCE_WORDS[source]}")))
+
+    def value(self, name: str) -> Value | Unset:
+        """The strongest source's value; ``UNSET`` if nobody set it; ``None`` if the policy left it to a layer below."""
+        said = self.said(name)
+        return said[0].value if said else UNSET
+
+    def source(self, name: str) -> str | None:
+        """Who set it, or None if nobody did."""
+        said = self.said(name)
+        return said[0].source if said else None
+
+    def reason(self, name: str) -> str:
+        """Why it has this value, in plain words, with what weaker sources had asked for; empty if nobody set it."""
+        said = self.said(name)
+        if not said:
+            return ""
+        differing = [other for other in said[1:] if other.value != said[0].value]
+        weaker = "; ".join(f"{SOURCE_WORDS[other.source]} asked for {other.value}" for other in differing)
+        return f"{said[0].reason} ({weaker}, which is weaker)" if weaker else said[0].reason
+
+    def is_explicitly_set(self, name: str) -> bool:
+        """True if anybody but the policy set it, to whatever value, the default included."""
+        source = self.source(name)
+        return source is not None and source != Source.POLICY
+
+    def said(self, name: str) -> tuple[SettingValue, ...]:
+        """All that was said about a setting, strongest source first. Raises SettingsError for an unknown setting."""
+        if name not in SETTINGS:
+            raise _refused("the setting", name, "does not exist", f"use one of: {', '.join(SETTINGS)}")
+        return tuple(said for said in self._said if said.name == name)
+
+    def merged(self, other: ComponentSettings) -> ComponentSettings:
+        """What both hold, for the same component. Raises SettingsError where one source says two different things."""
+        merged = {(said.name, said.source): said for said in self._said}
+        for said in other._said:
+            mine = merged.setdefault((said.name, said.source), said)
+            if mine.value != said.value:
+                what = f"{self.component or other.component}.{said.name}".lstrip(".")
+                raise SettingsError(
+                    f"asked {what} = {shown(mine.value)} and {what} = {shown(said.value)}; found that both come from "
+                    f"{SOURCE_WORDS[said.source]}; do leave one of them on auto"
+                )
+        return ComponentSettings(self.component or other.component)._with(tuple(merged.values()))
+
+    def without(self, source: str) -> ComponentSettings:
+        """A copy in which ``source`` said nothing."""
+        _check_source(source)
+        return replace(self, _said=tuple(said for said in self._said if said.source != source))
+
+    def to_json(self) -> dict[str, dict[str, Value]]:
+        """``{setting: {"value", "source", "reason"}}`` for the settings that have a value."""
+        return {said.name: {**said.to_json(), "reason": self.reason(said.name)} for said in self}
+
+    def __iter__(self) -> Iterator[SettingValue]:
+        """The winning value of every setting that has one, in the order of ``SETTINGS``."""
+        for name in SETTINGS:
+            yield from self.said(name)[:1]
+
+    def _with(self, said: tuple[SettingValue, ...]) -> ComponentSettings:
+        # One order for equal contents, so that equality and hashes do not depend on who spoke first.
+        ordered = sorted(said, key=lambda one: (SETTINGS.index(one.name), SOURCES.index(one.source)))
+        return replace(self, _said=tuple(ordered))

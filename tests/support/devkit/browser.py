@@ -1,0 +1,48 @@
+"""What the web tier needs: Node.js, Debian's chromium, and the npm package playwright-core (which brings no browser)."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from . import paths, versions
+from .steps import Log, Missing, Steps
+
+CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+EFFECT = "the web tier cannot run"
+
+
+def chromium() -> str | None:
+    chosen = os.environ.get("CHROMIUM")
+    if chosen:
+        return chosen
+    return next((path for path in map(shutil.which, CANDIDATES) if path), None)
+
+
+def install_chromium(log: Log):
+    if chromium():
+        return
+    if not shutil.which("apt-get") or os.geteuid() != 0:
+        raise Missing(f"no chromium, and it cannot be installed here (needs apt-get as root): {EFFECT}")
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    log.run("apt-get", "update", env=env)
+    log.run("apt-get", "install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core", env=env)
+    if not chromium():
+        raise Missing(f"chromium was installed but is not on the path: {EFFECT}")
+
+
+def install_playwright(log: Log):
+    if not shutil.which("node") or not shutil.which("npm"):
+        raise Missing(f"no Node.js with npm: {EFFECT}")
+    folder: Path = paths.NODE_MODULES.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    package = {"private": True, "type": "module", "dependencies": {"playwright-core": versions.PLAYWRIGHT_CORE}}
+    (folder / "package.json").write_text(json.dumps(package))
+    log.run("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", cwd=folder)
+
+
+def step(steps: Steps) -> bool:
+    """True if the web tier can run. A browser that was removed since is installed again: its presence is no stamp."""
+    inputs = [versions.PLAYWRIGHT_CORE, chromium() or "none"]
+    have_browser = chromium() is not None or steps.run("chromium", ["wanted"], install_chromium, makes=paths.DEV / "-")
+    return have_browser and steps.run("playwright", inputs, install_playwright, makes=paths.NODE_MODULES)

@@ -1,0 +1,138 @@
+"""Runs lint and the test tiers, one pytest run per tier, and sums them up.
+
+A tier is a folder under tests/. Every tier runs even if an earlier one failed. A tier that cannot run on this machine
+is reported as not run; that is a failure only on CI, which has everything.
+"""
+
+import os
+import subprocess
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass, field
+
+from . import accelerator, browser, environment, paths
+from .setup import set_up
+from .steps import on_ci, say, stop
+
+TIERS = ("lint", "core", "runtime", "app", "web", "gpu")
+NO_TESTS = 5  # pytest's exit code
+TEST_TIMEOUT_S = 300
+
+
+@dataclass
+class Outcome:
+    tier: str
+    seconds: float = 0.0
+    failed: bool = False
+    note: str = ""
+    counts: dict = field(default_factory=lambda: {"passed": 0, "failed": 0, "skipped": 0})
+
+    def line(self) -> str:
+        state = "FAILED" if self.failed else "not run" if self.note else "passed"
+        counts = ", ".join(f"{number} {word}" for word, number in self.counts.items() if number)
+        parts = [f"{self.tier:8s} {state:8s} {self.seconds:6.1f} s", counts, self.note]
+        return "  ".join(part for part in parts if part)
+
+
+def child_environment(version: str) -> dict:
+    """What test processes see. Nothing may look for models on a hub."""
+    return {
+        **os.environ,
+        "LAYERWISE_DEV_DIR": str(paths.DEV),
+        "LAYERWISE_COMFYUI": version,
+        "HF_HUB_OFFLINE": "1",
+        "DO_NOT_TRACK": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def wanted_tiers(text: str | None) -> list[str]:
+    if not text:
+        gpu = ["gpu"] if environment.has_nvidia_gpu() else []
+        return ["lint", "core", "runtime", "app", "web", *gpu]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in TIERS]
+    if unknown:
+        stop(f"--tier {','.join(unknown)}: known tiers are {', '.join(TIERS)}", 2)
+    return [tier for tier in TIERS if tier in names]
+
+
+def lint() -> Outcome:
+    started = time.monotonic()
+    commands = {
+        "ruff check": ("-m", "ruff", "check", "."),
+        "ruff format": ("-m", "ruff", "format", "--check", "."),
+        "mypy": ("-m", "mypy"),
+    }
+    broken = []
+    for name, command in commands.items():
+        say(f"--- {name}")
+        if subprocess.run([str(paths.PYTHON), *command], cwd=paths.ROOT).returncode:
+            broken.append(name)
+    return Outcome("lint", time.monotonic() - started, bool(broken), ", ".join(broken))
+
+
+def cannot_run(tier: str) -> str:
+    """Why this machine cannot run the tier; empty if it can."""
+    if tier == "web" and not (browser.chromium() and paths.NODE_MODULES.is_dir()):
+        return "no browser (see the set-up lines above)"
+    if tier in ("app", "web") and not (accelerator.available() or environment.has_device_torch()):
+        return "no simulated accelerator (see the set-up lines above)"
+    return ""
+
+
+def run_tier(tier: str, arguments, extra: list[str]) -> Outcome:
+    reason = cannot_run(tier)
+    if reason:
+        say(f"--- {tier}: not run: {reason}")
+        return Outcome(tier, failed=on_ci(), note=reason)
+    folder = paths.ROOT / "tests" / tier
+    if not list(folder.rglob("test_*.py")):
+        return Outcome(tier, failed=True, note=f"no tests in {folder.relative_to(paths.ROOT)}")
+    report = paths.ARTIFACTS / f"{tier}.xml"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    selected = [a for a in extra if a.startswith("tests/") or "::" in a]
+    targets = [] if selected else [str(folder.relative_to(paths.ROOT))]
+    command = [str(paths.PYTHON), "-m", "pytest", *targets, *extra, f"--junitxml={report}"]
+    command += ["-o", "junit_family=xunit2", f"--timeout={TEST_TIMEOUT_S}", "--durations=5", "--durations-min=5"]
+    if arguments.long:
+        command.append("--long")
+    say(f"--- {tier}")
+    started = time.monotonic()
+    environment_ = child_environment(arguments.comfyui)
+    code = subprocess.run(command, cwd=paths.ROOT, env=environment_, stdin=subprocess.DEVNULL).returncode
+    outcome = Outcome(tier, time.monotonic() - started, failed=code not in (0, NO_TESTS), counts=read_counts(report))
+    if code == NO_TESTS:  # fine for a selection that the user made, not for a whole tier
+        outcome.note, outcome.failed = "no test selected", not extra
+    return outcome
+
+
+def read_counts(report) -> dict:
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    if not report.is_file():
+        return {**counts, "failed": 1}
+    for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+        bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        skipped = int(suite.get("skipped", 0))
+        counts["failed"] += bad
+        counts["skipped"] += skipped
+        counts["passed"] += int(suite.get("tests", 0)) - bad - skipped
+    return counts
+
+
+def main(arguments, extra: list[str]) -> int:
+    tiers = wanted_tiers(arguments.tier)
+    set_up(arguments.comfyui, web="web" in tiers)
+    outcomes = [lint() if tier == "lint" else run_tier(tier, arguments, extra) for tier in tiers]
+    say("")
+    for outcome in outcomes:
+        say(outcome.line())
+    total = {word: sum(outcome.counts[word] for outcome in outcomes) for word in ("passed", "failed", "skipped")}
+    say(f"{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
+    return 1 if any(outcome.failed for outcome in outcomes) else 0
+
+
+def lint_main() -> int:
+    set_up()
+    return 1 if lint().failed else 0

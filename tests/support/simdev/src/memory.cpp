@@ -1,0 +1,231 @@
+// Device memory, pinned host memory, and the hooks through which torch asks for both.
+//
+// The pool is a caching allocator with a byte limit and torch.OutOfMemoryError beyond it. As in CUDA's, a cached block
+// goes back only to the stream that it was allocated on, unless record_stream says that others use it as well. It does
+// not model splitting and fragmentation: a block is reused for exactly its own size, or given back to the system.
+#include "simdev.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/detail/PrivateUse1HooksInterface.h>
+#include <c10/core/Allocator.h>
+#include <c10/core/Storage.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <set>
+#include <unordered_map>
+#include <vector>
+
+namespace simdev {
+namespace {
+
+constexpr auto kSim = c10::DeviceType::PrivateUse1;
+constexpr size_t kAlign = 512;
+constexpr int kPoisonByte = 0xFF;  // NaN in fp64, fp32, fp16, bf16 and the fp8 formats
+
+struct Block {
+  size_t bytes;
+  StreamId stream;              // the stream that was current at allocation
+  std::set<StreamId> users;     // others, as told by record_stream
+};
+
+class Pool {
+ public:
+  void* get(size_t wanted) {
+    const size_t bytes = (wanted + kAlign - 1) / kAlign * kAlign;
+    std::lock_guard<std::mutex> lock(mutex_);
+    const StreamId stream = current_stream();
+    auto& cached = cache_[{stream, bytes}];
+    void* block = nullptr;
+    if (!cached.empty()) {
+      block = cached.back();
+      cached.pop_back();
+    } else {
+      if (stats_.reserved + bytes > stats_.limit) release_cache();
+      TORCH_CHECK_WITH(OutOfMemoryError, stats_.reserved + bytes <= stats_.limit, "simdev out of memory. Tried to allocate ",
+                       bytes, " bytes; ", stats_.used, " bytes in use of ", stats_.limit);
+      block = std::aligned_alloc(kAlign, bytes);
+      TORCH_CHECK(block, "simdev: the host has no memory left to play device memory (", bytes, " bytes)");
+      stats_.reserved += bytes;
+      stats_.reserved_peak = std::max(stats_.reserved_peak, stats_.reserved);
+    }
+    live_[block] = {bytes, stream, {}};
+    stats_.used += bytes;
+    stats_.peak = std::max(stats_.peak, stats_.used);
+    stats_.allocs++;
+    if (settings.poison) std::memset(block, kPoisonByte, bytes);
+    return block;
+  }
+
+  void put(void* pointer) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto found = live_.find(pointer);
+    if (found == live_.end()) return;
+    Block block = std::move(found->second);
+    live_.erase(found);
+    for (StreamId user : block.users) {  // CUDA would keep the block back until these have passed; we wait for them
+      drain(user);
+      race::stream_joins(block.stream, race::snapshot(user));
+    }
+    stats_.used -= block.bytes;
+    stats_.frees++;
+    if (settings.poison) std::memset(pointer, kPoisonByte, block.bytes);
+    cache_[{block.stream, block.bytes}].push_back(pointer);
+  }
+
+  void record_stream(void* pointer, StreamId stream) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto found = live_.find(pointer);
+    if (found != live_.end() && found->second.stream != stream) found->second.users.insert(stream);
+  }
+  void trim() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    release_cache();
+  }
+  void set_limit(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    release_cache();
+    stats_.limit = bytes;
+  }
+  void reset_peak() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stats_.peak = stats_.used;
+    stats_.reserved_peak = stats_.reserved;
+    stats_.allocs = stats_.frees = 0;
+  }
+  PoolStats stats() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return stats_;
+  }
+
+ private:
+  void release_cache() {
+    drain_all();  // as cudaFree does: nothing may still be copying into a block that goes back to the system
+    for (auto& [key, blocks] : cache_) {
+      for (void* block : blocks) {
+        race::forget(block);
+        std::free(block);
+        stats_.reserved -= key.second;
+      }
+      blocks.clear();
+    }
+  }
+  std::mutex mutex_;
+  std::map<std::pair<StreamId, size_t>, std::vector<void*>> cache_;
+  std::unordered_map<void*, Block> live_;
+  PoolStats stats_;
+};
+
+Pool& pool() {
+  static auto* instance = new Pool();  // leaked: tensors may be freed while the process exits
+  return *instance;
+}
+
+struct DeviceAllocator final : c10::Allocator {
+  static void release(void* pointer) {
+    if (pointer) pool().put(pointer);
+  }
+  c10::DataPtr allocate(size_t bytes) override {
+    void* block = bytes ? pool().get(bytes) : nullptr;
+    return {block, block, &release, c10::Device(kSim, (c10::DeviceIndex)current_device())};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
+};
+DeviceAllocator device_allocator_instance;
+REGISTER_ALLOCATOR(c10::DeviceType::PrivateUse1, &device_allocator_instance)
+
+// ---- pinned host memory: a set of address ranges; pinning changes nothing but what `is_pinned` answers
+std::mutex pins_mutex;
+std::map<uintptr_t, size_t> pins;
+
+struct PinnedAllocator final : c10::Allocator {
+  static void release(void* pointer) {
+    if (!pointer) return;
+    unpin_range(pointer);
+    std::free(pointer);
+  }
+  c10::DataPtr allocate(size_t bytes) override {
+    void* block = bytes ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr;
+    if (block) pin_range(block, bytes);
+    return {block, block, &release, c10::Device(c10::kCPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
+};
+PinnedAllocator pinned_allocator_instance;
+
+struct Hooks final : at::PrivateUse1HooksInterface {
+  bool isBuilt() const override { return true; }
+  bool isAvailable() const override { return true; }
+  bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
+  c10::DeviceIndex deviceCount() const override { return (c10::DeviceIndex)settings.devices.load(); }
+  c10::DeviceIndex getCurrentDevice() const override { return (c10::DeviceIndex)current_device(); }
+  void setCurrentDevice(c10::DeviceIndex d) const override { set_current_device(d); }
+  c10::DeviceIndex exchangeDevice(c10::DeviceIndex d) const override {
+    auto old = (c10::DeviceIndex)current_device();
+    set_current_device(d);
+    return old;
+  }
+  c10::DeviceIndex maybeExchangeDevice(c10::DeviceIndex d) const override { return exchangeDevice(d); }
+  const at::Generator& getDefaultGenerator(c10::DeviceIndex) const override {
+    return at::detail::getDefaultCPUGenerator();
+  }
+  at::Generator getNewGenerator(c10::DeviceIndex) const override { return at::detail::createCPUGenerator(); }
+  bool isPinnedPtr(const void* pointer) const override { return is_pinned(pointer); }
+  at::Allocator* getPinnedMemoryAllocator() const override { return &pinned_allocator_instance; }
+  at::Device getDeviceFromPtr(void*) const override { return {kSim, 0}; }
+  void resizePrivateUse1Bytes(const c10::Storage& storage, size_t bytes) const override {
+    auto block = device_allocator_instance.allocate(bytes);
+    if (storage.nbytes()) std::memcpy(block.get(), storage.data(), std::min(bytes, storage.nbytes()));
+    storage.unsafeGetStorageImpl()->set_data_ptr_noswap(std::move(block));
+    storage.unsafeGetStorageImpl()->set_nbytes(bytes);
+  }
+};
+
+}  // namespace
+
+PoolStats pool_stats() { return pool().stats(); }
+void pool_reset_peak() { pool().reset_peak(); }
+void pool_set_limit(size_t bytes) { pool().set_limit(bytes); }
+void pool_trim() { pool().trim(); }
+void pool_record_stream(void* block, StreamId stream) { pool().record_stream(block, stream); }
+void* device_allocator() { return static_cast<c10::Allocator*>(&device_allocator_instance); }
+void register_hooks() { at::RegisterPrivateUse1HooksInterface(new Hooks()); }
+
+bool is_pinned(const void* pointer) {
+  std::lock_guard<std::mutex> lock(pins_mutex);
+  auto after = pins.upper_bound((uintptr_t)pointer);
+  if (after == pins.begin()) return false;
+  const auto& [start, bytes] = *std::prev(after);
+  return (uintptr_t)pointer < start + bytes;
+}
+
+bool pin_range(void* pointer, size_t bytes) {
+  const auto start = (uintptr_t)pointer;
+  std::lock_guard<std::mutex> lock(pins_mutex);
+  auto after = pins.lower_bound(start + bytes);
+  if (after != pins.begin()) {
+    const auto& [other, length] = *std::prev(after);
+    if (other + length > start) return false;
+  }
+  pins[start] = bytes;
+  return true;
+}
+
+bool unpin_range(void* pointer) {
+  std::lock_guard<std::mutex> lock(pins_mutex);
+  return pins.erase((uintptr_t)pointer) == 1;
+}
+
+size_t pinned_bytes() {
+  std::lock_guard<std::mutex> lock(pins_mutex);
+  size_t total = 0;
+  for (const auto& entry : pins) total += entry.second;
+  return total;
+}
+
+}  // namespace simdev

@@ -1,0 +1,257 @@
+// The operators: allocation, views, copies; everything else runs on the host through torch's boxed CPU fallback.
+//
+// Copies between pinned host memory and the device with non_blocking=True are queued on the current stream and run later,
+// at the set bandwidth, one at a time per direction (a device has one copy engine each way). All other copies between
+// host and device block the host, as they do on a GPU. Kernels drain their stream and run at once.
+#include "simdev.h"
+
+#include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/detail/PrivateUse1HooksInterface.h>
+#include <ATen/native/CPUFallback.h>
+#include <ATen/ops/_reshape_alias_native.h>
+#include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/set_native.h>
+#include <ATen/ops/unfold_native.h>
+#include <ATen/ops/view_native.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/library.h>
+
+#include <chrono>
+#include <cstdio>
+#include <mutex>
+#include <thread>
+
+namespace simdev {
+namespace {
+
+constexpr auto kSim = c10::DeviceType::PrivateUse1;
+c10::Allocator* allocator() { return static_cast<c10::Allocator*>(device_allocator()); }
+bool on_device(const at::Tensor& t) { return t.device().type() == kSim; }
+
+// The same bytes seen as a CPU tensor; does not own them.
+at::Tensor host_view(const at::Tensor& t) {
+  if (t.device().is_cpu()) return t;
+  return at::from_blob(const_cast<void*>(t.const_data_ptr()), t.sizes(), t.strides(),
+                       at::TensorOptions().dtype(t.dtype()).device(at::kCPU));
+}
+
+void touch(const at::Tensor& t, bool write, const std::string& what) {
+  if (!settings.race_check || !t.defined() || !on_device(t) || !t.has_storage() || t.numel() == 0) return;
+  int64_t last = 0;
+  for (int64_t d = 0; d < t.dim(); d++) last += (t.size(d) - 1) * t.stride(d);
+  const size_t begin = (size_t)t.storage_offset() * t.itemsize();
+  race::touch(t.storage().data(), begin, begin + (size_t)(last + 1) * t.itemsize(), write, what);
+}
+
+// While a kernel runs, torch's CPU fallback copies its operands to the host and its results back through the same
+// operators. Those copies are how we play a kernel; they are not traffic, no host wait, and not a touch of their own.
+thread_local bool inside_kernel = false;
+struct KernelScope {
+  KernelScope() {
+    counters.kernels++;
+    drain(current_stream());
+    inside_kernel = true;
+  }
+  ~KernelScope() { inside_kernel = false; }
+};
+
+// The host waits for the current stream as part of a blocking copy or an item().
+void host_waits_here() {
+  drain(current_stream());
+  race::host_joins(race::snapshot(current_stream()));
+}
+
+// ---- allocation and views
+at::Tensor empty_memory_format(c10::SymIntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
+                               std::optional<at::Device> device, std::optional<bool>, std::optional<at::MemoryFormat> format) {
+  if (device && device->index() >= 0) set_current_device(device->index());
+  return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), allocator(),
+                                   c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), c10::dtype_or_default(dtype), format);
+}
+
+at::Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride, std::optional<at::ScalarType> dtype,
+                         std::optional<at::Layout>, std::optional<at::Device>, std::optional<bool>) {
+  return at::detail::empty_strided_generic(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), allocator(),
+                                           c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), c10::dtype_or_default(dtype));
+}
+
+const at::Tensor& resize(const at::Tensor& self, c10::SymIntArrayRef size, std::optional<at::MemoryFormat>) {
+  auto sizes = C10_AS_INTARRAYREF_SLOW(size);
+  int64_t count = 1;
+  for (auto extent : sizes) count *= extent;
+  const size_t needed = (size_t)(count + self.storage_offset()) * self.itemsize();
+  if (needed > self.storage().nbytes()) at::detail::getPrivateUse1Hooks().resizePrivateUse1Bytes(self.storage(), needed);
+  self.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
+  return self;
+}
+
+at::Tensor& set_storage_at(at::Tensor& self, at::Storage storage, c10::SymInt offset, c10::SymIntArrayRef size,
+                           c10::SymIntArrayRef stride) {
+  auto* impl = self.unsafeGetTensorImpl();
+  impl->set_storage_keep_dtype(std::move(storage));
+  impl->set_storage_offset(offset.guard_int(__FILE__, __LINE__));
+  if (stride.empty() && !size.empty())
+    impl->set_sizes_contiguous(C10_AS_INTARRAYREF_SLOW(size));
+  else
+    impl->set_sizes_and_strides(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
+  return self;
+}
+
+at::Tensor& set_storage(at::Tensor& self, at::Storage storage) {
+  const int64_t count = (int64_t)(storage.nbytes() / self.itemsize());
+  auto* impl = self.unsafeGetTensorImpl();
+  impl->set_storage_keep_dtype(std::move(storage));
+  impl->set_storage_offset(0);
+  impl->set_sizes_contiguous({count});
+  return self;
+}
+
+at::Tensor view(const at::Tensor& self, c10::SymIntArrayRef size) {
+  return at::native::view(self, C10_AS_INTARRAYREF_SLOW(size));
+}
+at::Tensor as_strided(const at::Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride, std::optional<c10::SymInt> offset) {
+  std::optional<int64_t> start;
+  if (offset) start = offset->guard_int(__FILE__, __LINE__);
+  return at::native::as_strided_tensorimpl(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), start);
+}
+at::Tensor reshape_alias(const at::Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
+  return at::native::_reshape_alias(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
+}
+void record_stream(at::Tensor& self, at::Stream stream) {
+  if (self.has_storage()) pool_record_stream(self.storage().mutable_data(), stream.id());
+}
+
+// ---- copies
+void copy_later(const at::Tensor& from, const at::Tensor& to) {
+  static std::mutex to_device_engine, to_host_engine;
+  counters.async_copies++;
+  // Host tensors are kept alive by the queued copy. Device tensors are not: their memory may be freed and reused before
+  // the copy runs, as on a GPU, and then the race check and the poison tell.
+  at::Tensor keep_from = on_device(from) ? at::Tensor() : from, keep_to = on_device(to) ? at::Tensor() : to;
+  std::mutex* engine = on_device(to) ? &to_device_engine : &to_host_engine;
+  at::Tensor source = host_view(from), target = host_view(to);
+  const auto bytes = (double)to.nbytes();
+  enqueue(current_stream(), [source, target, keep_from, keep_to, engine, bytes]() mutable {
+    std::lock_guard<std::mutex> lock(*engine);
+    const auto rate = (double)settings.bytes_per_s;
+    if (rate > 0) std::this_thread::sleep_for(std::chrono::nanoseconds((long long)(1e9 * bytes / rate)));
+    try {
+      c10::InferenceMode inference(true);  // a thread-local of the caller, so it must be set again on this thread
+      target.copy_(source);
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "simdev: an asynchronous copy failed: %.300s\n", error.what());
+    }
+  });
+}
+
+at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
+  const bool from_device = on_device(from), to_device = on_device(to);
+  if (inside_kernel) {
+    at::NoGradGuard no_grad;
+    host_view(to).copy_(host_view(from));
+    return to;
+  }
+  (from_device ? (to_device ? counters.d2d_bytes : counters.d2h_bytes) : counters.h2d_bytes) += (long long)to.nbytes();
+  touch(from, false, "copy");
+  touch(to, true, "copy");
+  if (from_device && to_device) {
+    counters.kernels++;  // a kernel like any other
+    drain(current_stream());
+  } else {
+    const auto& host = from_device ? to : from;
+    if (non_blocking && is_pinned(host.const_data_ptr())) {
+      copy_later(from, to);
+      return to;
+    }
+    counters.blocking_copies++;
+    host_waits_here();
+  }
+  at::NoGradGuard no_grad;
+  host_view(to).copy_(host_view(from));
+  return to;
+}
+
+at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
+  const_cast<at::Tensor&>(to).resize_(from.sizes());
+  return copy_from(from, to, false);
+}
+
+at::Scalar local_scalar_dense(const at::Tensor& self) {
+  if (!inside_kernel) {
+    counters.item_syncs++;
+    touch(self, false, "item");
+    host_waits_here();
+  }
+  return at::_local_scalar_dense(host_view(self));
+}
+
+// ---- kernels
+const char* kMixedDevices = "Expected all tensors to be on the same device, but found at least two devices, ";
+
+at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                       c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, bool transposed,
+                       c10::SymIntArrayRef output_padding, c10::SymInt groups) {
+  KernelScope scope;
+  TORCH_CHECK(x.device() == weight.device(), kMixedDevices, x.device(), " and ", weight.device(), " (convolution)");
+  touch(x, false, "convolution");
+  touch(weight, false, "convolution");
+  std::optional<at::Tensor> host_bias;
+  if (bias && bias->defined()) {
+    touch(*bias, false, "convolution");
+    host_bias = host_view(*bias);
+  }
+  at::Tensor out = at::convolution(host_view(x), host_view(weight), host_bias, C10_AS_INTARRAYREF_SLOW(stride),
+                                   C10_AS_INTARRAYREF_SLOW(padding), C10_AS_INTARRAYREF_SLOW(dilation), transposed,
+                                   C10_AS_INTARRAYREF_SLOW(output_padding), groups.guard_int(__FILE__, __LINE__));
+  at::Tensor result = at::empty_strided(out.sizes(), out.strides(), out.options().device(x.device()));
+  host_view(result).copy_(out);
+  return result;
+}
+
+// A GPU refuses CPU operands other than 0-dim ones, except where an operator takes indices or copies; so do we.
+bool may_be_on_host(const at::Tensor& t, const std::string& op) {
+  return on_device(t) || t.dim() == 0 || op.find("index") != std::string::npos || op.find("_copy") != std::string::npos;
+}
+
+void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  KernelScope scope;
+  const auto& arguments = op.schema().arguments();
+  const std::string& name = op.operator_name().name;
+  const size_t first = stack->size() - arguments.size();
+  for (size_t i = 0; i < arguments.size(); i++) {
+    const auto& value = (*stack)[first + i];
+    const auto* alias = arguments[i].alias_info();
+    const bool write = alias && alias->isWrite();
+    if (value.isTensor() && value.toTensor().defined()) {
+      const auto& t = value.toTensor();
+      TORCH_CHECK(may_be_on_host(t, name), kMixedDevices, t.device(), " and the simulated one (", name, ")");
+      touch(t, write, name);
+    } else if (value.isTensorList()) {
+      for (const at::Tensor& t : value.toTensorVector()) touch(t, write, name);
+    }
+  }
+  at::native::cpu_fallback(op, stack, false);
+}
+
+}  // namespace
+}  // namespace simdev
+
+TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&simdev::fallback>()); }
+
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  m.impl("empty.memory_format", &simdev::empty_memory_format);
+  m.impl("empty_strided", &simdev::empty_strided);
+  m.impl("resize_", &simdev::resize);
+  m.impl("set_.source_Storage", &simdev::set_storage);
+  m.impl("set_.source_Storage_storage_offset", &simdev::set_storage_at);
+  m.impl("view", &simdev::view);
+  m.impl("as_strided", &simdev::as_strided);
+  m.impl("_reshape_alias", &simdev::reshape_alias);
+  m.impl("unfold", &at::native::unfold);
+  m.impl("record_stream", &simdev::record_stream);
+  m.impl("_copy_from", &simdev::copy_from);
+  m.impl("_copy_from_and_resize", &simdev::copy_from_and_resize);
+  m.impl("_local_scalar_dense", &simdev::local_scalar_dense);
+  m.impl("convolution_overrideable", &simdev::convolution);
+}

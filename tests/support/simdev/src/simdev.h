@@ -1,0 +1,72 @@
+// The parts of the simulated accelerator that know each other: settings, counters, streams, clocks, memory.
+// See ../README.md for what is real here and what is not.
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+
+namespace simdev {
+
+// ---- settings: written by sim_set, read everywhere, may change while a process runs
+struct Settings {
+  std::atomic<int> devices{1};
+  std::atomic<long long> bytes_per_s{0};  // of asynchronous copies; 0 = as fast as memcpy
+  std::atomic<bool> poison{true};         // fill fresh and freed memory with a pattern that reads as NaN
+  std::atomic<bool> race_check{false};
+};
+extern Settings settings;
+
+// ---- counters: what tests assert on; the order is the order of `sim_stat` (see control.cpp)
+struct Counters {
+  std::atomic<long long> h2d_bytes{0}, d2h_bytes{0}, d2d_bytes{0};
+  std::atomic<long long> async_copies{0}, blocking_copies{0};
+  std::atomic<long long> kernels{0};
+  std::atomic<long long> stream_syncs{0}, event_syncs{0}, device_syncs{0}, item_syncs{0};
+  std::atomic<long long> event_records{0}, event_waits{0};
+  std::atomic<long long> races{0};
+  void reset();
+};
+extern Counters counters;
+
+// ---- streams (streams_events.cpp). A stream is a worker thread with a queue; id 0 is the default stream.
+using StreamId = int64_t;
+StreamId current_stream();
+void enqueue(StreamId stream, std::function<void()> work);
+void drain(StreamId stream);  // blocks the calling thread; says nothing to the race check and counts nothing
+void drain_all();
+int current_device();
+void set_current_device(int device);
+
+// ---- vector clocks and the race check (race_check.cpp)
+using Clock = std::map<StreamId, long long>;
+namespace race {
+Clock snapshot(StreamId stream);                           // what an event carries away
+void stream_joins(StreamId stream, const Clock& clock);    // later work of `stream` is ordered after `clock`
+void host_joins(const Clock& clock);                       // the host has seen `clock`: later work of every stream is
+void touch(const void* storage, size_t begin, size_t end, bool write, const std::string& what);
+void forget(const void* storage);                          // the memory went back to the system
+std::string last_message();
+void reset();
+}  // namespace race
+
+// ---- memory (memory.cpp)
+struct PoolStats {
+  size_t used = 0, peak = 0, reserved = 0, reserved_peak = 0, limit = (size_t)8 << 30;
+  long long allocs = 0, frees = 0;
+};
+PoolStats pool_stats();
+void pool_reset_peak();
+void pool_set_limit(size_t bytes);
+void pool_trim();                                            // gives cached blocks back, as empty_cache() does
+void pool_record_stream(void* block, StreamId stream);
+void* device_allocator();                                    // c10::Allocator*, untyped to keep torch out of this header
+bool is_pinned(const void* pointer);
+bool pin_range(void* pointer, size_t bytes);                 // as cudaHostRegister: refuses an overlapping range
+bool unpin_range(void* pointer);
+size_t pinned_bytes();
+void register_hooks();
+
+}  // namespace simdev

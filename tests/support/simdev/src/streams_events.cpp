@@ -1,0 +1,203 @@
+// Streams and events: what torch.Stream and torch.Event stand on.
+//
+// A stream is a worker thread with a queue. Only copies (ops.cpp), event records and event waits are queued; kernels run
+// on the calling thread after their stream has been drained, so they are never late themselves. Every wait of the host
+// is counted here, by kind, because an engine that claims "no host synchronisation" must be held to it.
+#include "simdev.h"
+
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace simdev {
+
+Settings settings;
+Counters counters;
+
+void Counters::reset() {
+  for (auto* counter : {&h2d_bytes, &d2h_bytes, &d2d_bytes, &async_copies, &blocking_copies, &kernels, &stream_syncs,
+                        &event_syncs, &device_syncs, &item_syncs, &event_records, &event_waits, &races})
+    *counter = 0;
+}
+
+namespace {
+
+constexpr auto kSim = c10::DeviceType::PrivateUse1;
+thread_local int device_of_thread = 0;
+thread_local StreamId stream_of_thread = 0;
+std::atomic<StreamId> next_stream{1};
+
+class Worker {
+ public:
+  Worker() {
+    std::thread([this] { run(); }).detach();  // workers live as long as the process
+  }
+  void push(std::function<void()> work) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      queue_.push_back(std::move(work));
+    }
+    wake_.notify_one();
+  }
+  bool idle() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return queue_.empty() && !busy_;
+  }
+  void drain() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    idle_.wait(lock, [this] { return queue_.empty() && !busy_; });
+  }
+
+ private:
+  void run() {
+    for (;;) {
+      std::function<void()> work;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [this] { return !queue_.empty(); });
+        work = std::move(queue_.front());
+        queue_.pop_front();
+        busy_ = true;
+      }
+      work();
+      work = nullptr;  // what the closure kept alive goes before the stream counts as idle
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        busy_ = false;
+      }
+      idle_.notify_all();
+    }
+  }
+  std::mutex mutex_;
+  std::condition_variable wake_, idle_;
+  std::deque<std::function<void()>> queue_;
+  bool busy_ = false;
+};
+
+Worker& worker(StreamId id) {
+  static auto* mutex = new std::mutex();
+  static auto* workers = new std::vector<std::unique_ptr<Worker>>();  // leaked: threads may outlive static destructors
+  std::lock_guard<std::mutex> lock(*mutex);
+  while ((StreamId)workers->size() <= id) workers->push_back(std::make_unique<Worker>());
+  return *(*workers)[id];
+}
+
+// One recording of an event. Re-recording makes a new one; waits that were issued earlier keep the old.
+struct Recording {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool done = false;
+  Clock clock;
+  std::chrono::steady_clock::time_point when;
+  void finish() {
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      done = true;
+      when = std::chrono::steady_clock::now();
+    }
+    changed.notify_all();
+  }
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex);
+    changed.wait(lock, [this] { return done; });
+  }
+};
+using Handle = std::shared_ptr<Recording>;
+Handle& handle(void* event) { return *static_cast<Handle*>(event); }
+
+void host_waits_for(StreamId id) {
+  drain(id);
+  race::host_joins(race::snapshot(id));
+}
+
+struct Guard final : c10::impl::DeviceGuardImplInterface {
+  static c10::Device device(c10::DeviceIndex index) { return {kSim, index < 0 ? (c10::DeviceIndex)0 : index}; }
+  static c10::Stream stream(c10::Device d, StreamId id) {
+    return c10::Stream(c10::Stream::UNSAFE, device(d.index()), id);
+  }
+  c10::DeviceType type() const override { return kSim; }
+  c10::DeviceIndex deviceCount() const noexcept override { return (c10::DeviceIndex)settings.devices.load(); }
+  c10::Device getDevice() const override { return device((c10::DeviceIndex)device_of_thread); }
+  void setDevice(c10::Device d) const override { uncheckedSetDevice(d); }
+  void uncheckedSetDevice(c10::Device d) const noexcept override { device_of_thread = d.index() < 0 ? 0 : d.index(); }
+  c10::Device exchangeDevice(c10::Device d) const override {
+    c10::Device old = getDevice();
+    if (d.index() >= 0) device_of_thread = d.index();
+    return old;
+  }
+  c10::Stream getStream(c10::Device d) const override { return stream(d, stream_of_thread); }
+  c10::Stream getDefaultStream(c10::Device d) const override { return stream(d, 0); }
+  c10::Stream getStreamFromGlobalPool(c10::Device d, bool) const override { return stream(d, next_stream++); }
+  c10::Stream getNewStream(c10::Device d, int) const override { return stream(d, next_stream++); }
+  c10::Stream exchangeStream(c10::Stream s) const override {
+    auto old = stream(s.device(), stream_of_thread);
+    stream_of_thread = s.id();
+    return old;
+  }
+  bool queryStream(const c10::Stream& s) const override { return worker(s.id()).idle(); }
+  void synchronizeStream(const c10::Stream& s) const override {
+    counters.stream_syncs++;
+    host_waits_for(s.id());
+  }
+  void synchronizeDevice(const c10::DeviceIndex) const override {
+    counters.device_syncs++;
+    for (StreamId id = 0; id < next_stream; id++) host_waits_for(id);
+  }
+
+  void record(void** event, const c10::Stream& s, const c10::DeviceIndex, const c10::EventFlag) const override {
+    counters.event_records++;
+    if (!*event) *event = new Handle();
+    auto recording = std::make_shared<Recording>();
+    recording->clock = race::snapshot(s.id());
+    handle(*event) = recording;
+    enqueue(s.id(), [recording] { recording->finish(); });
+  }
+  void block(void* event, const c10::Stream& s) const override {
+    if (!event) return;
+    counters.event_waits++;
+    auto recording = handle(event);
+    race::stream_joins(s.id(), recording->clock);
+    enqueue(s.id(), [recording] { recording->wait(); });
+  }
+  bool queryEvent(void* event) const override {
+    if (!event) return true;
+    auto recording = handle(event);
+    std::lock_guard<std::mutex> lock(recording->mutex);
+    if (recording->done) race::host_joins(recording->clock);  // a query that says "done" orders as a wait does
+    return recording->done;
+  }
+  void synchronizeEvent(void* event) const override {
+    counters.event_syncs++;
+    if (!event) return;
+    auto recording = handle(event);
+    recording->wait();
+    race::host_joins(recording->clock);
+  }
+  double elapsedTime(void* first, void* second, const c10::DeviceIndex) const override {
+    auto a = handle(first), b = handle(second);
+    a->wait();
+    b->wait();
+    return std::chrono::duration<double, std::milli>(b->when - a->when).count();
+  }
+  void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override { delete static_cast<Handle*>(event); }
+};
+C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard)
+
+}  // namespace
+
+StreamId current_stream() { return stream_of_thread; }
+int current_device() { return device_of_thread; }
+void set_current_device(int device) { device_of_thread = device; }
+void enqueue(StreamId id, std::function<void()> work) { worker(id).push(std::move(work)); }
+void drain(StreamId id) { worker(id).drain(); }
+void drain_all() {
+  for (StreamId id = 0; id < next_stream; id++) drain(id);
+}
+
+}  // namespace simdev

@@ -1,0 +1,95 @@
+"""The `torch.npu` module: the part of torch.cuda's surface that the app, diffusers and accelerate use of a vendor backend."""
+
+import types
+
+import torch
+
+from . import library
+from .library import lib, stat
+
+
+class Stream(torch.Stream):
+    """torch.npu.Stream(device=..., priority=...) in the manner of torch.cuda.Stream."""
+
+    def __new__(cls, device=None, priority=0, **kwargs):
+        return super().__new__(cls, device=torch.device(device or "npu:0"), priority=priority)
+
+
+class stream:  # noqa: N801 - named as torch.cuda.stream is
+    """Context manager: makes a stream the current one; None does nothing."""
+
+    def __init__(self, wanted):
+        self.wanted = wanted
+
+    def __enter__(self):
+        if self.wanted is not None:
+            self.previous = torch.accelerator.current_stream()
+            torch.accelerator.set_stream(self.wanted)
+        return self.wanted
+
+    def __exit__(self, *exc):
+        if self.wanted is not None:
+            torch.accelerator.set_stream(self.previous)
+
+
+def mem_get_info(device=None):
+    """(free, total); free counts what is not reserved, and is never negative even after the limit was lowered."""
+    limit, reserved = stat("limit"), stat("reserved")
+    return max(0, limit - reserved), limit
+
+
+def memory_stats(device=None):
+    now = library.stats()
+    return {
+        "active_bytes.all.current": now["used"],
+        "allocated_bytes.all.current": now["used"],
+        "allocated_bytes.all.peak": now["peak"],
+        "reserved_bytes.all.current": now["reserved"],
+        "reserved_bytes.all.peak": now["reserved_peak"],
+    }
+
+
+def set_device(device):
+    lib.sim_set_device(device if isinstance(device, int) else torch.device(device).index or 0)
+
+
+def make_module() -> types.ModuleType:
+    module = types.ModuleType("torch.npu")
+    entries = {
+        "device_count": lambda: 1,
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "_is_in_bad_fork": lambda: False,
+        "current_device": lib.sim_current_device,
+        "set_device": set_device,
+        "get_device_name": lambda device=None: "simulated",
+        "is_bf16_supported": lambda *args: True,
+        "get_amp_supported_dtype": lambda: [torch.float16, torch.bfloat16],
+        # one generator, the CPU's: kernels run there
+        "manual_seed": lambda seed: None,
+        "manual_seed_all": lambda seed: None,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "synchronize": lambda device=None: torch.accelerator.synchronize(),
+        "Stream": Stream,
+        "Event": torch.Event,
+        "stream": stream,
+        "current_stream": lambda device=None: torch.accelerator.current_stream(),
+        "empty_cache": lib.sim_trim,
+        "mem_get_info": mem_get_info,
+        "memory_stats": memory_stats,
+        "memory_allocated": lambda device=None: stat("used"),
+        "max_memory_allocated": lambda device=None: stat("peak"),
+        "memory_reserved": lambda device=None: stat("reserved"),
+        "max_memory_reserved": lambda device=None: stat("reserved_peak"),
+        "reset_peak_memory_stats": lambda device=None: library.reset(),
+        # ours, for tests
+        "configure": library.configure,
+        "stats": library.stats,
+        "reset_stats": library.reset,
+        "host_register": lib.sim_host_register,
+        "host_unregister": lib.sim_host_unregister,
+    }
+    for name, value in entries.items():
+        setattr(module, name, value)
+    return module

@@ -1,0 +1,87 @@
+"""Binding of the compiled backend: ctypes in, plain dictionaries out. Knows nothing about ComfyUI or tests."""
+
+import ctypes
+import os
+from pathlib import Path
+
+# The order of `sim_stats` in src/control.cpp.
+STAT_NAMES = (
+    "used",
+    "peak",
+    "reserved",
+    "reserved_peak",
+    "limit",
+    "allocs",
+    "frees",
+    "pinned",
+    "h2d_bytes",
+    "d2h_bytes",
+    "d2d_bytes",
+    "async_copies",
+    "blocking_copies",
+    "kernels",
+    "stream_syncs",
+    "event_syncs",
+    "device_syncs",
+    "item_syncs",
+    "event_records",
+    "event_waits",
+    "races",
+    "bandwidth",
+    "poison",
+    "race",
+)
+MIB = 2**20
+
+
+def _library_path() -> Path:
+    path = os.environ.get("SIMDEV_LIB")
+    if not path:
+        raise ImportError("SIMDEV_LIB does not say where libsimdev.so is; `python3 dev.py setup` builds it")
+    return Path(path)
+
+
+def _open() -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(_library_path()), mode=ctypes.RTLD_GLOBAL)
+    lib.sim_set.argtypes = [ctypes.c_longlong, ctypes.c_longlong, ctypes.c_int, ctypes.c_int]
+    lib.sim_stats.argtypes = [ctypes.POINTER(ctypes.c_longlong), ctypes.c_int]
+    lib.sim_host_register.argtypes = [ctypes.c_void_p, ctypes.c_longlong]
+    lib.sim_host_unregister.argtypes = [ctypes.c_void_p]
+    lib.sim_race_message.restype = ctypes.c_char_p
+    return lib
+
+
+lib = _open()
+
+
+def configure(mb=None, bandwidth=None, poison=None, race=None):
+    """Change settings at run time; None leaves one as it is. `mb` is the memory limit in MiB, `bandwidth` the bytes per
+    second of asynchronous copies (0: as fast as memcpy)."""
+    keep = -1
+    lib.sim_set(
+        keep if mb is None else int(mb * MIB),
+        keep if bandwidth is None else int(bandwidth),
+        keep if poison is None else int(bool(poison)),
+        keep if race is None else int(bool(race)),
+    )
+
+
+def stats() -> dict:
+    """All counters. `host_syncs` sums every wait of the host that a program asked for (stream, event, device);
+    `item_syncs` and `blocking_copies` are the waits that hide in operators."""
+    values = (ctypes.c_longlong * len(STAT_NAMES))()
+    count = lib.sim_stats(values, len(STAT_NAMES))
+    assert count == len(STAT_NAMES), f"libsimdev.so reports {count} counters, this file names {len(STAT_NAMES)}"
+    result = dict(zip(STAT_NAMES, values))
+    result["host_syncs"] = result["stream_syncs"] + result["event_syncs"] + result["device_syncs"]
+    result["race_message"] = lib.sim_race_message().decode()
+    return result
+
+
+def stat(name: str) -> int:
+    return stats()[name]
+
+
+def reset():
+    """Start counting anew: peaks from what is in use now, everything else from zero."""
+    lib.sim_reset()

@@ -1,0 +1,37 @@
+"""Small random-weight model files that the app's own loaders accept. Nothing is downloaded.
+
+`python -m tests.support.tiny_models` lists, makes and measures them; `ensure(...)` makes those that a test needs and
+that set-up has not made. Families are one module each; the registry knows nothing about them.
+"""
+
+import os
+import subprocess
+
+from tests.support.devkit import paths
+from tests.support.devkit.versions import DEFAULT_APP
+
+from . import flux, text_encoders, unets, vaes, video, vision  # noqa: F401 - importing registers the recipes
+from .registry import RECIPES
+
+__all__ = ["RECIPES", "ensure", "file_name", "models_folder"]
+
+
+def models_folder():
+    return paths.MODELS
+
+
+def file_name(name: str) -> str:
+    """What the app's loader widgets call this model."""
+    return RECIPES[name].path.split("/", 1)[1]
+
+
+def ensure(*names: str):
+    """Make the files that are not there yet, in a process of its own: building them imports the app."""
+    absent = [name for name in names if not (paths.MODELS / RECIPES[name].path).is_file()]
+    if not absent:
+        return
+    app = paths.app_tree(os.environ.get("LAYERWISE_COMFYUI", DEFAULT_APP))
+    command = [paths.PYTHON, "-m", "tests.support.tiny_models", "--app", app, "--out", paths.MODELS, *absent]
+    done = subprocess.run([str(word) for word in command], cwd=paths.ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"making {', '.join(absent)} failed:\n{done.stdout}\n{done.stderr[-3000:]}")

@@ -1,0 +1,99 @@
+"""Text encoders. The app hard-codes their dims, so small ones carry theirs as a JSON byte tensor that the shim reads."""
+
+import io
+import json
+import random
+
+import torch
+
+from .fill import BF16, FP16, FP32, build_on_meta, fill, shapes_of
+from .registry import SHIM, recipe
+
+SHIM_KEY = "__tiny_te__"
+T5_DIMS = {"d_model": 64, "d_kv": 32, "num_heads": 2}
+CLIP_L_DIMS = {"num_hidden_layers": 4, "intermediate_size": 256}
+QWEN_DIMS = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 2}
+UMT5_DIMS = {**T5_DIMS, "vocab_size": 512, "d_ff": 10240}
+
+
+def json_tensor(value) -> torch.Tensor:
+    return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _transformer(cls, **model_options):
+    options = {"model_options": model_options} if model_options else {}
+    return build_on_meta(cls, device="meta", dtype=FP32, **options).transformer
+
+
+def clip_l_shapes(prefix: str = "") -> dict:
+    from comfy.sd1_clip import SDClipModel
+
+    return shapes_of(_transformer(SDClipModel), prefix)
+
+
+@recipe("clip_l", "text_encoders/clip_l.safetensors", "CLIP-L in real size")
+def clip_l(seed):
+    return fill(clip_l_shapes(), FP16, seed), {}
+
+
+@recipe("t5_base", "text_encoders/t5_base.safetensors", "T5-base in real size: the smallest unpatched T5", on_demand=True)
+def t5_base(seed):
+    from comfy.text_encoders.sa_t5 import T5BaseModel
+
+    return fill(shapes_of(_transformer(T5BaseModel)), FP16, seed), {}
+
+
+@recipe("clip_l_tiny", "text_encoders/clip_l_tiny.safetensors", "CLIP-L with 4 layers and a narrow MLP", kind=SHIM)
+def clip_l_tiny(seed):
+    from comfy.sd1_clip import SDClipModel
+
+    dims = {"clip_l_model_config": CLIP_L_DIMS}
+    tensors = fill(shapes_of(_transformer(SDClipModel, model_name="clip_l", **dims)), FP16, seed)
+    return {**tensors, SHIM_KEY: json_tensor(dims)}, {}
+
+
+@recipe("t5xxl_tiny", "text_encoders/t5xxl_tiny.safetensors", "24 blocks of d_ff 10240 (both checked), 64 wide", kind=SHIM)
+def t5xxl_tiny(seed):
+    from comfy.text_encoders.sd3_clip import T5XXLModel
+
+    dims = {"t5xxl_model_config": T5_DIMS}
+    tensors = fill(shapes_of(_transformer(T5XXLModel, model_name="t5xxl", **dims)), BF16, seed)
+    return {**tensors, SHIM_KEY: json_tensor(dims)}, {}
+
+
+def _sentencepiece_model(seed: int) -> bytes:
+    """A tokenizer trained on random words: UMT5 files carry theirs."""
+    import sentencepiece
+
+    rng = random.Random(seed)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(rng.choice(letters) for _ in range(rng.randint(2, 8))) for _ in range(400)]
+    sentences = [" ".join(rng.choice(words) for _ in range(12)) for _ in range(800)]
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=written,
+        **{"vocab_size": 400, "character_coverage": 1.0, "model_type": "unigram", "byte_fallback": False},
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2, "num_threads": 1},
+    )
+    return written.getvalue()
+
+
+@recipe("umt5xxl_tiny", "text_encoders/umt5xxl_tiny.safetensors", "UMT5 for Wan, with its own tokenizer", kind=SHIM)
+def umt5xxl_tiny(seed):
+    from comfy.text_encoders.wan import UMT5XXlModel
+
+    dims = {"umt5xxl_model_config": UMT5_DIMS}
+    tensors = fill(shapes_of(_transformer(UMT5XXlModel, model_name="umt5xxl", **dims)), BF16, seed)
+    tokenizer = torch.tensor(list(_sentencepiece_model(seed)), dtype=torch.uint8)
+    return {**tensors, "spiece_model": tokenizer, SHIM_KEY: json_tensor(dims)}, {}
+
+
+@recipe("qwen25vl_tiny", "text_encoders/qwen25vl_tiny.safetensors", "language part, 4 layers, real vocabulary", kind=SHIM)
+def qwen25vl_tiny(seed):
+    from comfy.text_encoders.qwen_image import Qwen25_7BVLIModel
+
+    dims = {"qwen25_7b_model_config": QWEN_DIMS}
+    transformer = _transformer(Qwen25_7BVLIModel, model_name="qwen25_7b", **dims)
+    shapes = {key: shape for key, shape in shapes_of(transformer).items() if not key.startswith("visual.")}
+    return {**fill(shapes, BF16, seed), SHIM_KEY: json_tensor(dims)}, {}

@@ -1,0 +1,73 @@
+"""Wan, LTXV and Qwen-Image diffusion models.
+
+Wan takes any constructor argument, and LTXV all of them, from the file's safetensors metadata `config`; Qwen-Image's
+widths are hard-coded by the app, so its small file needs the shim.
+"""
+
+import json
+
+from .fill import BF16, FP16, fill, on_meta_kwargs, shapes_of
+from .registry import SHIM, recipe
+
+WAN_DIM = {"dim": 256, "ffn_dim": 512, "num_heads": 2}
+
+
+def _wan(seed, channels: int, blocks: int, text_width: int):
+    from comfy.ldm.wan.model import WanModel
+
+    model = WanModel(
+        model_type="t2v",
+        **{"in_dim": channels, "out_dim": channels, "num_layers": blocks, "text_dim": text_width},
+        **WAN_DIM,
+        **on_meta_kwargs(),
+    )
+    metadata = {"config": json.dumps({"transformer": {"text_dim": text_width}})}
+    return fill(shapes_of(model), FP16, seed), metadata
+
+
+@recipe("wan_tiny", "diffusion_models/wan_tiny.safetensors", "Wan 2.1 t2v, 6 blocks, text width 768")
+def wan_tiny(seed):
+    return _wan(seed, channels=16, blocks=6, text_width=768)
+
+
+@recipe("wan_tiny_low", "diffusion_models/wan_tiny_low.safetensors", "a second expert: as wan_tiny, other weights")
+def wan_tiny_low(seed):
+    return _wan(seed + 1, channels=16, blocks=6, text_width=768)
+
+
+@recipe("wan_tiny_ctx64", "diffusion_models/wan_tiny_ctx64.safetensors", "text width 64: pairs with umt5xxl_tiny")
+def wan_tiny_ctx64(seed):
+    return _wan(seed, channels=16, blocks=6, text_width=64)
+
+
+@recipe("wan22_5b_tiny", "diffusion_models/wan22_5b_tiny.safetensors", "Wan 2.2 TI2V layout: 48 latent channels, 4 blocks")
+def wan22_5b_tiny(seed):
+    return _wan(seed, channels=48, blocks=4, text_width=768)
+
+
+LTXV = {
+    **{"num_layers": 6, "attention_head_dim": 64, "num_attention_heads": 4},
+    **{"cross_attention_dim": 256, "caption_channels": 64},
+}
+
+
+@recipe("ltxv_tiny", "diffusion_models/ltxv_tiny.safetensors", "LTXV, 6 blocks, text width 64: pairs with t5xxl_tiny")
+def ltxv_tiny(seed):
+    from comfy.ldm.lightricks.model import LTXVModel
+
+    model = LTXVModel(in_channels=128, **LTXV, **on_meta_kwargs())
+    return fill(shapes_of(model), BF16, seed), {"config": json.dumps({"transformer": LTXV})}
+
+
+QWEN_TEXT_WIDTH = 256
+QWEN_IMAGE = {"num_attention_heads": 2, "attention_head_dim": 128, "joint_attention_dim": QWEN_TEXT_WIDTH}
+
+
+@recipe("qwen_image_tiny", "diffusion_models/qwen_image_tiny.safetensors", "6 blocks; pairs with qwen25vl_tiny", kind=SHIM)
+def qwen_image_tiny(seed):
+    from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+
+    model = QwenImageTransformer2DModel(
+        image_model="qwen_image", in_channels=64, num_layers=6, **QWEN_IMAGE, **on_meta_kwargs()
+    )
+    return fill(shapes_of(model), BF16, seed), {"tiny_unet_config": json.dumps(QWEN_IMAGE)}
