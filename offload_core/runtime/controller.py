@@ -1,9 +1,10 @@
 """One component under layerwise offload: puts a plan into effect on a module, changes it, and takes it off again.
 
-    attach   host masters are built, the layers' calls are interposed; nothing is on the device yet
-    load     a plan takes effect: loose tensors and the ring come to the device, residents with their first visit
-    unload   the device is given back; the module is whole on the host, and stays attached
-    detach   the module is as it was: the same parameter objects, its own forward
+    attach   host masters are built: the parameters look into them; the module is an ordinary one on the host
+    load     a plan takes effect: the layers' calls are interposed, loose tensors and the ring come to the device,
+             residents with their first visit
+    unload   the device is given back; the module is an ordinary one on the host again, for anybody to use
+    detach   the masters are nobody's any more: the same parameter objects, values included
 
 The controller obeys: which layer streams, where it lies in the ring and how large that is, the plan says. It knows
 nothing about the app.
@@ -58,8 +59,8 @@ class OffloadController:
         self.inventory: Inventory = found.inventory(component)
         port = queue.port
         self.layers = [Layer(index, layer, port, pinned) for index, layer in enumerate(found.layers)]
-        streamed = {id(p) for layer in (*found.layers, *found.tables) for p in layer.parameters}
-        self._loose = LooseTensors(root, streamed)
+        self._streamed_ids = {id(p) for layer in (*found.layers, *found.tables) for p in layer.parameters}
+        self._loose = LooseTensors(root, self._streamed_ids)
         self.prefetcher = Prefetcher(port, self.layers)
         self.prefetcher.may_use_ring = self._may_use_ring
         self._offsets: list[int] = []
@@ -69,8 +70,6 @@ class OffloadController:
             *(HostGather(table.module) for table in found.tables),
             *(PassBoundary(module, method, self.prefetcher) for module, method in entries or ((root, "forward"),)),
         ]
-        for interposed in self._interposed:
-            interposed.install()
 
     # ------------------------------------------------------------------ state
 
@@ -91,7 +90,9 @@ class OffloadController:
         """What the component holds on the device now: its ring, the residents that have arrived, the loose tensors."""
         if self.plan is None:
             return 0
-        residents = sum(layer.nbytes for layer in self.layers if layer.keep_resident and layer.device_buffer is not None)
+        residents = sum(
+            layer.nbytes for layer in self.layers if layer.keep_resident and layer.device_buffer is not None
+        )
         return self.plan.ring_bytes + residents + (self._loose.nbytes if self._loose.loaded else 0)
 
     def pinned_bytes(self) -> int:
@@ -113,6 +114,8 @@ class OffloadController:
         if self.is_running():
             raise PlanError(f"{self.component}: asked for a new plan while a layer is running; do it between passes")
         self.prefetcher.forget_look_ahead()
+        if self.plan is None:
+            self._take_hold()
         try:
             self._release_demoted(plan)
             self._loose.load(self.queue.port)
@@ -133,13 +136,32 @@ class OffloadController:
             layer.overlaps = ()
         self._offsets, self._streamed = [], []
         self._loose.unload()
+        self._let_go()
         self.plan = None
+
+    def _take_hold(self) -> None:
+        """Stand before the layers' calls. Whoever used the module meanwhile may have moved or replaced parameters."""
+        for layer in self.layers:
+            if not layer.take_hold():
+                self._let_go()
+                raise PlanError(
+                    f"{self.component}: asked to load; found that a weight of {layer.name} has been replaced by one of "
+                    "another shape or type since it was attached; detach and attach the module again"
+                )
+        masters = {id(p) for layer in self.layers for p in layer.host.parameters}
+        self._loose = LooseTensors(self.root, self._streamed_ids | masters)
+        for interposed in self._interposed:
+            interposed.install()
+
+    def _let_go(self) -> None:
+        for interposed in reversed(self._interposed):
+            interposed.remove()
+        for layer in self.layers:
+            layer.let_go()
 
     def detach(self) -> None:
         """Leave the module as it was found: the same parameter objects, values included, and its own forward."""
         self.unload()
-        for interposed in reversed(self._interposed):
-            interposed.remove()
         self._interposed = []
         for layer in self.layers:
             layer.close(self.queue.port)

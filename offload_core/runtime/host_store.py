@@ -83,8 +83,35 @@ class HostLayer:
                 view = slot.view(self.buffer)
                 view.copy_(parameter.data)
                 parameter.data = view
-        for parameter in parameters:
+
+    def take_hold(self) -> None:
+        """From now on the parameters lend their values (see `HostParameter`)."""
+        for parameter in self.parameters:
             adopt(parameter, self.touches)
+
+    def let_go(self) -> None:
+        """The parameters are plain ones again, still looking into the buffer."""
+        for parameter in self.parameters:
+            release(parameter)
+
+    def reclaim(self, position: int, parameter: nn.Parameter) -> bool:
+        """Make sure that `parameter` is the master at `position`, after somebody else may have moved or replaced it.
+
+        Its value is taken over. False if it no longer has the shape and type the layer was planned with.
+        """
+        slot = self.layout.slots[position]
+        if parameter.shape != slot.shape or parameter.dtype != slot.dtype or not is_plain(parameter):
+            return False
+        with torch.inference_mode(False), torch.no_grad():
+            view = slot.view(self.buffer)
+            if parameter.device.type != "cpu" or parameter.data_ptr() != view.data_ptr():
+                view.copy_(parameter.data)
+                if parameter.device.type != "cpu":  # torch lets no back end's tensor change places with a CPU one
+                    parameter = nn.Parameter(view, requires_grad=False)
+                else:
+                    parameter.data = view
+        self.parameters[position] = parameter
+        return True
 
     def write(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Change a master. The caller has made sure that nothing is in flight from it and no copy of it is in use."""
@@ -92,10 +119,9 @@ class HostLayer:
             parameter.data.copy_(value)
 
     def close(self, port: DevicePort) -> None:
-        """Unlock the bytes and make the parameters plain again. They keep their values, and the buffer, alive."""
+        """Unlock the bytes. The parameters keep their values, and the buffer, alive."""
+        self.let_go()
         port.host_release(self.buffer)
-        for parameter in self.parameters:
-            release(parameter)
 
     def device_views(self, buffer: torch.Tensor) -> list[nn.Parameter]:
         """The layer's parameters as views into a device buffer: built once per plan, swapped in on every visit."""

@@ -25,11 +25,15 @@ class Interposed:
     def __init__(self, module: nn.Module, method: str = "forward") -> None:
         self.module = module
         self.method = method
-        self._had = vars(module).get(method)
+        self._had: Any = None
         self.call: Callable[..., Any] = getattr(module, method)
 
     def install(self) -> None:
-        vars(self.module)[self.method] = self
+        """Stand in front of whatever is there now. Idempotent."""
+        if vars(self.module).get(self.method) is not self:
+            self._had = vars(self.module).get(self.method)
+            self.call = getattr(self.module, self.method)
+            vars(self.module)[self.method] = self
 
     def remove(self) -> None:
         """Put back what was there, unless somebody has since put something in front of us: then stay, harmlessly."""

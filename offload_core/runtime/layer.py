@@ -116,6 +116,29 @@ class Layer:
         self.read_since_copy = False
         self.timed = False
 
+    def take_hold(self) -> bool:
+        """Make the module's parameters the layer's masters, whatever happened to them since `let_go`.
+
+        False if one of them is no longer what the layer was made for.
+        """
+        positions = {id(parameter): position for position, parameter in enumerate(self.host.parameters)}
+        bindings = []
+        for params, name, host in self.host_bindings:
+            position = positions[id(host)]
+            current = params.get(name)
+            if current is None or not self.host.reclaim(position, current):
+                return False
+            master = self.host.parameters[position]
+            params[name] = master
+            bindings.append((params, name, master))
+        self.host_bindings = bindings
+        self.host.take_hold()
+        return True
+
+    def let_go(self) -> None:
+        """The module is an ordinary one again, on the host."""
+        self.host.let_go()
+
     def swap_in(self) -> None:
         for params, name, parameter in self.device_bindings:
             params[name] = parameter
