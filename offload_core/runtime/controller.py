@@ -59,8 +59,8 @@ class OffloadController:
         self.inventory: Inventory = found.inventory(component)
         port = queue.port
         self.layers = [Layer(index, layer, port, pinned) for index, layer in enumerate(found.layers)]
-        self._streamed_ids = {id(p) for layer in (*found.layers, *found.tables) for p in layer.parameters}
-        self._loose = LooseTensors(root, self._streamed_ids)
+        self._tables = found.tables
+        self._loose = self._find_loose()
         self.prefetcher = Prefetcher(port, self.layers)
         self.prefetcher.may_use_ring = self._may_use_ring
         self._offsets: list[int] = []
@@ -87,7 +87,7 @@ class OffloadController:
         return {layer.name: layer.host.touches.count for layer in self.layers if layer.host.touches.count}
 
     def device_bytes(self) -> int:
-        """What the component holds on the device now: its ring, the residents that have arrived, the loose tensors."""
+        """What the component holds on the device now: its ring, its residents, the loose tensors."""
         if self.plan is None:
             return 0
         residents = sum(
@@ -148,10 +148,13 @@ class OffloadController:
                     f"{self.component}: asked to load; found that a weight of {layer.name} has been replaced by one of "
                     "another shape or type since it was attached; detach and attach the module again"
                 )
-        masters = {id(p) for layer in self.layers for p in layer.host.parameters}
-        self._loose = LooseTensors(self.root, self._streamed_ids | masters)
+        self._loose = self._find_loose()
         for interposed in self._interposed:
             interposed.install()
+
+    def _find_loose(self) -> LooseTensors:
+        masters = {id(p) for layer in self.layers for p in layer.host.parameters}
+        return LooseTensors(self.root, masters | {id(p) for table in self._tables for p in table.module.parameters()})
 
     def _let_go(self) -> None:
         for interposed in reversed(self._interposed):
@@ -187,10 +190,9 @@ class OffloadController:
         self._refetch(layer)
 
     def _refetch(self, layer: Layer) -> None:
-        """The device copy of a layer is out of date: fetch it again on its next visit."""
-        if layer.keep_resident:
-            layer.unbind()
+        """The device copy of a layer is out of date: fetch it again on its next visit, after its last reader."""
         layer.valid = False
+        self.queue.fence()
 
     def _layer_of(self, parameter: nn.Parameter) -> Layer | None:
         for layer in self.layers:
@@ -226,7 +228,12 @@ class OffloadController:
                     layer.unbind()
                     layer.overlaps = ()
                     layer.keep_resident = True
-                    if self.queue.port.shares_host_memory:
+                    # The memory is taken now, so that what the device has left is true; the bytes come in the order
+                    # of the first pass.
+                    if not self.queue.port.shares_host_memory:
+                        with torch.inference_mode(False):
+                            layer.bind(self.queue.port.empty(layer.nbytes))
+                    else:
                         layer.device_buffer, layer.valid = layer.host.buffer, True  # the master is where it is needed
             else:
                 assert planned.offset is not None  # check_plan and the planner see to it
@@ -234,6 +241,7 @@ class OffloadController:
                 self._offsets.append(planned.offset)
         link_overlaps(self._streamed, self._offsets)
         self.queue.lease(self, plan.ring_bytes)
+        self.queue.fence()
 
     # ------------------------------------------------------------------ the queue's lessee
 

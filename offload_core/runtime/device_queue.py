@@ -74,11 +74,18 @@ class DeviceQueue:
             if holder.is_running():
                 return False
             holder.give_up_ring()
-        # Everything read from the arena so far comes before everything written to it from now on.
-        self.port.record_compute(self._fence)
-        self.port.copy_waits(self._fence)
+        self.fence()
         self._holder = weakref.ref(lessee)
         return True
+
+    def fence(self) -> None:
+        """Every kernel issued so far comes before every copy issued from now on.
+
+        For the moments when memory changes hands: another lessee, another layout, or fresh memory that a kernel
+        which is still queued may have given back.
+        """
+        self.port.record_compute(self._fence)
+        self.port.copy_waits(self._fence)
 
     def _move(self, nbytes: int) -> None:
         """Replace the arena. The host waits for the copy lane: the old bytes go back to the allocator."""

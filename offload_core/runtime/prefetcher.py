@@ -58,7 +58,6 @@ class Prefetcher:
         self._last_trace: list[Layer] = []
         self._wrong_guesses = 0
         self._timing = False
-        self._fence = port.event()
 
     # ------------------------------------------------------------------ passes
 
@@ -160,10 +159,7 @@ class Prefetcher:
             if not layer.valid:
                 if not self._ring_is_ours or layer.in_use or not _out_of_the_way(layer):
                     return
-                try:
-                    self._issue(layer)
-                except torch.OutOfMemoryError:
-                    return  # a resident that does not fit now is asked for again, loudly, on its own visit
+                self._issue(layer)
             layer.pending += 1
             self._ahead += 1
             position += 1
@@ -171,8 +167,6 @@ class Prefetcher:
     def _issue(self, layer: Layer) -> None:
         """Queue the copy of a layer. What it overlaps is out of the way."""
         port = self.port
-        if layer.device_buffer is None:
-            self._allocate_resident(layer)
         for other in layer.overlaps:
             other.valid = False
             if other.read_since_copy:
@@ -189,14 +183,6 @@ class Prefetcher:
         layer.valid = True
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
-
-    def _allocate_resident(self, layer: Layer) -> None:
-        """A resident gets its memory when its first copy is issued, not before: residents arm in execution order."""
-        with torch.inference_mode(False):
-            layer.bind(self.port.empty(layer.nbytes))
-        # Fresh memory may be what a kernel that is still queued has just given back: the copy must come after it.
-        self.port.record_compute(self._fence)
-        self.port.copy_waits(self._fence)
 
     def forget_look_ahead(self) -> None:
         """Nothing is counted on any more. What was copied stays valid until it is overwritten."""
