@@ -1,0 +1,262 @@
+"""What stands behind our patchers: one per underlying module, shared by all clones.
+
+It owns the controller (host masters, plan, ring lease) and knows which patch set the masters hold. Patchers come and go
+with the graph; this lives as long as the module.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import Any
+
+import comfy.ops
+import torch
+
+from ..offload_core.errors import OffloadError
+from ..offload_core.plan import Plan
+from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
+from ..offload_core.runtime import OffloadController, discover
+from ..offload_core.runtime.interpose import Interposed
+from ..offload_core.settings import ComponentSettings
+from .device import queue_for
+from .memory import DeviceAllowance, device_allowance, may_pin
+from .weights import Applied
+
+log = logging.getLogger(__name__)
+
+_ATTRIBUTE = "layerwise_offload_component"
+
+_EXPECTED_PASSES = 20
+"""Passes of a diffusion model in one use, when nobody has counted yet: a usual number of sampler steps."""
+
+_live: weakref.WeakSet[Component] = weakref.WeakSet()
+
+
+class Component:
+    """One module under layerwise offload inside the app. Light until `attach`, and again after `close`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.source = ""
+        self.warnings: list[str] = []
+        self.applied: Applied = {}
+        self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Our patchers over the module; the last one to go closes the component."""
+        self._controller: OffloadController | None = None
+        self._mover: _ForeignMove | None = None
+        self._planned_for: tuple[Any, ...] | None = None
+        self._last_plan: Plan | None = None
+        self._peak_device_bytes = 0
+        _live.add(self)
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, name: str) -> Component:
+        """The component of an app model, made if it has none."""
+        component = vars(model).get(_ATTRIBUTE)
+        if component is None:
+            component = cls(name)
+            vars(model)[_ATTRIBUTE] = component
+        return component
+
+    @property
+    def controller(self) -> OffloadController:
+        if self._controller is None:
+            raise OffloadError(f"{self.name}: asked for its layers; found it not attached; load it first")
+        return self._controller
+
+    @property
+    def attached(self) -> bool:
+        return self._controller is not None
+
+    @property
+    def loaded(self) -> bool:
+        return self._controller is not None and self._controller.loaded
+
+    def attach(self, model: torch.nn.Module, device: torch.device) -> None:
+        """Build the host masters. Weights that are not on the host come there. Idempotent."""
+        if self._controller is not None:
+            return
+        _fill_in_missing(model)
+        if any(p.device.type not in ("cpu", "meta") for p in model.parameters()):
+            model.to("cpu")
+        self.source = self.source or type(model).__name__
+        self.device = device
+        found = discover(model)
+        streamable = sum(layer.nbytes for layer in found.layers)
+        pinned = may_pin(streamable)
+        if not pinned:
+            self.warn(f"{streamable / 1e9:.2f} GB of page-locked memory are not to be had: copies are slower")
+        inner = getattr(model, "diffusion_model", model)
+        self._controller = OffloadController(
+            model, queue_for(device), component=self.name, discovery=found, entries=[(inner, "forward")], pinned=pinned
+        )
+        self._mover = _ForeignMove(model, self)
+
+    def close(self) -> None:
+        """The module is nobody's but the app's again: on the host, with the values it has now."""
+        if self._controller is not None:
+            self.unload()
+            self._controller.detach()
+            vars(self._controller.root).pop(_ATTRIBUTE, None)
+            self._controller, self._mover = None, None
+
+    # ------------------------------------------------------------------ sizes
+
+    @property
+    def total_bytes(self) -> int:
+        inventory = self.controller.inventory
+        return inventory.loose_bytes + sum(layer.bytes for layer in inventory.layers)
+
+    def device_bytes(self) -> int:
+        """What it holds on the device now."""
+        return 0 if self._controller is None else self._controller.device_bytes()
+
+    def wanted_bytes(self, settings: ComponentSettings) -> int:
+        """What to ask the app for before loading: the budget if one is set, else all of it."""
+        budget = settings.value("budget_bytes")
+        return min(budget, self.total_bytes) if isinstance(budget, int) else self.total_bytes
+
+    # ------------------------------------------------------------------ loading
+
+    def load(self, settings: ComponentSettings, offered_bytes: float) -> None:
+        """Load within what `settings` or else the app allow; a plan that is still right is kept."""
+        allowance = device_allowance(settings, self.device, offered_bytes)
+        wishes = (settings.value("placement"), settings.value("budget_bytes"), settings.value("ring_bytes"))
+        if self.loaded and self._planned_for == wishes and self._still_good(settings, allowance):
+            return
+        self._put_into_effect(self._plan(settings, allowance))
+        self._planned_for = wishes
+        assert self._mover is not None
+        self._mover.install()
+
+    def unload(self) -> None:
+        """Give the device back. Nothing is copied."""
+        if self._controller is not None and self._mover is not None:
+            self._mover.remove()
+            self._controller.unload()
+
+    def give_back(self, settings: ComponentSettings, nbytes: int) -> int:
+        """Demote residents so that at least `nbytes` come free. Returns the bytes freed, 0 if that much is not there."""
+        held = self.device_bytes()
+        smallest = smallest_budget(self.controller.inventory) if held else 0
+        if held - nbytes < smallest or settings.value("placement") == "resident":
+            return 0
+        allowance = DeviceAllowance(held - nbytes, f"{nbytes / 1e9:.2f} GB given back to the app")
+        self._put_into_effect(self._plan(settings.without("node").without("options"), allowance))
+        self._planned_for = None  # what is offered next time counts afresh
+        return held - self.device_bytes()
+
+    def _put_into_effect(self, plan: Plan) -> None:
+        self.controller.load(plan)
+        self._last_plan = plan
+        self._peak_device_bytes = max(self._peak_device_bytes, self.device_bytes())
+        log.info("Layerwise Offload, %s:\n%s", self.source, plan.to_text())
+
+    def _still_good(self, settings: ComponentSettings, allowance: DeviceAllowance) -> bool:
+        """Whether the plan in effect suits the allowance, or nearly enough not to move anything."""
+        plan = self.controller.plan
+        if settings.is_explicitly_set("budget_bytes") or allowance.budget_bytes is None or plan is None:
+            return True
+        spare = allowance.budget_bytes - plan.device_bytes
+        largest = max((plan.layers[index].bytes for index in plan.streamed), default=None)
+        return largest is None or 0 <= spare < 2 * largest
+
+    def _plan(self, settings: ComponentSettings, allowance: DeviceAllowance, **changes: Any) -> Plan:
+        """The plan for a budget. One nobody set is raised to what is needed at least, and a warning says so."""
+        inventory = self.controller.inventory
+        budget = allowance.budget_bytes
+        resident = settings.value("placement") == "resident"
+        if budget is None:
+            budget = self.total_bytes
+        if not settings.is_explicitly_set("budget_bytes"):
+            needed = self.total_bytes if resident else smallest_budget(inventory)
+            if budget < needed:
+                self.warn(f"{allowance.reason}, less than the {needed / 1e9:.2f} GB needed; using these all the same")
+                budget = needed
+        elif "clamped" in allowance.reason:
+            self.warn(allowance.reason)
+        ring = settings.value("ring_bytes")
+        request = PlanRequest(
+            **{
+                "inventory": inventory,
+                "device": str(self.device),
+                "budget_bytes": budget,
+                "ring_bytes": ring if isinstance(ring, int) else None,
+                "passes": _EXPECTED_PASSES,
+                "placement": "resident" if resident else "layerwise",
+                **changes,
+            }
+        )
+        return make_plan(request)
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+            log.warning("Layerwise Offload: %s: %s", self.source, text)
+
+    # ------------------------------------------------------------------ report
+
+    def report(self) -> dict[str, Any] | None:
+        """Plan and run summary as plain data; None if it has never been loaded."""
+        controller, plan = self._controller, self._last_plan
+        if controller is None or plan is None:
+            return None
+        summary = controller.counters.as_dict() | {
+            "peak_device_bytes": self._peak_device_bytes,
+            "device_bytes": self.device_bytes(),
+            "ring_bytes": plan.ring_bytes,
+            "resident_bytes": plan.resident_bytes,
+            "loose_bytes": plan.loose_bytes,
+            "pinned_bytes": controller.pinned_bytes(),
+        }
+        warnings = list(self.warnings)
+        if touched := controller.outside_touches:
+            names = ", ".join(sorted(touched)[:3])
+            warnings.append(
+                f"weights of {len(touched)} layers ({names}, ...) used outside their layer's call: copied each time"
+            )
+        return {
+            "component": self.name,
+            "model": self.source,
+            "loaded": controller.loaded,
+            "plan": plan.to_json(),
+            "plan_text": plan.to_text(),
+            "summary": summary,
+            "warnings": warnings,
+        }
+
+
+class _ForeignMove(Interposed):
+    """Before anybody else moves the whole module, the device is given back and the module made an ordinary one.
+
+    The app's own patchers over the same module (a MODEL that went into our Apply node and also elsewhere) do that.
+    """
+
+    __slots__ = ("component",)
+
+    def __init__(self, model: torch.nn.Module, component: Component) -> None:
+        super().__init__(model, "to")
+        self.component = component
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.call
+        self.component.unload()
+        return call(*args, **kwargs)
+
+
+def live_reports() -> list[dict[str, Any]]:
+    """The reports of all components that have been loaded and still exist, in the order of their names."""
+    reports = [report for component in list(_live) if (report := component.report()) is not None]
+    return sorted(reports, key=lambda report: (report["component"], report["model"]))
+
+
+def _fill_in_missing(model: torch.nn.Module) -> None:
+    """Give weights that no file brought their values, as the app does when it loads a module."""
+    zero_init = getattr(comfy.ops.disable_weight_init, "_zero_init_parameter", None)
+    if zero_init is not None:
+        for module in model.modules():
+            if hasattr(module, "comfy_cast_weights"):
+                for name, parameter in module.named_parameters(recurse=False):
+                    if parameter.is_meta:
+                        zero_init(module, name)

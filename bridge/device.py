@@ -1,0 +1,35 @@
+"""One device queue per device, shared by every component that streams there, gone with the last of them."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+import comfy.model_management as mm
+import torch
+
+from ..offload_core.runtime import DeviceQueue, port_for
+
+_queues: weakref.WeakValueDictionary[str, DeviceQueue] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def queue_for(device: torch.device) -> DeviceQueue:
+    """The queue of `device`. Components hold it; nobody else does."""
+    with _lock:
+        queue = _queues.get(str(device))
+        if queue is None:
+            port = port_for(device)
+            queue = DeviceQueue(port)
+            weakref.finalize(queue, port.close)
+            _queues[str(device)] = queue
+        return queue
+
+
+def streams_to(device: torch.device) -> bool:
+    """Whether there is anything to stream to: a device with memory of its own."""
+    return not mm.is_device_cpu(device)
+
+
+def total_bytes(device: torch.device) -> int:
+    return int(mm.get_total_memory(device))

@@ -1,0 +1,182 @@
+"""The patcher that the app sees: an ordinary ModelPatcher whose weights are streamed instead of moved.
+
+Clones carry settings and patches; everything that belongs to the weights hangs on the component behind the module. With
+the placement `whole`, or on a device without memory of its own, every method is the app's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_patcher
+import torch
+
+from ..offload_core.errors import OffloadError
+from ..offload_core.settings import ComponentSettings
+from . import weights
+from .component import Component
+from .device import streams_to
+
+
+class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
+    """A ModelPatcher that keeps the weights on the host and streams them layer by layer."""
+
+    component_name = "dit"
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        load_device: torch.device,
+        offload_device: torch.device,
+        size: int = 0,
+        weight_inplace_update: bool = False,
+    ) -> None:
+        super().__init__(model, load_device, offload_device, size, weight_inplace_update)
+        self.join_component()
+
+    def join_component(self) -> None:
+        """Become one of the patchers of the module's component, with nothing set."""
+        self.offload_settings = ComponentSettings(self.component_name)
+        self.component = Component.of(self.model, self.component_name)
+        self.component.patchers.add(self)
+
+    @property
+    def streams(self) -> bool:
+        """Whether this patcher does anything but what the app's does."""
+        return streams_to(self.load_device) and self.offload_settings.value("placement") not in ("whole", "cpu")
+
+    def clone(self, *args: Any, **kwargs: Any) -> LayerwiseModelPatcher:
+        clone = super().clone(*args, **kwargs)
+        clone.offload_settings = self.offload_settings
+        return clone
+
+    # ------------------------------------------------------------------ sizes, as the app's accounting wants them
+
+    def model_size(self) -> int:
+        """Device bytes this model wants: what it holds once loaded, so that nobody is evicted for more."""
+        if not self.streams:
+            return super().model_size()
+        if self.component.loaded:
+            return self.component.device_bytes()
+        budget = self.offload_settings.value("budget_bytes")
+        whole = super().model_size()
+        return min(budget, whole) if isinstance(budget, int) else whole
+
+    def loaded_size(self) -> int:
+        return self.component.device_bytes() if self.streams else super().loaded_size()
+
+    # ------------------------------------------------------------------ loading and unloading
+
+    def load(
+        self,
+        device_to: torch.device | None = None,
+        lowvram_model_memory: float = 0,
+        force_patch_weights: bool = False,
+        full_load: bool = False,
+    ) -> None:
+        if not self.streams or device_to is None:
+            super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
+            return
+        with self.use_ejected():
+            self.unpatch_hooks()
+            component = self.component
+            component.attach(self.model, self.load_device)
+            if self.model.current_weight_patches_uuid != self.patches_uuid or force_patch_weights:
+                component.unload()
+                component.applied = weights.apply_patches(self, component.controller, component.applied, device_to)
+            self._prepare_modules(device_to)
+            component.load(self.offload_settings, 10**30 if full_load else lowvram_model_memory)
+            self._tell_model(device_to)
+            for callback in self.get_all_callbacks(comfy.model_patcher.CallbacksMP.ON_LOAD):
+                callback(self, device_to, lowvram_model_memory, force_patch_weights, full_load)
+            self.apply_hooks(self.forced_hooks, force_apply=True)
+
+    def _prepare_modules(self, device: torch.device) -> None:
+        """What the app does to each module it loads whole: weights cast where asked, weight functions in place."""
+        for name, module in self.model.named_modules():
+            if not hasattr(module, "comfy_cast_weights"):
+                continue
+            comfy.model_patcher.wipe_lowvram_weight(module)
+            module.comfy_force_cast_weights = self.force_cast_weights
+            if self.force_cast_weights:
+                module.prev_comfy_cast_weights = module.comfy_cast_weights
+                module.comfy_cast_weights = True
+            for kind in ("weight", "bias"):
+                functions = self.weight_wrapper_patches.get(f"{name}.{kind}")
+                if functions:
+                    getattr(module, f"{kind}_function").extend(functions)
+            comfy.model_patcher.move_weight_functions(module, device)
+            module.comfy_patched_weights = True
+
+    def _tell_model(self, device: torch.device) -> None:
+        model = self.model
+        model.device = device
+        model.model_lowvram = False
+        model.lowvram_patch_counter = 0
+        model.model_loaded_weight_memory = self.component.device_bytes()
+        model.model_offload_buffer_memory = 0
+        model.current_weight_patches_uuid = self.patches_uuid
+
+    def partially_load(
+        self, device_to: torch.device, extra_memory: float = 0, force_patch_weights: bool = False
+    ) -> int:
+        if not self.streams:
+            return super().partially_load(device_to, extra_memory, force_patch_weights)
+        with self.use_ejected(skip_and_inject_on_exit_only=True):
+            before = self.loaded_size()
+            super().unpatch_model(None, unpatch_weights=False)  # another clone's objects, not its weights
+            self.patch_model(load_weights=False)
+            try:
+                self.load(device_to, before + extra_memory, force_patch_weights)
+            except BaseException:
+                self.detach()
+                raise
+            return self.loaded_size() - before
+
+    def partially_unload(
+        self, device_to: torch.device, memory_to_free: float = 0, force_patch_weights: bool = False
+    ) -> int:
+        if not self.streams or not self.component.loaded:
+            return super().partially_unload(device_to, memory_to_free, force_patch_weights)
+        freed = self.component.give_back(self.offload_settings, int(memory_to_free))
+        self.model.model_loaded_weight_memory = self.component.device_bytes()
+        return freed
+
+    def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> None:
+        if not self.streams:
+            self.component.unload()
+            super().unpatch_model(device_to, unpatch_weights)
+            return
+        if unpatch_weights and self.component.attached:
+            self.eject_model()
+            self.unpatch_hooks()
+            self.component.unload()
+            weights.restore_all(self, self.component.controller)
+            self.component.applied = {}
+            model = self.model
+            model.current_weight_patches_uuid = None
+            model.model_loaded_weight_memory = 0
+            model.device = self.offload_device
+            for module in model.modules():
+                vars(module).pop("comfy_patched_weights", None)
+        super().unpatch_model(None, unpatch_weights=False)
+
+    def __del__(self) -> None:
+        component = self.__dict__.get("component")
+        if component is None:
+            return
+        component.patchers.discard(self)
+        self.eject_model()
+        if not component.patchers:
+            component.close()
+
+    # ------------------------------------------------------------------ what is refused
+
+    def patch_hooks(self, hooks: Any) -> None:
+        """Weight hooks (scheduled LoRA) rewrite weights in the middle of a run: not while they are streamed."""
+        if hooks is not None and self.streams and self.get_combined_hook_patches(hooks):
+            raise OffloadError(
+                "asked for weight hooks (a scheduled LoRA) on a model under layerwise offload; found that they rewrite "
+                "weights during sampling, which streaming cannot follow yet; set the placement to whole for this model"
+            )
+        super().patch_hooks(hooks)

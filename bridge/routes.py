@@ -1,0 +1,21 @@
+"""HTTP routes of the pack: read-only, JSON, no arguments."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from server import PromptServer
+
+from .component import live_reports
+
+REPORT_SCHEMA = 1
+
+
+def register() -> None:
+    """Add the routes to the running server. Called once, before the app freezes its route table."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.routes.get("/layerwise_offload/report")(_report)
+
+
+async def _report(request: web.Request) -> web.Response:
+    return web.json_response({"schema": REPORT_SCHEMA, "components": live_reports()})
