@@ -1,9 +1,9 @@
 """Is this plan sound? Verifies a plan without trusting, or sharing code with, whoever made it.
 
-Re-derives everything from the plan alone: that each layer has exactly one place inside the ring or stays, that the sums
-are the sums, that the budget is kept, that every visit finds its layer, and that whenever two layers can be alive at once
-in the same ring bytes there is an order between them. Brute force where brute force is clearest. Takes nonsense without
-raising: a wrong type is a finding too.
+Re-derives everything from the plan alone: that each layer has exactly one place inside the ring or stays, that the
+sums are the sums, that the budget is kept, that every visit finds its layer, and that whenever two layers can be alive
+at once in the same ring bytes there is an order between them. Brute force where brute force is clearest. Takes nonsense
+without raising: a wrong type is a finding too.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _lifetimes(plan: Plan) -> Iterator[str]:
     overlaps = _overlap_table(places)
     last_visit: dict[int, int] = {}
     current: dict[int, _Life] = {}  # the layers whose bytes are whole in the ring
-    history: dict[int, list[_Life]] = {}
+    latest: dict[int, _Life] = {}  # each layer's last stay; the ones before it ended earlier
     copied = 0
     for visit, layer in enumerate((*plan.visits, *plan.visits)):
         if plan.layers[layer].placement == "streamed":
@@ -177,23 +177,23 @@ def _lifetimes(plan: Plan) -> Iterator[str]:
             else:
                 after = max((last_visit.get(other, -1) for other in overlaps[layer]), default=-1)
                 life = _Life(layer, visit, visit, after)
-                yield from _unordered(plan, life, overlaps[layer], history)
+                yield from _unordered(plan, life, overlaps[layer], latest)
                 for other in overlaps[layer]:
                     current.pop(other, None)
                 current[layer] = life
-                history.setdefault(layer, []).append(life)
+                latest[layer] = life
                 copied += plan.layers[layer].bytes if visit >= len(plan.visits) else 0
             last_visit[layer] = visit
     if copied != plan.predicted.bytes_per_pass:
         yield f"predicted.bytes_per_pass is {plan.predicted.bytes_per_pass}, a pass copies {copied}"
 
 
-def _unordered(plan: Plan, life: _Life, overlaps: list[int], history: dict[int, list[_Life]]) -> Iterator[str]:
+def _unordered(plan: Plan, life: _Life, overlaps: list[int], latest: dict[int, _Life]) -> Iterator[str]:
     for other in overlaps:
-        for earlier in history.get(other, ()):
-            if earlier.last_read > life.after:
-                names = f"{plan.layers[life.layer].name} and {plan.layers[other].name}"
-                yield f"{names} share ring bytes and nothing orders visit {life.copied_at} after {earlier.last_read}"
+        earlier = latest.get(other)
+        if earlier is not None and earlier.last_read > life.after:
+            names = f"{plan.layers[life.layer].name} and {plan.layers[other].name}"
+            yield f"{names} share ring bytes and nothing orders visit {life.copied_at} after {earlier.last_read}"
 
 
 def _span(layer: PlannedLayer) -> tuple[int, int] | None:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         answer = resolve(parse_request(sys.stdin.buffer.read(_MAX_REQUEST_BYTES + 1))).to_json()
     except OffloadError as error:
-        print(f"resolve: {error}", file=sys.stderr)
+        print(f"offload_core resolve: {error}", file=sys.stderr)
         return 2
     print(json.dumps(answer, indent=2))
     return 0
@@ -88,7 +88,7 @@ def _components(value: object) -> tuple[Component, ...]:
     if not isinstance(value, dict):
         _refuse("components", value, "is not an object", "send one entry per component: its name and its bytes")
     if len(value) > MAX_COMPONENTS:
-        _refuse("components", len(value), "are too many", f"send at most {MAX_COMPONENTS}")
+        _refuse("components", len(value), "is too many of them", f"send at most {MAX_COMPONENTS}")
     names: dict[str, str] = {}
     components = []
     for written, entry in value.items():
@@ -124,7 +124,7 @@ def _wishes(value: object) -> tuple[Wish, ...]:
     if not isinstance(value, list):
         _refuse("explicit", value, "is not a list", "send a list of {source, component, setting, value}")
     if len(value) > _MAX_WISHES:
-        _refuse("explicit", len(value), "entries are too many", f"send at most {_MAX_WISHES}")
+        _refuse("explicit", len(value), "is too many entries", f"send at most {_MAX_WISHES}")
     wishes = []
     for index, entry in enumerate(value):
         where = f"explicit[{index}]"

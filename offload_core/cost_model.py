@@ -54,7 +54,7 @@ def compute_times(inventory: Inventory) -> tuple[tuple[int, ...], str | None]:
 
 def _fill(layers: Sequence[LayerSpec], ns_per_byte: float) -> tuple[int, ...]:
     return tuple(
-        layer.compute_ns if layer.compute_ns is not None else round(_read_bytes(layer) * ns_per_byte) for layer in layers
+        round(_read_bytes(layer) * ns_per_byte) if layer.compute_ns is None else layer.compute_ns for layer in layers
     )
 
 

@@ -3,8 +3,8 @@
 The link is a token bucket. While a layer computes, the link can bring `rate x compute` bytes; that is credit, and a
 streamed layer spends its bytes. A layer that comes when the bucket is too low would stall the compute, so it stays
 resident. Raising the rate above the link's makes the rule more lenient: bisecting it finds the choice whose residents
-just fit, spread where the bucket runs dry instead of heaped at the front. Keeping the first k layers, as most engines do,
-leaves the link idle while they compute and the compute idle afterwards.
+just fit, spread where the bucket runs dry instead of heaped at the front. Keeping the first k layers, as most engines
+do, leaves the link idle while they compute and the compute idle afterwards.
 
 Knows nothing about ring addresses; the planner lets the simulator judge what comes out of here.
 """
@@ -69,7 +69,7 @@ def _walk(
     rate: float,
     bucket: float,
 ) -> frozenset[int]:
-    """One choice at one rate. Two rounds: the first only fills the bucket, since a pass starts where the last one ended."""
+    """One choice at one rate. Two rounds: the first fills the bucket, as the pass before would have."""
     credit = 0.0
     resident: set[int] = set()
     for _ in range(2):

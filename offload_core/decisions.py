@@ -1,4 +1,4 @@
-"""The sentences of a plan: what was chosen, on whose word, and why. Knows nothing about how the choice was searched for."""
+"""The sentences of a plan: what was chosen, on whose word, and why. Knows nothing about how the choice was found."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def _kept(request: PlanRequest) -> Iterator[str]:
 def _too_large(plan: Plan, request: PlanRequest, too_large: frozenset[int]) -> Iterator[str]:
     if too_large and request.ring_bytes is not None and request.placement == "layerwise":
         names = [plan.layers[index].name for index in sorted(too_large)]
-        yield f"{_names(names)}: resident (larger than the ring of {format_bytes(request.ring_bytes)} that was asked for)"
+        ring = format_bytes(request.ring_bytes)
+        yield f"{_names(names)}: resident (larger than the ring of {ring} that was asked for)"
 
 
 def _memory(plan: Plan, request: PlanRequest) -> str:
@@ -57,7 +58,7 @@ def _ring(plan: Plan, request: PlanRequest) -> Iterator[str]:
     streamed = [plan.layers[index].bytes for index in plan.streamed]
     if not streamed:
         if request.ring_bytes and plan.layers:
-            yield f"the ring of {format_bytes(request.ring_bytes)} that was asked for is not needed: nothing is streamed"
+            yield f"no ring of {format_bytes(request.ring_bytes)}, as was asked for: nothing is streamed"
         return
     largest = max(streamed)
     words = f"ring {format_bytes(plan.ring_bytes)}, {plan.ring_bytes / largest:.1f} of the largest streamed layer"

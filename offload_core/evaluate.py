@@ -15,6 +15,7 @@ from .timeline import NO_WAIT, PassOrder, order_passes
 
 __all__ = ["Candidate", "Evaluator", "Problem"]
 
+_FAR_APART_WORK = 4  # that packing takes about this many times as long as all the rest
 _STEADY_PASSES = 10  # enough for a steady state, or for a fair mean; the plan's own prediction is exact
 
 
@@ -50,6 +51,7 @@ class Candidate:
     offsets    place in the ring of every other layer beyond `keep`
     pass_ns    simulated: steady, or the first pass where that was asked
     waits_ns   how long the compute waited before each visit of that pass
+    far_apart  which of the two packings the offsets come from
     """
 
     residents: frozenset[int]
@@ -58,6 +60,7 @@ class Candidate:
     offsets: dict[int, int]
     pass_ns: int
     waits_ns: tuple[int, ...]
+    far_apart: bool = False
 
     @property
     def device_bytes(self) -> int:
@@ -75,6 +78,10 @@ class Evaluator:
         self.compute_ns = sum(problem.compute_ns[layer] for layer in problem.visits)
         self.work = 0
         self._seen: dict[tuple[frozenset[int], int, bool], Candidate | None] = {}
+
+    def judged(self) -> list[Candidate]:
+        """Every steady choice judged so far."""
+        return [candidate for candidate in self._seen.values() if candidate is not None]
 
     def resident_bytes(self, residents: frozenset[int]) -> int:
         """Bytes of these layers."""
@@ -104,17 +111,26 @@ class Evaluator:
         largest = max((problem.sizes[layer] for layer in streamed), default=0)
         if kept_bytes + ring_bytes > problem.room_bytes or largest > ring_bytes:
             return None
-        self.work += len(problem.visits) * (3 if far_apart else 1)
+        self.work += len(problem.visits) * (_FAR_APART_WORK - 1 if far_apart else 0)
         pack = pack_far_apart if far_apart else pack_cyclic
         offsets = pack(problem.visits, problem.sizes, set(streamed), ring_bytes, problem.alignment)
-        used = max((offsets[layer] + problem.sizes[layer] for layer in streamed), default=0)
+        return self.place(residents, ring_bytes, offsets, far_apart, first)
+
+    def place(
+        self, residents: frozenset[int], ring_bytes: int, offsets: dict[int, int], far_apart: bool, first: bool = False
+    ) -> Candidate:
+        """The choice with these offsets, which must lie in the ring."""
+        problem = self.problem
+        self.work += len(problem.visits)
+        used = max((offset + problem.sizes[layer] for layer, offset in offsets.items()), default=0)
         places = [offsets.get(layer) for layer in range(len(problem.sizes))]
         first_order, steady_order = order_passes(problem.visits, problem.sizes, places, used)
         order, passes = (first_order, 1) if first else (steady_order, _STEADY_PASSES)
         pass_ns, waits = _run(order, problem.visits, problem.link_ns, problem.compute_ns, passes)
         if problem.ring_bytes is None:  # what packing left unused at the end of the ring costs nothing to give back
             ring_bytes = min(ring_bytes, -(-used // problem.alignment) * problem.alignment)
-        return Candidate(residents, kept_bytes, ring_bytes, offsets, pass_ns, waits)
+        kept_bytes = self.resident_bytes(residents)
+        return Candidate(residents, kept_bytes, ring_bytes, offsets, pass_ns, waits, far_apart)
 
 
 def _run(

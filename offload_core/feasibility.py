@@ -133,7 +133,8 @@ def _check_budget(component: Component, settings: ComponentSettings, device: Dev
         return
     asked = _asked(component, settings, Setting.BUDGET_BYTES)
     if placement == "layerwise":
-        if ring_bytes is not None and ring_bytes > budget_bytes:
+        ring_bytes = min(ring_bytes or 0, component.bytes)  # a ring never needs more than all of the layers
+        if ring_bytes > budget_bytes:
             both = f"{asked} and {_asked(component, settings, Setting.RING_BYTES)}"
             _too_small(both, ": a budget includes the ring", budget_bytes, ring_bytes)
         smallest_bytes = min(component.bytes, component.smallest_bytes or 0)

@@ -44,7 +44,7 @@ _DIT_NAMES: Final = frozenset({"dit", "transformer", "video_dit", "audio_dit", "
 _VAE_NAMES: Final = frozenset({"vae", "video_vae", "condition_image_encoder"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
-_NUMBERED = re.compile(r"(.*[a-z])_([0-9]{1,3})", re.ASCII)
+_NUMBERED = re.compile(r"(.*[a-z0-9])_([0-9]{1,3})", re.ASCII)
 
 
 def numbered_base(name: str) -> tuple[str, int]:

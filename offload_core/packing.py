@@ -45,7 +45,7 @@ def pack_far_apart(
 
     Cyclic packing looks back only. With a number of layers that the ring does not divide, the last layer of a pass may
     then land on the first layer of the next, and that copy hides behind nothing. Here a place is scored by the smaller
-    of the two distances, in streamed bytes; equal scores take the place that cyclic packing would take, else the lowest.
+    of the two distances, in streamed bytes; on equal scores it is where cyclic packing would go, else the lowest.
     """
     spans: list[_Span] = [_Span(0, ring_bytes, None, None)]
     total = sum(sizes[layer] for layer in visits if layer in streamed)
@@ -77,19 +77,28 @@ class _Span:
 def _best_offset(
     spans: list[_Span], size: int, ring_bytes: int, alignment: int, now: int, total: int, cursor: int
 ) -> int:
-    candidates = {0, cursor if cursor + size <= ring_bytes else 0}
-    for span in spans:
-        candidates.add(align_up(span.start, alignment))
-        candidates.add((span.end - size) // alignment * alignment)
-    best, best_key = 0, (-1, False, 0)
-    for offset in sorted(candidates):
-        if offset < 0 or offset + size > ring_bytes:
-            continue
+    """Where the nearest neighbour in time is farthest. Tries the start of every span, and what the cursor points at."""
+    starts = {align_up(span.start, alignment) for span in spans}
+    starts.add(cursor)
+    starts.add((ring_bytes - size) // alignment * alignment)
+    first_span = 0
+    best, best_key = 0, (-1, False)
+    for offset in sorted(starts):  # ascending, so that the lowest of equals wins
+        end = offset + size
+        if end > ring_bytes:
+            break
+        while spans[first_span].end <= offset:
+            first_span += 1
         distance = total
-        for span in spans:
-            if span.start < offset + size and span.end > offset and span.first is not None and span.last is not None:
-                distance = min(distance, now - span.last, span.first + total - (now + size))
-        key = (distance, offset == cursor, -offset)
+        for index in range(first_span, len(spans)):
+            span = spans[index]
+            if span.start >= end:
+                break
+            if span.first is not None and span.last is not None:
+                distance = min(distance, now - span.last, span.first + total - now - size)
+                if distance < best_key[0]:
+                    break
+        key = (distance, offset == cursor)
         if key > best_key:
             best, best_key = offset, key
     return best

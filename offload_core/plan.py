@@ -1,8 +1,8 @@
 """The plan: where every layer lives, and what that is predicted to cost. Immutable, printable, JSON.
 
 Everything before a plan is arithmetic, everything after it is obedience. This module knows nothing about how a plan is
-made (`planner`), verified (`check`) or carried out: it holds the figures and turns them into JSON and text. A `Plan` can
-hold nonsense on purpose: `check_plan` is what says so.
+made (`planner`), verified (`check`) or carried out: it holds the figures and turns them into JSON and text. A `Plan`
+can hold nonsense, on purpose: `check_plan` is what says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from .errors import PlanError
 from .fields import MAX_ITEMS, MAX_NS, as_bytes, as_int, as_name
 
-__all__ = ["HostTier", "Placement", "Plan", "PlannedLayer", "Prediction", "SCHEMA"]
+__all__ = ["SCHEMA", "HostTier", "Placement", "Plan", "PlannedLayer", "Prediction"]
 
 SCHEMA = 1
 Placement = Literal["streamed", "resident"]

@@ -6,7 +6,7 @@ Knows nothing but the plan. GB are 10^9 bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from .plan import Plan
 
@@ -24,12 +24,12 @@ def format_bytes(size_bytes: int) -> str:
 
 
 def format_ns(time_ns: int) -> str:
-    """A duration for people: "1.42 s", "437.1 ms", "12 us"."""
+    """A duration for people: "1.42 s", "437.1 ms", "12 us", "340 ns"."""
     if abs(time_ns) >= 10**9:
         return f"{time_ns / 1e9:.2f} s"
     if abs(time_ns) >= 10**6:
         return f"{time_ns / 1e6:.1f} ms"
-    return f"{time_ns / 1e3:.0f} us"
+    return f"{time_ns / 1e3:.0f} us" if abs(time_ns) >= 10**4 else f"{time_ns} ns"
 
 
 def plan_to_text(plan: Plan) -> str:
@@ -79,8 +79,8 @@ def _table(plan: Plan) -> list[str]:
             name = f"{name} .. {layers[-1].name.rpartition('.')[2]} ({len(layers)})"
         if len(name) > _NAME_CHARS:
             name = "..." + name[3 - _NAME_CHARS :]
-        placements = Counter(layer.placement for layer in layers)
-        tiers = Counter(layer.host_tier for layer in layers)
+        placements: Counter[str] = Counter(layer.placement for layer in layers)
+        tiers: Counter[str] = Counter(layer.host_tier for layer in layers)
         rows.append((name, format_bytes(layers[0].bytes), _mix(plan, first, last, placements), _count(tiers)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return [
@@ -88,13 +88,13 @@ def _table(plan: Plan) -> list[str]:
     ]
 
 
-def _count(values: Counter[str]) -> str:
+def _count(values: Mapping[str, int]) -> str:
     if len(values) == 1:
         return next(iter(values))
     return ", ".join(f"{count} {value}" for value, count in sorted(values.items()))
 
 
-def _mix(plan: Plan, first: int, last: int, placements: Counter[str]) -> str:
+def _mix(plan: Plan, first: int, last: int, placements: Mapping[str, int]) -> str:
     """"streamed", "resident", or for both "13 resident of 38 (R)  .R..R": which ones, R for resident."""
     if len(placements) == 1:
         return next(iter(placements))

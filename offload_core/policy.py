@@ -3,9 +3,11 @@
 Four modes. ``auto`` keeps resident what fits beside the rest and streams what does not, encoders first. ``memory``
 streams. ``speed`` is ``auto`` with less headroom, and says what it could not keep resident. ``manual`` touches nothing.
 
-What counts against the free bytes: every resident component, plus the most that the others need while one of them is
+What counts against the free bytes: every resident component, plus the most that the others take while one of them is
 in use, plus headroom for activations. Components that run inside each other's step (a ControlNet in the diffusion
-model's) need their room at the same time; all others take turns.
+model's) need their room at the same time; all others take turns. A streamed diffusion model counts with all its bytes
+unless somebody gave it a budget: it walks its layers once per step, so what it can hold is worth more to it than to an
+encoder, which walks them once per prompt.
 
 A placement somebody set is only ever read here. This module knows nothing about who set it, about selections, layers
 or ComfyUI; ``resolver`` knows the first two.
@@ -84,13 +86,15 @@ class Placed:
             needed_bytes = -(-self.component.bytes // _STREAMED_SHARE)
         return min(self.component.bytes, max(needed_bytes, self.ring_bytes or 0))
 
-    def turn_bytes(self, placement: str) -> int:
-        """Device bytes during its own use when it is not resident; nothing stays after."""
+    def turn_bytes(self, placement: str, least: bool) -> int:
+        """Device bytes during its own use when it is not resident: the least it runs in, or what it can make use of."""
         if placement == "cpu" or self.on_cpu:
             return 0
         if placement == "whole":
             return self.component.bytes
-        return max(min(self.budget_bytes or 0, self.component.bytes), self.streaming_bytes)
+        if self.budget_bytes is not None:
+            return max(min(self.budget_bytes, self.component.bytes), self.streaming_bytes)
+        return self.component.bytes if group_of(self.name) == DIT and not least else self.streaming_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +203,7 @@ class _Work:
         return Choice("whole", f"cannot be streamed ({why}); left to the app")
 
     def _balance(self, undecided: list[Placed]) -> None:
-        """Everything resident, then out with whatever gives way first, until the rest fits beside the headroom.
-
-        Nothing that gave way comes back when a later one makes room: a diffusion model that must be streamed uses
-        each byte of that room once per step, an encoder once per prompt.
-        """
+        """Everything resident, then out with whatever gives way first, until the rest fits beside the headroom."""
         for one in undecided:
             self.choices[one.name] = Choice("resident", "")
         for one in sorted(undecided, key=_gives_way_key):
@@ -216,6 +216,7 @@ class _Work:
             if self.choices[one.name].placement == "resident":
                 reason = f"its {format_bytes(one.component.bytes)} fit beside the rest: {self._sum(need_bytes)}"
                 self.choices[one.name] = Choice("resident", reason)
+        need_bytes = self._need_bytes(least=True)
         if need_bytes > self.usable_bytes:
             line = f"even so not everything fits: {self._sum(need_bytes)}; the app will have to make room"
             self.warnings.append(line)
@@ -241,9 +242,9 @@ class _Work:
             choice = self.choices[one.name]
             if choice.placement != "layerwise" or group_of(one.name) != DIT or one.on_cpu:
                 continue
-            if one.budget_bytes is not None:
+            if one.budget_bytes is not None or not one.component.bytes:
                 continue
-            if left_bytes < one.streaming_bytes:
+            if left_bytes < max(1, one.streaming_bytes):
                 self._warn(one, f"only {format_bytes(max(0, left_bytes))} are left for it: a ring and nothing more")
                 continue
             reason = (
@@ -253,17 +254,17 @@ class _Work:
             budget_bytes = min(left_bytes, one.component.bytes)
             self.choices[one.name] = Choice(choice.placement, choice.reason, budget_bytes, reason)
 
-    def _need_bytes(self) -> int:
-        """Residents, and the most that the others need while in use."""
+    def _need_bytes(self, least: bool = False) -> int:
+        """Residents, and the most that the others take while in use."""
         alone_bytes, dit_bytes = 0, 0
         for one in self.placed:
             placement = self.choices[one.name].placement
             if placement == "resident" or _runs_inside_dit(one):
                 continue
             if group_of(one.name) == DIT:
-                dit_bytes = max(dit_bytes, one.turn_bytes(placement))
+                dit_bytes = max(dit_bytes, one.turn_bytes(placement, least))
             else:
-                alone_bytes = max(alone_bytes, one.turn_bytes(placement))
+                alone_bytes = max(alone_bytes, one.turn_bytes(placement, least))
         return self._residents_bytes() + max(alone_bytes, dit_bytes + self._in_step_bytes())
 
     def _residents_bytes(self) -> int:
@@ -273,7 +274,7 @@ class _Work:
     def _in_step_bytes(self) -> int:
         """What runs inside the diffusion model's step needs beside it, residents not counted."""
         placements = ((one, self.choices[one.name].placement) for one in self.placed if _runs_inside_dit(one))
-        return sum(one.turn_bytes(placement) for one, placement in placements if placement != "resident")
+        return sum(one.turn_bytes(placement, least=True) for one, placement in placements if placement != "resident")
 
     def _sum(self, need_bytes: int) -> str:
         """The arithmetic behind a choice, in numbers."""

@@ -50,5 +50,5 @@ class PlanRequest:
         as_int("alignment", self.alignment, 1, 1 << 30)
         if self.placement not in ("layerwise", "resident"):
             raise PlanError.bad_field("placement", self.placement, "layerwise or resident")
-        if self.keep_residents not in (None, True, False):
+        if self.keep_residents is not None and not isinstance(self.keep_residents, bool):
             raise PlanError.bad_field("keep_residents", self.keep_residents, "true, false or nothing")

@@ -8,6 +8,7 @@ nothing about requests, or words for people.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 
 from .credit import credit_residents, first_layers, last_layers, spread_layers
 from .evaluate import Candidate, Evaluator, Problem
@@ -16,9 +17,15 @@ __all__ = ["EQUAL", "USUAL_RING_LAYERS", "Search"]
 
 EQUAL = 1.001  # pass times closer than this are one: no clock and no model is better
 USUAL_RING_LAYERS = 3  # two layers would do if all times were equal and steady; the third absorbs jitter
-WORK_VISITS = 4_000  # visits simulated per plan before the search contents itself; some 15 microseconds each
+WORK_VISITS = 8_000  # visits simulated per plan before the search contents itself; some 15 microseconds each
 _RING_STEPS = (2.0, 3.0, 1.0, 1.5, 2.5, 4.0, 6.0)  # rings tried, in largest streamed layers
+_MAX_RING_LAYERS = 12  # look-ahead beyond this is residency by another name
 _SIZE_CLASSES = 3  # how many of the largest layer sizes may be kept whole, so that a smaller ring serves the rest
+_EXHAUSTIVE_LAYERS = 12  # 4096 choices, most of them refused without simulation
+_REPLACED_CHOICES = 4  # choices whose layout is worked on, and the share of the work each may take
+_REPLACED_WORK = 0.5
+_ALL_WORK = 3.0
+_TRIED_WAITS, _TRIED_BACK = 4, 6  # waits looked at in one layout, and how many visits back from each
 _TRIED_LAYERS = 16  # how many of the worst stalls and cheapest residents one improvement looks at
 
 
@@ -30,6 +37,7 @@ class Search:
         self.evaluator = Evaluator(problem)
         self._work_visits = work_visits
         self._movable = self.evaluator.movable
+        self._repeats = len(problem.visits) != len(self.evaluator.visit_counts)
 
     @property
     def work(self) -> int:
@@ -42,6 +50,8 @@ class Search:
         if best is None:
             return None
         best = self._improved(best)
+        best = self._exhausted(best)
+        best = self._replaced(best)
         best = _least([best, *self._simple_rules(best)])
         return self._trimmed(best)
 
@@ -54,7 +64,7 @@ class Search:
             return None
         limit = min(candidate.pass_ns for candidate in found) * EQUAL
         good = [candidate for candidate in found if candidate.pass_ns <= limit]
-        largest = max(self.problem.sizes[layer] for layer in self._movable)
+        largest = self._largest_streamed(frozenset())
         usual = min(USUAL_RING_LAYERS * largest, found[-1].ring_bytes)
         return next((candidate for candidate in good if candidate.ring_bytes >= usual), good[-1])
 
@@ -97,20 +107,35 @@ class Search:
                 self.evaluator.work += len(problem.visits)
                 yield base | chosen, ring
                 if problem.ring_bytes is None:
-                    yield base | chosen, self._left(base | chosen)
+                    yield base | chosen, self._most_ring(base | chosen)
 
     def _rings(self, residents: frozenset[int]) -> list[int]:
-        """Ring sizes worth a try with these residents."""
+        """Ring sizes worth a try with these residents, the most promising first."""
         if self.problem.ring_bytes is not None:
             return [self.problem.ring_bytes]
-        left = self._left(residents)
-        streamed = [self.problem.sizes[layer] for layer in self._movable if layer not in residents]
-        largest = max(streamed, default=0)
+        largest, most = self._largest_streamed(residents), self._most_ring(residents)
         steps = [self._aligned(int(largest * step)) for step in _RING_STEPS]
-        return [ring for ring in dict.fromkeys((*steps, left)) if largest <= ring <= left]
+        rings = dict.fromkeys((*self._neighbour_sums(residents), *steps, most))
+        return [ring for ring in rings if largest <= ring <= most]
+
+    def _neighbour_sums(self, residents: frozenset[int]) -> Iterator[int]:
+        """The least rings that hold every two, and every three, streamed layers that follow one another."""
+        order = [layer for layer in self.problem.visits if layer not in residents and layer not in self.problem.keep]
+        sizes = [self._aligned(self.problem.sizes[layer]) for layer in order]
+        for count in (2, 3):
+            if len(sizes) > count:
+                shifted = (sizes[shift:] + sizes[:shift] for shift in range(count))
+                yield max(map(sum, zip(*shifted)))
 
     def _left(self, residents: frozenset[int]) -> int:
         return self.problem.room_bytes - self.evaluator.resident_bytes(residents)
+
+    def _largest_streamed(self, residents: frozenset[int]) -> int:
+        return max((self.problem.sizes[layer] for layer in self._movable if layer not in residents), default=0)
+
+    def _most_ring(self, residents: frozenset[int]) -> int:
+        """What is left beside these residents, as far as look-ahead can use it."""
+        return min(self._left(residents), self._aligned(_MAX_RING_LAYERS * self._largest_streamed(residents)))
 
     def _aligned(self, size: int) -> int:
         return -(-size // self.problem.alignment) * self.problem.alignment
@@ -119,19 +144,15 @@ class Search:
 
     def _improved(self, best: Candidate) -> Candidate:
         """Hill climbing: the first better neighbour, until there is none, the bound is met or the work is spent."""
-        far_apart = [False, True]
         while not self._is_perfect(best):
             better = None
             for residents, ring in self._neighbours(best):
-                # Without hits a pass takes its link time at least: most neighbours need no simulation to be refused.
-                if self.evaluator.link_ns(residents) >= best.pass_ns and not self._has_repeats():
+                if self._is_slower(residents, best):
                     continue
-                for apart in far_apart:
-                    candidate = self.evaluator.judge(residents, ring, far_apart=apart)
-                    if candidate is not None and candidate.pass_ns < best.pass_ns:
-                        better = candidate
-                        break
-                if better is not None or self._spent(1.0):
+                candidate = self.evaluator.judge(residents, ring, best.far_apart)
+                if candidate is not None and candidate.pass_ns < best.pass_ns:
+                    better = candidate
+                if better is not None or self._spent(0.8):
                     break
             if better is None:
                 break
@@ -153,16 +174,35 @@ class Search:
         for other in spare:
             yield from self._with_rings(self._filled(chosen - {other}, wanted, rings[0]), rings)
             yield from self._with_rings(chosen - {other}, rings)
-        for other in spare:
-            for second in spare:
-                if other < second:
-                    yield from self._with_rings(self._filled(chosen - {other, second}, wanted, rings[0]), rings)
+        for residents in self._reshaped(best):
+            yield from self._with_rings(residents, rings)
+
+    def _reshaped(self, best: Candidate) -> Iterator[frozenset[int]]:
+        """Up to three residents for up to three streamed layers nearby, to use the room to the last byte.
+
+        With layers of several sizes the room rarely divides; where the layers stand hardly changes, what is kept does.
+        """
+        sizes, order = self.problem.sizes, {layer: place for place, layer in enumerate(self._movable)}
+        streamed = [layer for layer in self._movable if layer not in best.residents and sizes[layer]]
+        classes = sorted({sizes[layer] for layer in streamed}, reverse=True)[:_SIZE_CLASSES]
+        room = self.problem.room_bytes - min(best.ring_bytes, *self._rings(best.residents))
+        for anchor in sorted(best.residents, key=lambda layer: order[layer]):
+            near = sorted(best.residents, key=lambda layer: abs(order[layer] - order[anchor]))
+            for size in classes:
+                fresh = sorted(
+                    (layer for layer in streamed if sizes[layer] == size),
+                    key=lambda layer: abs(order[layer] - order[anchor]),
+                )
+                for outgoing, incoming in ((1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (2, 3), (3, 2)):
+                    residents = best.residents.difference(near[:outgoing]).union(fresh[:incoming])
+                    if best.resident_bytes < self.evaluator.resident_bytes(residents) <= room:
+                        yield residents
 
     def _with_rings(self, residents: frozenset[int], rings: Iterable[int]) -> Iterator[tuple[frozenset[int], int]]:
         for ring in rings:
             yield residents, ring
         if self.problem.ring_bytes is None:
-            yield residents, self._left(residents)
+            yield residents, self._most_ring(residents)
 
     def _filled(self, residents: frozenset[int], wanted: Iterable[int], ring: int) -> frozenset[int]:
         """`residents` and as many of the wanted layers as still fit beside the ring."""
@@ -193,6 +233,81 @@ class Search:
         spare = sorted(best.residents, key=lambda layer: (need[layer], layer))
         return streamed[:_TRIED_LAYERS], spare[:_TRIED_LAYERS]
 
+    def _exhausted(self, best: Candidate) -> Candidate:
+        """With few layers: every choice of residents, as far as the work lasts, least left to copy first."""
+        if self._is_perfect(best) or len(self._movable) > _EXHAUSTIVE_LAYERS:
+            return best
+        counts = range(len(self._movable) + 1)
+        choices = [frozenset(choice) for count in counts for choice in combinations(self._movable, count)]
+        choices.sort(key=self.evaluator.link_ns)
+        for residents in choices:
+            if self._left(residents) <= 0 or self._is_slower(residents, best):
+                continue
+            for ring in self._rings(residents):
+                for apart in (False, True):
+                    candidate = self.evaluator.judge(residents, ring, far_apart=apart)
+                    if candidate is not None and _key(candidate) < _key(best):
+                        best = candidate
+            if self._spent(1.0) or self._is_perfect(best):
+                break
+        return best
+
+    # ---- better places in the ring
+
+    def _replaced(self, best: Candidate) -> Candidate:
+        """Move single layers to other places in the ring, for choices that only bad places keep from being better.
+
+        A choice whose compute and copies alone would take less than the best pass loses time to its layout: some copy
+        waits for a range that another place would have had free.
+        """
+        hopeful = [c for c in self.evaluator.judged() if self._ideal_ns(c) * EQUAL < min(c.pass_ns, best.pass_ns)]
+        hopeful.sort(key=_key)
+        for candidate in hopeful[:_REPLACED_CHOICES]:
+            if self._is_perfect(best):
+                break
+            best = _least([best, self._with_moved_layers(candidate)])
+        return best
+
+    def _ideal_ns(self, candidate: Candidate) -> int:
+        """What the choice would take with a perfect ring; not known to be less than it takes where visits repeat."""
+        if self._repeats:
+            return candidate.pass_ns
+        return max(self.evaluator.compute_ns, self.evaluator.link_ns(candidate.residents))
+
+    def _with_moved_layers(self, candidate: Candidate) -> Candidate:
+        limit = self.work + int(_REPLACED_WORK * self._work_visits)
+        ring = self.problem.ring_bytes or self._most_ring(candidate.residents)
+        moved = True
+        while moved and self.work < limit:
+            moved = False
+            for residents, offsets in self._moves(candidate, ring):
+                tried = self.evaluator.place(residents, ring, offsets, candidate.far_apart)
+                if tried.pass_ns < candidate.pass_ns:
+                    candidate, moved = tried, True
+                if moved or self.work >= limit:
+                    break
+        return candidate
+
+    def _moves(self, candidate: Candidate, ring: int) -> Iterator[tuple[frozenset[int], dict[int, int]]]:
+        """One layer elsewhere in the ring, or exchanged with a resident nearby; those just before long waits first."""
+        visits, sizes, offsets = self.problem.visits, self.problem.sizes, candidate.offsets
+        ends = (self._aligned(offset + sizes[layer]) for layer, offset in offsets.items())
+        edges = sorted({0, *offsets.values(), *ends})
+        late = [visit for visit, wait in enumerate(candidate.waits_ns) if wait]
+        late.sort(key=lambda visit: -candidate.waits_ns[visit])
+        near = dict.fromkeys(visits[visit - back] for visit in late[:_TRIED_WAITS] for back in range(_TRIED_BACK))
+        for layer in near:
+            if layer not in offsets:
+                continue
+            last = (ring - sizes[layer]) // self.problem.alignment * self.problem.alignment
+            for edge in (*edges, last):
+                if edge != offsets[layer] and 0 <= edge <= ring - sizes[layer]:
+                    yield candidate.residents, {**offsets, layer: edge}
+            alike = (other for other in candidate.residents if sizes[other] == sizes[layer])
+            for other in sorted(alike, key=lambda other: (abs(other - layer), other))[:2]:
+                exchanged = {place: offset for place, offset in offsets.items() if place != layer}
+                yield (candidate.residents - {other}) | {layer}, {**exchanged, other: offsets[layer]}
+
     # ---- making sure, and giving back
 
     def _simple_rules(self, best: Candidate) -> Iterator[Candidate]:
@@ -211,24 +326,28 @@ class Search:
             fewer = best.residents - {layer}
             if self._spent(1.3) or self.problem.sizes[layer] > best.ring_bytes:
                 continue
-            if self.evaluator.link_ns(fewer) > limit and not self._has_repeats():
+            if self.evaluator.link_ns(fewer) > limit and not self._repeats:
                 continue
-            candidate = self.evaluator.judge(fewer, best.ring_bytes)
+            candidate = self.evaluator.judge(fewer, best.ring_bytes, best.far_apart)
             if candidate is not None and candidate.pass_ns <= limit:
                 best = candidate
         return self._with_least_ring(best, limit)
 
     def _with_least_ring(self, best: Candidate, limit: float) -> Candidate:
-        streamed = [self.problem.sizes[layer] for layer in self._movable if layer not in best.residents]
-        if self.problem.ring_bytes is not None or not streamed:
+        largest = self._largest_streamed(best.residents)
+        if self.problem.ring_bytes is not None or not largest:
             return best
-        usual = min(USUAL_RING_LAYERS * max(streamed), self._left(best.residents))
-        for ring in sorted(self._rings(best.residents)):
-            for apart in (False, True):
-                candidate = self.evaluator.judge(best.residents, ring, far_apart=apart)
-                if ring >= usual and candidate is not None and candidate.pass_ns <= limit:
+        usual = min(USUAL_RING_LAYERS * largest, self._left(best.residents))
+        for ring in sorted(ring for ring in self._rings(best.residents) if ring >= usual):
+            for far_apart in (best.far_apart, not best.far_apart):
+                candidate = None if self._spent(_ALL_WORK) else self.evaluator.judge(best.residents, ring, far_apart)
+                if candidate is not None and candidate.pass_ns <= limit:
                     return candidate
         return best
+
+    def _is_slower(self, residents: frozenset[int], best: Candidate) -> bool:
+        """Refuses most choices unsimulated: with each layer visited once, a pass takes at least its link time."""
+        return not self._repeats and self.evaluator.link_ns(residents) >= best.pass_ns
 
     def _is_perfect(self, candidate: Candidate) -> bool:
         return candidate.pass_ns <= self._floor_ns() * EQUAL
@@ -238,13 +357,10 @@ class Search:
         problem = self.problem
         room = problem.room_bytes - (problem.ring_bytes or min((problem.sizes[i] for i in self._movable), default=0))
         left = float(self.evaluator.link_ns(frozenset()))
-        if not self._has_repeats():
+        if not self._repeats:
             total = sum(problem.sizes[layer] for layer in self._movable if self.evaluator.visit_counts[layer])
             return max(self.evaluator.compute_ns, int(left * max(0, total - room) / total) if total else 0)
         return self.evaluator.compute_ns
-
-    def _has_repeats(self) -> bool:
-        return len(self.problem.visits) != len(self.evaluator.visit_counts)
 
     def _spent(self, share: float) -> bool:
         return self.evaluator.work > self._work_visits * share

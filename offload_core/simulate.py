@@ -1,9 +1,9 @@
 """What a plan will cost: an exact event-driven model of the engine's two lanes, with the bound beside it.
 
-One copy lane and one compute lane, each in order. A visit starts when the visit before it has ended and its layer's bytes
-have arrived; a copy starts when the lane is free and the last reader of its ring range is done. The host is taken to run
-ahead without limit and launches to cost nothing, so real runs can only be slower. Knows nothing about how the plan was
-chosen.
+One copy lane and one compute lane, each in order. A visit starts when the visit before it has ended and its layer's
+bytes have arrived; a copy starts when the lane is free and the last reader of its ring range is done. The host is taken
+to run ahead without limit and launches to cost nothing, so real runs can only be slower. Knows nothing about how the
+plan was chosen.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def bound_ns(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float) -> i
     """The least a steady pass can take with this plan's residents and ring, whatever the schedule.
 
     Three laws, the largest counts: all compute runs on one lane; all copies run on one lane; and every copy holds its
-    bytes of the ring at least while it is copied and read (area law: ring bytes x pass time >= sum of bytes x time held).
+    bytes of the ring at least while it is copied and read (area law: ring bytes x pass time >= sum of bytes x time
+    held).
     """
     sizes = [layer.bytes for layer in plan.layers]
     offsets = [layer.offset if layer.placement == "streamed" else None for layer in plan.layers]
@@ -125,11 +126,11 @@ def bound_ns(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float) -> i
 
 def _require_ring(plan: Plan, offsets: Sequence[int | None]) -> None:
     for layer, offset in zip(plan.layers, offsets):
-        if layer.placement == "streamed" and layer.bytes:
-            if offset is None or offset < 0 or offset + layer.bytes > plan.ring_bytes:
-                raise PlanError.bad_field(
-                    f"offset of layer {layer.name}", offset, f"0 to {plan.ring_bytes - layer.bytes}, inside the ring"
-                )
+        if layer.placement == "resident" or not layer.bytes:
+            continue
+        if offset is None or offset < 0 or offset + layer.bytes > plan.ring_bytes:
+            allowed = f"0 to {plan.ring_bytes - layer.bytes}, inside the ring"
+            raise PlanError.bad_field(f"offset of layer {layer.name}", offset, allowed)
 
 
 def _run_pass(
@@ -188,7 +189,7 @@ def _stalls(traces: Sequence[_PassTrace], visits: Sequence[int], layer_count: in
 def _peak_ring_bytes(
     traces: Sequence[_PassTrace], visits: Sequence[int], sizes: Sequence[int], offsets: Sequence[int | None]
 ) -> int:
-    """Most bytes alive at once, where a copy's bytes live from its start to the last read before its layer's next copy."""
+    """Most bytes alive at once: a copy's bytes live from its start to the last read before its layer's next copy."""
     births: dict[int, int] = {}
     deaths: dict[int, int] = {}
     events: list[tuple[int, int]] = []

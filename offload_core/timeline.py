@@ -1,9 +1,9 @@
 """Which visits must copy, and which earlier visit each copy has to wait for: the ring's bookkeeping without any clock.
 
-The rules are the engine's. Copies are issued in visit order. A copy of a layer waits for the last read of every earlier
-visit whose layer overlaps its ring range (itself included); compute runs in order, so the *latest* of those visits alone
-decides. A layer whose range nobody overwrote since its last copy is still there and is not copied again. A resident is
-copied once, at its first visit. Knows nothing about bytes per second or about who chose the offsets.
+The rules are the engine's. Copies are issued in visit order. A copy of a layer waits for the last read of every
+earlier visit whose layer overlaps its ring range (itself included); compute runs in order, so the *latest* of those
+visits alone decides. A layer whose range nobody overwrote since its last copy is still there and is not copied again.
+A resident is copied once, at its first visit. Knows nothing about bytes per second or about who chose the offsets.
 """
 
 from __future__ import annotations

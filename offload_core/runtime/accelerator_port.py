@@ -35,7 +35,8 @@ def has_streams(device: torch.device) -> bool:
 
 
 def _backend(device: torch.device) -> types.ModuleType:
-    return torch.get_device_module(device)
+    module: types.ModuleType = torch.get_device_module(device)
+    return module
 
 
 class SynchronousPort:
@@ -104,6 +105,8 @@ class AcceleratorPort(SynchronousPort):
     def __init__(self, device: torch.device | str) -> None:
         super().__init__(device)
         self._stream = torch.Stream(self.device, priority=_HIGH_PRIORITY)
+        # An event goes to the current device's stream unless told otherwise, and telling it costs more than recording.
+        self._only_device = torch.accelerator.device_count() == 1
 
     def event(self, timed: bool = False) -> Event:
         return torch.Event(self.device, enable_timing=timed)
@@ -112,16 +115,23 @@ class AcceleratorPort(SynchronousPort):
         event.record(self._stream)
 
     def record_compute(self, event: Event) -> None:
-        event.record()
+        if self._only_device:
+            event.record()
+        else:
+            event.record(torch.accelerator.current_stream(self.device))
 
     def copy_waits(self, event: Event) -> None:
         self._stream.wait_event(event)
 
     def compute_waits(self, event: Event) -> None:
-        event.wait()
+        if self._only_device:
+            event.wait()
+        else:
+            event.wait(torch.accelerator.current_stream(self.device))
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        # A bare set and restore: the stream's own context manager does the same with three more calls.
+        # A bare set and restore: the stream's own context manager does the same with three more calls. What is put
+        # back is the current stream of the current device, which need not be ours.
         current = torch.accelerator.current_stream()
         torch.accelerator.set_stream(self._stream)
         try:
@@ -180,7 +190,10 @@ def page_aligned_bytes(nbytes: int) -> torch.Tensor:
     """Host bytes in a mapping of their own: exact size, page aligned, so that no two buffers share a page to lock."""
     if nbytes == 0:
         return torch.empty(0, dtype=torch.uint8)
-    mapping = mmap.mmap(-1, nbytes)
+    if hasattr(mmap, "MAP_PRIVATE"):  # a shared mapping, the default, is a file in memory: no huge pages
+        mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        mapping = mmap.mmap(-1, nbytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             mapping.madvise(mmap.MADV_HUGEPAGE)

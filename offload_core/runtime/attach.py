@@ -10,17 +10,20 @@ Inference only: device parameters need no gradients.
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from ..errors import OffloadError
+from ..inventory import Inventory
 from ..plan import Plan
 from ..planner import PlanRequest, make_plan
 from .controller import OffloadController
 from .device_port import port_for
 from .device_queue import DeviceQueue
 from .discovery import MIN_LAYER_BYTES, discover
+from .host_parameter import HostParameter
 
 
 class Attachment:
@@ -68,44 +71,68 @@ def attach(
 ) -> Attachment:
     """Stream the layers of `module`, whose parameters are on the CPU, through at most `budget_bytes` of `device`.
 
-    budget_bytes  ring, residents and loose tensors together; None: a ring of three of the largest layers
-    ring_bytes    None: the planner chooses
-    passes        forwards to expect per use; residents pay from the second on
-    queue         share a device's copy lane and ring with other modules; None: one of its own
+    budget_bytes     ring, residents and loose tensors together; None: a ring of three of the largest layers. More than
+                     the device has is cut to that, and the plan says so
+    ring_bytes       None: the planner chooses
+    passes           forwards to expect per use; residents pay from the second on
+    h2d_bytes_per_s  what the link does, if it was measured
+    queue            share a device's copy lane and ring with other modules; None: one of its own
 
-    Raises BudgetError if the budget is too small, with the smallest that works, and OffloadError if the module is not
-    on the CPU. In either case the module is untouched.
+    Raises BudgetError if the budget is too small, with the smallest that works, and OffloadError if the module cannot
+    be taken. In either case the module is untouched.
     """
-    for name, parameter in module.named_parameters():
+    _check_module(module, component)
+    owned = None if queue is not None else DeviceQueue(port_for(device))
+    used = queue or owned
+    assert used is not None
+    _check_device(used, torch.device(device), component)
+    attachment: Attachment | None = None
+    try:
+        discovery = discover(module, min_layer_bytes=min_layer_bytes)
+        inventory, budget_bytes = _within_device(discovery.inventory(component), budget_bytes, used)
+        request = PlanRequest(inventory, str(used.port.device), budget_bytes, ring_bytes, passes=passes)
+        if h2d_bytes_per_s is not None:
+            request = replace(request, h2d_bytes_per_s=h2d_bytes_per_s, link_source="given by the caller")
+        plan = make_plan(request)
+        controller = OffloadController(module, used, component=component, discovery=discovery, pinned=pinned)
+        attachment = Attachment(controller, owned)
+        controller.load(plan)
+    except BaseException:
+        if attachment is not None:
+            attachment.detach()
+        elif owned is not None:
+            owned.close()
+        raise
+    return attachment
+
+
+def _check_module(module: nn.Module, component: str) -> None:
+    """Refuse a module that is not on the CPU, or that somebody has attached already."""
+    parameters = list(module.named_parameters())
+    for name, parameter in parameters:
+        if type(parameter) is HostParameter:
+            raise OffloadError(
+                f"{component}: asked to offload a module; found {name} under layerwise offload already; "
+                "detach the other attachment first"
+            )
+    for name, parameter in parameters:
         if parameter.device.type not in ("cpu", "meta"):
             raise OffloadError(
                 f"{component}: asked to offload a module on the CPU; found {name} on {parameter.device}; "
                 "move the module to the CPU first"
             )
-    discovery = discover(module, min_layer_bytes=min_layer_bytes)
-    owned = None if queue is not None else DeviceQueue(port_for(device))
-    used = queue or owned
-    assert used is not None
-    try:
-        plan = make_plan(
-            PlanRequest(
-                inventory=discovery.inventory(component),
-                device=str(used.port.device),
-                budget_bytes=budget_bytes,
-                ring_bytes=ring_bytes,
-                passes=passes,
-                **({} if h2d_bytes_per_s is None else {"h2d_bytes_per_s": h2d_bytes_per_s}),
-            )
-        )
-        controller = OffloadController(module, used, component=component, discovery=discovery, pinned=pinned)
-    except BaseException:
-        if owned is not None:
-            owned.close()
-        raise
-    attachment = Attachment(controller, owned)
-    try:
-        controller.load(plan)
-    except BaseException:
-        attachment.detach()
-        raise
-    return attachment
+
+
+def _check_device(queue: DeviceQueue, asked: torch.device, component: str) -> None:
+    found = queue.port.device
+    if asked.type != found.type or asked.index not in (None, found.index):
+        raise OffloadError(f"{component}: asked for {asked}; found a queue of {found}; give the queue's device")
+
+
+def _within_device(inventory: Inventory, budget_bytes: int | None, queue: DeviceQueue) -> tuple[Inventory, int | None]:
+    """The budget, or what the device has in all where that is less; the inventory then carries a note for the plan."""
+    memory = queue.port.memory()
+    if budget_bytes is None or memory is None or budget_bytes <= memory.total_bytes:
+        return inventory, budget_bytes
+    note = f"the budget of {budget_bytes} bytes was cut to the {memory.total_bytes} bytes of {queue.port.device}"
+    return replace(inventory, notes=(*inventory.notes, note)), memory.total_bytes

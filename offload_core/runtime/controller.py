@@ -12,15 +12,17 @@ nothing about the app.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from ..errors import PlanError
+from ..errors import OffloadError, PlanError
 from ..inventory import Inventory
 from ..plan import Plan
 from .counters import RunCounters
+from .device_port import DevicePort
 from .device_queue import DeviceQueue
 from .discovery import Discovery, discover
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
@@ -57,11 +59,13 @@ class OffloadController:
         self.plan: Plan | None = None
         found = discovery or discover(root)
         self.inventory: Inventory = found.inventory(component)
-        port = queue.port
-        self.layers = [Layer(index, layer, port, pinned) for index, layer in enumerate(found.layers)]
+        self.layers = _build_layers(found, queue.port, pinned)
+        buffers = [layer.host.buffer for layer in self.layers]
+        self._close_masters = weakref.finalize(self, _close_buffers, queue.port, buffers)
+        self._close_masters.atexit = False
         self._tables = found.tables
         self._loose = self._find_loose()
-        self.prefetcher = Prefetcher(port, self.layers)
+        self.prefetcher = Prefetcher(queue.port, self.layers)
         self.prefetcher.may_use_ring = self._may_use_ring
         self._offsets: list[int] = []
         self._streamed: list[Layer] = []
@@ -90,17 +94,20 @@ class OffloadController:
         """What the component holds on the device now: its ring, its residents, the loose tensors."""
         if self.plan is None:
             return 0
-        residents = sum(
-            layer.nbytes for layer in self.layers if layer.keep_resident and layer.device_buffer is not None
-        )
+        residents = sum(layer.nbytes for layer in self.layers if layer.keep_resident and not layer.is_in_place)
         return self.plan.ring_bytes + residents + (self._loose.nbytes if self._loose.loaded else 0)
+
+    def compute_ns(self) -> tuple[int | None, ...]:
+        """How long each layer's last measured visit took, stalls left out; None where none was measured yet."""
+        return tuple(layer.compute_ns for layer in self.layers)
 
     def pinned_bytes(self) -> int:
         """Page-locked host memory of the masters."""
         return sum(layer.nbytes for layer in self.layers if layer.host.pinned)
 
     def is_running(self) -> bool:
-        return any(layer.in_use for layer in self.layers)
+        """Whether a pass is under way, or a layer in use outside of one."""
+        return self.prefetcher.in_pass or any(layer.in_use for layer in self.layers)
 
     # ------------------------------------------------------------------ plan
 
@@ -112,32 +119,37 @@ class OffloadController:
         """
         self._check(plan)
         if self.is_running():
-            raise PlanError(f"{self.component}: asked for a new plan while a layer is running; do it between passes")
+            raise PlanError(f"{self.component}: asked for a new plan while a pass is running; do it between passes")
         self.prefetcher.forget_look_ahead()
         if self.plan is None:
             self._take_hold()
         try:
-            self._release_demoted(plan)
+            self._free_what_moves(plan)
             self._loose.load(self.queue.port)
             self._place(plan)
         except BaseException:
             self.unload()
             raise
+        self.prefetcher.expect([self.layers[index] for index in plan.visits])
+        self.prefetcher.loaded = True
         self.plan = plan
 
     def unload(self) -> None:
         """Give all device memory back. Nothing is copied: the host masters were never out of date."""
-        self.prefetcher.forget_look_ahead()
-        self.queue.release(self)  # waits for what is in flight
-        self.queue.port.drain()
-        for layer in self.layers:
-            layer.unbind()
-            layer.keep_resident = False
-            layer.overlaps = ()
-        self._offsets, self._streamed = [], []
-        self._loose.unload()
-        self._let_go()
         self.plan = None
+        self.prefetcher.loaded = False
+        try:
+            self.prefetcher.give_up_ring()
+            self.prefetcher.drain()
+            self.queue.release(self)
+        finally:
+            for layer in self.layers:
+                layer.unbind()
+                layer.keep_resident = False
+                layer.overlaps = ()
+            self._offsets, self._streamed = [], []
+            self._loose.unload()
+            self._let_go()
 
     def _take_hold(self) -> None:
         """Stand before the layers' calls. Whoever used the module meanwhile may have moved or replaced parameters."""
@@ -167,86 +179,91 @@ class OffloadController:
         self.unload()
         self._interposed = []
         for layer in self.layers:
-            layer.close(self.queue.port)
+            layer.let_go()
+        self._close_masters()
         self.layers = []
 
     def write_master(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
-        """Change the host value of a parameter, of a layer or loose. Copies on the device are fetched again.
+        """Change the value of a parameter, of a layer or loose. Copies on the device are fetched again.
 
-        Waits for what is in flight; not for use inside a pass.
+        `parameter` is what hangs in the module, on the host or on the device. Waits for what is in flight. Raises
+        OffloadError inside a pass.
         """
-        layer = self._layer_of(parameter)
-        if layer is None:
-            was_loaded = self._loose.loaded
-            self._loose.unload()
-            with torch.inference_mode(False), torch.no_grad():
-                parameter.data.copy_(value)
-            if was_loaded:
-                self._loose.load(self.queue.port)
-            return
-        self.prefetcher.forget_look_ahead()
-        self.queue.port.drain()
-        layer.host.write(parameter, value)
-        self._refetch(layer)
+        if self.is_running():
+            raise OffloadError(
+                f"{self.component}: asked to change a weight; found a pass under way; do it between passes"
+            )
+        for layer in self.layers:
+            master = layer.master_of(parameter)
+            if master is not None:
+                self.prefetcher.forget_look_ahead()
+                self.prefetcher.drain()
+                layer.host.write(master, value)
+                self._refetch(layer)
+                return
+        was_loaded = self._loose.loaded
+        loose = self._loose.host_of(parameter)
+        self._loose.unload()
+        with torch.inference_mode(False), torch.no_grad():
+            loose.data.copy_(value)
+        if was_loaded:
+            self._loose.load(self.queue.port)
 
     def _refetch(self, layer: Layer) -> None:
         """The device copy of a layer is out of date: fetch it again on its next visit, after its last reader."""
+        if layer.is_in_place:
+            return
+        layer.swap_out()  # a resident's modules would show the old value until then
         layer.valid = False
         self.queue.fence()
-
-    def _layer_of(self, parameter: nn.Parameter) -> Layer | None:
-        for layer in self.layers:
-            if any(parameter is own for own in layer.host.parameters):
-                return layer
-        return None
 
     def _check(self, plan: Plan) -> None:
         mine = [(layer.name, layer.nbytes) for layer in self.layers]
         theirs = [(layer.name, layer.bytes) for layer in plan.layers]
         if mine != theirs:
             raise PlanError(
-                f"{self.component}: asked for a plan of {len(theirs)} layers; found {len(mine)} layers with other names "
-                "or sizes; make the plan from this component's inventory"
+                f"{self.component}: asked for a plan of {len(theirs)} layers; found {len(mine)} layers with other "
+                "names or sizes; make the plan from this component's inventory"
             )
 
-    def _release_demoted(self, plan: Plan) -> None:
-        """Residents of the old plan that the new one streams give their memory back first, to make room."""
+    def _free_what_moves(self, plan: Plan) -> None:
+        """Layers that change between ring and resident leave their old place first, to make room."""
         drained = False
         for layer, planned in zip(self.layers, plan.layers):
-            if layer.keep_resident and planned.placement != "resident":
-                if not drained:
-                    self.queue.port.drain()
+            stays = planned.placement == "resident"
+            if layer.keep_resident != stays:
+                if layer.keep_resident and not drained:  # its copy may be under way; the ring's are `lease`'s business
+                    self.prefetcher.drain()
                     drained = True
                 layer.unbind()
-                layer.keep_resident = False
+                layer.overlaps = ()
+                layer.keep_resident = stays
 
     def _place(self, plan: Plan) -> None:
+        """The ring comes first: it may have to shrink before there is room for the residents."""
         self._streamed, self._offsets = [], []
         for layer, planned in zip(self.layers, plan.layers):
-            if planned.placement == "resident":
-                if not layer.keep_resident:
-                    layer.unbind()
-                    layer.overlaps = ()
-                    layer.keep_resident = True
-                    # The memory is taken now, so that what the device has left is true; the bytes come in the order
-                    # of the first pass.
-                    if not self.queue.port.shares_host_memory:
-                        with torch.inference_mode(False):
-                            layer.bind(self.queue.port.empty(layer.nbytes))
-                    else:
-                        layer.device_buffer, layer.valid = layer.host.buffer, True  # the master is where it is needed
-            else:
+            if not layer.keep_resident:
                 assert planned.offset is not None  # check_plan and the planner see to it
                 self._streamed.append(layer)
                 self._offsets.append(planned.offset)
         link_overlaps(self._streamed, self._offsets)
         self.queue.lease(self, plan.ring_bytes)
+        for layer in self.layers:
+            if layer.keep_resident and layer.device_buffer is None:
+                # The memory is taken now, so that what the device has left is true; the bytes come in the order of
+                # the first pass.
+                if self.queue.port.shares_host_memory:
+                    layer.stay_in_place()
+                else:
+                    with torch.inference_mode(False):
+                        layer.bind(self.queue.port.empty(layer.nbytes))
         self.queue.fence()
 
     # ------------------------------------------------------------------ the queue's lessee
 
     def ring_moved(self, arena: torch.Tensor | None) -> None:
-        self.prefetcher.forget_look_ahead()
+        self.prefetcher.give_up_ring()
         if arena is None:
             for layer in self._streamed:
                 layer.unbind()
@@ -257,4 +274,26 @@ class OffloadController:
         self.prefetcher.give_up_ring()
 
     def _may_use_ring(self) -> bool:
-        return self.plan is not None and self.queue.activate(self)
+        return self.plan is not None and bool(self._streamed) and self.queue.activate(self)
+
+
+def _build_layers(found: Discovery, port: DevicePort, pinned: bool) -> list[Layer]:
+    """All of the layers, or none: memory for the masters may run out on the way."""
+    layers: list[Layer] = []
+    try:
+        for index, layer in enumerate(found.layers):
+            layers.append(Layer(index, layer, port, pinned))
+    except BaseException:
+        _close_buffers(port, [layer.host.buffer for layer in layers])
+        raise
+    return layers
+
+
+def _close_buffers(port: DevicePort, buffers: list[torch.Tensor]) -> None:
+    """End the page-locks of host masters. Also runs for a component that was dropped and never detached.
+
+    The finalizer that calls it holds the buffers and nothing else, so that it keeps no module alive.
+    """
+    port.drain()
+    for buffer in buffers:
+        port.host_release(buffer)

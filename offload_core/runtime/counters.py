@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(slots=True)
 class RunCounters:
-    """Totals since the component was attached or since `reset`.
+    """Totals since the component was attached.
 
     passes           completed walks over the layers
     visits           entries into a layer, residents included
@@ -19,10 +19,11 @@ class RunCounters:
     unplaced_visits  visits for which the ring had no room; the layer got memory of its own for the visit
     order_misses     visits that came in another order than the recorded one
     aborted_passes   passes that ended in an exception or interrupt
-    timed_visits     visits whose times were measured; the next three are sums over these
-    stall_ns         compute waited for a copy
-    copy_ns          copies took
-    compute_ns       layers took, without stalls
+    timed_visits     visits whose times were measured
+    stall_ns         how long compute waited for copies in these visits
+    compute_ns       how long the layers took in these visits, without stalls
+    timed_copies     copies whose times were measured
+    copy_ns          how long these took
     """
 
     passes: int = 0
@@ -37,8 +38,9 @@ class RunCounters:
     aborted_passes: int = 0
     timed_visits: int = 0
     stall_ns: int = 0
-    copy_ns: int = 0
     compute_ns: int = 0
+    timed_copies: int = 0
+    copy_ns: int = 0
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)

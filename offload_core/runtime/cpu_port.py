@@ -48,9 +48,11 @@ class ThreadedCpuPort:
 
     def record_copy(self, event: LaneEvent) -> None:
         reached = event.pending = threading.Event()
+        event.reached_ns = None
 
         def mark() -> None:
-            event.reached_ns = time.perf_counter_ns()
+            if event.pending is reached:
+                event.reached_ns = time.perf_counter_ns()
             reached.set()
 
         self._queue(mark)

@@ -71,7 +71,7 @@ class DevicePort(Protocol):
         """A host byte tensor of exactly `nbytes`, and whether it is page-locked, which it may fail to become."""
 
     def host_release(self, buffer: torch.Tensor) -> None:
-        """End the page-lock of a buffer from `host_empty`; its bytes stay readable. Nothing may be in flight from it."""
+        """End the page-lock of a buffer from `host_empty`; its bytes stay readable. Nothing is in flight from it."""
 
     def close(self) -> None: ...
 

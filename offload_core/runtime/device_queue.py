@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from ..errors import OffloadError
 from .device_port import DevicePort
 
 
@@ -22,10 +23,10 @@ class Lessee(Protocol):
         """The arena is now this one, or gone: build or drop what points into it."""
 
     def give_up_ring(self) -> None:
-        """Another component is about to overwrite the arena."""
+        """Another component is about to overwrite the arena: ask again before the next copy into it."""
 
     def is_running(self) -> bool:
-        """Whether one of its layers is in use at this moment."""
+        """Whether a pass is under way, or one of its layers in use."""
 
 
 class DeviceQueue:
@@ -43,7 +44,18 @@ class DeviceQueue:
         return 0 if self.arena is None else self.arena.numel()
 
     def lease(self, lessee: Lessee, nbytes: int) -> None:
-        """Reserve the first `nbytes` of the arena for `lessee`, growing or shrinking the arena to what is leased."""
+        """Reserve the first `nbytes` of the arena for `lessee`, growing or shrinking the arena to what is leased.
+
+        Raises OffloadError if it would have to grow under a component that is running.
+        """
+        others = [other for other in self._leases if other is not lessee]
+        needed = max((nbytes, *(self._leases[other] for other in others)))
+        running = any(other.is_running() for other in others)
+        if running and needed > self.arena_bytes:
+            raise OffloadError(
+                f"asked for a ring of {nbytes} bytes; found another component running in the one of "
+                f"{self.arena_bytes} bytes; load it when that pass has ended"
+            )
         if self._holder is not None and self._holder() is lessee:
             # Its look-ahead may still be arriving under the old layout: let it, and order what comes by `activate`.
             self.port.drain()
@@ -52,12 +64,10 @@ class DeviceQueue:
             self._leases[lessee] = nbytes
         else:
             self._leases.pop(lessee, None)
-        needed = max(self._leases.values(), default=0)
-        if needed == self.arena_bytes:
-            if nbytes:
-                lessee.ring_moved(self.arena)
-            return
-        self._move(needed)
+        if needed != self.arena_bytes and not running:  # while somebody runs in it, it stays too large
+            self._move(needed)
+        elif nbytes:
+            lessee.ring_moved(self.arena)
         if not nbytes:
             lessee.ring_moved(None)
 
@@ -66,7 +76,9 @@ class DeviceQueue:
         self.lease(lessee, 0)
 
     def activate(self, lessee: Lessee) -> bool:
-        """`lessee` starts to run. False: the arena is in use by a component that is running right now."""
+        """`lessee` starts to run. False: there is no arena, or a component that is running right now uses it."""
+        if self.arena is None:
+            return False
         holder = self._holder() if self._holder is not None else None
         if holder is lessee:
             return True

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..inventory import Inventory, LayerSpec
 from .host_store import is_plain, layout_of, span_bytes
+from .loose import LooseTensors
 
 MIN_LAYER_BYTES = 1 << 20
 """A smaller layer costs more in latency per visit than its bytes are worth in memory."""
@@ -34,8 +35,9 @@ SPLIT_SHARE = 16
 """A block over 256 MB and over 1/16 of the model is split if it holds blocks itself: the ring is sized by the
 largest layer."""
 
-HOST_GATHER_BYTES = 256 << 20
-"""An embedding table of this size stays on the host; a prompt touches a few hundred of its rows."""
+HOST_GATHER_BYTES = MIN_SINGLE_LAYER_BYTES
+"""An embedding table of this size stays on the host; a prompt touches a few hundred of its rows. Smaller ones are
+loose. Streamed, CLIP-L's 76 MB would be five times its largest block, and size the ring."""
 
 MIN_LIST_SHARE = 10
 """A module list counts as a list of blocks from 1/10 of the bytes of the module that holds it."""
@@ -75,11 +77,9 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
     shared = _shared_tensors(root, found)
     notes: list[str] = []
     layers, tables = [], _large_tables(root, shared, notes)
-    gathered = {table.module for table in tables}
+    gathered = {id(table.parameters[0]) for table in tables}
     for layer in found:
-        if layer.module in gathered:
-            continue
-        _choose_parameters(layer, shared, notes)
+        _choose_parameters(layer, shared, gathered, notes)
         if layer.nbytes >= min_layer_bytes:
             layers.append(layer)
         elif layer.nbytes:
@@ -91,8 +91,7 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
             f"no repeated blocks of {min_layer_bytes / 1e6:.0f} MB or more in {type(root).__name__}: all of it resident"
         )
     streamed = {id(p) for layer in (*layers, *tables) for p in layer.parameters}
-    loose = sum(t.numel() * t.element_size() for t in _tensors(root) if id(t) not in streamed)
-    return Discovery(tuple(layers), tuple(tables), loose, tuple(_grouped(notes)))
+    return Discovery(tuple(layers), tuple(tables), LooseTensors(root, streamed).nbytes, tuple(_grouped(notes)))
 
 
 def _units(
@@ -116,17 +115,36 @@ def _units(
 
 
 def _large_tables(root: nn.Module, shared: set[int], notes: list[str]) -> list[FoundLayer]:
-    """Embedding tables that stay on the host. One tied to an output projection is used whole and must not."""
-    tables = []
+    """Embedding tables that stay on the host, one entry for each module that looks something up in one.
+
+    Several embeddings may share a table; one tied to anything else (an output projection) is used whole and must not.
+    """
+    users: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in root.named_modules():
-        if isinstance(module, nn.Embedding) and is_plain(module.weight) and id(module.weight) not in shared:
-            nbytes = module.weight.numel() * module.weight.element_size()
-            if nbytes >= HOST_GATHER_BYTES:
-                tables.append(FoundLayer(name, module, [module.weight], nbytes))
-                notes.append(
-                    f"{name} ({nbytes / 1e9:.2f} GB of embeddings) stays on the host: only looked-up rows move"
-                )
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.numel() * parameter.element_size() >= HOST_GATHER_BYTES:
+                users.setdefault(id(parameter), []).append((name, module))
+    tables = []
+    for key, places in users.items():
+        first = places[0][1]
+        table = first.weight if isinstance(first, nn.Embedding) else None
+        if table is None or id(table) != key or not is_plain(table):
+            continue
+        if not all(isinstance(module, nn.Embedding) for _, module in places) or _overlaps_another(table, root, shared):
+            continue
+        nbytes = table.numel() * table.element_size()
+        tables += [FoundLayer(name, module, [table], nbytes) for name, module in places]
+        notes.append(f"{places[0][0]} ({nbytes / 1e6:.0f} MB) stays on the host: only the rows looked up move")
     return tables
+
+
+def _overlaps_another(table: torch.Tensor, root: nn.Module, shared: set[int]) -> bool:
+    """Whether bytes of a table are also those of another tensor: being one object in several places is no matter."""
+    if id(table) not in shared:
+        return False
+    start, end = table.data_ptr(), table.data_ptr() + span_bytes(table)
+    others = (other for other in _tensors(root) if other is not table and other.numel() and is_plain(other))
+    return any(other.data_ptr() < end and start < other.data_ptr() + span_bytes(other) for other in others)
 
 
 def _only_contains(module: nn.Module) -> bool:
@@ -160,11 +178,11 @@ def _small_enough(block: nn.Module, sizes: dict[nn.Module, int], total: int) -> 
     return sizes[block] <= max(SPLIT_LAYER_BYTES, total // SPLIT_SHARE)
 
 
-def _choose_parameters(layer: FoundLayer, shared: set[int], notes: list[str]) -> None:
+def _choose_parameters(layer: FoundLayer, shared: set[int], gathered: set[int], notes: list[str]) -> None:
     """Fill in which parameters of a layer move with it."""
-    total = sum(p.numel() * p.element_size() for p in layer.module.parameters())
-    small = min(MIN_TENSOR_BYTES, total // SMALL_TENSOR_SHARE)
-    for name, parameter in layer.module.named_parameters():
+    own = [(name, p) for name, p in layer.module.named_parameters() if id(p) not in gathered]
+    small = min(MIN_TENSOR_BYTES, sum(p.numel() * p.element_size() for _, p in own) // SMALL_TENSOR_SHARE)
+    for name, parameter in own:
         full = f"{layer.name}.{name}"
         if not is_plain(parameter):
             kind = "meta" if parameter.is_meta else type(parameter).__name__

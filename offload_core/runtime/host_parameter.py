@@ -18,6 +18,8 @@ from torch import nn
 _MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as})
 """Operations that take tensors of two devices on purpose."""
 
+_READING_DUNDERS = frozenset({"__index__", "__int__", "__invert__"})
+
 
 class OutsideTouches:
     """How often a layer's weights were used outside the layer's own call. One per layer; a count, not an error."""
@@ -57,26 +59,31 @@ class HostParameter(nn.Parameter):
         return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return nn.Parameter(self.data, self.requires_grad).__reduce_ex__(protocol)
+        plain: Any = nn.Parameter(self.data, self.requires_grad)
+        return plain.__reduce_ex__(protocol)
 
 
 def adopt(parameter: nn.Parameter, touches: OutsideTouches) -> None:
     """Make `parameter`, in place, a HostParameter. The caller has checked that it is a plain Parameter on the CPU."""
-    parameter.__class__ = HostParameter
-    parameter.touches = touches
+    host: Any = parameter
+    host.__class__ = HostParameter
+    host.touches = touches
 
 
 def release(parameter: nn.Parameter) -> None:
     """Undo `adopt`: the same object is a plain Parameter again."""
     if type(parameter) is HostParameter:
-        del parameter.touches
-        parameter.__class__ = nn.Parameter
+        plain: Any = parameter
+        del plain.touches
+        plain.__class__ = nn.Parameter
 
 
 def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     """In-place operations get no loan: a write into a borrowed copy would be lost. Torch's own error is right there."""
     name = getattr(func, "__name__", "")
-    return "out" in kwargs or (name.endswith("_") and not name.endswith("__")) or name == "__set__"
+    if name.startswith("__"):  # x[i] = y and x += y write; x @ y and the like do not
+        return name in ("__set__", "__setitem__") or (name.startswith("__i") and name not in _READING_DUNDERS)
+    return "out" in kwargs or name.endswith("_")
 
 
 def _foreign_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:

@@ -8,6 +8,7 @@ copied back. The module knows nothing about devices beyond the port that hands o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,11 @@ class LayerLayout:
 
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether moving the bytes of `tensor` moves the tensor: an ordinary dense one, nothing wrapped, nothing lazy."""
-    return type(tensor) in (nn.Parameter, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+    return (
+        type(tensor) in (nn.Parameter, torch.Tensor)
+        and tensor.layout == torch.strided
+        and not (tensor.is_meta or tensor.is_conj() or tensor.is_neg())
+    )
 
 
 def span_bytes(tensor: torch.Tensor) -> int:
@@ -57,12 +62,22 @@ def span_bytes(tensor: torch.Tensor) -> int:
     return (last + 1) * tensor.element_size()
 
 
-def layout_of(parameters: list[nn.Parameter]) -> LayerLayout:
-    """Lay the tensors end to end. Holes inside a tensor's strides (an expanded one, say) are kept as they are."""
+def copy_span(destination: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy what lies between the first and the last element of two tensors of the same shape, type and strides.
+
+    As flat memory, because tensors whose elements lie on top of each other (expanded ones) cannot be written to.
+    """
+    length = span_bytes(source) // source.element_size()
+    flat = [torch.as_strided(tensor, (length,), (1,), tensor.storage_offset()) for tensor in (destination, source)]
+    flat[0].copy_(flat[1])
+
+
+def layout_of(tensors: Sequence[torch.Tensor]) -> LayerLayout:
+    """Lay the tensors end to end. Holes inside a tensor's strides are kept as they are."""
     slots, end = [], 0
-    for parameter in parameters:
-        nbytes = span_bytes(parameter)
-        slots.append(TensorSlot(end, nbytes, parameter.dtype, parameter.shape, parameter.stride()))
+    for tensor in tensors:
+        nbytes = span_bytes(tensor)
+        slots.append(TensorSlot(end, nbytes, tensor.dtype, tensor.shape, tensor.stride()))
         end = _aligned(end + nbytes)
     return LayerLayout(tuple(slots), end)
 
@@ -81,7 +96,7 @@ class HostLayer:
             self.buffer, self.pinned = port.host_empty(self.layout.nbytes, pinned)
             for slot, parameter in zip(self.layout.slots, parameters):
                 view = slot.view(self.buffer)
-                view.copy_(parameter.data)
+                copy_span(view, parameter.data)
                 parameter.data = view
 
     def take_hold(self) -> None:
@@ -117,11 +132,6 @@ class HostLayer:
         """Change a master. The caller has made sure that nothing is in flight from it and no copy of it is in use."""
         with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             parameter.data.copy_(value)
-
-    def close(self, port: DevicePort) -> None:
-        """Unlock the bytes. The parameters keep their values, and the buffer, alive."""
-        self.let_go()
-        port.host_release(self.buffer)
 
     def device_views(self, buffer: torch.Tensor) -> list[nn.Parameter]:
         """The layer's parameters as views into a device buffer: built once per plan, swapped in on every visit."""

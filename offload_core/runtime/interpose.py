@@ -7,6 +7,7 @@ gets its own class's forward, not ours: it is another model, and ours would feed
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable
 from typing import Any
@@ -20,20 +21,22 @@ from .prefetcher import Prefetcher
 class Interposed:
     """A callable that was put in place of `module.<method>`. Subclasses say what happens around the call."""
 
-    __slots__ = ("_had", "call", "method", "module")
+    __slots__ = ("_had", "_installed", "call", "method", "module")
 
     def __init__(self, module: nn.Module, method: str = "forward") -> None:
         self.module = module
         self.method = method
         self._had: Any = None
+        self._installed = False
         self.call: Callable[..., Any] = getattr(module, method)
 
     def install(self) -> None:
         """Stand in front of whatever is there now. Idempotent."""
-        if vars(self.module).get(self.method) is not self:
+        if not self._installed:
             self._had = vars(self.module).get(self.method)
             self.call = getattr(self.module, self.method)
             vars(self.module)[self.method] = self
+            self._installed = True
 
     def remove(self) -> None:
         """Put back what was there, unless somebody has since put something in front of us: then stay, harmlessly."""
@@ -43,31 +46,49 @@ class Interposed:
                 del attributes[self.method]
             else:
                 attributes[self.method] = self._had
+            self._installed = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self._had is not None:
+            return copy.deepcopy(self._had, memo)
         twin = memo.get(id(self.module))
         if twin is None:  # not reached through its module: there is no copy to bind to
             return self
         return types.MethodType(getattr(type(twin), self.method), twin)
 
+    def __reduce__(self) -> Any:
+        """A pickled module has its own class's method again, bound to itself."""
+        return getattr, (self.module, self.method) if self._had is None else (_Holder(self._had), "held")
+
+
+class _Holder:
+    """Lets `__reduce__` name an object that is to be pickled in place of another."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
 
 class LayerForward(Interposed):
     """A layer's forward: the layer is on the device for as long as it runs."""
 
-    __slots__ = ("enter", "layer", "leave")
+    __slots__ = ("layer", "prefetcher")
 
     def __init__(self, layer: Layer, prefetcher: Prefetcher) -> None:
         super().__init__(layer.found.module)
         self.layer = layer
-        self.enter = prefetcher.enter
-        self.leave = prefetcher.leave
+        self.prefetcher = prefetcher
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.enter(self.layer)
+        prefetcher = self.prefetcher
+        layer = self.layer
         try:
-            return self.call(*args, **kwargs)
-        finally:
-            self.leave(self.layer)
+            prefetcher.enter(layer)
+            result = self.call(*args, **kwargs)
+        except BaseException:
+            prefetcher.fail(layer)
+            raise
+        prefetcher.leave(layer)
+        return result
 
 
 class PassBoundary(Interposed):

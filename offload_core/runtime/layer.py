@@ -14,6 +14,7 @@ States say what has been *issued*; whether it has happened yet is the events' bu
 from __future__ import annotations
 
 import enum
+import itertools
 from typing import Any
 
 import torch
@@ -40,11 +41,14 @@ class Layer:
 
     __slots__ = (
         "arrived",
+        "compute_ns",
         "copy_done",
+        "copy_end",
         "copy_start",
         "copy_timed",
         "device_bindings",
         "device_buffer",
+        "finished",
         "found",
         "host",
         "host_bindings",
@@ -57,7 +61,10 @@ class Layer:
         "overlaps",
         "pending",
         "read_since_copy",
+        "started",
+        "swapped_in",
         "timed",
+        "timing",
         "valid",
     )
 
@@ -70,15 +77,10 @@ class Layer:
         self.host_bindings: list[Binding] = _bindings(found)
         self.device_bindings: list[Binding] = []
         self.device_buffer: torch.Tensor | None = None
-        self.copy_done: Event = port.event(timed=True)
+        self.copy_done: Event = port.event()
         """Copy to compute: the bytes are there."""
-        self.last_read: Event = port.event(timed=True)
+        self.last_read: Event = port.event()
         """Compute to copy: nobody reads the bytes any more."""
-        self.arrived: Event = port.event(timed=True)
-        self.copy_start: Event = port.event(timed=True)
-        self.timed = False
-        """Whether the four events above belong to one visit that is to be measured."""
-        self.copy_timed = False
         self.overlaps: tuple[Layer, ...] = ()
         """The other layers that share bytes of the ring with this one."""
         self.keep_resident = False
@@ -87,8 +89,27 @@ class Layer:
         self.pending = 0
         """Visits to come for which look-ahead counts on the bytes: they must not be overwritten."""
         self.in_use = 0
+        """Calls of the layer that are under way: 2 when it runs inside itself."""
         self.read_since_copy = False
         """`last_read` marks a visit for which the copy lane has not waited yet."""
+        self.swapped_in = False
+        """The modules hold the parameters of `device_bindings`."""
+        self._init_times(port)
+
+    def _init_times(self, port: DevicePort) -> None:
+        """Events that only measure. They are not recorded again before they were read, unlike the two that order."""
+        self.arrived: Event = port.event(timed=True)
+        self.started: Event = port.event(timed=True)
+        self.finished: Event = port.event(timed=True)
+        self.timing = False
+        """A visit that is being measured is under way."""
+        self.timed = False
+        """`arrived`, `started` and `finished` belong to one visit whose times were not read yet."""
+        self.copy_start: Event = port.event(timed=True)
+        self.copy_end: Event = port.event(timed=True)
+        self.copy_timed = False
+        self.compute_ns: int | None = None
+        """How long the last measured visit took, stalls left out."""
 
     @property
     def state(self) -> LayerState:
@@ -100,11 +121,34 @@ class Layer:
 
     def bind(self, buffer: torch.Tensor) -> None:
         """Give the layer its place on the device. Builds the device parameters, once for all visits to come."""
-        device = dict(zip(map(id, self.host.parameters), self.host.device_views(buffer)))
         self.device_buffer = buffer
-        self.device_bindings = [(params, name, device[id(host)]) for params, name, host in self.host_bindings]
+        self.device_bindings = self.bindings_into(buffer)
         self.valid = False
         self.read_since_copy = False
+
+    def stay_in_place(self) -> None:
+        """A resident on a device that shares memory with the host: the masters are where they are needed."""
+        self.device_buffer = self.host.buffer
+        self.device_bindings = []
+        self.valid = True
+
+    @property
+    def is_in_place(self) -> bool:
+        return self.device_buffer is self.host.buffer
+
+    def master_of(self, parameter: nn.Parameter) -> nn.Parameter | None:
+        """The host parameter that `parameter` is, or is the device's copy of; None if it is not this layer's."""
+        for (_, _, host), (_, _, shown) in itertools.zip_longest(
+            self.host_bindings, self.device_bindings, fillvalue=({}, "", None)
+        ):
+            if parameter is host or parameter is shown:
+                return host
+        return None
+
+    def bindings_into(self, buffer: torch.Tensor) -> list[Binding]:
+        """What to hang into the modules so that they find their parameters in `buffer`."""
+        device = dict(zip(map(id, self.host.parameters), self.host.device_views(buffer)))
+        return [(params, name, device[id(host)]) for params, name, host in self.host_bindings]
 
     def unbind(self) -> None:
         """Give the place back. The host parameters are what the modules hold afterwards."""
@@ -114,7 +158,6 @@ class Layer:
         self.valid = False
         self.pending = 0
         self.read_since_copy = False
-        self.timed = False
 
     def take_hold(self) -> bool:
         """Make the module's parameters the layer's masters, whatever happened to them since `let_go`.
@@ -122,15 +165,17 @@ class Layer:
         False if one of them is no longer what the layer was made for.
         """
         positions = {id(parameter): position for position, parameter in enumerate(self.host.parameters)}
+        reclaimed: set[int] = set()
         bindings = []
         for params, name, host in self.host_bindings:
             position = positions[id(host)]
-            current = params.get(name)
-            if current is None or not self.host.reclaim(position, current):
-                return False
-            master = self.host.parameters[position]
-            params[name] = master
-            bindings.append((params, name, master))
+            if position not in reclaimed:  # a tied parameter hangs in several places: the first one counts
+                current = params.get(name)
+                if current is None or not self.host.reclaim(position, current):
+                    return False
+                reclaimed.add(position)
+            params[name] = self.host.parameters[position]
+            bindings.append((params, name, self.host.parameters[position]))
         self.host_bindings = bindings
         self.host.take_hold()
         return True
@@ -139,17 +184,15 @@ class Layer:
         """The module is an ordinary one again, on the host."""
         self.host.let_go()
 
-    def swap_in(self) -> None:
-        for params, name, parameter in self.device_bindings:
+    def swap_in(self, bindings: list[Binding] | None = None) -> None:
+        for params, name, parameter in self.device_bindings if bindings is None else bindings:
             params[name] = parameter
+        self.swapped_in = True
 
     def swap_out(self) -> None:
         for params, name, parameter in self.host_bindings:
             params[name] = parameter
-
-    def close(self, port: DevicePort) -> None:
-        self.unbind()
-        self.host.close(port)
+        self.swapped_in = False
 
 
 def _bindings(found: FoundLayer) -> list[Binding]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .device_port import DevicePort
-from .host_store import LayerLayout, is_plain, layout_of
+from .host_store import LayerLayout, copy_span, is_plain, layout_of
 
 
 class LooseTensors:
@@ -32,7 +32,9 @@ class LooseTensors:
         self._plain = [tensor for tensor in tensors.values() if is_plain(tensor)]
         self._others = [tensor for tensor in tensors.values() if not is_plain(tensor)]
         self._layout: LayerLayout = layout_of(self._plain)
-        self._on_device: dict[int, tuple[torch.Tensor, int]] = {}
+        self._on_device: dict[int, torch.Tensor] = {}
+        self._buffer: torch.Tensor | None = None
+        self._version = 0
 
     @property
     def nbytes(self) -> int:
@@ -44,35 +46,49 @@ class LooseTensors:
         return bool(self._on_device)
 
     def load(self, port: DevicePort) -> None:
-        """Copy everything to the port's device and hang it into the modules. Idempotent."""
+        """Copy everything to the port's device and hang it into the modules. Idempotent; all of it or nothing."""
         if self._on_device or port.shares_host_memory:
             return
+        on_device: dict[int, torch.Tensor] = {}
         with torch.inference_mode(False), torch.no_grad():
             buffer = port.empty(self._layout.nbytes)
             for slot, tensor in zip(self._layout.slots, self._plain):
                 view = slot.view(buffer)
-                view.copy_(tensor.detach())
-                self._on_device[id(tensor)] = (_like(tensor, view), view._version)
+                copy_span(view, tensor.detach())
+                on_device[id(tensor)] = _like(tensor, view)
             for tensor in self._others:
-                moved = tensor if tensor.is_meta else _like(tensor, tensor.detach().to(port.device))
-                self._on_device[id(tensor)] = (moved, -1)
+                on_device[id(tensor)] = tensor if tensor.is_meta else _like(tensor, tensor.detach().to(port.device))
+        self._on_device = on_device
+        self._buffer, self._version = buffer, buffer._version  # one counter for all views of it
         for place, name, tensor in self._places:
             if place.get(name) is tensor:
-                place[name] = self._on_device[id(tensor)][0]
+                place[name] = on_device[id(tensor)]
 
     def unload(self) -> None:
         """Put the host tensors back. What somebody else has hung in their place meanwhile is left alone."""
         if not self._on_device:
             return
-        with torch.inference_mode(False), torch.no_grad():
-            for tensor in self._plain:
-                moved, version = self._on_device[id(tensor)]
-                if not isinstance(tensor, nn.Parameter) and moved._version != version:
-                    tensor.copy_(moved)
+        if self._buffer is not None and self._buffer._version != self._version:
+            self._bring_buffers_home()
         for place, name, tensor in self._places:
-            if place.get(name) is self._on_device[id(tensor)][0]:
+            if place.get(name) is self._on_device[id(tensor)]:
                 place[name] = tensor
-        self._on_device = {}
+        self._on_device, self._buffer = {}, None
+
+    def host_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The host tensor of which `tensor` is the copy on the device, else `tensor` itself."""
+        for host in (*self._plain, *self._others):
+            if self._on_device.get(id(host)) is tensor:
+                return host
+        return tensor
+
+    def _bring_buffers_home(self) -> None:
+        """Somebody wrote in place: the module's buffers keep what was written."""
+        for tensor in self._plain:
+            if not isinstance(tensor, nn.Parameter):
+                # A tensor made in inference mode, as the app makes all of its own, may only be written to there.
+                with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                    tensor.copy_(self._on_device[id(tensor)])
 
 
 def _like(tensor: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,9 @@ Every streamed layer owns one fixed range of the ring, and overlaps others there
 Nothing else is waited for, no host synchronisation is needed, nothing is allocated: look-ahead is bounded by the bytes
 of the ring however far the host runs ahead.
 
+Invariants, between any two calls: a layer with visits `pending` is valid; `pending` of all layers adds up to `_ahead`;
+what `valid` layers hold is disjoint.
+
 Knows nothing about modules, plans or the app. Not thread-safe: one thread runs a component at a time.
 """
 
@@ -33,22 +36,25 @@ _TIMED_PASSES = 2
 _TIMED_EVERY = 8
 """Visits of the first passes and of every eighth are measured: enough to plan by, too little to notice."""
 
-_MAX_WRONG_GUESSES = 2
-"""Order misses after which the first pass stops believing the guess and loads on demand."""
+_MISSES_TO_PAUSE = 2
+"""Visits in a row that were not the expected ones after which look-ahead pauses, until one is. Copies that nobody
+uses would only be in the way of those that somebody waits for."""
 
 
 class Prefetcher:
     """Serves the visits of one component. `enter` and `leave` bracket a visit, `begin_pass` and `end_pass` a pass."""
 
-    def __init__(self, port: DevicePort, guess: Sequence[Layer]) -> None:
+    def __init__(self, port: DevicePort, layers: Sequence[Layer]) -> None:
         self.port = port
         self.counters = RunCounters()
         self.in_pass = False
+        self.loaded = False
+        """Whether a plan is in effect. Without one, layers run as they are, on the host."""
         self.may_use_ring: Callable[[], bool] = lambda: True
-        """Asked at the start of a pass: is the ring ours? If not, every miss of the pass goes without it."""
-        self._ring_is_ours = True
-        self._layers = tuple(guess)
-        self._order: list[Layer] = list(guess)
+        """Asked at the start of a pass and again on a miss: is the ring ours? If not, the visit goes without it."""
+        self._ring_is_ours = False
+        self._layers = tuple(layers)
+        self._order: list[Layer] = list(layers)
         self._recorded = False
         self._next = 0
         """Position in the order of the visit that is expected next."""
@@ -56,45 +62,64 @@ class Prefetcher:
         """How many visits from `_next` on look-ahead has provided for."""
         self._trace: list[Layer] = []
         self._last_trace: list[Layer] = []
-        self._wrong_guesses = 0
+        self._misses = 0
         self._timing = False
+        self._fence = port.event()
+        self._copied_on_compute = False
 
     # ------------------------------------------------------------------ passes
 
+    def expect(self, order: Sequence[Layer]) -> None:
+        """The plan's guess of the order of visits. What was seen counts more."""
+        if not self._recorded:
+            self.forget_look_ahead()
+            self._order = list(order)
+
     def begin_pass(self) -> None:
         """The component starts to run. Starts look-ahead where it is not already under way."""
-        self._ring_is_ours = self.may_use_ring()
         self.in_pass = True
-        self._trace = []
-        self._wrong_guesses = 0
-        passes = self.counters.passes
-        self._timing = passes < _TIMED_PASSES or passes % _TIMED_EVERY == 0
-        if self._next:
-            self._skip_to(0)
-        self._look_ahead()
+        self._start_pass()
 
     def end_pass(self, completed: bool) -> None:
         """The component has run, or failed to. After a failure nothing is in flight any more."""
         self.in_pass = False
-        if not completed:
-            self.counters.aborted_passes += 1
-            self.forget_look_ahead()
-            self.port.drain()
-            return
-        self.counters.passes += 1
-        self._adopt_trace()
+        if completed:
+            self._finish_pass()
+            self._look_ahead()
+        else:
+            self._abort()
+
+    def _start_pass(self) -> None:
+        self._trace = []
+        self._misses = 0
+        passes = self.counters.passes
+        self._timing = passes < _TIMED_PASSES or passes % _TIMED_EVERY == 0
+        self._ring_is_ours = self.may_use_ring()
         self._look_ahead()
 
-    def _adopt_trace(self) -> None:
+    def _finish_pass(self) -> None:
         """Follow what was just seen, unless it is a shortened pass of a kind not seen before (a step cache skips)."""
+        self.counters.passes += 1
         trace, last = self._trace, self._last_trace
-        self._last_trace = trace
-        if not trace or (trace == self._order and self._recorded):
-            return
-        if not self._recorded or len(trace) >= len(self._order) or trace == last:
+        self._trace, self._last_trace = [], trace
+        differs = trace != self._order or not self._recorded
+        if trace and differs and (not self._recorded or len(trace) >= len(self._order) or trace == last):
             self.forget_look_ahead()
-            self._order = list(trace)
+            self._order = trace
             self._recorded = True
+        elif self._next:
+            self._skip_to(0)
+
+    def _abort(self) -> None:
+        """A pass has failed: nothing is in use, counted on or in flight when this returns."""
+        self.counters.aborted_passes += 1
+        self._trace = []
+        for layer in self._layers:
+            if layer.in_use:  # an interrupt struck between two lines of `enter` or `leave`
+                layer.in_use = 1
+                self._put_back(layer)
+        self.forget_look_ahead()
+        self.drain()
 
     # ------------------------------------------------------------------ visits
 
@@ -105,19 +130,18 @@ class Prefetcher:
             return
         counters = self.counters
         if not self.in_pass:
-            self._begin_implicit_pass(layer)
+            self._continue_implicit_pass(layer)
         counters.visits += 1
         self._trace.append(layer)
         order = self._order
         if order and order[self._next] is layer:
+            self._misses = 0
             self._next = self._next + 1 if self._next + 1 < len(order) else 0
             if self._ahead:
                 self._ahead -= 1
                 layer.pending -= 1
         else:
             self._find_place(layer)
-        if layer.timed:
-            self._collect(layer)
         if layer.valid:
             if layer.keep_resident:
                 counters.resident_visits += 1
@@ -126,47 +150,78 @@ class Prefetcher:
         elif not self._load_now(layer):
             self._enter_unplaced(layer)
             return
-        if self._timing:
-            layer.timed = True
-            self.port.record_compute(layer.arrived)
-        self.port.compute_waits(layer.copy_done)
         layer.in_use = 1
-        layer.swap_in()
+        if layer.timed:
+            self._collect(layer)
+        if self._timing and not layer.timed:
+            self._wait_timed(layer)
+        else:
+            self.port.compute_waits(layer.copy_done)
+        if not layer.swapped_in:
+            layer.swap_in()
 
     def leave(self, layer: Layer) -> None:
-        """The layer has run, well or not: the host parameters are back and its bytes may be overwritten."""
-        layer.in_use -= 1
-        if layer.in_use:
+        """The layer has run: the host parameters are back and its bytes may be overwritten."""
+        self._put_back(layer)
+        self._look_ahead()
+
+    def fail(self, layer: Layer) -> None:
+        """The layer, or entering it, raised. Somebody may catch it and go on, so the pass is not over yet.
+
+        Except where it has no end that we would see: then the outermost layer to fail is the end.
+        """
+        self._put_back(layer)
+        if not self.in_pass and not any(other.in_use for other in self._layers):
+            self._abort()
+
+    def _put_back(self, layer: Layer) -> None:
+        if layer.in_use != 1:
+            layer.in_use = max(0, layer.in_use - 1)  # it runs inside itself, or never got as far as running
             return
         if not layer.keep_resident:
             layer.swap_out()
             if layer.valid:  # else it ran from memory of its own, which the swap has just given back
                 self.port.record_compute(layer.last_read)
                 layer.read_since_copy = True
-        elif layer.timed:
-            self.port.record_compute(layer.last_read)
-        self._look_ahead()
+        if layer.timing:
+            self.port.record_compute(layer.finished)
+            layer.timing = False
+        layer.in_use = 0
 
     # ------------------------------------------------------------------ look-ahead
 
     def _look_ahead(self) -> None:
         """Issue copies along the order as far as the bytes of the ring allow, at most one pass ahead."""
+        if self._misses >= _MISSES_TO_PAUSE:
+            return
         order = self._order
         count = len(order)
         position = self._next + self._ahead
         while self._ahead < count:
             layer = order[position % count]
             if not layer.valid:
-                if not self._ring_is_ours or layer.in_use or not _out_of_the_way(layer):
+                if not self._may_issue(layer):
                     return
                 self._issue(layer)
             layer.pending += 1
             self._ahead += 1
             position += 1
 
+    def _may_issue(self, layer: Layer) -> bool:
+        """Whether the layer has a place to go to, and nothing that is still needed lies there."""
+        if layer.device_buffer is None or layer.in_use:
+            return False
+        if layer.keep_resident:
+            return True
+        if not self._ring_is_ours:
+            return False
+        return all(not (other.pending or other.in_use) for other in layer.overlaps)
+
     def _issue(self, layer: Layer) -> None:
         """Queue the copy of a layer. What it overlaps is out of the way."""
         port = self.port
+        buffer = layer.device_buffer
+        assert buffer is not None
         for other in layer.overlaps:
             other.valid = False
             if other.read_since_copy:
@@ -175,77 +230,89 @@ class Prefetcher:
         if layer.read_since_copy:
             port.copy_waits(layer.last_read)
             layer.read_since_copy = False
-        layer.copy_timed = self._timing
-        if self._timing:
+        timing = self._timing and not layer.copy_timed
+        if timing:
             port.record_copy(layer.copy_start)
-        port.copy(layer.device_buffer, layer.host.buffer)
+        port.copy(buffer, layer.host.buffer)
         port.record_copy(layer.copy_done)
         layer.valid = True
+        if timing:
+            port.record_copy(layer.copy_end)
+            layer.copy_timed = True
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
 
     def forget_look_ahead(self) -> None:
-        """Nothing is counted on any more. What was copied stays valid until it is overwritten."""
+        """Nothing is counted on any more, the next visit starts a pass. What was copied stays, until overwritten."""
+        self._forget_pending()
+        self._next = 0
+
+    def _forget_pending(self) -> None:
         for layer in self._order:
             layer.pending = 0
         self._ahead = 0
-        self._next = 0
 
     def give_up_ring(self) -> None:
-        """Somebody else is about to write into the ring: our bytes there are gone. No layer may be in use."""
+        """The ring moves, or somebody else is about to write into it: our bytes there are gone, and it is not ours."""
         self.forget_look_ahead()
+        self._ring_is_ours = False
         for layer in self._layers:
             if not layer.keep_resident:
                 layer.valid = False
+
+    def drain(self) -> None:
+        """The host waits until none of our copies is under way, on either lane. Never on the hot path."""
+        if self._copied_on_compute:
+            self._copied_on_compute = False
+            self.port.record_compute(self._fence)
+            self.port.copy_waits(self._fence)
+        self.port.drain()
 
     # ------------------------------------------------------------------ off the road
 
     def _load_now(self, layer: Layer) -> bool:
         """Demand load. False: the ring has no room for it, because a layer in use lies there or it is not ours."""
-        if not layer.keep_resident:
-            if not self._ring_is_ours or layer.device_buffer is None or any(other.in_use for other in layer.overlaps):
+        if layer.keep_resident:
+            self.counters.resident_visits += 1
+        else:
+            if layer.device_buffer is None or any(other.in_use for other in layer.overlaps):
                 return False
+            if not self._ring_is_ours:
+                self._ring_is_ours = self.may_use_ring()
+                if not self._ring_is_ours:
+                    return False
             self.counters.demand_loads += 1
             if any(other.pending for other in layer.overlaps):
-                self._forget_ahead_only()
-        else:
-            self.counters.resident_visits += 1
+                self._forget_pending()
         self._issue(layer)
         return True
 
     def _enter_unplaced(self, layer: Layer) -> None:
         """Memory of its own for one visit, on the compute lane: one layer runs inside another, or the ring is taken."""
+        if not self.loaded:
+            layer.in_use = 1
+            return
         self.counters.unplaced_visits += 1
         with torch.inference_mode(False):
             buffer = self.port.empty(layer.nbytes)
-            place, bindings = layer.device_buffer, layer.device_bindings
-            layer.bind(buffer)
-        try:
-            self.port.copy_on_compute(buffer, layer.host.buffer)
-        except BaseException:
-            layer.unbind()
-            layer.device_buffer, layer.device_bindings = place, bindings
-            raise
+            bindings = layer.bindings_into(buffer)
+        self._copied_on_compute = True
+        self.port.copy_on_compute(buffer, layer.host.buffer)
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
         layer.in_use = 1
-        layer.swap_in()
-        layer.device_buffer, layer.device_bindings = place, bindings
+        layer.swap_in(bindings)
 
     def _find_place(self, layer: Layer) -> None:
         """The visit is not the expected one: go on from where the layer comes next, if it comes at all."""
         order = self._order
         count = len(order)
-        self.counters.order_misses += count > 0
+        self.counters.order_misses += 1
+        self._misses += 1
         for distance in range(1, count):
             if order[(self._next + distance) % count] is layer:
                 self._skip_to((self._next + distance + 1) % count)
                 break
-        if not self._recorded:
-            self._wrong_guesses += 1
-            if self._wrong_guesses >= _MAX_WRONG_GUESSES:
-                self.forget_look_ahead()
-                self._order = []
 
     def _skip_to(self, position: int) -> None:
         """Move the expected visit on to `position`; visits in between are not coming, their look-ahead is let go."""
@@ -256,41 +323,39 @@ class Prefetcher:
                 self._order[self._next].pending -= 1
             self._next = (self._next + 1) % count
 
-    def _forget_ahead_only(self) -> None:
-        for layer in self._order:
-            layer.pending = 0
-        self._ahead = 0
-
-    def _begin_implicit_pass(self, layer: Layer) -> None:
+    def _continue_implicit_pass(self, layer: Layer) -> None:
         """Layers run although the component's own entry was not called: a pass ends where its first layer recurs."""
         if self._trace and self._trace[0] is layer:
-            self.counters.passes += 1
-            self._adopt_trace()
-            self._trace = []
+            self._finish_pass()
         if not self._trace:
-            self.begin_pass()
-            self.in_pass = False
+            self._start_pass()
+
+    # ------------------------------------------------------------------ times
+
+    def _wait_timed(self, layer: Layer) -> None:
+        """Wait for the copy between two marks on the compute lane: what lies between them is the stall."""
+        port = self.port
+        port.record_compute(layer.arrived)
+        port.compute_waits(layer.copy_done)
+        port.record_compute(layer.started)
+        layer.timing = layer.timed = True
 
     def _collect(self, layer: Layer) -> None:
         """Read the times of the layer's last measured visit, if the device has got that far: never wait for it."""
-        layer.timed = False
         elapsed = self.port.elapsed_ns
-        stall = elapsed(layer.arrived, layer.copy_done)
-        whole = elapsed(layer.arrived, layer.last_read)
-        if stall is None or whole is None:
+        compute = elapsed(layer.started, layer.finished)
+        stall = elapsed(layer.arrived, layer.started)
+        if compute is None or stall is None:
             return
+        layer.timed = False
+        layer.compute_ns = compute
         counters = self.counters
-        stall = max(0, stall)
         counters.timed_visits += 1
         counters.stall_ns += stall
-        counters.compute_ns += max(0, whole - stall)
-        if layer.copy_timed and not layer.keep_resident:
-            counters.copy_ns += max(0, elapsed(layer.copy_start, layer.copy_done) or 0)
-
-
-def _out_of_the_way(layer: Layer) -> bool:
-    """Whether nothing that is still needed lies where the layer's copy would go."""
-    for other in layer.overlaps:
-        if other.pending or other.in_use:
-            return False
-    return True
+        counters.compute_ns += compute
+        if layer.copy_timed:
+            copy = elapsed(layer.copy_start, layer.copy_end)
+            if copy is not None:
+                layer.copy_timed = False
+                counters.timed_copies += 1
+                counters.copy_ns += copy

@@ -1,0 +1,124 @@
+"""`python3 -m offload_core plan < request.json`: one plan, as JSON (or, with --text, for people).
+
+Knows the request's JSON form, schema 1, and nothing about planning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from .budget import DEFAULT_LINK
+from .errors import PlanError
+from .fields import MAX_ITEMS, as_int, as_name
+from .inventory import Inventory, LayerSpec
+from .planner import make_plan
+from .request import PlanRequest
+
+__all__ = ["add_parser", "request_from_json", "run"]
+
+_SCHEMA = 1
+_LAYER_FIELDS = ("name", "bytes", "compute_ns", "keep", "touched_bytes")
+_INVENTORY_FIELDS = ("component", "layers", "visits", "loose_bytes", "notes")
+_REQUEST_FIELDS = (
+    "device",
+    "budget_bytes",
+    "ring_bytes",
+    "h2d_bytes_per_s",
+    "link_source",
+    "passes",
+    "placement",
+    "alignment",
+    "keep_residents",
+    "pin_budget_bytes",
+)
+_FIELDS = ("schema", *_INVENTORY_FIELDS, *_REQUEST_FIELDS)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the sub-command."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "plan",
+        help="read a request as JSON on stdin, write the plan as JSON",
+        description="Read a planning request (JSON, schema 1) on stdin and write the plan to stdout.",
+        epilog='Example: {"schema":1,"component":"dit","layers":[{"name":"b.0","bytes":679500000,"compute_ns":'
+        '6900000}],"budget_bytes":8000000000,"h2d_bytes_per_s":54000000000,"passes":50}',
+    )
+    parser.add_argument("--text", action="store_true", help="write the plan as text for people instead of JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it. Raises OffloadError for bad input."""
+    from .cli import read_json, write_json  # here: `cli` imports this module
+
+    plan = make_plan(request_from_json(read_json(sys.stdin.buffer, "request")))
+    if args.text:
+        print(plan.to_text())
+    else:
+        write_json(plan.to_json())
+    return 0
+
+
+def request_from_json(data: object) -> PlanRequest:
+    """The request in a JSON object of schema 1.
+
+    Raises PlanError naming the field, its value and what is allowed. Unknown fields are errors: a misspelt
+    "budget_byte" that was silently ignored would give a plan nobody asked for.
+    """
+    request = _object("request", data, _FIELDS)
+    for field in ("schema", "component", "layers"):
+        if field not in request:
+            raise PlanError(f"{field}: missing; it is required")
+    if as_int("schema", request["schema"], 0, 1 << 31) != _SCHEMA:
+        raise PlanError.bad_field("schema", request["schema"], str(_SCHEMA))
+    layers = _list("layers", request["layers"])
+    inventory = Inventory(
+        component=as_name("component", request["component"]),
+        layers=tuple(_layer(f"layers[{index}]", layer) for index, layer in enumerate(layers)),
+        visits=tuple(_list("visits", _or(request, "visits", []))),
+        loose_bytes=_or(request, "loose_bytes", 0),
+        notes=tuple(as_name(f"notes[{i}]", note) for i, note in enumerate(_list("notes", _or(request, "notes", [])))),
+    )
+    given = {field: request[field] for field in _REQUEST_FIELDS if request.get(field) is not None}
+    given.setdefault("device", "cuda:0")
+    given.setdefault("budget_bytes", None)
+    if "h2d_bytes_per_s" in given:
+        given.setdefault("link_source", "as requested")
+    else:
+        given["h2d_bytes_per_s"] = DEFAULT_LINK.h2d_bytes_per_s
+        given["link_source"] = DEFAULT_LINK.source
+    return PlanRequest(inventory=inventory, **given)
+
+
+def _layer(field: str, data: object) -> LayerSpec:
+    layer = _object(field, data, _LAYER_FIELDS)
+    for key in ("name", "bytes"):
+        if key not in layer:
+            raise PlanError(f"{field}.{key}: missing; it is required")
+    try:
+        return LayerSpec(**layer)
+    except PlanError as error:
+        raise PlanError(f"{field}: {error}") from None
+
+
+def _object(field: str, data: object, known: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(data, dict):
+        raise PlanError.bad_field(field, data, "a JSON object")
+    for key in data:
+        if key not in known:
+            raise PlanError.bad_field(f"{field} field", key, ", ".join(known))
+    return data
+
+
+def _list(field: str, value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise PlanError.bad_field(field, value, "a list")
+    as_int(f"number of {field}", len(value), 0, MAX_ITEMS)
+    return value
+
+
+def _or(data: Mapping[str, Any], field: str, default: Any) -> Any:
+    value = data.get(field)
+    return default if value is None else value

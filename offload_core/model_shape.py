@@ -1,0 +1,183 @@
+"""From tensor names and shapes to components, layers and compute times, before anything is loaded.
+
+The same idea of a layer as the engine's own discovery, seen through names: the children of the module lists that hold
+most of the bytes. Knows nothing about files, devices or budgets.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from .cost_model import tokens_for
+from .inventory import Inventory, LayerSpec
+from .plan_text import format_bytes
+from .safetensors_header import TensorInfo
+
+__all__ = ["Compute", "components_of", "inventory_of"]
+
+SMALL_LAYER_BYTES = 1 << 20  # a layer below this stays: a copy this short costs more than it frees
+HOST_TABLE_BYTES = 256 * 10**6  # an embedding table from this size on is gathered on the host
+_LIST_SHARE = 0.02  # a module list that holds less than this share of a component is not a list of blocks
+_SPLIT_SHARE = 1 / 8  # a child that holds more than this share is split at the lists inside it
+_TEXT_TOKENS = 512
+
+# Prefixes of checkpoints that bundle several models.
+_BUNDLES = (
+    ("model.diffusion_model.", "dit"),
+    ("first_stage_model.", "vae"),
+    ("vae.", "vae"),
+    ("cond_stage_model.", "text_encoder"),
+    ("conditioner.", "text_encoder"),
+    ("text_encoders.", "text_encoder"),
+)
+# Words in tensor names that give a single model away, the most telling first.
+_SIGNS = (
+    ("lora", ("lora_up", "lora_down", "lora_A", "lora_B", "lora_unet")),
+    ("dit", ("double_blocks.", "single_blocks.", "transformer_blocks.", "input_blocks.", "x_embedder",
+             "patch_embedding", "patchify_proj", "joint_blocks.", "diffusion_model.")),
+    ("image_encoder", ("vision_model.encoder.", "visual.transformer.")),
+    ("text_encoder", ("text_model.", "embed_tokens", "shared.weight", "token_embd", "token_embedding",
+                      "encoder.block.", "enc.blk.")),
+    ("vae", ("decoder.", "encoder.", "quant_conv", "post_quant_conv")),
+)  # fmt: skip
+_TABLES = ("embed_tokens", "shared.weight", "token_embd", "token_embedding", "wte.")
+_ONE_TOKEN = ("_mod.", "modulation", "adaln", "norm1.linear", "time_", "vector_in", "guidance_in")
+_TEXT_STREAM = ("txt_", "context_block", "add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "ff_context")
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """How fast, and on how much: dense 16-bit TFLOPS, and tokens (None: the usual number for the component)."""
+
+    tflops: float
+    tokens: int | None = None
+
+
+def components_of(tensors: Iterable[TensorInfo], hint: str = "") -> dict[str, list[TensorInfo]]:
+    """The tensors of each component. A bundle is told by its prefixes, a single model by telling names, else by `hint`
+    (its folder)."""
+    tensors = list(tensors)
+    if not any(tensor.name.startswith("model.diffusion_model.") for tensor in tensors):
+        return {_kind(tensors, hint): tensors} if tensors else {}
+    result: dict[str, list[TensorInfo]] = defaultdict(list)
+    for tensor in tensors:
+        kind = next((kind for prefix, kind in _BUNDLES if tensor.name.startswith(prefix)), "other")
+        result[kind].append(tensor)
+    return dict(result)
+
+
+def _kind(tensors: list[TensorInfo], hint: str) -> str:
+    for kind, signs in _SIGNS:
+        if any(sign in tensor.name for tensor in tensors for sign in signs):
+            return kind
+    folders = {"diffusion_models": "dit", "unet": "dit", "text_encoders": "text_encoder", "clip": "text_encoder"}
+    return folders.get(hint, {"vae": "vae", "clip_vision": "image_encoder"}.get(hint, "other"))
+
+
+def inventory_of(component: str, tensors: Iterable[TensorInfo], compute: Compute) -> Inventory:
+    """Layers, what lies outside them, and estimated compute times of one component, in the order of the file's names.
+
+    Two operations per parameter and token it meets, and 4 x tokens^2 x width for the attention of a diffusion model's
+    block. Modulation meets one token. Where blocks have a stream for the text, its weights meet the text's tokens, and
+    blocks without one take both streams together.
+    """
+    tensors = list(tensors)
+    tables = [tensor for tensor in tensors if _is_host_table(tensor)]
+    rest = [tensor for tensor in tensors if not _is_host_table(tensor)]
+    groups, loose = _layers(rest)
+    tokens = compute.tokens or tokens_for(component)
+    joint = component == "dit" and any(_is_text_stream(tensor) for tensor in rest)
+    layers = []
+    for name, members in groups.items():
+        size = sum(tensor.bytes for tensor in members)
+        layers.append(
+            LayerSpec(
+                name=name,
+                bytes=size,
+                compute_ns=round(_flops(component, members, tokens, joint) / compute.tflops / 1e3),
+                keep="under 1 MB" if size < SMALL_LAYER_BYTES else None,
+            )
+        )
+    notes = [f"{table.name} ({format_bytes(table.bytes)}) is gathered on the host" for table in tables]
+    if not layers:
+        notes.append("no blocks were found: nothing can be streamed")
+    return Inventory(component, tuple(layers), (), sum(tensor.bytes for tensor in loose), tuple(notes))
+
+
+def _is_host_table(tensor: TensorInfo) -> bool:
+    return tensor.bytes >= HOST_TABLE_BYTES and len(tensor.shape) == 2 and any(word in tensor.name for word in _TABLES)
+
+
+def _layers(tensors: list[TensorInfo]) -> tuple[dict[str, list[TensorInfo]], list[TensorInfo]]:
+    """Layers by name, lists in the order the names first come, indices ascending; and what is outside any layer."""
+    total = sum(tensor.bytes for tensor in tensors)
+    found: dict[str, list[TensorInfo]] = {}
+    loose = _split(tensors, -1, total, found)
+    return dict(sorted(found.items(), key=lambda item: _natural(item[0]))), loose
+
+
+def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sorts indices as numbers, and what runs first before what runs later where names tell."""
+    order = {"input_blocks": 0, "down_blocks": 0, "double_blocks": 0, "encoder": 0, "middle_block": 1, "mid_block": 1}
+    return tuple(
+        (0, int(part)) if part.isdigit() else (1 + order.get(part, 2), part) for part in name.split(".")
+    )
+
+
+def _split(tensors: list[TensorInfo], depth: int, total: int, found: dict[str, list[TensorInfo]]) -> list[TensorInfo]:
+    """Put the children of the lists after name part `depth` into `found`; returns what is in none of them."""
+    lists: dict[str, dict[str, list[TensorInfo]]] = defaultdict(lambda: defaultdict(list))
+    loose: list[TensorInfo] = []
+    for tensor in tensors:
+        parts = tensor.name.split(".")
+        place = next((i for i in range(depth + 1, len(parts) - 1) if parts[i].isdigit() and parts[i].isascii()), None)
+        if place is None:
+            loose.append(tensor)
+        else:
+            lists[".".join(parts[:place])][".".join(parts[: place + 1])].append(tensor)
+    for children in lists.values():
+        size = _bytes(children)
+        # One numbered child alone is no list of blocks (a modulation's last layer, say), unless it holds lists itself.
+        alone = len(children) < 2 and depth < 0 and size <= _SPLIT_SHARE * total
+        if alone or size < _LIST_SHARE * total:
+            loose += [tensor for members in children.values() for tensor in members]
+            continue
+        for name, members in children.items():
+            rest = members
+            if _bytes({name: members}) > _SPLIT_SHARE * total:
+                inner: dict[str, list[TensorInfo]] = {}
+                rest = _split(members, name.count("."), total, inner)
+                found.update(inner)
+            if rest:
+                found[name] = rest
+    return loose
+
+
+def _bytes(children: Mapping[str, list[TensorInfo]]) -> int:
+    return sum(tensor.bytes for members in children.values() for tensor in members)
+
+
+def _is_text_stream(tensor: TensorInfo) -> bool:
+    return any(word in tensor.name.lower() for word in _TEXT_STREAM)
+
+
+def _flops(component: str, members: list[TensorInfo], tokens: int, joint: bool) -> float:
+    together = tokens + _TEXT_TOKENS if joint else tokens
+    apart = joint and any(_is_text_stream(tensor) for tensor in members)
+    flops, width = 0.0, 0
+    for tensor in members:
+        if len(tensor.shape) < 2:
+            continue
+        met = tokens if apart else together
+        if any(word in tensor.name.lower() for word in _ONE_TOKEN):
+            met = 1
+        elif apart and _is_text_stream(tensor):
+            met = _TEXT_TOKENS
+        flops += 2.0 * tensor.elements * met
+        if len(tensor.shape) == 2:
+            width = max(width, min(tensor.shape))
+    if component == "dit":
+        flops += 4.0 * together * together * width
+    return flops

@@ -1,0 +1,84 @@
+"""A fault in the engine makes the app tier fail: by the picture, or by the race check where the picture is right."""
+
+import pytest
+
+from tests.support import pixels
+from tests.support.app_server import AppServer
+from tests.support.devkit import paths
+from tests.support.workflows import build
+
+pytestmark = pytest.mark.app
+
+SILENT_FAULTS = (
+    "no_wait_for_the_copy",
+    "no_wait_for_the_last_reader",
+    "last_reader_marked_on_the_copy_lane",
+    "bytes_of_the_layer_before",
+    "layer_taken_for_present",
+    "overlaps_forgotten",
+)
+BUDGET_GB = 0.03
+SLOW_LINK = 300_000_000
+
+
+@pytest.fixture
+def faulty(server_pool, request):
+    """A server whose engine can be made to fail; sound and empty at the start of each test."""
+    server = server_pool.get("faulty", lambda: AppServer("sim", extra_packs=(paths.SUPPORT / "fault_pack",)))
+    request.node.app_server = server
+    server.post("/fault", {"name": ""})
+    server.sim_configure(mb=8192, bandwidth=0, poison=1, race=1)
+    server.free()
+    server.sim_reset()
+    yield server
+    if server.alive:
+        server.post("/fault", {"name": ""})
+
+
+def streamed(seed=1, **settings):
+    return build("flux", "layerwise", placement="layerwise", budget_gb=BUDGET_GB, seed=seed, **settings)
+
+
+def latent(server, prompt) -> str:
+    return pixels.sha256(server.latents(server.run(prompt).check()))
+
+
+@pytest.mark.parametrize("name", SILENT_FAULTS)
+def test_a_silent_fault_is_seen(faulty, name):
+    reference = latent(faulty, build("flux", "app"))
+    faulty.free()
+    faulty.sim_reset()
+    faulty.sim_configure(bandwidth=SLOW_LINK)
+    faulty.post("/fault", {"name": name})
+    result = faulty.run(streamed(steps=3, seed=2))
+    faulty.free()
+    again = faulty.run(streamed())
+    broken = not again.ok or pixels.sha256(faulty.latents(again)) != reference
+    assert broken or not result.ok or faulty.sim_stats()["races"] > 0
+
+
+def test_no_fault_is_not_seen(faulty):
+    reference = latent(faulty, build("flux", "app"))
+    faulty.free()
+    faulty.sim_reset()
+    faulty.sim_configure(bandwidth=SLOW_LINK)
+    assert latent(faulty, streamed()) == reference
+    assert faulty.sim_stats()["races"] == 0
+
+
+@pytest.mark.parametrize("name", ["interrupt", "failure", "out_of_memory"])
+@pytest.mark.parametrize("at", [0, 1, 5, 11, 12, 17])
+def test_after_a_run_that_stopped_in_a_layer_the_next_is_right(faulty, name, at):
+    """Twelve layers: the first and last of a pass, the first of the second, and some in between."""
+    reference = latent(faulty, build("flux", "app"))
+    faulty.free()
+    faulty.sim_reset()
+    before = faulty.sim_stats()["used"]
+    faulty.post("/fault", {"name": name, "at": at})
+    stopped = faulty.run(streamed())
+    assert not stopped.ok
+    faulty.post("/fault", {"name": ""})
+    assert latent(faulty, streamed()) == reference
+    assert faulty.sim_stats()["races"] == 0
+    faulty.free()
+    assert faulty.sim_stats()["used"] <= before, "device memory was leaked"

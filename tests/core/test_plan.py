@@ -1,0 +1,164 @@
+"""Plans as JSON and as text; inventories, budgets and links as plain data."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from offload_core.budget import DEFAULT_LINK, DeviceBudget, LinkSpeed
+from offload_core.cost_model import compute_times, tokens_for
+from offload_core.errors import BudgetError, OffloadError, PlanError, shown
+from offload_core.inventory import Inventory, LayerSpec
+from offload_core.plan import Plan
+from offload_core.plan_text import format_bytes, format_ns
+from offload_core.planner import PlanRequest, make_plan
+from tests.core.shapes import GB, MB, flux, inventory
+
+PLAN = make_plan(PlanRequest(flux(551), "cuda:0", 8 * GB, passes=50))
+
+
+def test_json_round_trip() -> None:
+    text = json.dumps(PLAN.to_json(), allow_nan=False)
+    assert Plan.from_json(json.loads(text)) == PLAN
+
+
+def test_json_has_the_published_shape() -> None:
+    data = PLAN.to_json()
+    assert list(data) == [
+        "schema", "component", "device", "layers", "visits", "ring_bytes", "resident_bytes", "loose_bytes", "predicted",
+        "decisions",
+    ]  # fmt: skip
+    assert list(data["layers"][0]) == ["name", "bytes", "placement", "offset", "host_tier"]
+    assert set(data["predicted"]) == {"pass_ns", "bound_ns", "stall_ns", "bytes_per_pass", "first_pass_ns"}
+
+
+DAMAGE: list[tuple[str, Any, str]] = [
+    ("schema", 2, "schema: got 2"),
+    ("schema", True, "schema: got True"),
+    ("component", 5, "component: got 5"),
+    ("device", "", "device: got ''"),
+    ("layers", {}, "layers: got {}"),
+    ("layers", [5], r"layers\[0\]: got 5"),
+    ("visits", "012", "visits: got '012'"),
+    ("visits", [0, 57], r"visits\[1\]: got 57"),
+    ("visits", [-1], r"visits\[0\]: got -1"),
+    ("ring_bytes", -1, "ring_bytes: got -1"),
+    ("ring_bytes", 1.0, "ring_bytes: got 1.0"),
+    ("ring_bytes", 10**400, "ring_bytes: got an integer of 1329 bits"),
+    ("resident_bytes", None, "resident_bytes: got None"),
+    ("loose_bytes", "0", "loose_bytes: got '0'"),
+    ("predicted", [], r"predicted: got \[\]"),
+    ("predicted", {}, "predicted.pass_ns: missing"),
+    ("decisions", [1], r"decisions\[0\]: got 1"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), DAMAGE)
+def test_from_json_names_what_is_wrong(field: str, value: object, message: str) -> None:
+    data = PLAN.to_json()
+    data[field] = value
+    with pytest.raises(PlanError, match=message):
+        Plan.from_json(data)
+
+
+def test_from_json_needs_every_field_and_ignores_new_ones() -> None:
+    data = PLAN.to_json()
+    for field in data:
+        if field != "decisions":
+            less = {key: value for key, value in data.items() if key != field}
+            with pytest.raises(PlanError, match=f"{field}: missing"):
+                Plan.from_json(less)
+    more = copy.deepcopy(data)
+    more["colour"] = "green"
+    assert Plan.from_json(more) == PLAN
+    with pytest.raises(PlanError, match="plan: got 5"):
+        Plan.from_json(5)  # type: ignore[arg-type]
+
+
+def test_text_is_short_and_says_what_matters() -> None:
+    text = PLAN.to_text()
+    lines = text.splitlines()
+    assert len(lines) < 25 and max(map(len, lines)) < 150
+    assert lines[0].startswith("dit on cuda:0: ") and lines[0].endswith("of 23.67 GB)")
+    for words in ("ring of", "blocks.0 .. 18 (19)", "blocks.19 .. 56 (38)", "679.5 MB", "283.1 MB", "25.0 GB/s"):
+        assert words in text
+    assert not any(line.endswith(" ") for line in lines)
+
+
+def test_text_of_an_empty_plan() -> None:
+    assert "0 B of device memory" in make_plan(PlanRequest(Inventory("dit", ()), "cpu", None)).to_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 KB"), (679_500_000, "679.5 MB"), (23 * GB, "23.00 GB")]
+)
+def test_bytes_for_people(value: int, text: str) -> None:
+    assert format_bytes(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 ns"), (12_000, "12 us"), (437_100_000, "437.1 ms"), (1_420_000_000, "1.42 s")]
+)
+def test_times_for_people(value: int, text: str) -> None:
+    assert format_ns(value) == text
+
+
+# ---- plain data
+
+
+def test_visits_default_to_each_layer_once() -> None:
+    inv = inventory([(1, 1), (2, 2), (3, 3)], loose_bytes=4)
+    assert inv.visits == (0, 1, 2) and inv.total_bytes == 10 and inv.visit_counts() == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LayerSpec("", 1), "layer name"),
+        (lambda: LayerSpec("a\nb", 1), "layer name: got 'a.nb'"),
+        (lambda: LayerSpec("a", -1), "bytes of layer a: got -1"),
+        (lambda: LayerSpec("a", True), "bytes of layer a: got True"),
+        (lambda: LayerSpec("a", 1, -1), "compute_ns of layer a"),
+        (lambda: LayerSpec("a", 1, None, ""), "keep of layer a"),
+        (lambda: LayerSpec("a", 1, touched_bytes=-1), "touched_bytes of layer a"),
+        (lambda: Inventory("", ()), "component"),
+        (lambda: Inventory("dit", (LayerSpec("a", 1), LayerSpec("a", 1))), "layer name: got 'a'; allowed: each name"),
+        (lambda: Inventory("dit", (LayerSpec("a", 1),), (1,)), r"visits\[0\]: got 1; allowed: an integer from 0 to 0"),
+        (lambda: Inventory("dit", (), (0,)), r"visits\[0\]"),
+        (lambda: Inventory("dit", (), (), -5), "loose_bytes: got -5"),
+        (lambda: DeviceBudget("", None), "device"),
+        (lambda: DeviceBudget("cuda:0", -1), "budget_bytes: got -1"),
+        (lambda: LinkSpeed(0), "h2d_bytes_per_s: got 0"),
+        (lambda: LinkSpeed(10**400), "h2d_bytes_per_s: got an integer of"),
+    ],
+)
+def test_nonsense_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        make()
+
+
+def test_a_budget_larger_than_the_device_is_clamped_and_said() -> None:
+    clamped, note = DeviceBudget("cuda:0", 32 * GB, total_bytes=24 * GB).clamped()
+    assert clamped == 24 * GB and note is not None and "32.00 GB" in note and "24.00 GB" in note
+    assert DeviceBudget("cuda:0", 8 * GB, total_bytes=24 * GB).clamped() == (8 * GB, None)
+    assert DeviceBudget("cuda:0", None, total_bytes=24 * GB).clamped() == (None, None)
+    assert DEFAULT_LINK.h2d_bytes_per_s == 25e9
+
+
+def test_errors_are_one_family_and_values_are_shown_on_one_line() -> None:
+    assert issubclass(PlanError, OffloadError) and issubclass(PlanError, ValueError)
+    assert issubclass(BudgetError, OffloadError)
+    for value in ("a\nb" * 100, list(range(1000)), 10**5000, {"a": 1}, float("nan"), "\ud800", None):
+        assert len(shown(value)) <= 80 and "\n" not in shown(value)
+
+
+def test_cost_model() -> None:
+    assert tokens_for("text_encoder_2") == tokens_for("text_encoder") < tokens_for("dit") < tokens_for("video_vae")
+    assert tokens_for("condition_image_encoder") == tokens_for("vae")
+    inv = Inventory("dit", (LayerSpec("a", 100 * MB), LayerSpec("table", 100 * MB, touched_bytes=MB)))
+    times, note = compute_times(inv)
+    assert note is not None and times[0] == pytest.approx(100 * times[1], rel=0.01)
+    assert compute_times(inventory([(5, 7)])) == ((7,), None)

@@ -1,0 +1,126 @@
+"""Explicit wishes that cannot be honoured: an error that says what was asked, what was found and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from offload_core.errors import BudgetError, OffloadError
+from offload_core.policy import Component, Device
+from offload_core.resolver import Request, Wish, resolve
+
+GB = 10**9
+CARD = Device("cuda", 24 * GB, 23 * GB)
+SIZES = {"dit": 12 * GB, "text_encoder": 9_800_000_000, "vae": 170_000_000}
+
+
+def request(sizes: dict[str, int] | None = None, **fields: Any) -> Request:
+    sizes = SIZES if sizes is None else sizes
+    components = tuple(Component(name, size) for name, size in sizes.items())
+    return Request(components, **{"device": CARD, "host_available_bytes": 64 * GB, **fields})
+
+
+def wish(component: str, value: object, source: str = "node", setting: str = "placement") -> Wish:
+    return Wish(source, component, setting, value)
+
+
+def refused(asked: Request) -> str:
+    with pytest.raises(OffloadError) as caught:
+        resolve(asked)
+    message = str(caught.value)
+    assert message.startswith("asked ") and "; found " in message and "; do " in message
+    assert "\n" not in message and message.isascii()
+    return message
+
+
+def test_resident_larger_than_the_device() -> None:
+    with pytest.raises(BudgetError) as caught:
+        resolve(request({"dit": 30 * GB}, wishes=(wish("dit", "resident"),)))
+    assert (caught.value.asked_bytes, caught.value.smallest_bytes) == (24 * GB, 30 * GB)
+    assert "dit.placement = resident" in str(caught.value) and "30.00 GB" in str(caught.value)
+
+
+def test_resident_larger_than_what_is_free_is_said() -> None:
+    resolution = resolve(
+        request({"dit": 20 * GB}, device=Device("cuda", 24 * GB, GB), wishes=(wish("dit", "resident"),))
+    )
+    assert any("the app will have to make room" in line for line in resolution.warnings)
+
+
+@pytest.mark.parametrize("placement", ["resident", "whole"])
+def test_a_placement_that_does_not_fit_its_budget(placement: str) -> None:
+    wishes = (wish("dit", placement), wish("dit", 5 * GB, "graph", "budget_bytes"))
+    with pytest.raises(BudgetError) as caught:
+        resolve(request(wishes=wishes))
+    assert (caught.value.asked_bytes, caught.value.smallest_bytes) == (5 * GB, 12 * GB)
+
+
+def test_a_budget_smaller_than_streaming_needs() -> None:
+    dit = Component("dit", 12 * GB, smallest_bytes=2 * GB)
+    wishes = (wish("dit", GB, setting="budget_bytes"),)
+    with pytest.raises(BudgetError) as caught:
+        resolve(Request((dit,), wishes=wishes, device=CARD))
+    assert (caught.value.asked_bytes, caught.value.smallest_bytes) == (GB, 2 * GB)
+    assert "give at least 2000000000 bytes" in str(caught.value)
+
+
+def test_a_ring_larger_than_its_budget() -> None:
+    wishes = (wish("dit", 2 * GB, setting="budget_bytes"), wish("dit", 3 * GB, setting="ring_bytes"))
+    with pytest.raises(BudgetError, match="a budget includes the ring"):
+        resolve(request(wishes=wishes))
+
+
+def test_a_ring_larger_than_the_device() -> None:
+    wishes = (wish("dit", "layerwise"), wish("dit", 30 * GB, setting="ring_bytes"))
+    assert "dit.ring_bytes = 30.00 GB" in refused(request(wishes=wishes))
+
+
+def test_a_budget_for_what_cannot_be_streamed() -> None:
+    stuck = Component("dit", 12 * GB, streamable=False)
+    with pytest.raises(BudgetError):
+        resolve(Request((stuck,), wishes=(wish("dit", GB, setting="budget_bytes"),), device=CARD))
+
+
+def test_a_budget_larger_than_the_device_is_said() -> None:
+    resolution = resolve(request({"dit": 40 * GB}, wishes=(wish("dit", 30 * GB, setting="budget_bytes"),)))
+    assert resolution.components["dit"].value("budget_bytes") == 30 * GB
+    assert any("more than the device has: 24.00 GB" in line for line in resolution.warnings)
+
+
+@pytest.mark.parametrize(("device", "message"), [("cuda:1", "1 device(s) of kind cuda"), ("xpu", "kind cuda")])
+def test_a_device_that_is_not_there(device: str, message: str) -> None:
+    found = refused(request(wishes=(wish("dit", device, setting="device"),)))
+    assert f"dit.device = {device}" in found and message in found
+
+
+def test_a_device_that_is_there() -> None:
+    two = Device("cuda", 24 * GB, 23 * GB, count=2)
+    dit = resolve(request(device=two, wishes=(wish("dit", "cuda:1", setting="device"),))).components["dit"]
+    assert (dit.value("device"), dit.source("device")) == ("cuda:1", "node")
+
+
+def test_cpu_placement_on_a_gpu_is_a_contradiction() -> None:
+    wishes = (wish("vae", "cpu"), wish("vae", "cuda:0", "options", "device"))
+    assert "exclude each other" in refused(request(wishes=wishes))
+
+
+def test_pins_beyond_the_memory_there_is() -> None:
+    wishes = (wish("dit", "layerwise"), wish("dit", 100 * GB, setting="pin_budget_bytes"))
+    assert "64.00 GB of memory available" in refused(request(wishes=wishes))
+
+
+def test_host_copies_beyond_the_memory_there_is() -> None:
+    wishes = (wish("dit", "layerwise"), wish("dit", "pinned", setting="host_tier"))
+    short = {"device": Device("cuda", 8 * GB, 8 * GB), "host_available_bytes": 3 * GB}
+    assert "at least 4.00 GB of host copies" in refused(request({"dit": 12 * GB}, wishes=wishes, **short))
+    resolve(request({"dit": 10 * GB}, wishes=wishes, **short))
+    mapped = (wishes[0], wish("dit", "mapped", setting="host_tier"))
+    resolve(request({"dit": 12 * GB}, wishes=mapped, **short))
+
+
+def test_settings_without_effect_are_said_not_refused() -> None:
+    wishes = (wish("vae", "whole"), wish("vae", GB // 10, setting="ring_bytes"))
+    (line,) = (line for line in resolve(request(wishes=wishes)).warnings if line.startswith("vae."))
+    assert line == "vae.ring_bytes = 100.0 MB (the node's own widget) has no effect: the component is whole"
+    assert resolve(request(wishes=(wish("all", GB // 10, "graph", "ring_bytes"),))).warnings == ()

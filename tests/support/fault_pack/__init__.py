@@ -1,0 +1,122 @@
+"""TEST ONLY node pack: puts a fault into the pack under test while the server runs, and takes it out again.
+
+POST /fault {"name": ..., "at": N} seeds one of `FAULTS`; {"name": ""} takes it out. Faults are made here, around the
+engine's own methods: the engine has no switch for them. `at` is the visit, counted from now, at which those that
+raise do so, once.
+"""
+
+import sys
+
+import comfy.model_management as mm
+import torch
+from aiohttp import web
+from server import PromptServer
+
+NODE_CLASS_MAPPINGS: dict = {}
+_undo: list = []
+
+
+def _engine(name: str):
+    """A module of the pack under test, as this server loaded it."""
+    suffix = f"offload_core.runtime.{name}"
+    return next(module for key, module in sys.modules.items() if key.endswith(suffix))
+
+
+def _replace(owner, name: str, value) -> None:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    _undo.append(lambda: setattr(owner, name, original))
+
+
+def _ports():
+    module = _engine("accelerator_port")
+    return module.AcceleratorPort
+
+
+def no_wait_for_the_copy() -> None:
+    _replace(_ports(), "compute_waits", lambda self, event: None)
+
+
+def no_wait_for_the_last_reader() -> None:
+    _replace(_ports(), "copy_waits", lambda self, event: None)
+
+
+def last_reader_marked_on_the_copy_lane() -> None:
+    _replace(_ports(), "record_compute", _ports().record_copy)
+
+
+def bytes_of_the_layer_before() -> None:
+    copy, previous = _ports().copy, []
+
+    def wrong(self, destination, source):
+        fitting = [old for old in previous if old.numel() == source.numel() and old is not source]
+        previous[:] = [source]
+        copy(self, destination, fitting[0] if fitting else source)
+
+    _replace(_ports(), "copy", wrong)
+
+
+def layer_taken_for_present() -> None:
+    prefetcher = _engine("prefetcher").Prefetcher
+    give_up = prefetcher.forget_look_ahead
+
+    def stale(self):
+        give_up(self)
+        for layer in self._order:
+            layer.valid = layer.device_buffer is not None
+
+    _replace(prefetcher, "forget_look_ahead", stale)
+
+
+def overlaps_forgotten() -> None:
+    _replace(_engine("controller"), "link_overlaps", lambda layers, offsets: None)
+
+
+def _raise_at(visit: int, make) -> None:
+    prefetcher = _engine("prefetcher").Prefetcher
+    enter, left = prefetcher.enter, [visit]
+
+    def counting(self, layer):
+        enter(self, layer)
+        left[0] -= 1
+        if left[0] == -1:
+            # inside the layer's call as far as the engine can tell: it is entered, and its forward never returns
+            prefetcher.leave(self, layer)
+            raise make()
+
+    _replace(prefetcher, "enter", counting)
+
+
+def interrupt(at: int) -> None:
+    _raise_at(at, mm.InterruptProcessingException)
+
+
+def failure(at: int) -> None:
+    _raise_at(at, lambda: RuntimeError("seeded failure"))
+
+
+def out_of_memory(at: int) -> None:
+    _raise_at(at, lambda: torch.OutOfMemoryError("seeded: out of memory"))
+
+
+SILENT = (
+    no_wait_for_the_copy,
+    no_wait_for_the_last_reader,
+    last_reader_marked_on_the_copy_lane,
+    bytes_of_the_layer_before,
+    layer_taken_for_present,
+    overlaps_forgotten,
+)
+RAISING = (interrupt, failure, out_of_memory)
+FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING)}
+
+
+@PromptServer.instance.routes.post("/fault")
+async def _fault(request):
+    wanted = await request.json()
+    while _undo:
+        _undo.pop()()
+    if wanted["name"]:
+        fault = FAULTS[wanted["name"]]
+        fault(wanted["at"]) if fault in RAISING else fault()
+    return web.json_response({})
