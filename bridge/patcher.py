@@ -150,16 +150,20 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         if unpatch_weights and self.component.attached:
             self.eject_model()
             self.unpatch_hooks()
-            self.component.unload()
-            weights.restore_all(self, self.component.controller)
-            self.component.applied = {}
-            model = self.model
-            model.current_weight_patches_uuid = None
-            model.model_loaded_weight_memory = 0
-            model.device = self.offload_device
-            for module in model.modules():
-                vars(module).pop("comfy_patched_weights", None)
+            self._take_off_device()
         super().unpatch_model(None, unpatch_weights=False)
+
+    def _take_off_device(self) -> None:
+        """Give the device back and put every untouched value back into its master."""
+        component, model = self.component, self.model
+        component.unload()
+        weights.restore_all(self, component.controller)
+        component.applied = {}
+        model.current_weight_patches_uuid = None
+        model.model_loaded_weight_memory = 0
+        model.device = self.offload_device
+        for module in model.modules():
+            vars(module).pop("comfy_patched_weights", None)
 
     def __del__(self) -> None:
         component = self.__dict__.get("component")
@@ -167,7 +171,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             return
         component.patchers.discard(self)
         self.eject_model()
-        if not component.patchers:
+        if not component.patchers and component.attached:
+            self._take_off_device()
             component.close()
 
     # ------------------------------------------------------------------ what is refused

@@ -97,11 +97,20 @@ def test_placements_that_do_not_stream_equal_the_app(sim):
         assert outcome(sim, build("flux", "layerwise", placement=placement)) == reference
 
 
-@pytest.mark.parametrize("family", ["flux_fp8", "flux_fp8_scaled"])
-def test_quantised_files_equal_the_app(sim, family):
-    reference = outcome(sim, build(family, "app"))
+def test_a_plain_fp8_file_is_streamed_and_equals_the_app(sim):
+    reference = outcome(sim, build("flux_fp8", "app"))
     sim.free()
-    assert outcome(sim, build(family, "layerwise", budget_gb=0.03)) == reference
+    assert outcome(sim, build("flux_fp8", "layerwise", budget_gb=0.03)) == reference
+    assert any(layer["placement"] == "streamed" for layer in dit_report(sim)["plan"]["layers"])
+
+
+def test_weights_of_an_unknown_type_stay_resident_and_the_plan_says_so(sim):
+    """Scaled fp8: the app wraps these weights in a type of its own."""
+    reference = outcome(sim, build("flux_fp8_scaled", "app"))
+    sim.free()
+    assert outcome(sim, build("flux_fp8_scaled", "layerwise")) == reference
+    plan = dit_report(sim)["plan"]
+    assert any("QuantizedTensor" in decision for decision in plan["decisions"])
 
 
 def test_a_model_used_by_the_app_and_by_apply_in_one_graph(sim):

@@ -5,6 +5,7 @@ engine's own methods: the engine has no switch for them. `at` is the visit, coun
 raise do so, once.
 """
 
+import importlib
 import sys
 
 import comfy.model_management as mm
@@ -18,8 +19,8 @@ _undo: list = []
 
 def _engine(name: str):
     """A module of the pack under test, as this server loaded it."""
-    suffix = f"offload_core.runtime.{name}"
-    return next(module for key, module in sys.modules.items() if key.endswith(suffix))
+    package = next(key for key in sys.modules if key.endswith("offload_core.runtime"))
+    return importlib.import_module(f"{package}.{name}")
 
 
 def _replace(owner, name: str, value) -> None:
