@@ -48,8 +48,14 @@ def patcher_class(cls: type[comfy.model_patcher.ModelPatcher]) -> Iterator[None]
 def load_diffusion_model(path: str, weight_dtype: str, settings: ComponentSettings) -> LayerwiseModelPatcher:
     """The app's `load_diffusion_model` with our patcher. Errors are the app's own, with the file's name."""
     options = dict(_WEIGHT_DTYPES[weight_dtype])
-    with patcher_class(LayerwiseModelPatcher):
-        patcher = comfy.sd.load_diffusion_model(path, model_options=options)
+    try:
+        with patcher_class(LayerwiseModelPatcher):
+            patcher = comfy.sd.load_diffusion_model(path, model_options=options)
+    except Exception as error:
+        raise OffloadError(
+            f"asked to load the diffusion model {Path(path).name}; found that ComfyUI cannot: "
+            f"{type(error).__name__}: {error}; check that the file is complete and of a model that ComfyUI knows"
+        ) from error
     if not isinstance(patcher, LayerwiseModelPatcher):
         raise OffloadError(
             f"asked the app to load {Path(path).name} for layerwise offload; found that it built a "

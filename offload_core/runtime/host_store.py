@@ -20,6 +20,9 @@ from .host_parameter import OutsideTouches, adopt, release
 TENSOR_ALIGNMENT = 256
 """Bytes. Vectorised and tensor-core kernels want 16 to 128; fp8 kernels have failed at 32. Costs nothing per layer."""
 
+ALLOCATION_BYTES = 512
+"""Device allocators hand out multiples of this: a budget that is kept to the byte has to count what is taken."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSlot:
@@ -79,7 +82,7 @@ def layout_of(tensors: Sequence[torch.Tensor]) -> LayerLayout:
         nbytes = span_bytes(tensor)
         slots.append(TensorSlot(end, nbytes, tensor.dtype, tensor.shape, tensor.stride()))
         end = _aligned(end + nbytes)
-    return LayerLayout(tuple(slots), end)
+    return LayerLayout(tuple(slots), -(-end // ALLOCATION_BYTES) * ALLOCATION_BYTES)
 
 
 class HostLayer:

@@ -1,0 +1,98 @@
+"""Fixtures of the app tier: real ComfyUI servers, one per mode, started when first asked for and kept for the session.
+
+`sim` is the one most tests want: a server on the simulated accelerator, put back to its defaults before each test, with
+the race check on. `app_server_factory` starts others with any arguments, and stops them at the end of the test.
+"""
+
+import pytest
+
+from tests.support import simdev
+from tests.support.app_server import APP_RESERVE_MB, AppServer
+
+SIM_DEFAULTS = {"mb": 8192, "bandwidth": 0, "poison": 1, "race": 1}
+
+
+class ServerPool:
+    """Servers by mode. One that died in a test is started anew for the next."""
+
+    def __init__(self):
+        self._servers: dict = {}
+
+    def get(self, key, make) -> AppServer:
+        server = self._servers.get(key)
+        if server is None or not server.alive:
+            if server is not None:
+                server.stop()
+            self._servers[key] = server = make()
+            server.start()
+        return server
+
+    def close(self):
+        for server in self._servers.values():
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def server_pool():
+    pool = ServerPool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def sim(server_pool, request):
+    """A server on the simulated accelerator: nothing loaded, counters at zero, plenty of memory, fast copies."""
+    if not simdev.available():
+        pytest.skip("no simulated accelerator (no C++ compiler?)")
+    server = server_pool.get("sim", lambda: AppServer("sim"))
+    server.sim_configure(**SIM_DEFAULTS)
+    server.free()
+    server.sim_reset()
+    request.node.app_server = server
+    return server
+
+
+@pytest.fixture
+def cpu(server_pool, request):
+    """A server started with --cpu: nothing loaded."""
+    server = server_pool.get("cpu", lambda: AppServer("cpu"))
+    server.free()
+    request.node.app_server = server
+    return server
+
+
+@pytest.fixture
+def app_server_factory(request):
+    """`start(device, **arguments)` for a server of the test's own."""
+    started = []
+
+    def start(*args, **kwargs) -> AppServer:
+        server = AppServer(*args, **kwargs)
+        started.append(server)
+        server.start()
+        request.node.app_server = server
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def weights_mb(sim):
+    """`weights_mb(20)` leaves the app about 20 MiB of the simulated device for weights, so that it must offload."""
+
+    def limit(megabytes: float):
+        sim.sim_configure(mb=APP_RESERVE_MB + megabytes)
+
+    return limit
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failed test shows the end of its server's log."""
+    outcome = yield
+    report = outcome.get_result()
+    server = getattr(item, "app_server", None)
+    if report.failed and server is not None:
+        report.sections.append(("end of the server's log", server.log_tail(60)))

@@ -1,0 +1,93 @@
+"""Files that are no models, and nodes that are asked for the impossible: one clear error, and the server goes on."""
+
+
+import pytest
+
+from tests.support import pixels, tiny_models
+from tests.support.devkit import paths
+from tests.support.workflows import APPLY, MODEL, build, node
+
+pytestmark = pytest.mark.app
+
+
+@pytest.fixture
+def model_file():
+    """`model_file(name, content)` puts a file among the diffusion models for the length of the test."""
+    made = []
+
+    def make(name: str, content: bytes):
+        path = paths.MODELS / "diffusion_models" / name
+        path.write_bytes(content)
+        made.append(path)
+        return name
+
+    yield make
+    for path in made:
+        path.unlink(missing_ok=True)
+
+
+def good_file() -> bytes:
+    tiny_models.ensure("flux_tiny")
+    return (paths.MODELS / "diffusion_models" / tiny_models.file_name("flux_tiny")).read_bytes()
+
+
+def loaded_with(name: str) -> dict:
+    prompt = build("flux", "layerwise", budget_gb=0.03)
+    prompt[MODEL]["inputs"]["model_name"] = name
+    return prompt
+
+
+CASES = {
+    "empty.safetensors": lambda: b"",
+    "no_model.safetensors": lambda: b"this is not a model" * 100,
+    "cut_header.safetensors": lambda: good_file()[:1000],
+    "cut_data.safetensors": lambda: good_file()[:-100_000],
+    "huge_header.safetensors": lambda: (2**60).to_bytes(8, "little") + b"{}",
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_that_is_no_model_is_one_clear_error(sim, model_file, name):
+    before = sim.sim_stats()["used"]
+    result = sim.run(loaded_with(model_file(name, CASES[name]())))
+    assert not result.ok
+    assert name in result.message, "the file's name is what the user needs"
+    reference = pixels.sha256(sim.latents(sim.run(build("flux", "app")).check()))
+    assert pixels.sha256(sim.latents(sim.run(build("flux", "layerwise", budget_gb=0.03)).check())) == reference
+    sim.free()
+    assert sim.sim_stats()["used"] <= before
+
+
+def test_a_missing_file_is_refused_by_name(sim):
+    result = sim.run(loaded_with("not_there.safetensors"))
+    assert not result.ok
+    assert "not_there.safetensors" in result.message
+
+
+def test_the_same_model_on_the_cpu_steps_aside(cpu):
+    reference = pixels.sha256(cpu.latents(cpu.run(build("flux", "app")).check()))
+    cpu.free()
+    assert pixels.sha256(cpu.latents(cpu.run(build("flux", "layerwise", budget_gb=0.03)).check())) == reference
+
+
+def test_apply_twice_is_apply_once(sim):
+    reference = pixels.sha256(sim.latents(sim.run(build("flux", "app")).check()))
+    sim.free()
+    prompt = build("flux", "apply", budget_gb=0.03)
+    prompt["33"] = node("LayerwiseOffloadApply", model=[APPLY, 0], placement="layerwise", budget_gb=0.025)
+    prompt["8"]["inputs"]["model"] = ["33", 0]
+    assert pixels.sha256(sim.latents(sim.run(prompt).check())) == reference
+    (report,) = sim.report()["components"]
+    assert report["plan"]["ring_bytes"] + report["plan"]["resident_bytes"] + report["plan"]["loose_bytes"] <= 25_000_000
+
+
+def test_old_prompts_without_the_optional_inputs_still_run(sim):
+    prompt = build("flux", "layerwise")
+    prompt[MODEL]["inputs"] = {key: prompt[MODEL]["inputs"][key] for key in ("model_name", "weight_dtype", "placement")}
+    assert sim.run(prompt).ok
+
+
+def test_nothing_is_left_on_disk_by_a_run(sim):
+    before = {path.name for path in paths.ROOT.iterdir()}
+    sim.run(build("flux", "layerwise", budget_gb=0.03)).check()
+    assert {path.name for path in paths.ROOT.iterdir()} - before <= {"__pycache__"}
