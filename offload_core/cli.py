@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from .errors import BudgetError, OffloadError, PlanError
 
@@ -25,7 +25,7 @@ _MAX_INPUT_BYTES = 64 * 1024 * 1024
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python3 -m offload_core",
         description="Plan, without any GPU or model loaded, which layers stay on a device and which are streamed.",
     )
@@ -50,6 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(args.command, f"budget_bytes: got {error.asked_bytes}; allowed: {allowed} ({error})")
     except (OffloadError, OSError) as error:
         return _refuse(args.command, str(error))
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser (and, through it, its sub-commands) that refuses in one line, without repeating its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
 
 
 def _refuse(command: str, message: str) -> int:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .packing import pack_cyclic, pack_far_apart
+from .packing import align_up, pack_cyclic, pack_far_apart
 from .timeline import NO_WAIT, PassOrder, order_passes
 
 __all__ = ["Candidate", "Evaluator", "Problem"]
@@ -128,7 +128,7 @@ class Evaluator:
         order, passes = (first_order, 1) if first else (steady_order, _STEADY_PASSES)
         pass_ns, waits = _run(order, problem.visits, problem.link_ns, problem.compute_ns, passes)
         if problem.ring_bytes is None:  # what packing left unused at the end of the ring costs nothing to give back
-            ring_bytes = min(ring_bytes, -(-used // problem.alignment) * problem.alignment)
+            ring_bytes = min(ring_bytes, align_up(used, problem.alignment))
         kept_bytes = self.resident_bytes(residents)
         return Candidate(residents, kept_bytes, ring_bytes, offsets, pass_ns, waits, far_apart)
 

@@ -121,9 +121,7 @@ def _layers(tensors: list[TensorInfo]) -> tuple[dict[str, list[TensorInfo]], lis
 def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
     """Sorts indices as numbers, and what runs first before what runs later where names tell."""
     order = {"input_blocks": 0, "down_blocks": 0, "double_blocks": 0, "encoder": 0, "middle_block": 1, "mid_block": 1}
-    return tuple(
-        (0, int(part)) if part.isdigit() else (1 + order.get(part, 2), part) for part in name.split(".")
-    )
+    return tuple((0, int(part)) if part.isdigit() else (1 + order.get(part, 2), part) for part in name.split("."))
 
 
 def _split(tensors: list[TensorInfo], depth: int, total: int, found: dict[str, list[TensorInfo]]) -> list[TensorInfo]:

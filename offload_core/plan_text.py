@@ -83,9 +83,7 @@ def _table(plan: Plan) -> list[str]:
         tiers: Counter[str] = Counter(layer.host_tier for layer in layers)
         rows.append((name, format_bytes(layers[0].bytes), _mix(plan, first, last, placements), _count(tiers)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return [
-        f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip() for row in rows
-    ]
+    return [f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip() for row in rows]
 
 
 def _count(values: Mapping[str, int]) -> str:
@@ -95,7 +93,7 @@ def _count(values: Mapping[str, int]) -> str:
 
 
 def _mix(plan: Plan, first: int, last: int, placements: Mapping[str, int]) -> str:
-    """"streamed", "resident", or for both "13 resident of 38 (R)  .R..R": which ones, R for resident."""
+    """One word, or for both how many of each and a picture of which: "2 resident (R), 3 streamed (.)  .R..R"."""
     if len(placements) == 1:
         return next(iter(placements))
     picture = "".join("R" if layer.placement == "resident" else "." for layer in plan.layers[first : last + 1])

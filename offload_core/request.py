@@ -22,7 +22,7 @@ class PlanRequest:
     passes            passes in one use of the component (sampler steps x model calls; 1 for an encoder)
     placement         "layerwise": stream what does not stay; "resident": everything stays, or it is an error
     alignment         offsets in the ring are multiples of this many bytes
-    keep_residents    may layers beyond the ring stay? None: yes if there is more than one pass
+    keep_residents    may layers beyond the ring stay? None: yes if layers are visited more than once in a use
     pin_budget_bytes  page-locked host bytes the component may use; None: enough for every streamed layer
     """
 

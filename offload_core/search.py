@@ -12,31 +12,33 @@ from itertools import combinations
 
 from .credit import credit_residents, first_layers, last_layers, spread_layers
 from .evaluate import Candidate, Evaluator, Problem
+from .layout import improved_layout
+from .packing import align_up
 
 __all__ = ["EQUAL", "USUAL_RING_LAYERS", "Search"]
 
 EQUAL = 1.001  # pass times closer than this are one: no clock and no model is better
 USUAL_RING_LAYERS = 3  # two layers would do if all times were equal and steady; the third absorbs jitter
-WORK_VISITS = 8_000  # visits simulated per plan before the search contents itself; some 15 microseconds each
+WORK_VISITS = 6_000  # visits simulated per plan before the search contents itself; some 5 to 10 microseconds each
 _RING_STEPS = (2.0, 3.0, 1.0, 1.5, 2.5, 4.0, 6.0)  # rings tried, in largest streamed layers
 _MAX_RING_LAYERS = 12  # look-ahead beyond this is residency by another name
 _SIZE_CLASSES = 3  # how many of the largest layer sizes may be kept whole, so that a smaller ring serves the rest
 _EXHAUSTIVE_LAYERS = 12  # 4096 choices, most of them refused without simulation
-_REPLACED_CHOICES = 4  # choices whose layout is worked on, and the share of the work each may take
-_REPLACED_WORK = 0.5
-_ALL_WORK = 3.0
-_TRIED_WAITS, _TRIED_BACK = 4, 6  # waits looked at in one layout, and how many visits back from each
+_LAYOUTS = 3  # choices whose layout is worked on, and the share of the work each may take
+_LAYOUT_WORK = 0.4
+_ALL_WORK = 2.5  # share of the work after which even the last touches are left out
 _TRIED_LAYERS = 16  # how many of the worst stalls and cheapest residents one improvement looks at
 
 
 class Search:
     """One search over one problem."""
 
-    def __init__(self, problem: Problem, work_visits: int = WORK_VISITS) -> None:
+    def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.evaluator = Evaluator(problem)
-        self._work_visits = work_visits
         self._movable = self.evaluator.movable
+        # With few layers there is no averaging out of a bad choice, and each visit costs less to simulate.
+        self._work_visits = WORK_VISITS * (2 if len(self._movable) <= _EXHAUSTIVE_LAYERS else 1)
         self._repeats = len(problem.visits) != len(self.evaluator.visit_counts)
 
     @property
@@ -51,7 +53,7 @@ class Search:
             return None
         best = self._improved(best)
         best = self._exhausted(best)
-        best = self._replaced(best)
+        best = self._laid_out(best)
         best = _least([best, *self._simple_rules(best)])
         return self._trimmed(best)
 
@@ -138,7 +140,7 @@ class Search:
         return min(self._left(residents), self._aligned(_MAX_RING_LAYERS * self._largest_streamed(residents)))
 
     def _aligned(self, size: int) -> int:
-        return -(-size // self.problem.alignment) * self.problem.alignment
+        return align_up(size, self.problem.alignment)
 
     # ---- improving it
 
@@ -252,20 +254,21 @@ class Search:
                 break
         return best
 
-    # ---- better places in the ring
-
-    def _replaced(self, best: Candidate) -> Candidate:
-        """Move single layers to other places in the ring, for choices that only bad places keep from being better.
+    def _laid_out(self, best: Candidate) -> Candidate:
+        """Better places in the ring, for choices that only bad places keep from being better.
 
         A choice whose compute and copies alone would take less than the best pass loses time to its layout: some copy
         waits for a range that another place would have had free.
         """
         hopeful = [c for c in self.evaluator.judged() if self._ideal_ns(c) * EQUAL < min(c.pass_ns, best.pass_ns)]
         hopeful.sort(key=_key)
-        for candidate in hopeful[:_REPLACED_CHOICES]:
+        different = {candidate.residents: candidate for candidate in reversed(hopeful)}  # each one's best ring
+        for candidate in sorted(different.values(), key=_key)[:_LAYOUTS]:
             if self._is_perfect(best):
                 break
-            best = _least([best, self._with_moved_layers(candidate)])
+            ring = self.problem.ring_bytes or self._most_ring(candidate.residents)
+            work = int(_LAYOUT_WORK * self._work_visits)
+            best = _least([best, improved_layout(self.evaluator, candidate, ring, work)])
         return best
 
     def _ideal_ns(self, candidate: Candidate) -> int:
@@ -273,40 +276,6 @@ class Search:
         if self._repeats:
             return candidate.pass_ns
         return max(self.evaluator.compute_ns, self.evaluator.link_ns(candidate.residents))
-
-    def _with_moved_layers(self, candidate: Candidate) -> Candidate:
-        limit = self.work + int(_REPLACED_WORK * self._work_visits)
-        ring = self.problem.ring_bytes or self._most_ring(candidate.residents)
-        moved = True
-        while moved and self.work < limit:
-            moved = False
-            for residents, offsets in self._moves(candidate, ring):
-                tried = self.evaluator.place(residents, ring, offsets, candidate.far_apart)
-                if tried.pass_ns < candidate.pass_ns:
-                    candidate, moved = tried, True
-                if moved or self.work >= limit:
-                    break
-        return candidate
-
-    def _moves(self, candidate: Candidate, ring: int) -> Iterator[tuple[frozenset[int], dict[int, int]]]:
-        """One layer elsewhere in the ring, or exchanged with a resident nearby; those just before long waits first."""
-        visits, sizes, offsets = self.problem.visits, self.problem.sizes, candidate.offsets
-        ends = (self._aligned(offset + sizes[layer]) for layer, offset in offsets.items())
-        edges = sorted({0, *offsets.values(), *ends})
-        late = [visit for visit, wait in enumerate(candidate.waits_ns) if wait]
-        late.sort(key=lambda visit: -candidate.waits_ns[visit])
-        near = dict.fromkeys(visits[visit - back] for visit in late[:_TRIED_WAITS] for back in range(_TRIED_BACK))
-        for layer in near:
-            if layer not in offsets:
-                continue
-            last = (ring - sizes[layer]) // self.problem.alignment * self.problem.alignment
-            for edge in (*edges, last):
-                if edge != offsets[layer] and 0 <= edge <= ring - sizes[layer]:
-                    yield candidate.residents, {**offsets, layer: edge}
-            alike = (other for other in candidate.residents if sizes[other] == sizes[layer])
-            for other in sorted(alike, key=lambda other: (abs(other - layer), other))[:2]:
-                exchanged = {place: offset for place, offset in offsets.items() if place != layer}
-                yield (candidate.residents - {other}) | {layer}, {**exchanged, other: offsets[layer]}
 
     # ---- making sure, and giving back
 
