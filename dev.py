@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036 - it is here for those who have an older one
     raise SystemExit("dev.py needs Python 3.10 or newer")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -31,7 +31,10 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.add_argument(
-            "--comfyui", default=DEFAULT_APP, metavar="VERSION", help=f"one of {', '.join(APP_RELEASES)} (default %(default)s)"
+            "--comfyui",
+            default=DEFAULT_APP,
+            metavar="VERSION",
+            help=f"one of {', '.join(APP_RELEASES)} (default %(default)s)",
         )
         return added
 

@@ -15,7 +15,9 @@ FLAGS = ("-fPIC", "-std=c++20", "-O1", "-w")
 def build(log: Log):
     compiler = shutil.which("g++") or shutil.which("clang++")
     if not compiler:
-        raise Missing("no C++ compiler (g++): no simulated accelerator, so nothing that streams in the real app is tested")
+        raise Missing(
+            "no C++ compiler (g++): no simulated accelerator, so nothing that streams in the real app is tested"
+        )
     facts = environment.torch_facts()
     torch_folder = Path(facts["folder"])
     include = (f"-I{torch_folder}/include", f"-I{torch_folder}/include/torch/csrc/api/include")

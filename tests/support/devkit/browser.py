@@ -1,4 +1,4 @@
-"""What the web tier needs: Node.js, Debian's chromium, and the npm package playwright-core (which brings no browser)."""
+"""What the web tier needs: Node.js, Debian's chromium, the npm package playwright-core (which brings no browser)."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from . import paths, versions
 from .steps import Log, Missing, Steps
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+DEBIAN_CHROMIUM = Path("/usr/bin/chromium")
 EFFECT = "the web tier cannot run"
 
 
@@ -42,7 +43,8 @@ def install_playwright(log: Log):
 
 
 def step(steps: Steps) -> bool:
-    """True if the web tier can run. A browser that was removed since is installed again: its presence is no stamp."""
-    inputs = [versions.PLAYWRIGHT_CORE, chromium() or "none"]
-    have_browser = chromium() is not None or steps.run("chromium", ["wanted"], install_chromium, makes=paths.DEV / "-")
-    return have_browser and steps.run("playwright", inputs, install_playwright, makes=paths.NODE_MODULES)
+    """True if the web tier can run."""
+    have_browser = chromium() is not None or steps.run("chromium", [], install_chromium, makes=DEBIAN_CHROMIUM)
+    return have_browser and steps.run(
+        "playwright", [versions.PLAYWRIGHT_CORE], install_playwright, makes=paths.NODE_MODULES
+    )

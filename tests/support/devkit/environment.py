@@ -106,9 +106,8 @@ def install_vision_and_audio(log: Log):
     pip(log, "--no-deps", f"torchvision=={versions.STUBBED_TORCHVISION}", f"torchaudio=={versions.STUBBED_TORCHAUDIO}")
     _build_stubs(log, compiler)
     log.run(
-        paths.PYTHON,
-        "-c",
-        "import torch, torchvision, torchaudio; from torchvision.ops import nms; nms(torch.rand(2, 4), torch.rand(2), .5)",
+        *(paths.PYTHON, "-c"),
+        "import torch, torchaudio; from torchvision.ops import nms; nms(torch.rand(2, 4), torch.rand(2), .5)",
     )
 
 

@@ -1,5 +1,7 @@
 """The step that makes the small model files (tests/support/tiny_models)."""
 
+import shutil
+
 from . import paths
 from .steps import Log, Steps
 
@@ -11,8 +13,8 @@ def step(steps: Steps, version: str):
     tree = paths.app_tree(version)
 
     def make(log: Log):
+        shutil.rmtree(paths.MODELS, ignore_errors=True)  # also those that tests had made on demand
         command = ("-m", "tests.support.tiny_models", "--app", tree, "--out", paths.MODELS, "--blocks")
         log.run(paths.PYTHON, *command, cwd=paths.ROOT)
 
-    inputs = [path for path in sorted(GENERATOR.glob("*.py"))]
-    steps.run("models", inputs, make, makes=paths.MODELS)
+    steps.run("models", sorted(GENERATOR.glob("*.py")), make, makes=paths.MODELS)

@@ -69,7 +69,9 @@ def digest(*inputs) -> str:
     total = hashlib.sha256()
     for item in inputs:
         if isinstance(item, Path):
-            files = sorted(p for p in item.rglob("*") if p.is_file() and p.suffix != ".pyc") if item.is_dir() else [item]
+            files = (
+                sorted(p for p in item.rglob("*") if p.is_file() and p.suffix != ".pyc") if item.is_dir() else [item]
+            )
             for file in files:
                 total.update(str(file.relative_to(paths.ROOT) if paths.ROOT in file.parents else file.name).encode())
                 total.update(file.read_bytes())
@@ -108,10 +110,9 @@ class Steps:
 
 def _failure(name: str, log: Log, error: Exception) -> str:
     text = log.path.read_text(encoding="utf-8", errors="replace")
-    lines = [f"set-up step '{name}' failed: {error}"]
     if any(sign in text for sign in NETWORK_SIGNS):
-        lines.append("the package index or mirror could not be reached, or has no such package (no network?)")
-    return "\n".join([*lines, log.tail(), f"    whole log: {log.path}"])
+        return f"set-up step '{name}' cannot reach the package index, or it lacks a package: no network? ({log.path})"
+    return f"set-up step '{name}' failed: {error}\n{log.tail()}\n    whole log: {log.path}"
 
 
 def say(line: str):

@@ -59,7 +59,8 @@ def block_sizes(tensors: dict) -> dict[str, list[int]]:
 def print_blocks(tensors: dict):
     for name, sizes in block_sizes(tensors).items():
         large = sum(size >= MIB for size in sizes)
-        print(f"    {name}: {len(sizes)} blocks, {large} of 1 MiB and more, median {statistics.median(sizes) / MIB:.2f} MiB")
+        median = statistics.median(sizes) / MIB
+        print(f"    {name}: {len(sizes)} blocks, {large} of 1 MiB and more, median {median:.2f} MiB")
 
 
 def make(name: str, arguments) -> int:
@@ -76,7 +77,10 @@ def make(name: str, arguments) -> int:
     save_file({key: value.contiguous() for key, value in tensors.items()}, unfinished, metadata=metadata or None)
     os.replace(unfinished, target)
     size = target.stat().st_size
-    print(f"{name:22s} {recipe.kind:5s} {size / 1e6:7.1f} MB {time.perf_counter() - started:5.2f} s  {recipe.path}", flush=True)
+    print(
+        f"{name:22s} {recipe.kind:5s} {size / 1e6:7.1f} MB {time.perf_counter() - started:5.2f} s  {recipe.path}",
+        flush=True,
+    )
     if arguments.blocks:
         print_blocks(tensors)
     return size

@@ -1,7 +1,7 @@
 """Turns the shapes of a network into seeded random weights. Knows nothing about architectures beyond naming habits.
 
 Networks are built from the app's own classes on the `meta` device, so names and shapes always agree with that version
-of the app. Weights are noise, scaled so that outputs stay finite: matrices by fan-in, norm gains near one, small biases.
+of the app. Weights are noise, scaled so that outputs stay finite: matrices by fan-in, gains near one, small biases.
 The same seed gives the same bytes.
 """
 

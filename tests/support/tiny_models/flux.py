@@ -67,7 +67,9 @@ def flux_tiny_fp8(seed):
     return {key: value.to(FP8) if value.ndim == 2 else value for key, value in tensors.items()}, {}
 
 
-@recipe("flux_tiny_fp8_scaled", "diffusion_models/flux_tiny_fp8_scaled.safetensors", "flux_tiny with scaled fp8 matrices")
+@recipe(
+    "flux_tiny_fp8_scaled", "diffusion_models/flux_tiny_fp8_scaled.safetensors", "flux_tiny with scaled fp8 matrices"
+)
 def flux_tiny_fp8_scaled(seed):
     tensors = fill(flux_shapes(), BF16, seed)
     layers = {}

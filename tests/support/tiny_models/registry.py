@@ -1,4 +1,4 @@
-"""The list of small model files: what each is called, where it goes, how it is made. Knows nothing about architectures."""
+"""The list of small model files: their names, where they go, how they are made. Knows nothing about architectures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Text encoders. The app hard-codes their dims, so small ones carry theirs as a JSON byte tensor that the shim reads."""
+"""Text encoders. The app hard-codes their dims: small ones carry theirs in a JSON byte tensor that the shim reads."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from .registry import SHIM, recipe
 SHIM_KEY = "__tiny_te__"
 T5_DIMS = {"d_model": 64, "d_kv": 32, "num_heads": 2}
 CLIP_L_DIMS = {"num_hidden_layers": 4, "intermediate_size": 256}
-QWEN_DIMS = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 2}
+QWEN_DIMS = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
 UMT5_DIMS = {**T5_DIMS, "vocab_size": 512, "d_ff": 10240}
 
 
@@ -36,7 +36,9 @@ def clip_l(seed):
     return fill(clip_l_shapes(), FP16, seed), {}
 
 
-@recipe("t5_base", "text_encoders/t5_base.safetensors", "T5-base in real size: the smallest unpatched T5", on_demand=True)
+@recipe(
+    "t5_base", "text_encoders/t5_base.safetensors", "T5-base in real size: the smallest unpatched T5", on_demand=True
+)
 def t5_base(seed):
     from comfy.text_encoders.sa_t5 import T5BaseModel
 
@@ -52,7 +54,9 @@ def clip_l_tiny(seed):
     return {**tensors, SHIM_KEY: json_tensor(dims)}, {}
 
 
-@recipe("t5xxl_tiny", "text_encoders/t5xxl_tiny.safetensors", "24 blocks of d_ff 10240 (both checked), 64 wide", kind=SHIM)
+@recipe(
+    "t5xxl_tiny", "text_encoders/t5xxl_tiny.safetensors", "24 blocks of d_ff 10240 (both checked), 64 wide", kind=SHIM
+)
 def t5xxl_tiny(seed):
     from comfy.text_encoders.sd3_clip import T5XXLModel
 
@@ -89,7 +93,9 @@ def umt5xxl_tiny(seed):
     return {**tensors, "spiece_model": tokenizer, SHIM_KEY: json_tensor(dims)}, {}
 
 
-@recipe("qwen25vl_tiny", "text_encoders/qwen25vl_tiny.safetensors", "language part, 4 layers, real vocabulary", kind=SHIM)
+@recipe(
+    "qwen25vl_tiny", "text_encoders/qwen25vl_tiny.safetensors", "language part, 4 layers, real vocabulary", kind=SHIM
+)
 def qwen25vl_tiny(seed):
     from comfy.text_encoders.qwen_image import Qwen25_7BVLIModel
 

@@ -1,6 +1,6 @@
 """VAEs: SD and Flux autoencoders, TAESD, Wan 2.1, LTX.
 
-An SD or Flux autoencoder's decoder width is read from the file (by apps newer than 0.18), its encoder is always 128 wide.
+An SD or Flux autoencoder's decoder width is read from the file (by apps newer than 0.18); its encoder is 128 wide.
 """
 
 import json

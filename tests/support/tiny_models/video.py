@@ -40,7 +40,9 @@ def wan_tiny_ctx64(seed):
     return _wan(seed, channels=16, blocks=6, text_width=64)
 
 
-@recipe("wan22_5b_tiny", "diffusion_models/wan22_5b_tiny.safetensors", "Wan 2.2 TI2V layout: 48 latent channels, 4 blocks")
+@recipe(
+    "wan22_5b_tiny", "diffusion_models/wan22_5b_tiny.safetensors", "Wan 2.2 TI2V layout: 48 latent channels, 4 blocks"
+)
 def wan22_5b_tiny(seed):
     return _wan(seed, channels=48, blocks=4, text_width=768)
 
@@ -63,7 +65,9 @@ QWEN_TEXT_WIDTH = 256
 QWEN_IMAGE = {"num_attention_heads": 2, "attention_head_dim": 128, "joint_attention_dim": QWEN_TEXT_WIDTH}
 
 
-@recipe("qwen_image_tiny", "diffusion_models/qwen_image_tiny.safetensors", "6 blocks; pairs with qwen25vl_tiny", kind=SHIM)
+@recipe(
+    "qwen_image_tiny", "diffusion_models/qwen_image_tiny.safetensors", "6 blocks; pairs with qwen25vl_tiny", kind=SHIM
+)
 def qwen_image_tiny(seed):
     from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 

@@ -21,7 +21,9 @@ def _shapes(config_name: str, **dims) -> dict:
     return shapes_of(comfy.clip_model.CLIPVisionModelProjection(config, FP32, "meta", operations))
 
 
-@recipe("clip_vision_tiny", "clip_vision/clip_vision_tiny.safetensors", "ViT-L/14 layout, 24 layers, 256 wide", kind=SHIM)
+@recipe(
+    "clip_vision_tiny", "clip_vision/clip_vision_tiny.safetensors", "ViT-L/14 layout, 24 layers, 256 wide", kind=SHIM
+)
 def clip_vision_tiny(seed):
     tensors = fill(_shapes("clip_vision_config_vitl.json", **TINY_DIMS), FP16, seed)
     return {**tensors, SHIM_KEY: json_tensor(TINY_DIMS)}, {}

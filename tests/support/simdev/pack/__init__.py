@@ -4,14 +4,28 @@ many cases. Has no nodes. Answers 404 where the server runs on another device.
 GET  /simdev/stats       all counters of torch_npu.stats()
 POST /simdev/reset       start counting anew
 POST /simdev/configure   {"mb": .., "bandwidth": .., "poison": .., "race": ..}, any subset
+
+It also ends the server when the process that started it is gone, so that a killed test run leaves nothing behind.
 """
 
+import os
 import sys
+import threading
+import time
 
 from aiohttp import web
 from server import PromptServer
 
 NODE_CLASS_MAPPINGS = {}
+
+
+def _end_with_parent(parent: int):
+    while os.getppid() == parent:
+        time.sleep(2)
+    os._exit(1)
+
+
+threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _torch_npu():

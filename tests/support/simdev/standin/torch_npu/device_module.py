@@ -1,4 +1,4 @@
-"""The `torch.npu` module: the part of torch.cuda's surface that the app, diffusers and accelerate use of a vendor backend."""
+"""The `torch.npu` module: the part of torch.cuda's surface that the app, diffusers and accelerate use of a backend."""
 
 import types
 

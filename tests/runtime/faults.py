@@ -1,0 +1,337 @@
+"""Thirty small ways to break the engine. Each is put in by patching it from outside, never by a switch inside.
+
+`Fault.kinds` says how it must be caught: "race" by the vector clocks, whatever the numbers; "value" by an output or
+bytes that are not right; "state" by what the engine leaves behind; "slow" by copies that came too late. A fault may be
+caught in more ways than that.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from offload_core.runtime import controller as controller_module
+from offload_core.runtime.controller import OffloadController
+from offload_core.runtime.device_queue import DeviceQueue
+from offload_core.runtime.interpose import LayerForward, PassBoundary
+from offload_core.runtime.layer import Layer
+from offload_core.runtime.prefetcher import Prefetcher
+from tests.support.race_port import RacePort
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    kinds: frozenset[str]
+    put_in: Callable[[Patch], None]
+
+
+FAULTS: list[Fault] = []
+
+
+def fault(*kinds: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+    def register(put_in: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        FAULTS.append(Fault(put_in.__name__, frozenset(kinds), put_in))
+        return put_in
+
+    return register
+
+
+@contextmanager
+def replaced(owner: Any, **members: Any) -> Iterator[None]:
+    """Members of one object or class, for as long as the block runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, member in members.items():
+            patch.setattr(owner, name, member)
+        yield
+
+
+def nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def within(patch: Patch, owner: type, method: str, **members: Any) -> None:
+    """While `owner.method` runs, the given (dotted by double underscore) members of RacePort are others."""
+    original = getattr(owner, method)
+
+    @functools.wraps(original)
+    def changed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with replaced(RacePort, **members):
+            return original(self, *args, **kwargs)
+
+    patch.setattr(owner, method, changed)
+
+
+def before(patch: Patch, owner: type, method: str, act: Callable[..., None]) -> None:
+    original = getattr(owner, method)
+
+    def changed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        act(self, *args, **kwargs)
+        return original(self, *args, **kwargs)
+
+    patch.setattr(owner, method, changed)
+
+
+def after(patch: Patch, owner: type, method: str, act: Callable[..., None]) -> None:
+    original = getattr(owner, method)
+
+    def changed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        act(self, *args, **kwargs)
+        return result
+
+    patch.setattr(owner, method, changed)
+
+
+# ---------------------------------------------------------------------- events: the nine classics
+
+
+@fault("race")
+def no_kernel_waits_for_its_copy(patch: Patch) -> None:
+    patch.setattr(RacePort, "compute_waits", nothing)
+
+
+@fault("race")
+def the_first_layer_does_not_wait_for_its_copy(patch: Patch) -> None:
+    firsts: list[Any] = []
+    after(patch, Prefetcher, "__init__", lambda self, port, layers: firsts.append(layers[0].copy_done))
+    waits = RacePort.compute_waits
+    patch.setattr(RacePort, "compute_waits", lambda self, event: None if event in firsts else waits(self, event))
+
+
+@fault("race")
+def no_copy_waits_for_readers(patch: Patch) -> None:
+    within(patch, Prefetcher, "_issue", copy_waits=nothing)
+
+
+@fault("race")
+def no_copy_waits_for_readers_at_the_wrap_around(patch: Patch) -> None:
+    def forget(self: Prefetcher, layer: Layer) -> None:
+        if layer.index == 0:
+            for other in layer.overlaps:
+                other.read_since_copy = False
+
+    before(patch, Prefetcher, "_issue", forget)
+
+
+@fault("race")
+def last_read_recorded_before_the_kernels(patch: Patch) -> None:
+    within(patch, Prefetcher, "_put_back", record_compute=nothing)
+    after(patch, Prefetcher, "enter", lambda self, layer: self.port.record_compute(layer.last_read))
+
+
+@fault("race")
+def last_read_recorded_on_the_copy_lane(patch: Patch) -> None:
+    within(patch, Prefetcher, "_put_back", record_compute=RacePort.record_copy)
+
+
+@fault("race")
+def copy_done_recorded_on_the_compute_lane(patch: Patch) -> None:
+    within(patch, Prefetcher, "_issue", record_copy=RacePort.record_compute)
+
+
+@fault("race")
+def copy_done_recorded_before_the_copy(patch: Patch) -> None:
+    within(patch, Prefetcher, "_issue", record_copy=nothing)
+    before(patch, Prefetcher, "_issue", lambda self, layer: self.port.record_copy(layer.copy_done))
+
+
+@fault("race")
+def only_layers_at_the_same_place_count_as_overlapping(patch: Patch) -> None:
+    """Slot arithmetic: layer index modulo the number of slots, where the sizes do not divide."""
+    link = controller_module.link_overlaps
+
+    def changed(layers: Any, offsets: Any) -> None:
+        link(layers, offsets)
+        place = dict(zip(layers, offsets))
+        for layer in layers:
+            layer.overlaps = tuple(other for other in layer.overlaps if place[other] == place[layer])
+
+    patch.setattr(controller_module, "link_overlaps", changed)
+
+
+# ---------------------------------------------------------------------- the ring
+
+
+@fault("race")
+def another_range_after_the_wrap_around(patch: Patch) -> None:
+    place = controller_module.place_layers
+
+    def changed(layers: Any, offsets: Any, arena: Any) -> None:
+        wrapped, shifted = False, []
+        for index, (layer, offset) in enumerate(zip(layers, offsets)):
+            wrapped |= index > 0 and offset < offsets[index - 1]
+            room = arena.numel() - layer.nbytes - offset
+            shifted.append(offset + min(room, 1024) if wrapped else offset)
+        place(layers, shifted, arena)
+
+    patch.setattr(controller_module, "place_layers", changed)
+
+
+@fault("race")
+def what_a_copy_overwrites_still_counts_as_there(patch: Patch) -> None:
+    original = Prefetcher._issue
+
+    def changed(self: Prefetcher, layer: Layer) -> None:
+        was = [(other, other.valid) for other in layer.overlaps]
+        original(self, layer)
+        for other, valid in was:
+            other.valid = valid
+
+    patch.setattr(Prefetcher, "_issue", changed)
+
+
+@fault("race")
+def look_ahead_overwrites_a_layer_in_use(patch: Patch) -> None:
+    def changed(self: Prefetcher, layer: Layer) -> bool:
+        return layer.device_buffer is not None and not any(other.pending for other in layer.overlaps)
+
+    patch.setattr(Prefetcher, "_may_issue", changed)
+    after(patch, Prefetcher, "enter", lambda self, layer: self._look_ahead())
+
+
+@fault("slow")
+def look_ahead_overwrites_a_layer_still_to_come(patch: Patch) -> None:
+    def changed(self: Prefetcher, layer: Layer) -> bool:
+        return layer.device_buffer is not None and not any(other.in_use for other in layer.overlaps)
+
+    patch.setattr(Prefetcher, "_may_issue", changed)
+
+
+@fault("race")
+def a_visit_outside_the_ring_copies_on_the_copy_lane(patch: Patch) -> None:
+    patch.setattr(RacePort, "copy_on_compute", RacePort.copy)
+
+
+# ---------------------------------------------------------------------- memory that changes hands
+
+
+@fault("race")
+def the_ring_changes_hands_without_a_fence(patch: Patch) -> None:
+    within(patch, DeviceQueue, "activate", copy_waits=nothing)
+
+
+@fault("race")
+def fresh_memory_without_a_fence(patch: Patch) -> None:
+    within(patch, OffloadController, "_place", copy_waits=nothing)
+
+
+@fault("race")
+def a_changed_weight_is_fetched_without_a_fence(patch: Patch) -> None:
+    within(patch, OffloadController, "_refetch", copy_waits=nothing)
+
+
+@fault("race")
+def the_ring_is_taken_without_telling_its_holder(patch: Patch) -> None:
+    patch.setattr(OffloadController, "give_up_ring", nothing)
+
+
+@fault("race")
+def a_lost_ring_is_still_written_to(patch: Patch) -> None:
+    after(patch, Prefetcher, "give_up_ring", lambda self: setattr(self, "_ring_is_ours", True))
+
+
+@fault("value")
+def the_ring_is_taken_from_a_layer_in_use(patch: Patch) -> None:
+    patch.setattr(OffloadController, "is_running", lambda self: False)
+
+
+@fault("race")
+def a_new_plan_while_look_ahead_is_in_flight(patch: Patch) -> None:
+    within(patch, OffloadController, "load", drain=nothing)
+
+
+@fault("race", "state")
+def detached_with_a_copy_in_flight(patch: Patch) -> None:
+    within(patch, OffloadController, "detach", drain=nothing)
+
+
+@fault("state")
+def a_resident_demoted_while_in_use(patch: Patch) -> None:
+    patch.setattr(OffloadController, "_require_no_pass", nothing)
+
+
+# ---------------------------------------------------------------------- the host
+
+
+@fault("race")
+def a_master_rewritten_while_its_copy_is_in_flight(patch: Patch) -> None:
+    within(patch, OffloadController, "write_master", drain=nothing)
+
+
+@fault("race")
+def a_master_rewritten_while_copied_on_the_compute_lane(patch: Patch) -> None:
+    patch.setattr(Prefetcher, "drain", lambda self: self.port.drain())
+
+
+@fault("state")
+def parameters_not_put_back(patch: Patch) -> None:
+    patch.setattr(Layer, "swap_out", nothing)
+
+
+@fault("state")
+def parameters_not_swapped_in(patch: Patch) -> None:
+    patch.setattr(Layer, "swap_in", nothing)
+
+
+@fault("state")
+def a_layer_inside_itself_ends_the_outer_one(patch: Patch) -> None:
+    before(patch, Prefetcher, "leave", lambda self, layer: setattr(layer, "in_use", min(1, layer.in_use)))
+
+
+# ---------------------------------------------------------------------- errors
+
+
+@fault("state")
+def copies_in_flight_after_an_error(patch: Patch) -> None:
+    within(patch, Prefetcher, "_abort", drain=nothing)
+
+
+@fault("state")
+def visits_still_expected_after_an_error(patch: Patch) -> None:
+    original = Prefetcher._abort
+
+    def changed(self: Prefetcher) -> None:
+        with replaced(Prefetcher, forget_look_ahead=nothing):
+            original(self)
+
+    patch.setattr(Prefetcher, "_abort", changed)
+
+
+@fault("state")
+def an_interrupt_passes_a_layer_unseen(patch: Patch) -> None:
+    def changed(self: LayerForward, *args: Any, **kwargs: Any) -> Any:
+        try:
+            self.prefetcher.enter(self.layer)
+            result = self.call(*args, **kwargs)
+        except Exception:
+            self.prefetcher.fail(self.layer)
+            raise
+        self.prefetcher.leave(self.layer)
+        return result
+
+    patch.setattr(LayerForward, "__call__", changed)
+    # What the pass's own end cleans up must not hide it.
+    patch.setattr(Prefetcher, "_abort", lambda self: (self.forget_look_ahead(), self.drain()))
+
+
+@fault("state")
+def an_interrupt_passes_the_end_of_the_pass_unseen(patch: Patch) -> None:
+    def changed(self: PassBoundary, *args: Any, **kwargs: Any) -> Any:
+        self.prefetcher.begin_pass()
+        try:
+            result = self.call(*args, **kwargs)
+        except Exception:
+            self.prefetcher.end_pass(False)
+            raise
+        self.prefetcher.end_pass(True)
+        return result
+
+    patch.setattr(PassBoundary, "__call__", changed)

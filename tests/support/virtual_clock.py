@@ -1,0 +1,123 @@
+"""A device port on which time is arithmetic: two lanes, a link of a given rate, compute times set by the test.
+
+Copies move their bytes at once, so numbers are right; what they and the kernels *take* is added up in nanoseconds per
+lane, and events carry the lane's time. A run gives its makespan exactly, on any machine, in microseconds: this is what
+catches an engine that is correct but waits too often, which no race check sees.
+
+The host costs nothing and runs ahead without limit, as the planner's model has it, until it waits for the copy lane
+(`drain`), which is counted. Knows nothing about layers; the test says what computes, and what it reads, by `compute`.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(slots=True)
+class VirtualEvent:
+    """A moment on a lane, None until it is recorded."""
+
+    ns: int | None = None
+
+
+class VirtualClockPort:
+    """A device "cpu" whose lanes are two numbers. `host_waits`, `allocations` and `copied_bytes` count what matters."""
+
+    asynchronous = True
+    shares_host_memory = False
+
+    def __init__(self, h2d_bytes_per_s: float) -> None:
+        self.device = torch.device("cpu")
+        self.h2d_bytes_per_s = h2d_bytes_per_s
+        self.host_ns = 0
+        """When the host issues: 0, until it waits for a lane."""
+        self.copy_ns = 0
+        self.compute_ns = 0
+        """When each lane has done what it was given so far."""
+        self.host_waits = self.allocations = self.copies = self.copied_bytes = 0
+        self._stays: list[list[int]] = []
+        """Per copy into device memory: first byte, end, begin of the copy, last read."""
+
+    # ------------------------------------------------------------------ the port
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        self.allocations += 1
+        return torch.zeros(nbytes, dtype=torch.uint8)
+
+    def event(self, timed: bool = False) -> VirtualEvent:
+        return VirtualEvent()
+
+    def record_copy(self, event: VirtualEvent) -> None:
+        event.ns = max(self.copy_ns, self.host_ns)
+
+    def record_compute(self, event: VirtualEvent) -> None:
+        event.ns = max(self.compute_ns, self.host_ns)
+
+    def copy_waits(self, event: VirtualEvent) -> None:
+        self.copy_ns = max(self.copy_ns, event.ns or 0)
+
+    def compute_waits(self, event: VirtualEvent) -> None:
+        self.compute_ns = max(self.compute_ns, event.ns or 0)
+
+    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        begin = max(self.copy_ns, self.host_ns)
+        self.copy_ns = begin + self._move(destination, source)
+        self._stays.append([destination.data_ptr(), destination.data_ptr() + destination.numel(), begin, self.copy_ns])
+
+    def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        self.compute_ns = max(self.compute_ns, self.host_ns) + self._move(destination, source)
+
+    def drain(self) -> None:
+        self.host_waits += 1
+        self.host_ns = max(self.host_ns, self.copy_ns)
+
+    def elapsed_ns(self, start: VirtualEvent, end: VirtualEvent) -> int | None:
+        """As if the device had got that far whenever somebody asks: asking is not waiting."""
+        return None if start.ns is None or end.ns is None else end.ns - start.ns
+
+    def memory(self) -> None:
+        return None
+
+    def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
+        return torch.zeros(nbytes, dtype=torch.uint8), pinned
+
+    def host_release(self, buffer: torch.Tensor) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    # ------------------------------------------------------------------ for tests
+
+    def compute(self, ns: int, *reads: torch.Tensor) -> None:
+        """A kernel of `ns` that reads the given tensors."""
+        self.compute_ns = max(self.compute_ns, self.host_ns) + ns
+        for tensor in reads:
+            for stay in reversed(self._stays):
+                if stay[0] <= tensor.data_ptr() < stay[1]:
+                    stay[3] = self.compute_ns
+                    break
+
+    def peak_bytes(self, arena: torch.Tensor) -> int:
+        """Most bytes of `arena` in use at once, from the begin of a copy to the last read of what it brought."""
+        start, end = arena.data_ptr(), arena.data_ptr() + arena.numel()
+        changes = []
+        for first, last, begin, read in self._stays:
+            if start <= first < end:
+                bisect.insort(changes, (begin, last - first))
+                bisect.insort(changes, (read, first - last))  # sorts before a begin at the same time
+        alive = peak = 0
+        for _, change in changes:
+            alive += change
+            peak = max(peak, alive)
+        return peak
+
+    def _move(self, destination: torch.Tensor, source: torch.Tensor) -> int:
+        with torch.inference_mode(False), torch.no_grad():
+            destination.copy_(source)
+        self.copies += 1
+        self.copied_bytes += source.numel()
+        return round(source.numel() * 1e9 / self.h2d_bytes_per_s)

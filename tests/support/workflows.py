@@ -1,0 +1,161 @@
+"""Workflows in the app's API form, one per model family: conditioning, sampler, VAE decode, saved image and latent.
+
+`build("flux", loader="layerwise", budget_gb=0.02)` gives the same graph as `build("flux")` with another loader, so that
+whatever comes out can be compared bit for bit. The app caches results: a prompt that equals the last one is not run
+again. To run the same thing twice, call the server's `free()` in between, or change the seed.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from tests.support import tiny_models
+from tests.support.tiny_models.video import QWEN_TEXT_WIDTH
+
+LOADERS = ("app", "layerwise", "apply")
+LOADER_NODE = "LayerwiseOffloadDiffusionModelLoader"
+APPLY_NODE = "LayerwiseOffloadApply"
+PROMPT_TEXT = "a lighthouse at dusk"
+
+# Node ids by role, the same in every workflow: tests look results up by them.
+MODEL, LORA, APPLY, CLIP, POSITIVE, NEGATIVE, LATENT, SAMPLER = "1", "2", "3", "4", "5", "6", "7", "8"
+VAE, DECODE, SAVE_IMAGE, SAVE_LATENT = "9", "10", "11", "12"
+
+
+def node(class_type: str, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What differs between model families. Names are those of tiny_models."""
+
+    model: str
+    vae: str
+    latent: Callable[[int, int, int], dict]  # width, height, frames -> node
+    clip: str = ""  # a text encoder, or none for random conditioning of the widths below
+    clip_type: str = "stable_diffusion"
+    text_width: int = 0
+    pooled_width: int = 0
+    cfg: float = 1.0
+    frames: int = 1
+    lora: str = ""
+    size: int = 64
+    weight_dtype: str = "default"
+
+
+def _image_latent(class_type: str):
+    return lambda width, height, frames: node(class_type, width=width, height=height, batch_size=1)
+
+
+def _video_latent(class_type: str):
+    return lambda width, height, frames: node(class_type, width=width, height=height, length=frames, batch_size=1)
+
+
+_FLUX = Family("flux_tiny", "taef1", _image_latent("EmptySD3LatentImage"), clip="clip_l_tiny", lora="lora_flux_tiny")
+_SD15 = Family("sd15_unet", "taesd", _image_latent("EmptyLatentImage"), clip="clip_l_tiny", cfg=4.0)
+
+FAMILIES: dict[str, Family] = {
+    "flux": _FLUX,
+    "flux_fp8": dataclasses.replace(_FLUX, model="flux_tiny_fp8", weight_dtype="fp8_e4m3fn"),
+    "flux_fp8_scaled": dataclasses.replace(_FLUX, model="flux_tiny_fp8_scaled"),
+    "flux_mid": dataclasses.replace(_FLUX, model="flux_mid", lora=""),
+    "flux2": Family("flux2_tiny", "vae_flux2", _image_latent("EmptyFlux2LatentImage"), text_width=768),
+    "wan": Family("wan_tiny", "vae_wan21", _video_latent("EmptyHunyuanLatentVideo"), text_width=768, frames=5),
+    "wan_t5": Family(
+        *("wan_tiny_ctx64", "vae_wan21", _video_latent("EmptyHunyuanLatentVideo")),
+        **{"clip": "umt5xxl_tiny", "clip_type": "wan", "frames": 5},
+    ),
+    "ltxv": Family(
+        *("ltxv_tiny", "vae_ltx", _video_latent("EmptyLTXVLatentVideo")),
+        **{"clip": "t5xxl_tiny", "clip_type": "ltxv", "frames": 9},
+    ),
+    "qwen_image": Family(
+        "qwen_image_tiny", "vae_wan21", _image_latent("EmptySD3LatentImage"), text_width=QWEN_TEXT_WIDTH
+    ),
+    "qwen_image_vl": Family(
+        *("qwen_image_tiny", "vae_wan21", _image_latent("EmptySD3LatentImage")),
+        **{"clip": "qwen25vl_tiny", "clip_type": "qwen_image"},
+    ),
+    "sd15": _SD15,
+    "sdxl": Family(
+        *("sdxl_unet", "taesd", _image_latent("EmptyLatentImage")),
+        **{"text_width": 2048, "pooled_width": 1280, "cfg": 4.0},
+    ),
+}
+# One of each architecture that the engine must find and stream.
+ARCHITECTURES = ("flux", "flux2", "wan", "ltxv", "qwen_image", "sd15", "sdxl")
+
+
+def build(
+    family: str,
+    loader: str = "app",
+    *,
+    placement: str = "auto",
+    budget_gb: float = 0.0,
+    ring_gb: float = 0.0,
+    lora: float | None = None,
+    seed: int = 1,
+    steps: int = 2,
+    size: int | None = None,
+    text: str = PROMPT_TEXT,
+    model: str | None = None,
+    clip: str | None = None,
+    weight_dtype: str | None = None,
+) -> dict:
+    """The family's workflow. `lora` is a strength: the LoRA sits right behind the loader, before Apply. `model` and
+    `clip` name other files of tiny_models. Files that set-up has not made are made now."""
+    chosen = FAMILIES[family]
+    chosen = dataclasses.replace(
+        chosen, model=model or chosen.model, clip=clip or chosen.clip, weight_dtype=weight_dtype or chosen.weight_dtype
+    )
+    tiny_models.ensure(*(name for name in (chosen.model, chosen.vae, chosen.clip, chosen.lora) if name))
+    side = size or chosen.size
+    prompt = _model_nodes(chosen, loader, {"placement": placement, "budget_gb": budget_gb, "ring_gb": ring_gb}, lora)
+    prompt.update(_conditioning_nodes(chosen, text))
+    prompt[LATENT] = chosen.latent(side, side, chosen.frames)
+    prompt[SAMPLER] = node(
+        "KSampler",
+        **{"model": _model_output(prompt), "positive": [POSITIVE, 0], "negative": [NEGATIVE, 0]},
+        **{"latent_image": [LATENT, 0], "seed": seed, "steps": steps, "cfg": chosen.cfg, "denoise": 1.0},
+        **{"sampler_name": "euler", "scheduler": "simple"},
+    )
+    prompt[VAE] = node("VAELoader", vae_name=tiny_models.file_name(chosen.vae))
+    prompt[DECODE] = node("VAEDecode", samples=[SAMPLER, 0], vae=[VAE, 0])
+    prompt[SAVE_IMAGE] = node("SaveImage", images=[DECODE, 0], filename_prefix=f"{family}-{loader}")
+    prompt[SAVE_LATENT] = node("SaveLatent", samples=[SAMPLER, 0], filename_prefix=f"latents/{family}-{loader}")
+    return prompt
+
+
+def _model_nodes(family: Family, loader: str, settings: dict, lora: float | None) -> dict:
+    if loader not in LOADERS:
+        raise ValueError(f"loader must be one of {LOADERS}, not {loader!r}")
+    name = tiny_models.file_name(family.model)
+    if loader == "layerwise":
+        nodes = {MODEL: node(LOADER_NODE, model_name=name, weight_dtype=family.weight_dtype, **settings)}
+    else:
+        nodes = {MODEL: node("UNETLoader", unet_name=name, weight_dtype=family.weight_dtype)}
+    if lora is not None:
+        file = tiny_models.file_name(family.lora)
+        nodes[LORA] = node("LoraLoaderModelOnly", model=[MODEL, 0], lora_name=file, strength_model=lora)
+    if loader == "apply":
+        nodes[APPLY] = node(APPLY_NODE, model=_model_output(nodes), **settings)
+    return nodes
+
+
+def _model_output(nodes: dict) -> list:
+    """The last node of the model chain."""
+    return [max((role for role in (MODEL, LORA, APPLY) if role in nodes), key=int), 0]
+
+
+def _conditioning_nodes(family: Family, text: str) -> dict:
+    if not family.clip:
+        widths = {"width": family.text_width, "pooled": family.pooled_width, "tokens": 16}
+        return {
+            POSITIVE: node("TinyRandomConditioning", **widths, seed=11),
+            NEGATIVE: node("TinyRandomConditioning", **widths, seed=12),
+        }
+    return {
+        CLIP: node("CLIPLoader", clip_name=tiny_models.file_name(family.clip), type=family.clip_type),
+        POSITIVE: node("CLIPTextEncode", clip=[CLIP, 0], text=text),
+        NEGATIVE: node("CLIPTextEncode", clip=[CLIP, 0], text=""),
+    }

@@ -1,0 +1,16 @@
+// Builds the task's workflow in the page, runs it, saves and reloads it, and takes a picture of the result.
+import { scenario } from './page.mjs';
+
+await scenario(async (page, task) => {
+  const ids = await page.evaluate((prompt) => verbs.build(prompt), task.prompt);
+  const built = await page.evaluate(() => verbs.apiForm());
+  const run = await page.evaluate((ms) => verbs.run(ms), task.timeoutMs);
+  await page.evaluate(() => app.canvas.ds && app.extensionManager.command.execute('Comfy.Canvas.FitView'));
+  await page.waitForTimeout(800);
+  await page.screenshot({ path: task.screenshot });
+  const beforeReload = await page.evaluate(() => verbs.apiForm()); // the app draws a new seed after each run
+  const vueElements = await page.locator('[data-node-id]').count();
+  await page.evaluate(() => verbs.saveAndReload());
+  const afterReload = await page.evaluate(() => verbs.apiForm());
+  return { ids, built, beforeReload, afterReload, run, vueElements };
+});

@@ -1,0 +1,111 @@
+// Opens the app's page in a headless browser and gives scenarios a few verbs for its graph. Knows nothing about our nodes.
+//
+// playwright-core is not in this folder's reach: the environment says where set-up has put it.
+import { createRequire } from 'node:module';
+
+const { chromium } = createRequire(`${process.env.LAYERWISE_NODE_MODULES}/`)('playwright-core');
+
+const BROWSER_ARGUMENTS = [
+  '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+  '--disable-background-networking', '--disable-component-update', '--disable-sync',
+];
+
+// Runs inside the page. Verbs throw with a sentence that says what was missing.
+function installVerbs() {
+  const clone = (value) => JSON.parse(JSON.stringify(value ?? null));
+  window.verbs = {
+    add(type, position) {
+      const node = LiteGraph.createNode(type);
+      if (!node) throw new Error(`the app has no node type ${type}`);
+      node.pos = position;
+      app.graph.add(node);
+      return node;
+    },
+    setWidget(node, name, value) {
+      const widget = node.widgets?.find((w) => w.name === name);
+      if (!widget) throw new Error(`${node.type} has no widget ${name}; it has ${node.widgets?.map((w) => w.name)}`);
+      widget.value = value;
+      widget.callback?.(value); // dynamic combos and other dependants listen here
+    },
+    connect(from, output, to, name) {
+      const input = to.inputs.findIndex((i) => i.name === name);
+      if (input < 0) throw new Error(`${to.type} has no input ${name}`);
+      from.connect(output, to, input);
+    },
+    // A workflow in API form, built node by node as a user would: create, set widgets, connect.
+    build(prompt) {
+      app.graph.clear();
+      const nodes = {};
+      Object.entries(prompt).forEach(([id, { class_type, inputs }], index) => {
+        nodes[id] = this.add(class_type, [40 + 440 * Math.floor(index / 3), 60 + 330 * (index % 3)]);
+        for (const [name, value] of Object.entries(inputs)) {
+          if (!Array.isArray(value)) this.setWidget(nodes[id], name, value);
+        }
+      });
+      for (const [id, { inputs }] of Object.entries(prompt)) {
+        for (const [name, value] of Object.entries(inputs)) {
+          if (Array.isArray(value)) this.connect(nodes[value[0]], value[1], nodes[id], name);
+        }
+      }
+      return Object.fromEntries(Object.entries(nodes).map(([id, node]) => [id, String(node.id)]));
+    },
+    async apiForm() {
+      return clone((await app.graphToPrompt()).output);
+    },
+    // Ends as success, error, invalid or timeout. queuePrompt's own result differs between versions of the frontend.
+    async run(timeoutMs) {
+      const ended = new Promise((resolve) => {
+        app.api.addEventListener('execution_success', () => resolve({ status: 'success' }), { once: true });
+        app.api.addEventListener('execution_error', (e) => resolve({ status: 'error', detail: clone(e.detail) }), { once: true });
+        setTimeout(() => resolve({ status: 'timeout' }), timeoutMs);
+      });
+      await app.queuePrompt(0, 1);
+      const invalid = app.lastNodeErrors ?? app.extensionManager.lastNodeErrors;
+      if (invalid && Object.keys(invalid).length) return { status: 'invalid', detail: clone(invalid) };
+      const result = await ended;
+      await new Promise((resolve) => setTimeout(resolve, 300)); // the last node's output message may come after the end
+      return { ...result, outputs: clone(app.nodeOutputs) };
+    },
+    async saveAndReload() {
+      const saved = JSON.parse(JSON.stringify(app.graph.serialize()));
+      app.graph.clear();
+      await app.loadGraphData(saved);
+      return saved;
+    },
+  };
+}
+
+export async function openApp(url, { vueNodes }) {
+  const executablePath = process.env.LAYERWISE_CHROMIUM;
+  const browser = await chromium.launch({ executablePath, headless: true, args: BROWSER_ARGUMENTS });
+  const context = await browser.newContext({ viewport: { width: 1600, height: 1000 } });
+  const page = await context.newPage();
+  const seen = { errors: [], external: [] };
+  page.on('pageerror', (error) => seen.errors.push(error.message));
+  page.on('request', (request) => {
+    const address = request.url();
+    if (!/^(data|blob):/.test(address) && !address.startsWith(url)) seen.external.push(address);
+  });
+  await page.goto(url, { waitUntil: 'domcontentloaded' });
+  const ready = () => window.app?.vueAppReady && window.app.graph && window.app.extensionManager;
+  await page.waitForFunction(ready, null, { timeout: 60000 });
+  await page.keyboard.press('Escape');
+  await page.evaluate((on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on), vueNodes);
+  await page.evaluate(installVerbs);
+  return { browser, page, seen };
+}
+
+// A scenario is a function of (page, task); its result and what the page saw are printed as one JSON line.
+export async function scenario(body) {
+  const task = JSON.parse(process.argv[2]);
+  const { browser, page, seen } = await openApp(task.url, task);
+  let result;
+  try {
+    result = await body(page, task);
+  } catch (error) {
+    result = { failure: String(error.stack ?? error) };
+    await page.screenshot({ path: task.screenshot }).catch(() => {});
+  }
+  await browser.close();
+  console.log(JSON.stringify({ ...result, ...seen }));
+}
