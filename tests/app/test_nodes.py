@@ -52,7 +52,7 @@ def test_everything_is_explained(sim, node_id):
             assert len(spec[1].get("tooltip", "")) > 10, f"{name} has no tooltip"
     assert all(info["output_tooltips"])
     assert (paths.ROOT / "web" / "docs" / f"{node_id}.md").is_file()
-    page = sim.ask_text(f"/extensions/layerwise-offload/docs/{node_id}.md")
+    page = sim.text(f"/extensions/layerwise-offload/docs/{node_id}.md")
     for group in info["input"].values():
         for name in group:
             assert name in page, f"the help page does not speak of {name}"

@@ -231,6 +231,10 @@ class AppServer:
     def post(self, path: str, body: dict | None = None, timeout: float = 60):
         return self._ask(path, json.dumps(body or {}).encode(), timeout)
 
+    def text(self, path: str, timeout: float = 60) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=timeout) as answer:
+            return answer.read().decode()
+
     def _ask(self, path: str, body: bytes | None, timeout: float):
         request = urllib.request.Request(self.url + path, data=body, headers={"Content-Type": "application/json"})
         try:
