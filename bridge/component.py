@@ -14,12 +14,14 @@ import comfy.ops
 import torch
 
 from ..offload_core.errors import OffloadError
+from ..offload_core.inventory import Inventory
 from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
 from ..offload_core.runtime import OffloadController, discover
 from ..offload_core.runtime.interpose import Interposed
 from ..offload_core.settings import ComponentSettings
 from .device import queue_for
+from .kinds import Kind, entries_of, kind_of
 from .memory import DeviceAllowance, device_allowance, may_pin
 from .weights import Applied
 
@@ -27,8 +29,8 @@ log = logging.getLogger(__name__)
 
 _ATTRIBUTE = "layerwise_offload_component"
 
-_EXPECTED_PASSES = 20
-"""Passes of a diffusion model in one use, when nobody has counted yet: a usual number of sampler steps."""
+USUAL_RING_LAYERS = 3
+"""A ring of three of the largest layers: enough for unequal layers and jitter."""
 
 _live: weakref.WeakSet[Component] = weakref.WeakSet()
 
@@ -36,8 +38,9 @@ _live: weakref.WeakSet[Component] = weakref.WeakSet()
 class Component:
     """One module under layerwise offload inside the app. Light until `attach`, and again after `close`."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.name = kind.name
         self.source = ""
         self.warnings: list[str] = []
         self.applied: Applied = {}
@@ -45,17 +48,18 @@ class Component:
         """Our patchers over the module; the last one to go closes the component."""
         self._controller: OffloadController | None = None
         self._mover: _ForeignMove | None = None
+        self._found_inventory: Inventory | None = None
         self._planned_for: tuple[Any, ...] | None = None
         self._last_plan: Plan | None = None
         self._peak_device_bytes = 0
         _live.add(self)
 
     @classmethod
-    def of(cls, model: torch.nn.Module, name: str) -> Component:
+    def of(cls, model: torch.nn.Module) -> Component:
         """The component of an app model, made if it has none."""
         component = vars(model).get(_ATTRIBUTE)
         if component is None:
-            component = cls(name)
+            component = cls(kind_of(model))
             vars(model)[_ATTRIBUTE] = component
         return component
 
@@ -87,9 +91,13 @@ class Component:
         pinned = may_pin(streamable)
         if not pinned:
             self.warn(f"{streamable / 1e9:.2f} GB of page-locked memory are not to be had: copies are slower")
-        inner = getattr(model, "diffusion_model", model)
         self._controller = OffloadController(
-            model, queue_for(device), component=self.name, discovery=found, entries=[(inner, "forward")], pinned=pinned
+            model,
+            queue_for(device),
+            component=self.name,
+            discovery=found,
+            entries=entries_of(model, self.kind),
+            pinned=pinned,
         )
         self._mover = _ForeignMove(model, self)
 
@@ -105,17 +113,32 @@ class Component:
 
     @property
     def total_bytes(self) -> int:
-        inventory = self.controller.inventory
-        return inventory.loose_bytes + sum(layer.bytes for layer in inventory.layers)
+        """Device bytes with everything resident."""
+        return self.controller.inventory.total_bytes
 
     def device_bytes(self) -> int:
         """What it holds on the device now."""
         return 0 if self._controller is None else self._controller.device_bytes()
 
-    def wanted_bytes(self, settings: ComponentSettings) -> int:
-        """What to ask the app for before loading: the budget if one is set, else all of it."""
+    def wanted_bytes(self, model: torch.nn.Module, settings: ComponentSettings) -> int:
+        """Device bytes to ask the app for before loading: the budget if one is set; else all, or only the ring's."""
+        inventory = self._inventory(model)
+        total = inventory.total_bytes
         budget = settings.value("budget_bytes")
-        return min(budget, self.total_bytes) if isinstance(budget, int) else self.total_bytes
+        if isinstance(budget, int):
+            return min(budget, total)
+        if not self.kind.asks_for_ring or settings.value("placement") == "resident":
+            return total
+        kept = inventory.loose_bytes + sum(layer.bytes for layer in inventory.layers if layer.keep)
+        largest = max((layer.bytes for layer in inventory.layers if not layer.keep), default=0)
+        return min(total, kept + USUAL_RING_LAYERS * largest)
+
+    def _inventory(self, model: torch.nn.Module) -> Inventory:
+        if self._controller is not None:
+            return self._controller.inventory
+        if self._found_inventory is None:
+            self._found_inventory = discover(model).inventory(self.name)
+        return self._found_inventory
 
     # ------------------------------------------------------------------ loading
 
@@ -183,7 +206,7 @@ class Component:
                 "device": str(self.device),
                 "budget_bytes": budget,
                 "ring_bytes": ring if isinstance(ring, int) else None,
-                "passes": _EXPECTED_PASSES,
+                "passes": self.kind.passes,
                 "placement": "resident" if resident else "layerwise",
                 **changes,
             }

@@ -21,8 +21,6 @@ from .device import streams_to
 class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     """A ModelPatcher that keeps the weights on the host and streams them layer by layer."""
 
-    component_name = "dit"
-
     def __init__(
         self,
         model: torch.nn.Module,
@@ -36,9 +34,9 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def join_component(self) -> None:
         """Become one of the patchers of the module's component, with nothing set."""
-        self.offload_settings = ComponentSettings(self.component_name)
-        self.component = Component.of(self.model, self.component_name)
+        self.component = Component.of(self.model)
         self.component.patchers.add(self)
+        self.offload_settings = ComponentSettings(self.component.name)
 
     @property
     def streams(self) -> bool:
@@ -58,9 +56,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             return super().model_size()
         if self.component.loaded:
             return self.component.device_bytes()
-        budget = self.offload_settings.value("budget_bytes")
-        whole = super().model_size()
-        return min(budget, whole) if isinstance(budget, int) else whole
+        return self.component.wanted_bytes(self.model, self.offload_settings)
 
     def loaded_size(self) -> int:
         return self.component.device_bytes() if self.streams else super().loaded_size()
