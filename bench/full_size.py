@@ -31,12 +31,12 @@ def builder(function: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return function
 
 
-def use_app(tree: Path | str) -> None:
-    """Make the app's classes importable, on the CPU. For a process of its own: the app keeps global state."""
+def use_app(tree: Path | str, cpu: bool = True) -> None:
+    """Make the app's classes importable. For a process of its own: the app keeps global state."""
     sys.path.insert(0, str(tree))
     import comfy.cli_args
 
-    comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.cpu = cpu
 
 
 def default_tree() -> Path:

@@ -10,6 +10,7 @@ Inference only: device parameters need no gradients.
 from __future__ import annotations
 
 import types
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +20,7 @@ from ..errors import OffloadError
 from ..inventory import Inventory
 from ..plan import Plan
 from ..planner import PlanRequest, make_plan
-from .controller import OffloadController
+from .controller import Entry, OffloadController
 from .device_port import port_for
 from .device_queue import DeviceQueue
 from .discovery import MIN_LAYER_BYTES, discover
@@ -68,6 +69,7 @@ def attach(
     pinned: bool = True,
     min_layer_bytes: int = MIN_LAYER_BYTES,
     queue: DeviceQueue | None = None,
+    entries: Sequence[Entry] | None = None,
 ) -> Attachment:
     """Stream the layers of `module`, whose parameters are on the CPU, through at most `budget_bytes` of `device`.
 
@@ -77,6 +79,7 @@ def attach(
     passes           forwards to expect per use; residents pay from the second on
     h2d_bytes_per_s  what the link does, if it was measured
     queue            share a device's copy lane and ring with other modules; None: one of its own
+    entries          the methods a pass goes through, as (module, name); None: `module.forward`
 
     Raises BudgetError if the budget is too small, with the smallest that works, and OffloadError if the module cannot
     be taken. In either case the module is untouched.
@@ -94,7 +97,9 @@ def attach(
         if h2d_bytes_per_s is not None:
             request = replace(request, h2d_bytes_per_s=h2d_bytes_per_s, link_source="given by the caller")
         plan = make_plan(request)
-        controller = OffloadController(module, used, component=component, discovery=discovery, pinned=pinned)
+        controller = OffloadController(
+            module, used, component=component, discovery=discovery, entries=entries, pinned=pinned
+        )
         attachment = Attachment(controller, owned)
         controller.load(plan)
     except BaseException:

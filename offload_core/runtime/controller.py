@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..errors import OffloadError, PlanError
+from ..errors import PlanError
 from ..inventory import Inventory
 from ..plan import Plan
 from .counters import RunCounters
@@ -106,8 +106,12 @@ class OffloadController:
         return sum(layer.nbytes for layer in self.layers if layer.host.pinned)
 
     def is_running(self) -> bool:
-        """Whether a pass is under way, or a layer in use outside of one."""
-        return self.prefetcher.in_pass or any(layer.in_use for layer in self.layers)
+        """Whether one of the layers is in use at this moment, so that its bytes must stay where they are."""
+        return any(layer.in_use for layer in self.layers)
+
+    def _require_no_pass(self, asked: str) -> None:
+        if self.prefetcher.in_pass or self.is_running():
+            raise PlanError(f"{self.component}: asked {asked}; found a pass under way; do it between passes")
 
     # ------------------------------------------------------------------ plan
 
@@ -118,8 +122,7 @@ class OffloadController:
         on the way, everything is given back and the error passed on.
         """
         self._check(plan)
-        if self.is_running():
-            raise PlanError(f"{self.component}: asked for a new plan while a pass is running; do it between passes")
+        self._require_no_pass("for a new plan")
         self.prefetcher.forget_look_ahead()
         if self.plan is None:
             self._take_hold()
@@ -187,12 +190,9 @@ class OffloadController:
         """Change the value of a parameter, of a layer or loose. Copies on the device are fetched again.
 
         `parameter` is what hangs in the module, on the host or on the device. Waits for what is in flight. Raises
-        OffloadError inside a pass.
+        PlanError inside a pass.
         """
-        if self.is_running():
-            raise OffloadError(
-                f"{self.component}: asked to change a weight; found a pass under way; do it between passes"
-            )
+        self._require_no_pass("to change a weight")
         for layer in self.layers:
             master = layer.master_of(parameter)
             if master is not None:
@@ -204,7 +204,7 @@ class OffloadController:
         was_loaded = self._loose.loaded
         loose = self._loose.host_of(parameter)
         self._loose.unload()
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(loose.is_inference()), torch.no_grad():
             loose.data.copy_(value)
         if was_loaded:
             self._loose.load(self.queue.port)

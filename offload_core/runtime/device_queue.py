@@ -1,8 +1,9 @@
 """What the components on one device share: the copy lane, and one arena that is everybody's ring.
 
 A component *leases* bytes of the arena and *activates* its lease when it starts to run. One component uses the arena
-at a time; a component that starts pre-empts the look-ahead of one that is idle, whose bytes there are then gone (they
-are only copies). Knows nothing about layers: a lessee is whoever has the three methods of `Lessee`.
+at a time; a component that starts pre-empts the look-ahead of one that has no layer in use, even in the middle of its
+pass: its bytes there are then gone (they are only copies), and it asks for the arena again when it misses them. Knows
+nothing about layers: a lessee is whoever has the three methods of `Lessee`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Lessee(Protocol):
         """Another component is about to overwrite the arena: ask again before the next copy into it."""
 
     def is_running(self) -> bool:
-        """Whether a pass is under way, or one of its layers in use."""
+        """Whether one of its layers is in use at this moment."""
 
 
 class DeviceQueue:
@@ -76,7 +77,7 @@ class DeviceQueue:
         self.lease(lessee, 0)
 
     def activate(self, lessee: Lessee) -> bool:
-        """`lessee` starts to run. False: there is no arena, or a component that is running right now uses it."""
+        """`lessee` starts to run. False: there is no arena, or a component has a layer in use there right now."""
         if self.arena is None:
             return False
         holder = self._holder() if self._holder is not None else None

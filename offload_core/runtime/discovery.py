@@ -8,7 +8,7 @@ The module reads shapes and types only; it moves nothing and knows nothing about
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -73,7 +73,7 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
     """The layers of `root`. Raises nothing: a module without repeated blocks yields none, and a note that says so."""
     sizes = _sizes(root)
     is_list = isinstance(root, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
-    found = [FoundLayer(name, module) for name, module in _units(root, "", sizes, sizes[root], is_list)]
+    found = _outermost(_units(root, "", sizes, sizes[root], is_list))
     shared = _shared_tensors(root, found)
     notes: list[str] = []
     layers, tables = [], _large_tables(root, shared, notes)
@@ -114,6 +114,15 @@ def _units(
             yield path, child
 
 
+def _outermost(units: Iterable[tuple[str, nn.Module]]) -> list[FoundLayer]:
+    """One layer for each unit. A module may hang in several places, and inside of another unit as well."""
+    by_module: dict[nn.Module, str] = {}
+    for name, module in units:
+        by_module.setdefault(module, name)
+    inner = {child for unit in by_module for child in unit.modules() if child is not unit}
+    return [FoundLayer(name, module) for module, name in by_module.items() if module not in inner]
+
+
 def _large_tables(root: nn.Module, shared: set[int], notes: list[str]) -> list[FoundLayer]:
     """Embedding tables that stay on the host, one entry for each module that looks something up in one.
 
@@ -127,7 +136,7 @@ def _large_tables(root: nn.Module, shared: set[int], notes: list[str]) -> list[F
     tables = []
     for key, places in users.items():
         first = places[0][1]
-        table = first.weight if isinstance(first, nn.Embedding) else None
+        table = first._parameters.get("weight")
         if table is None or id(table) != key or not is_plain(table):
             continue
         if not all(isinstance(module, nn.Embedding) for _, module in places) or _overlaps_another(table, root, shared):

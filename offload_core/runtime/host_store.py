@@ -8,7 +8,9 @@ copied back. The module knows nothing about devices beyond the port that hands o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +38,21 @@ class TensorSlot:
 
     def view(self, buffer: torch.Tensor) -> torch.Tensor:
         """The tensor, as a view into `buffer`, a flat byte tensor that holds the whole layer."""
-        typed = buffer[self.offset : self.offset + self.nbytes].view(self.dtype)
+        return self._view(buffer[self.offset : self.offset + self.nbytes])
+
+    def host_view(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The same for a host buffer, with a storage of its own over the tensor's bytes.
+
+        Tensors of one storage cannot be saved by torch if their types differ, and each counts for all of it.
+        """
+        if not self.nbytes:
+            return self._view(torch.empty(0, dtype=torch.uint8))
+        memory = (ctypes.c_ubyte * self.nbytes).from_address(buffer.data_ptr() + self.offset)
+        memory.owner = buffer  # type: ignore[attr-defined]  # the new storage keeps `memory` alive, and that the bytes
+        return self._view(torch.frombuffer(memory, dtype=torch.uint8))
+
+    def _view(self, own_bytes: torch.Tensor) -> torch.Tensor:
+        typed = own_bytes.view(self.dtype)
         return torch.as_strided(typed, self.shape, self.stride, typed.storage_offset())
 
 
@@ -95,10 +111,11 @@ class HostLayer:
         self.layout = layout_of(parameters)
         self.parameters = parameters
         self.touches = OutsideTouches()
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False):
             self.buffer, self.pinned = port.host_empty(self.layout.nbytes, pinned)
-            for slot, parameter in zip(self.layout.slots, parameters):
-                view = slot.view(self.buffer)
+        for slot, parameter in zip(self.layout.slots, parameters):
+            with _mode_of(parameter):
+                view = slot.host_view(self.buffer)
                 copy_span(view, parameter.data)
                 parameter.data = view
 
@@ -120,8 +137,8 @@ class HostLayer:
         slot = self.layout.slots[position]
         if parameter.shape != slot.shape or parameter.dtype != slot.dtype or not is_plain(parameter):
             return False
-        with torch.inference_mode(False), torch.no_grad():
-            view = slot.view(self.buffer)
+        with _mode_of(parameter):
+            view = slot.host_view(self.buffer)
             if parameter.device.type != "cpu" or parameter.data_ptr() != view.data_ptr():
                 view.copy_(parameter.data)
                 if parameter.device.type != "cpu":  # torch lets no back end's tensor change places with a CPU one
@@ -133,13 +150,20 @@ class HostLayer:
 
     def write(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Change a master. The caller has made sure that nothing is in flight from it and no copy of it is in use."""
-        with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        with _mode_of(parameter), torch._C.DisableTorchFunctionSubclass():
             parameter.data.copy_(value)
 
     def device_views(self, buffer: torch.Tensor) -> list[nn.Parameter]:
         """The layer's parameters as views into a device buffer: built once per plan, swapped in on every visit."""
         with torch.inference_mode(False), torch.no_grad():
             return [nn.Parameter(slot.view(buffer), requires_grad=False) for slot in self.layout.slots]
+
+
+@contextlib.contextmanager
+def _mode_of(parameter: torch.Tensor) -> Iterator[None]:
+    """What was made in inference mode can only be written to there, and takes no data made outside of it."""
+    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+        yield
 
 
 def _aligned(nbytes: int) -> int:

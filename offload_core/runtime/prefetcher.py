@@ -51,7 +51,7 @@ class Prefetcher:
         self.loaded = False
         """Whether a plan is in effect. Without one, layers run as they are, on the host."""
         self.may_use_ring: Callable[[], bool] = lambda: True
-        """Asked at the start of a pass and again on a miss: is the ring ours? If not, the visit goes without it."""
+        """Asked at the start of a pass, and on a miss when it was lost: is the ring ours? If not, we go without it."""
         self._ring_is_ours = False
         self._layers = tuple(layers)
         self._order: list[Layer] = list(layers)

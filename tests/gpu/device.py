@@ -80,3 +80,13 @@ def seconds(run, times: int) -> float:
         run()
     module().synchronize()
     return (time.perf_counter() - start) / times
+
+
+def link_bytes_per_s(port, nbytes=256 << 20) -> float:
+    """What the copy lane does with page-locked memory."""
+    source, _ = port.host_empty(nbytes, True)
+    target = port.empty(nbytes)
+    port.copy(target, source)
+    rate = nbytes / seconds(lambda: port.copy(target, source), 8)
+    port.host_release(source)
+    return rate

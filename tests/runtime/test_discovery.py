@@ -172,6 +172,29 @@ def test_a_block_listed_twice_is_one_layer():
     assert names(discover(model))[-1] == "again.0"
 
 
+def test_a_block_in_two_lists_is_one_layer():
+    model = Model()
+    model.taps = nn.ModuleList([model.second[1], model.first[0]])
+    assert names(discover(model)) == ["first.0", "first.1", "second.0", "second.1", "second.2"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_block_that_hangs_inside_another_is_moved_with_it(first):
+    class Outer(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.own = inner, nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            return self.own(self.inner(x))
+
+    blocks = [Block(), Block()]
+    lists = [nn.ModuleList(blocks), nn.ModuleList(Outer(block) for block in blocks)]
+    found = discover(nn.ModuleList(lists if first else reversed(lists)))
+    assert [type(layer.module) for layer in found.layers] == [Outer, Outer]
+    assert [len(layer.parameters) for layer in found.layers] == [2, 2]
+
+
 def test_a_tensor_subclass_stays_resident_and_is_named():
     class Quantised(torch.Tensor):
         pass

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.runtime.scenarios import ZOO, World, a_world
+from tests.runtime.world import World, a_world
+from tests.runtime.zoo import ZOO
 from tests.support.race_port import COMPUTE, COPY, POISON, RacePort
 
 

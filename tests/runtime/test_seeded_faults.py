@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.runtime.faults import FAULTS, Fault
-from tests.runtime.scenarios import ZOO, World
+from tests.runtime.world import World
+from tests.runtime.zoo import ZOO
 from tests.support.race_port import Race
 
 

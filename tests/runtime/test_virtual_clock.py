@@ -1,4 +1,4 @@
-"""The engine against the clock: makespan, bytes, peak, host waits and allocations, compared with the simulator to the ns.
+"""The engine against the clock: makespan, bytes, peak, host waits and allocations, to the nanosecond as simulated.
 
 The race check says that the engine waits often enough; this says that it does not wait more often than it must.
 """
@@ -16,7 +16,7 @@ from offload_core.planner import PlanRequest, make_plan, smallest_budget
 from offload_core.runtime import DeviceQueue, OffloadController, discover
 from offload_core.runtime.prefetcher import Prefetcher
 from offload_core.simulate import SimulationResult, simulate
-from tests.runtime.scenarios import hand_plan
+from tests.runtime.world import hand_plan
 from tests.support.tiny_torch_models import DIM, Block, Model, on_run
 from tests.support.virtual_clock import VirtualClockPort
 

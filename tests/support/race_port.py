@@ -15,6 +15,7 @@ not go through torch's dispatcher.
 from __future__ import annotations
 
 import ctypes
+import functools
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -252,6 +253,8 @@ class RacePort:
     # ------------------------------------------------------------------ accesses
 
     def _touch(self, lane: int, ranges: list[tuple[Region, int, int]], write: bool, what: str) -> None:
+        if not ranges:
+            return
         tick = self._issue(lane)
         clock = self._clocks[lane]
         for region, start, end in ranges:
@@ -297,6 +300,8 @@ class RacePort:
             return
         read = [where for tensor in reads for where in self._ranges_of(tensor)]
         written = [where for tensor in writes for where in self._ranges_of(tensor)]
+        if not read and not written:
+            return
         device = self._regions[0]
         on_device = [where for where in read + written if where[0] is device]
         host_reads = [where for where in read if where[0] is not device]
@@ -360,38 +365,35 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        reads: list[torch.Tensor] = []
-        writes: list[torch.Tensor] = []
-        if not _is_view(func):
-            for argument, value in _bound(func, args, kwargs):
-                writing = argument.alias_info is not None and argument.alias_info.is_write
-                for tensor in _tensors(value):
-                    (writes if writing else reads).append(tensor)
+        written = _written_arguments(func)
+        if written is not None:
+            reads: list[torch.Tensor] = []
+            writes: list[torch.Tensor] = []
+            for name, value in (*enumerate(args), *kwargs.items()):
+                _collect(value, writes if name in written else reads)
             self._port.operator_ran(func.name(), reads, writes)
         return func(*args, **kwargs)
 
 
-def _is_view(func: Any) -> bool:
-    """Whether an operator only makes another tensor over the same bytes."""
-    if func.namespace == "aten" and func._opname in ("_unsafe_view", "lift_fresh", "_reshape_alias"):
-        return True
-    arguments = func._schema.arguments
-    if any(a.alias_info is not None and a.alias_info.is_write for a in arguments):
-        return False
-    return any(r.alias_info is not None for r in func._schema.returns)
+@functools.cache
+def _written_arguments(func: Any) -> frozenset[int | str] | None:
+    """The arguments an operator writes to, by position and by name. None: it only makes a view and touches nothing."""
+    schema = func._schema
+    written = {
+        key
+        for position, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for key in (position, argument.name)
+    }
+    makes_view = any(result.alias_info is not None for result in schema.returns)
+    if not written and (makes_view or func._opname in ("_unsafe_view", "lift_fresh", "_reshape_alias")):
+        return None
+    return frozenset(written)
 
 
-def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-    for position, argument in enumerate(func._schema.arguments):
-        if position < len(args):
-            yield argument, args[position]
-        elif argument.name in kwargs:
-            yield argument, kwargs[argument.name]
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _collect(value: Any, into: list[torch.Tensor]) -> None:
     if isinstance(value, torch.Tensor):
-        yield value
+        into.append(value)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _tensors(item)
+            _collect(item, into)

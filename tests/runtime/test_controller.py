@@ -1,0 +1,261 @@
+"""What the controller promises beyond right passes: errors, budgets, changed weights, whole modules, no leaks."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from offload_core.errors import OffloadError, PlanError
+from offload_core.runtime import DeviceQueue, OffloadController, discover
+from offload_core.runtime.loose import LooseTensors
+from tests.runtime.world import World, a_world, hand_plan
+from tests.support.race_port import RacePort
+from tests.support.tiny_torch_models import DIM, Model
+
+
+def test_a_plan_for_other_layers_is_refused_and_nothing_happens():
+    with a_world() as world:
+        one, two = world.add([4, 4]), world.add([4, 2])
+        with pytest.raises(PlanError, match="found 2 layers with other names or sizes"):
+            one.controller.load(hand_plan(two.controller, 8192))
+        assert not one.controller.loaded and world.port.live_bytes == 0
+
+
+@pytest.mark.parametrize("room", [0, 100, 4096, 9000])
+def test_out_of_memory_while_loading_gives_everything_back(room):
+    with a_world() as world:
+        one = world.add([4, 4, 4, 4], exotic=[1])
+        world.port.limit_bytes = room
+        with pytest.raises(torch.OutOfMemoryError):
+            one.load(8192, residents=(0, 1))
+        assert world.port.live_bytes == 0 and not one.controller.loaded
+        one.run()
+        world.port.limit_bytes = 1 << 20
+        one.load(8192, residents=(0, 1))
+        one.run()
+
+
+def test_one_component_out_of_memory_leaves_the_other_its_ring():
+    with a_world() as world:
+        one, two = world.add([4, 4, 4]), world.add([8, 8])
+        one.load(8192)
+        one.run()
+        world.port.limit_bytes = 10_000
+        with pytest.raises(torch.OutOfMemoryError):
+            two.load(16_384)
+        before = one.controller.counters.unplaced_visits
+        one.run()
+        one.run()
+        assert one.controller.counters.unplaced_visits == before
+        assert world.port.live_bytes == one.controller.device_bytes()
+
+
+def test_the_ring_never_grows_under_a_layer_in_use():
+    with a_world() as world:
+        one, two = world.add([4, 4, 4]), world.add([8, 8])
+        one.load(8192)
+
+        def load():
+            with pytest.raises(OffloadError, match="another component running"):
+                two.load(16_384)
+
+        one.run(inside={1: load})
+        two.load(16_384)
+        two.run()
+
+
+def test_a_plan_that_shrinks_the_ring_and_grows_the_residents_stays_within_both():
+    with a_world() as world:
+        one = world.add([4] * 6)
+        first = one.load(5 * 4096)
+        one.run()
+        world.port.peak_bytes = world.port.live_bytes
+        second = one.load(4096, residents=(0, 1, 2))
+        one.run()
+        assert world.port.peak_bytes <= max(first.device_bytes, second.device_bytes)
+
+
+def test_a_weight_is_named_by_what_hangs_in_the_module_host_or_device():
+    with a_world() as world:
+        one = world.add([4, 4], exotic=[0])
+        one.load(4096, residents=(0,))
+        one.run()
+        assert world.port.holds(one.model.blocks[0].weight) and world.port.holds(one.model.scale)
+        one.write(0, 0.5)
+        assert not world.port.holds(one.model.blocks[0].weight), "the device's copy is out of date"
+        value = torch.full((DIM,), 3.0)
+        one.controller.write_master(one.model.scale, value)
+        one.twin.scale.data.copy_(value)
+        one.run()
+        one.controller.unload()
+        one.check_state()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_buffers_written_on_the_device_come_home(inference):
+    with torch.inference_mode(inference), a_world() as world:
+        one = world.add([4, 4], exotic=[0])
+        one.load(8192)
+        one.run()
+        one.run()
+        one.controller.unload()
+        one.check_state()
+        assert int(one.model.blocks[0].calls[0]) == 2
+
+
+def test_what_nobody_wrote_to_is_not_brought_home(monkeypatch):
+    monkeypatch.setattr(LooseTensors, "_bring_buffers_home", lambda self: pytest.fail("a copy back for nothing"))
+    with a_world() as world:
+        one = world.add([4, 4])
+        one.load(8192)
+        one.run()
+
+
+def test_a_component_that_is_only_dropped_leaves_no_copy_under_way_and_no_memory():
+    port = RacePort()
+    with port.watching(), torch.no_grad():
+        queue = DeviceQueue(port)
+        model = Model([4, 4, 4, 4])
+        controller = OffloadController(model, queue, discovery=discover(model, min_layer_bytes=1))
+        controller.load(hand_plan(controller, 8192, residents=(1,)))
+        model(torch.ones(1, DIM))
+        gone = weakref.ref(controller)
+        del controller, model
+        gc.collect()
+        assert gone() is None, "the queue keeps components alive"
+        queue.close()
+        assert port.live_bytes == 0 and len(port._regions) == 1
+    port.check()
+
+
+def test_a_module_replaced_while_unloaded_is_taken_over_and_another_shape_refused():
+    with a_world() as world:
+        one = world.add([4, 4, 4])
+        one.load(8192)
+        one.run()
+        one.controller.unload()
+        new = nn.Parameter(torch.full((DIM, DIM), 0.25))
+        one.model.blocks[1].weight = new
+        one.twin.blocks[1].weight.data.fill_(0.25)
+        one.load(8192)
+        one.run()
+        one.controller.unload()
+        assert one.model.blocks[1].weight is new
+        one.model.blocks[1].weight = nn.Parameter(torch.zeros(2, 2))
+        with pytest.raises(PlanError, match="blocks.1 has been replaced"):
+            one.load(8192)
+        one.model.blocks[1].weight = new
+        one.load(8192)
+        one.run()
+        one.controller.unload()
+        one.remember_parameters()
+
+
+def test_tied_weights_that_somebody_untied_by_moving_the_module():
+    with a_world() as world:
+        one = world.add([4, 4], exotic=[1])
+        block = one.model.blocks[1]
+        one.load(8192)
+        one.run()
+        one.controller.unload()
+        block.weight = nn.Parameter(block.weight.detach().clone())
+        block.tied = nn.Parameter(block.tied.detach().clone())
+        one.load(8192)
+        one.run()
+        one.controller.unload()
+        one.remember_parameters()
+
+
+@pytest.mark.parametrize("act", ["unload", "detach"])
+def test_in_the_middle_of_a_pass(act):
+    """Nobody should, but the app's memory manager may: the rest of the pass runs from the host."""
+    with a_world() as world:
+        one = world.add([4, 4, 4, 4])
+        one.load(8192, residents=(2,))
+        one.run()
+        end = getattr(one.controller, act)
+        one.run(between=lambda position: position == 2 and end())
+        assert world.port.live_bytes == 0
+        one.run()
+
+
+def test_attaching_is_undone_when_memory_for_the_masters_runs_out(monkeypatch):
+    port = RacePort()
+    queue = DeviceQueue(port)
+    model = Model([4, 4, 4])
+    given = [0]
+    host_empty = RacePort.host_empty
+
+    def limited(self, nbytes, pinned):
+        given[0] += 1
+        if given[0] > 2:
+            raise MemoryError
+        return host_empty(self, nbytes, pinned)
+
+    monkeypatch.setattr(RacePort, "host_empty", limited)
+    with pytest.raises(MemoryError):
+        OffloadController(model, queue, discovery=discover(model, min_layer_bytes=1))
+    assert all(type(p) is nn.Parameter for p in model.parameters())
+    model(torch.ones(1, DIM))
+
+
+def test_the_order_of_the_plan_is_the_first_guess():
+    with a_world() as world:
+        one = world.add([4] * 5)
+        plan = replace(hand_plan(one.controller, 8192), visits=(4, 2, 0, 1, 3))
+        one.controller.load(plan)
+        one.run([4, 2, 0, 1, 3])
+        assert one.controller.counters.order_misses == one.controller.counters.demand_loads == 0
+
+
+def test_look_ahead_pauses_when_visits_come_in_another_order():
+    with a_world() as world:
+        one = world.add([4] * 8)
+        one.load(3 * 4096)
+        one.run()
+        copies = one.controller.counters.copies
+        one.run([7, 6, 5, 4, 3, 2, 1, 0])
+        assert one.controller.counters.copies - copies <= 8 + 6, "copies that nobody uses are in the way of the others"
+        demand = one.controller.counters.demand_loads
+        one.run([7, 6, 5, 4, 3, 2, 1, 0])
+        one.run([7, 6, 5, 4, 3, 2, 1, 0])
+        assert one.controller.counters.demand_loads == demand
+
+
+def test_a_skipped_block_costs_no_demand_load_and_the_order_is_kept():
+    with a_world() as world:
+        one = world.add([4] * 6)
+        one.load(3 * 4096)
+        one.run()
+        one.run()
+        demand = one.controller.counters.demand_loads
+        one.run([0, 1, 2, 4, 5])
+        assert one.controller.counters.demand_loads <= demand + 1
+        demand = one.controller.counters.demand_loads
+        one.run()
+        one.run()
+        assert one.controller.counters.demand_loads == demand
+
+
+def test_a_component_without_a_ring_does_not_take_it_from_another():
+    with a_world() as world:
+        one, two = world.add([4] * 4), world.add([4, 4])
+        one.load(2 * 4096)
+        two.load(0, residents=(0, 1))
+        one.run()
+        two.run()
+        one.run()
+        two.run()
+        demand = one.controller.counters.demand_loads
+        one.run()
+        assert one.controller.counters.demand_loads == demand == 0
+
+
+def test_world_reports_what_is_left():
+    with pytest.raises(AssertionError, match="not given back"), World() as world:
+        world.kept = world.port.empty(100)
