@@ -12,6 +12,7 @@ from __future__ import annotations
 import types
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -20,11 +21,14 @@ from ..errors import OffloadError
 from ..inventory import Inventory
 from ..plan import Plan
 from ..planner import PlanRequest, make_plan
+from ..replan import better_plan
 from .controller import Entry, OffloadController
 from .device_port import port_for
 from .device_queue import DeviceQueue
 from .discovery import MIN_LAYER_BYTES, discover
 from .host_parameter import HostParameter
+
+_CALLERS_WORD = "given by the caller"
 
 
 class Attachment:
@@ -95,13 +99,15 @@ def attach(
         inventory, budget_bytes = _within_device(discovery.inventory(component), budget_bytes, used)
         request = PlanRequest(inventory, str(used.port.device), budget_bytes, ring_bytes, passes=passes)
         if h2d_bytes_per_s is not None:
-            request = replace(request, h2d_bytes_per_s=h2d_bytes_per_s, link_source="given by the caller")
+            request = replace(request, h2d_bytes_per_s=h2d_bytes_per_s, link_source=_CALLERS_WORD)
         plan = make_plan(request)
         controller = OffloadController(
             module, used, component=component, discovery=discovery, entries=entries, pinned=pinned
         )
         attachment = Attachment(controller, owned)
         controller.load(plan)
+        if passes > 1:
+            controller.replan_when_measured(partial(_replan, request))
     except BaseException:
         if attachment is not None:
             attachment.detach()
@@ -109,6 +115,13 @@ def attach(
             owned.close()
         raise
     return attachment
+
+
+def _replan(request: PlanRequest, current: Plan, measured: Inventory, link: float | None) -> Plan | None:
+    """With layers and link measured: a better plan within the same limits, if there is one."""
+    if link is not None and request.link_source != _CALLERS_WORD:
+        request = replace(request, h2d_bytes_per_s=link, link_source="measured")
+    return better_plan(current, replace(request, inventory=measured))
 
 
 def _check_module(module: nn.Module, component: str) -> None:

@@ -13,7 +13,8 @@ nothing about the app.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -33,6 +34,9 @@ from .ring import link_overlaps, place_layers
 
 Entry = tuple[nn.Module, str]
 """A module and the name of its method that runs a pass."""
+
+AskForPlan = Callable[[Plan, Inventory, float | None], Plan | None]
+"""The plan in effect, the measured inventory and link rate in; a better plan or None out."""
 
 
 class OffloadController:
@@ -57,6 +61,7 @@ class OffloadController:
         self.queue = queue
         self.component = component
         self.plan: Plan | None = None
+        self._ask_for_plan: AskForPlan | None = None
         found = discovery or discover(root)
         self.inventory: Inventory = found.inventory(component)
         self.layers = _build_layers(found, queue.port, pinned)
@@ -100,6 +105,19 @@ class OffloadController:
     def compute_ns(self) -> tuple[int | None, ...]:
         """How long each layer's last measured visit took, stalls left out; None where none was measured yet."""
         return tuple(layer.compute_ns for layer in self.layers)
+
+    def measured_inventory(self) -> Inventory:
+        """The inventory with measured compute times and the recorded order of visits."""
+        layers = tuple(
+            replace(spec, compute_ns=layer.compute_ns) for spec, layer in zip(self.inventory.layers, self.layers)
+        )
+        visits = self.prefetcher.recorded_order() or self.inventory.visits
+        return replace(self.inventory, layers=layers, visits=visits)
+
+    def link_bytes_per_s(self) -> float | None:
+        """Measured rate of the copies, or None while none was measured."""
+        counters = self.counters
+        return counters.timed_copy_bytes * 1e9 / counters.copy_ns if counters.copy_ns else None
 
     def pinned_bytes(self) -> int:
         """Page-locked host memory of the masters."""
@@ -259,6 +277,29 @@ class OffloadController:
                     with torch.inference_mode(False):
                         layer.bind(self.queue.port.empty(layer.nbytes))
         self.queue.fence()
+
+    def replan_when_measured(self, ask: AskForPlan | None) -> None:
+        """Between two passes, as soon as every layer has been measured, ask once for a better plan and load it.
+
+        `ask` gets the plan in effect, the measured inventory and the measured link rate in bytes a second (None: no
+        copy was measured), and answers a plan, or None to leave things as they are. Waits for nothing. If the device
+        has no room for the new plan after all, the old one stays.
+        """
+        self._ask_for_plan = ask
+        self.prefetcher.before_pass = None if ask is None else self._replan
+
+    def _replan(self) -> None:
+        if self.plan is None or self._ask_for_plan is None or not self.prefetcher.all_measured():
+            return
+        ask, before = self._ask_for_plan, self.plan
+        self.replan_when_measured(None)
+        plan = ask(before, self.measured_inventory(), self.link_bytes_per_s())
+        if plan is None:
+            return
+        try:
+            self.load(plan)
+        except torch.OutOfMemoryError:
+            self.load(before)
 
     # ------------------------------------------------------------------ the queue's lessee
 

@@ -23,6 +23,7 @@ class RunCounters:
     stall_ns         how long compute waited for copies in these visits
     compute_ns       how long the layers took in these visits, without stalls
     timed_copies     copies whose times were measured
+    timed_copy_bytes their bytes
     copy_ns          how long these took
     """
 
@@ -40,6 +41,7 @@ class RunCounters:
     stall_ns: int = 0
     compute_ns: int = 0
     timed_copies: int = 0
+    timed_copy_bytes: int = 0
     copy_ns: int = 0
 
     def as_dict(self) -> dict[str, int]:

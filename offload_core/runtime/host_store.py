@@ -132,7 +132,8 @@ class HostLayer:
     def reclaim(self, position: int, parameter: nn.Parameter) -> bool:
         """Make sure that `parameter` is the master at `position`, after somebody else may have moved or replaced it.
 
-        Its value is taken over. False if it no longer has the shape and type the layer was planned with.
+        Its value is taken over. False if it no longer has the shape and type the layer was planned with, or lies
+        elsewhere and cannot be written into the master because the master's elements lie on top of each other.
         """
         slot = self.layout.slots[position]
         if parameter.shape != slot.shape or parameter.dtype != slot.dtype or not is_plain(parameter):
@@ -140,6 +141,8 @@ class HostLayer:
         with _mode_of(parameter):
             view = slot.host_view(self.buffer)
             if parameter.device.type != "cpu" or parameter.data_ptr() != view.data_ptr():
+                if any(step == 0 and size > 1 for step, size in zip(slot.stride, slot.shape)):
+                    return False
                 view.copy_(parameter.data)
                 if parameter.device.type != "cpu":  # torch lets no back end's tensor change places with a CPU one
                     parameter = nn.Parameter(view, requires_grad=False)

@@ -54,7 +54,7 @@ class LooseTensors:
             buffer = port.empty(self._layout.nbytes)
             for slot, tensor in zip(self._layout.slots, self._plain):
                 view = slot.view(buffer)
-                copy_span(view, tensor.detach())
+                copy_span(view, tensor.data)
                 on_device[id(tensor)] = _like(tensor, view)
             for tensor in self._others:
                 on_device[id(tensor)] = tensor if tensor.is_meta else _like(tensor, tensor.detach().to(port.device))

@@ -52,6 +52,8 @@ class Prefetcher:
         """Whether a plan is in effect. Without one, layers run as they are, on the host."""
         self.may_use_ring: Callable[[], bool] = lambda: True
         """Asked at the start of a pass, and on a miss when it was lost: is the ring ours? If not, we go without it."""
+        self.before_pass: Callable[[], None] | None = None
+        """Called between passes, before each: the moment at which a plan may change."""
         self._ring_is_ours = False
         self._layers = tuple(layers)
         self._order: list[Layer] = list(layers)
@@ -64,6 +66,7 @@ class Prefetcher:
         self._last_trace: list[Layer] = []
         self._misses = 0
         self._timing = False
+        self._timed_until = _TIMED_PASSES
         self._fence = port.event()
         self._copied_on_compute = False
 
@@ -77,6 +80,8 @@ class Prefetcher:
 
     def begin_pass(self) -> None:
         """The component starts to run. Starts look-ahead where it is not already under way."""
+        if self.before_pass is not None:
+            self.before_pass()
         self.in_pass = True
         self._start_pass()
 
@@ -93,7 +98,7 @@ class Prefetcher:
         self._trace = []
         self._misses = 0
         passes = self.counters.passes
-        self._timing = passes < _TIMED_PASSES or passes % _TIMED_EVERY == 0
+        self._timing = passes < self._timed_until or passes % _TIMED_EVERY == 0
         self._ring_is_ours = self.may_use_ring()
         self._look_ahead()
 
@@ -340,6 +345,25 @@ class Prefetcher:
         port.record_compute(layer.started)
         layer.timing = layer.timed = True
 
+    def recorded_order(self) -> tuple[int, ...]:
+        """Indices of the layers in the order in which a pass was seen to visit them; empty before the first."""
+        return tuple(layer.index for layer in self._order) if self._recorded else ()
+
+    def measure_again(self) -> None:
+        """What was measured no longer holds (another resolution, say): measure the next passes."""
+        for layer in self._layers:
+            layer.compute_ns, layer.timed = None, False
+        self._timed_until = self.counters.passes + _TIMED_PASSES
+
+    def all_measured(self) -> bool:
+        """Whether every layer of the recorded order has a measured time. Reads what has arrived, waits for nothing."""
+        if not self._recorded:
+            return False
+        for layer in self._order:
+            if layer.timed:
+                self._collect(layer)
+        return all(layer.compute_ns is not None for layer in self._order)
+
     def _collect(self, layer: Layer) -> None:
         """Read the times of the layer's last measured visit, if the device has got that far: never wait for it."""
         elapsed = self.port.elapsed_ns
@@ -358,4 +382,5 @@ class Prefetcher:
             if copy is not None:
                 layer.copy_timed = False
                 counters.timed_copies += 1
+                counters.timed_copy_bytes += layer.nbytes
                 counters.copy_ns += copy

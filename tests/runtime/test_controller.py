@@ -108,6 +108,18 @@ def test_buffers_written_on_the_device_come_home(inference):
         assert int(one.model.blocks[0].calls[0]) == 2
 
 
+def test_parameters_made_in_inference_mode_whose_data_somebody_replaced_outside_of_it():
+    """Torch then says they are ordinary, and fails at half of what one does with those."""
+    with a_world() as world:
+        with torch.inference_mode():
+            one = world.add([1, 4])
+        for parameter in one.model.parameters():
+            parameter.data = parameter.data.clone()
+        one.load(8192, residents=(0,))
+        one.run()
+        one.run()
+
+
 def test_what_nobody_wrote_to_is_not_brought_home(monkeypatch):
     monkeypatch.setattr(LooseTensors, "_bring_buffers_home", lambda self: pytest.fail("a copy back for nothing"))
     with a_world() as world:

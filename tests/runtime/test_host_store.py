@@ -112,6 +112,13 @@ def test_reclaim_takes_over_what_others_did(port):
     assert not host.reclaim(0, nn.Parameter(torch.zeros(3, 4, dtype=torch.float16)))
 
 
+def test_an_expanded_master_takes_over_nothing(port):
+    (given,) = parameters(("expanded",))
+    host = HostLayer([given], port, pinned=True)
+    assert host.reclaim(0, given)
+    assert not host.reclaim(0, nn.Parameter(KINDS["expanded"].clone()))
+
+
 def test_what_is_not_plain_bytes():
     assert is_plain(torch.zeros(2)) and is_plain(nn.Parameter(torch.zeros(2)))
     assert not is_plain(torch.zeros(2, device="meta"))

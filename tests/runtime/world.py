@@ -145,7 +145,7 @@ class Component:
         assert "forward" not in vars(self.model) and not any("forward" in vars(b) for b in self.model.blocks)
         self.check_state()
         for parameter in self.model.parameters():  # whoever gets the memory next
-            with torch.no_grad(), torch.inference_mode(False):
+            with torch.no_grad(), torch.inference_mode(parameter.is_inference()):
                 parameter.data = parameter.data.clone()
         self.strides = {name: tensor.stride() for name, tensor in self.model.state_dict().items()}
 
@@ -184,7 +184,7 @@ class Component:
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.data.contiguous().reshape(-1).view(torch.uint8)
 
 
 def hand_plan(

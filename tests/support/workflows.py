@@ -100,13 +100,18 @@ def build(
     text: str = PROMPT_TEXT,
     model: str | None = None,
     clip: str | None = None,
+    vae: str | None = None,
     weight_dtype: str | None = None,
 ) -> dict:
-    """The family's workflow. `lora` is a strength: the LoRA sits right behind the loader, before Apply. `model` and
-    `clip` name other files of tiny_models. Files that set-up has not made are made now."""
+    """The family's workflow. `lora` is a strength: the LoRA sits right behind the loader, before Apply. `model`,
+    `clip` and `vae` name other files of tiny_models. Files that set-up has not made are made now."""
     chosen = FAMILIES[family]
     chosen = dataclasses.replace(
-        chosen, model=model or chosen.model, clip=clip or chosen.clip, weight_dtype=weight_dtype or chosen.weight_dtype
+        chosen,
+        model=model or chosen.model,
+        clip=clip or chosen.clip,
+        vae=vae or chosen.vae,
+        weight_dtype=weight_dtype or chosen.weight_dtype,
     )
     tiny_models.ensure(*(name for name in (chosen.model, chosen.vae, chosen.clip, chosen.lora) if name))
     side = size or chosen.size
@@ -159,3 +164,81 @@ def _conditioning_nodes(family: Family, text: str) -> dict:
         POSITIVE: node("CLIPTextEncode", clip=[CLIP, 0], text=text),
         NEGATIVE: node("CLIPTextEncode", clip=[CLIP, 0], text=""),
     }
+
+
+CONTROL_NET, CONTROL_IMAGE, CONTROL = "13", "14", "15"
+
+
+def with_controlnet(prompt: dict, control_net: str) -> dict:
+    """The prompt with a ControlNet of tiny_models over a flat picture, between conditioning and sampler."""
+    tiny_models.ensure(control_net)
+    size = prompt[LATENT]["inputs"]["width"]
+    added = {
+        CONTROL_NET: node("ControlNetLoader", control_net_name=tiny_models.file_name(control_net)),
+        CONTROL_IMAGE: node("EmptyImage", width=size, height=size, batch_size=1, color=0x4080C0),
+        CONTROL: node(
+            "ControlNetApplyAdvanced",
+            **{"positive": [POSITIVE, 0], "negative": [NEGATIVE, 0], "control_net": [CONTROL_NET, 0]},
+            **{"image": [CONTROL_IMAGE, 0], "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0},
+        ),
+    }
+    sampler = node("KSampler", **(prompt[SAMPLER]["inputs"] | {"positive": [CONTROL, 0], "negative": [CONTROL, 1]}))
+    return {**prompt, **added, SAMPLER: sampler}
+
+
+OUR_LOADERS = {
+    "UNETLoader": (LOADER_NODE, {"unet_name": "model_name", "weight_dtype": "weight_dtype"}),
+    "CLIPLoader": ("LayerwiseOffloadCLIPLoader", {"clip_name": "clip_name1", "type": "type"}),
+    "DualCLIPLoader": (
+        "LayerwiseOffloadCLIPLoader",
+        {"clip_name1": "clip_name1", "clip_name2": "clip_name2", "type": "type"},
+    ),
+    "VAELoader": ("LayerwiseOffloadVAELoader", {"vae_name": "vae_name"}),
+    "CLIPVisionLoader": ("LayerwiseOffloadCLIPVisionLoader", {"clip_name": "clip_name"}),
+    "ControlNetLoader": ("LayerwiseOffloadControlNetLoader", {"control_net_name": "control_net_name"}),
+    "CheckpointLoaderSimple": ("LayerwiseOffloadCheckpointLoader", {"ckpt_name": "ckpt_name"}),
+}
+OPTIONS = "90"
+
+
+def with_our_loaders(prompt: dict, settings: dict[str, dict], options: dict | None = None) -> dict:
+    """The prompt with our loader in place of the app's at each node id in `settings`, whose values are our widgets'.
+
+    `options`: the widgets of an options node that is connected to all of them.
+    """
+    changed = {node_id: {**entry, "inputs": dict(entry["inputs"])} for node_id, entry in prompt.items()}
+    for node_id, widgets in settings.items():
+        entry = prompt[node_id]
+        class_type, names = OUR_LOADERS[entry["class_type"]]
+        inputs = {ours: entry["inputs"][theirs] for theirs, ours in names.items()}
+        if class_type == "LayerwiseOffloadVAELoader":
+            inputs["precision"] = "auto"
+        changed[node_id] = node(class_type, **{"placement": "auto", **inputs, **widgets})
+    if options is not None:
+        changed[OPTIONS] = node("LayerwiseOffloadOptions", **options)
+        for node_id in settings:
+            changed[node_id]["inputs"]["options"] = [OPTIONS, 0]
+    return changed
+
+
+def all_in_one(prompt: dict, **widgets) -> dict:
+    """The prompt with the Layerwise Offload Loader in place of the loaders of model, encoder and VAE."""
+    inputs = {
+        "model_name": prompt[MODEL]["inputs"]["unet_name"],
+        "weight_dtype": prompt[MODEL]["inputs"]["weight_dtype"],
+        "clip_name1": prompt[CLIP]["inputs"]["clip_name"],
+        "clip_type": prompt[CLIP]["inputs"]["type"],
+        "vae_name": prompt[VAE]["inputs"]["vae_name"],
+        **widgets,
+    }
+    outputs = {MODEL: 0, CLIP: 1, VAE: 2}
+    changed = {}
+    for node_id, entry in prompt.items():
+        if node_id not in outputs:
+            wires = {
+                name: [MODEL, outputs[value[0]]] if isinstance(value, list) and value[0] in outputs else value
+                for name, value in entry["inputs"].items()
+            }
+            changed[node_id] = node(entry["class_type"], **wires)
+    changed[MODEL] = node("LayerwiseOffloadLoader", **inputs)
+    return changed
