@@ -1,7 +1,53 @@
 """What the nodes may use: one import for them, one place to look for what the bridge promises."""
 
-from ..offload_core.errors import OffloadError
+from ..offload_core.errors import OffloadError, SettingsError
+from ..offload_core.policy import MODES
 from ..offload_core.settings import ComponentSettings, bytes_from_gb
-from .loading import WEIGHT_DTYPES, load_diffusion_model, wrap
+from .asked import Asked, Options, ask
+from .component import live_bystanders, live_reports
+from .file_kinds import load_order
+from .graph import check_options
+from .loaders import (
+    CLIP_TYPES,
+    VAE_PRECISIONS,
+    WEIGHT_DTYPES,
+    load_checkpoint,
+    load_clip,
+    load_clip_vision,
+    load_controlnet,
+    load_diffusion_model,
+    load_vae,
+)
+from .report_text import report_json, report_text
+from .wrapping import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
 
-__all__ = ["WEIGHT_DTYPES", "ComponentSettings", "OffloadError", "bytes_from_gb", "load_diffusion_model", "wrap"]
+__all__ = [
+    "CLIP_TYPES",
+    "MODES",
+    "VAE_PRECISIONS",
+    "WEIGHT_DTYPES",
+    "Asked",
+    "ComponentSettings",
+    "OffloadError",
+    "Options",
+    "SettingsError",
+    "ask",
+    "bytes_from_gb",
+    "check_options",
+    "live_bystanders",
+    "live_reports",
+    "load_checkpoint",
+    "load_clip",
+    "load_clip_vision",
+    "load_controlnet",
+    "load_diffusion_model",
+    "load_order",
+    "load_vae",
+    "report_json",
+    "report_text",
+    "wrap_clip",
+    "wrap_clip_vision",
+    "wrap_controlnet",
+    "wrap_model",
+    "wrap_vae",
+]

@@ -7,6 +7,7 @@ with the graph; this lives as long as the module.
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from typing import Any
 
@@ -20,9 +21,11 @@ from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
 from ..offload_core.runtime import OffloadController, discover
 from ..offload_core.runtime.interpose import Interposed
 from ..offload_core.settings import ComponentSettings
+from .asked import Asked
 from .device import queue_for
 from .kinds import Kind, entries_of, kind_of
 from .memory import DeviceAllowance, device_allowance, may_pin
+from .placing import Neighbour, left_to_the_app, resolve_now
 from .weights import Applied
 
 log = logging.getLogger(__name__)
@@ -31,6 +34,9 @@ _ATTRIBUTE = "layerwise_offload_component"
 
 USUAL_RING_LAYERS = 3
 """A ring of three of the largest layers: enough for unequal layers and jitter."""
+
+APPS_MARGIN = 1.1
+"""The app frees this many times the bytes that a model says it wants."""
 
 _live: weakref.WeakSet[Component] = weakref.WeakSet()
 
@@ -52,6 +58,7 @@ class Component:
         self._planned_for: tuple[Any, ...] | None = None
         self._last_plan: Plan | None = None
         self._peak_device_bytes = 0
+        self._resolved: ComponentSettings | None = None
         _live.add(self)
 
     @classmethod
@@ -120,18 +127,18 @@ class Component:
         """What it holds on the device now."""
         return 0 if self._controller is None else self._controller.device_bytes()
 
-    def wanted_bytes(self, model: torch.nn.Module, settings: ComponentSettings) -> int:
+    def wanted_bytes(self, model: torch.nn.Module, asked: Asked) -> int:
         """Device bytes to ask the app for before loading: the budget if one is set; else all, or only the ring's."""
         inventory = self._inventory(model)
         total = inventory.total_bytes
-        budget = settings.value("budget_bytes")
+        budget = asked.value("budget_bytes")
         if isinstance(budget, int):
             return min(budget, total)
-        if not self.kind.asks_for_ring or settings.value("placement") == "resident":
+        if asked.value("placement") == "resident":
             return total
-        kept = inventory.loose_bytes + sum(layer.bytes for layer in inventory.layers if layer.keep)
-        largest = max((layer.bytes for layer in inventory.layers if not layer.keep), default=0)
-        return min(total, kept + USUAL_RING_LAYERS * largest)
+        if self.kind.asks_for_ring or asked.mode == "memory":
+            return _ring_bytes(inventory)
+        return total
 
     def _inventory(self, model: torch.nn.Module) -> Inventory:
         if self._controller is not None:
@@ -142,16 +149,65 @@ class Component:
 
     # ------------------------------------------------------------------ loading
 
-    def load(self, settings: ComponentSettings, offered_bytes: float) -> None:
-        """Load within what `settings` or else the app allow; a plan that is still right is kept."""
+    def load(self, asked: Asked, offered_bytes: float) -> None:
+        """Load within what `asked` or else the policy and the app allow; a plan that is still right is kept."""
+        settings = asked.settings
+        wishes = (settings, asked.mode, asked.selection)
         allowance = device_allowance(settings, self.device, offered_bytes)
-        wishes = (settings.value("placement"), settings.value("budget_bytes"), settings.value("ring_bytes"))
-        if self.loaded and self._planned_for == wishes and self._still_good(settings, allowance):
-            return
-        self._put_into_effect(self._plan(settings, allowance))
+        others = self._neighbours()
+        if settings.is_explicitly_set("budget_bytes"):
+            if not (self.loaded and self._planned_for == wishes):
+                self._put_into_effect(self._plan(settings, allowance))  # its own errors name the smallest budget
+            self._resolved = self._resolve(asked, others)
+        else:
+            self._resolved = self._resolve(asked, others)
+            allowance = self._within_policy(asked, allowance, others)
+            if not (self.loaded and self._planned_for == wishes and self._still_good(allowance)):
+                self._put_into_effect(self._plan(settings, allowance))
         self._planned_for = wishes
         assert self._mover is not None
         self._mover.install()
+
+    def _resolve(self, asked: Asked, neighbours: list[Neighbour]) -> ComponentSettings:
+        """The settings with what the policy fills in now, beside the components that are alive now."""
+        resolution = resolve_now(asked, self.total_bytes, self.device, self.device_bytes(), neighbours)
+        for line in resolution.warnings:
+            if line.startswith(f"{self.name}:"):
+                self.warn(line)
+        return resolution.components[self.name]
+
+    def _neighbours(self) -> list[Neighbour]:
+        others = [other for other in list(_live) if other is not self]
+        return [neighbour for other in others if (neighbour := other._as_neighbour()) is not None]
+
+    def _as_neighbour(self) -> Neighbour | None:
+        """How another component sees it; None once nobody uses it any more."""
+        patcher = next(iter(self.patchers), None)
+        if patcher is None:
+            return None
+        room = 0
+        if patcher.streams and self.kind.asks_for_ring and not self.loaded:
+            room = math.ceil(APPS_MARGIN * self.wanted_bytes(patcher.model, patcher.asked))
+        return Neighbour(patcher.asked, self._inventory(patcher.model).total_bytes, self.device_bytes(), room)
+
+    def _within_policy(self, asked: Asked, allowance: DeviceAllowance, others: list[Neighbour]) -> DeviceAllowance:
+        """What the app offers, cut to what the policy leaves to the component and to what others will ask for."""
+        assert self._resolved is not None
+        explicit = asked.settings.is_explicitly_set("placement")
+        if asked.mode == "memory" and not explicit:
+            ring = max(smallest_budget(self.controller.inventory), _ring_bytes(self.controller.inventory))
+            return DeviceAllowance(ring, "memory mode: a ring and nothing more")
+        if allowance.budget_bytes is None or asked.value("placement") == "resident":
+            return allowance
+        room = 0 if self.kind.asks_for_ring else max((other.room_bytes for other in others), default=0)
+        if room and self.total_bytes > allowance.budget_bytes - room:
+            reason = f"{allowance.reason}, less {room / 1e9:.2f} GB that the next encoder or VAE will ask for"
+            left = max(allowance.budget_bytes - room, smallest_budget(self.controller.inventory))
+            allowance = DeviceAllowance(left, reason)
+        budget = self._resolved.value("budget_bytes")
+        if explicit or not isinstance(budget, int) or allowance.budget_bytes <= budget:
+            return allowance
+        return DeviceAllowance(budget, self._resolved.reason("budget_bytes"))
 
     def unload(self) -> None:
         """Give the device back. Nothing is copied."""
@@ -159,14 +215,14 @@ class Component:
             self._mover.remove()
             self._controller.unload()
 
-    def give_back(self, settings: ComponentSettings, nbytes: int) -> int:
-        """Demote residents so that at least `nbytes` come free. Returns the bytes freed, 0 if that much is not there."""
+    def give_back(self, asked: Asked, nbytes: int) -> int:
+        """Demote residents so that at least `nbytes` come free. Returns the bytes freed, 0 if it has less."""
         held = self.device_bytes()
         smallest = smallest_budget(self.controller.inventory) if held else 0
-        if held - nbytes < smallest or settings.value("placement") == "resident":
+        if held - nbytes < smallest or asked.value("placement") == "resident":
             return 0
         allowance = DeviceAllowance(held - nbytes, f"{nbytes / 1e9:.2f} GB given back to the app")
-        self._put_into_effect(self._plan(settings.without("node").without("options"), allowance))
+        self._put_into_effect(self._plan(ComponentSettings(self.name), allowance))
         self._planned_for = None  # what is offered next time counts afresh
         return held - self.device_bytes()
 
@@ -176,10 +232,10 @@ class Component:
         self._peak_device_bytes = max(self._peak_device_bytes, self.device_bytes())
         log.info("Layerwise Offload, %s:\n%s", self.source, plan.to_text())
 
-    def _still_good(self, settings: ComponentSettings, allowance: DeviceAllowance) -> bool:
+    def _still_good(self, allowance: DeviceAllowance) -> bool:
         """Whether the plan in effect suits the allowance, or nearly enough not to move anything."""
         plan = self.controller.plan
-        if settings.is_explicitly_set("budget_bytes") or allowance.budget_bytes is None or plan is None:
+        if allowance.budget_bytes is None or plan is None:
             return True
         spare = allowance.budget_bytes - plan.device_bytes
         largest = max((plan.layers[index].bytes for index in plan.streamed), default=None)
@@ -246,6 +302,7 @@ class Component:
             "plan": plan.to_json(),
             "plan_text": plan.to_text(),
             "summary": summary,
+            "settings": self._resolved.to_json() if self._resolved is not None else {},
             "warnings": warnings,
         }
 
@@ -268,10 +325,28 @@ class _ForeignMove(Interposed):
         return call(*args, **kwargs)
 
 
+def _ring_bytes(inventory: Inventory) -> int:
+    """Device bytes of a component that keeps nothing but what it must and a ring of the usual size."""
+    kept = inventory.loose_bytes + sum(layer.bytes for layer in inventory.layers if layer.keep)
+    largest = max((layer.bytes for layer in inventory.layers if not layer.keep), default=0)
+    return min(inventory.total_bytes, kept + USUAL_RING_LAYERS * largest)
+
+
 def live_reports() -> list[dict[str, Any]]:
     """The reports of all components that have been loaded and still exist, in the order of their names."""
     reports = [report for component in list(_live) if (report := component.report()) is not None]
     return sorted(reports, key=lambda report: (report["component"], report["model"]))
+
+
+def live_bystanders() -> list[dict[str, str]]:
+    """The components that nodes of ours have handled and that go the app's own way, with the reason."""
+    found = []
+    for component in list(_live):
+        patcher = next(iter(component.patchers), None)
+        if patcher is not None and (reason := left_to_the_app(patcher.asked)):
+            model = component.source or type(patcher.model).__name__
+            found.append({"component": component.name, "model": model, "reason": reason})
+    return sorted(found, key=lambda one: (one["component"], one["model"]))
 
 
 def _fill_in_missing(model: torch.nn.Module) -> None:

@@ -43,7 +43,9 @@ def kind_of(model: torch.nn.Module) -> Kind:
         return DIT
     if hasattr(model, "encode_token_weights"):
         return TEXT_ENCODER
-    if hasattr(model, "vision_model") or type(model).__module__.startswith(("comfy.clip_model", "comfy.image_encoders")):
+    if hasattr(model, "vision_model") or type(model).__module__.startswith(
+        ("comfy.clip_model", "comfy.image_encoders")
+    ):
         return IMAGE_ENCODER
     if hasattr(model, "decode") and hasattr(model, "encode"):
         return VAE

@@ -1,4 +1,4 @@
-"""Makes the app's own loaders build our patcher, and wraps models that are already loaded.
+"""Makes the app's own loaders build our patcher, and takes over what they built.
 
 The app's loaders take their patcher class from `comfy.model_patcher.CoreModelPatcher`, the name that the app itself
 re-points when it turns Dynamic VRAM on. For the duration of one load, and no longer, that name is ours.
@@ -8,29 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import comfy.model_patcher
-import comfy.sd
-import torch
 
-from ..offload_core.errors import OffloadError
-from ..offload_core.settings import ComponentSettings
+from ..offload_core.errors import OffloadError, SettingsError
+from .asked import Asked
 from .patcher import LayerwiseModelPatcher
 
 _swap_lock = threading.Lock()
 
-_WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
-    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
-    "fp8_e5m2": {"dtype": torch.float8_e5m2},
-}
-"""The choices of the app's own loader node and what they mean to its loading function."""
-
-WEIGHT_DTYPES = tuple(_WEIGHT_DTYPES)
+_ON_THE_CPU = ("text_encoder", "vae")
+"""Components whose app loader can place them on the CPU."""
 
 
 @contextlib.contextmanager
@@ -45,74 +36,53 @@ def patcher_class(cls: type[comfy.model_patcher.ModelPatcher]) -> Iterator[None]
             comfy.model_patcher.CoreModelPatcher = previous
 
 
-def load_diffusion_model(path: str, weight_dtype: str, settings: ComponentSettings) -> LayerwiseModelPatcher:
-    """The app's `load_diffusion_model` with our patcher. Errors are the app's own, with the file's name."""
-    options = dict(_WEIGHT_DTYPES[weight_dtype])
+@contextlib.contextmanager
+def app_load(what: str, paths: Sequence[str]) -> Iterator[None]:
+    """One load by the app, with our patcher class; its errors get the files' names and a way out."""
     try:
         with patcher_class(LayerwiseModelPatcher):
-            patcher = comfy.sd.load_diffusion_model(path, model_options=options)
+            yield
+    except OffloadError:
+        raise
     except Exception as error:
         raise OffloadError(
-            f"asked to load the diffusion model {Path(path).name}; found that ComfyUI cannot: "
-            f"{type(error).__name__}: {error}; check that the file is complete and of a model that ComfyUI knows"
+            f"asked to load the {what} {file_names(paths)}; found that ComfyUI cannot: {type(error).__name__}: "
+            f"{error}; check that the file is complete and a {what} that ComfyUI knows"
         ) from error
-    if not isinstance(patcher, LayerwiseModelPatcher):
-        raise OffloadError(
-            f"asked the app to load {Path(path).name} for layerwise offload; found that it built a "
-            f"{type(patcher).__name__} of its own; use Load Diffusion Model followed by Layerwise Offload Apply"
-        )
-    patcher.offload_settings = settings
-    patcher.component.source = Path(path).name
-    patcher.cached_patcher_init = (_reload, (path, weight_dtype, settings))
-    return patcher
 
 
-def _reload(path: str, weight_dtype: str, settings: ComponentSettings, disable_dynamic: bool = False) -> Any:
-    """The factory that the app calls for a twin of the model, on another device for example."""
-    if disable_dynamic:
-        return comfy.sd.load_diffusion_model(
-            path, model_options=dict(_WEIGHT_DTYPES[weight_dtype]), disable_dynamic=True
-        )
-    return load_diffusion_model(path, weight_dtype, settings)
+def file_names(paths: Sequence[str]) -> str:
+    return ", ".join(Path(path).name for path in paths)
 
 
-def wrap(model: comfy.model_patcher.ModelPatcher, settings: ComponentSettings) -> tuple[LayerwiseModelPatcher, str]:
-    """A layerwise patcher over the module of `model`, and a warning for the user, empty if there is none.
+def adopt(
+    patcher: comfy.model_patcher.ModelPatcher, asked: Asked, paths: Sequence[str], reload: Callable[..., Any] | None
+) -> None:
+    """Give a freshly loaded patcher its settings. `reload(disable_dynamic=False)` makes a twin of it for the app.
 
-    Patches, options, wrappers and the rest are carried over as the app's own `clone` does. A Dynamic VRAM model is
-    first turned into an ordinary one by the app's factory, which loads the file a second time.
+    A patcher of the app's own (it builds one for models that it will not have offloaded) is left as it is, unless
+    somebody explicitly asked for more than that.
     """
-    warning = ""
-    if model.is_dynamic():
-        if model.cached_patcher_init is None:
+    check_placement(asked)
+    if not isinstance(patcher, LayerwiseModelPatcher):
+        if asked.settings.is_explicitly_set("placement") and asked.value("placement") not in ("whole", "cpu"):
             raise OffloadError(
-                "asked to apply layerwise offload to a Dynamic VRAM model; found that its loader registered no factory "
-                "to load it without; use a Layerwise Offload loader node for it, or start the app with "
-                "--disable-dynamic-vram"
+                f"asked {asked.component}.placement = {asked.value('placement')} for {file_names(paths)}; found that "
+                f"ComfyUI built a {type(patcher).__name__} of its own, which keeps the model whole; "
+                "choose whole or auto"
             )
-        model = model.clone(disable_dynamic=True)
-        warning = (
-            "the model was loaded for Dynamic VRAM and had to be loaded a second time; "
-            "a Layerwise Offload loader node in place of the app's loads it once"
-        )
-    if isinstance(model, LayerwiseModelPatcher):
-        clone = model.clone()
-    else:
-        clone = _clone_as_ours(model)
-    clone.offload_settings = settings
-    if warning:
-        clone.component.warn(warning)
-    return clone, warning
+        return
+    patcher.asked = asked
+    patcher.component.source = file_names(paths)
+    if reload is not None:
+        patcher.cached_patcher_init = (reload, ())
 
 
-def _clone_as_ours(model: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatcher:
-    """`model.clone()`, built as our class: the app's clone makes an object of its own class, whatever that is."""
-    if type(model) is not comfy.model_patcher.ModelPatcher:
-        raise OffloadError(
-            f"asked to apply layerwise offload to a {type(model).__name__}; found that this patcher moves weights its own "
-            "way; use it without layerwise offload, or load the model by another loader"
+def check_placement(asked: Asked, at_load: bool = True) -> None:
+    """Refuse `cpu` where the app has no such way."""
+    if asked.value("placement") == "cpu" and not (at_load and asked.component in _ON_THE_CPU):
+        where = "for this component" if at_load else "after it has been loaded"
+        raise SettingsError(
+            f"asked {asked.component}.placement = cpu; found no way to compute it on the CPU {where}; choose "
+            "layerwise, resident, whole or auto, or set it on the node that loads the component"
         )
-    shell = model.clone()
-    shell.__class__ = LayerwiseModelPatcher
-    shell.join_component()
-    return shell

@@ -14,8 +14,10 @@ import torch
 from ..offload_core.errors import OffloadError
 from ..offload_core.settings import ComponentSettings
 from . import weights
+from .asked import Asked
 from .component import Component
 from .device import streams_to
+from .placing import left_to_the_app
 
 
 class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
@@ -36,16 +38,16 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         """Become one of the patchers of the module's component, with nothing set."""
         self.component = Component.of(self.model)
         self.component.patchers.add(self)
-        self.offload_settings = ComponentSettings(self.component.name)
+        self.asked = Asked(ComponentSettings(self.component.name))
 
     @property
     def streams(self) -> bool:
         """Whether this patcher does anything but what the app's does."""
-        return streams_to(self.load_device) and self.offload_settings.value("placement") not in ("whole", "cpu")
+        return streams_to(self.load_device) and not left_to_the_app(self.asked)
 
     def clone(self, *args: Any, **kwargs: Any) -> LayerwiseModelPatcher:
         clone = super().clone(*args, **kwargs)
-        clone.offload_settings = self.offload_settings
+        clone.asked = self.asked
         return clone
 
     # ------------------------------------------------------------------ sizes, as the app's accounting wants them
@@ -56,7 +58,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             return super().model_size()
         if self.component.loaded:
             return self.component.device_bytes()
-        return self.component.wanted_bytes(self.model, self.offload_settings)
+        return self.component.wanted_bytes(self.model, self.asked)
 
     def loaded_size(self) -> int:
         return self.component.device_bytes() if self.streams else super().loaded_size()
@@ -81,7 +83,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 component.unload()
                 component.applied = weights.apply_patches(self, component.controller, component.applied, device_to)
             self._prepare_modules(device_to)
-            component.load(self.offload_settings, 10**30 if full_load else lowvram_model_memory)
+            component.load(self.asked, 10**30 if full_load else lowvram_model_memory)
             self._tell_model(device_to)
             for callback in self.get_all_callbacks(comfy.model_patcher.CallbacksMP.ON_LOAD):
                 callback(self, device_to, lowvram_model_memory, force_patch_weights, full_load)
@@ -134,7 +136,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     ) -> int:
         if not self.streams or not self.component.loaded:
             return super().partially_unload(device_to, memory_to_free, force_patch_weights)
-        freed = self.component.give_back(self.offload_settings, int(memory_to_free))
+        freed = self.component.give_back(self.asked, int(memory_to_free))
         self.model.model_loaded_weight_memory = self.component.device_bytes()
         return freed
 

@@ -6,8 +6,7 @@ from aiohttp import web
 from server import PromptServer
 
 from .component import live_reports
-
-REPORT_SCHEMA = 1
+from .report_text import REPORT_SCHEMA
 
 
 def register() -> None:

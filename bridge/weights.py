@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..offload_core.runtime import OffloadController
 
 _Backup = collections.namedtuple("_Backup", ["weight", "inplace_update"])
-"""The app's own shape of a backup entry. `inplace_update`: it is put back by copying, not by replacing the Parameter."""
+"""The app's own shape of a backup entry. `inplace_update`: put back by copying, not by replacing the Parameter."""
 
 Applied = dict[str, list[Any]]
 """The patches that the masters hold, by key, as the app lists them. Holding on to them keeps identities meaningful."""

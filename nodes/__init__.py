@@ -17,9 +17,30 @@ class LayerwiseOffloadExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         try:
+            from .all_in_one import LayerwiseOffloadLoader
             from .apply import LayerwiseOffloadApply
-            from .loaders import LayerwiseOffloadDiffusionModelLoader
+            from .loaders import (
+                LayerwiseOffloadCheckpointLoader,
+                LayerwiseOffloadCLIPLoader,
+                LayerwiseOffloadCLIPVisionLoader,
+                LayerwiseOffloadControlNetLoader,
+                LayerwiseOffloadDiffusionModelLoader,
+                LayerwiseOffloadVAELoader,
+            )
+            from .options import LayerwiseOffloadOptions
+            from .report import LayerwiseOffloadReport
         except Exception:
             log.exception("Layerwise Offload: the nodes could not be loaded")  # the app prints one line only
             raise
-        return [LayerwiseOffloadDiffusionModelLoader, LayerwiseOffloadApply]
+        return [
+            LayerwiseOffloadLoader,
+            LayerwiseOffloadDiffusionModelLoader,
+            LayerwiseOffloadCheckpointLoader,
+            LayerwiseOffloadCLIPLoader,
+            LayerwiseOffloadVAELoader,
+            LayerwiseOffloadCLIPVisionLoader,
+            LayerwiseOffloadControlNetLoader,
+            LayerwiseOffloadApply,
+            LayerwiseOffloadOptions,
+            LayerwiseOffloadReport,
+        ]

@@ -2,12 +2,12 @@
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import wrap
-from .widgets import placement_inputs, settings_from
+from ..bridge.api import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
+from .widgets import options_input, placement_input, placement_inputs, settings_from
 
 
 class LayerwiseOffloadApply(io.ComfyNode):
-    """Layerwise offload for a model that another node has loaded."""
+    """Layerwise offload for what other nodes have loaded."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -16,18 +16,56 @@ class LayerwiseOffloadApply(io.ComfyNode):
             display_name="Layerwise Offload Apply",
             category="model/patch",
             description=(
-                "Streams the layers of a model that any loader has loaded. Put it right behind the loader. For a model "
+                "Streams the layers of models that any loader has loaded. Put it right behind the loader. For a model "
                 "loaded under Dynamic VRAM the file is read a second time; the Layerwise Offload Loader reads it once."
             ),
             search_aliases=["offload", "low vram", "stream layers"],
             inputs=[
-                io.Model.Input("model", tooltip="The model whose layers are to be streamed."),
+                io.Model.Input("model", optional=True, tooltip="The model whose layers are to be streamed."),
                 *placement_inputs(),
+                io.Clip.Input("clip", optional=True, tooltip="Text encoders whose layers are to be streamed."),
+                io.Vae.Input("vae", optional=True, tooltip="A VAE whose layers are to be streamed."),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip="An image encoder to be streamed."),
+                io.ControlNet.Input("control_net", optional=True, tooltip="A ControlNet to be streamed."),
+                placement_input("text_encoder", "text encoder", "clip_placement", optional=True),
+                placement_input("vae", "VAE", "vae_placement", optional=True),
+                placement_input("image_encoder", "image encoder", "clip_vision_placement", optional=True),
+                placement_input("controlnet", "ControlNet", "control_net_placement", optional=True),
+                options_input(),
             ],
-            outputs=[io.Model.Output(tooltip="The same model, streamed.")],
+            outputs=[
+                io.Model.Output(tooltip="The same model, streamed."),
+                io.Clip.Output(tooltip="The same text encoders, streamed; nothing if none are connected."),
+                io.Vae.Output(tooltip="The same VAE, streamed; nothing if none is connected."),
+                io.ClipVision.Output(tooltip="The same image encoder, streamed; nothing if none is connected."),
+                io.ControlNet.Output(tooltip="The same ControlNet, streamed; nothing if none is connected."),
+            ],
         )
 
     @classmethod
-    def execute(cls, model, placement: str, budget_gb: float = 0.0, ring_gb: float = 0.0) -> io.NodeOutput:
-        patcher, _ = wrap(model, settings_from("dit", placement, budget_gb, ring_gb))
-        return io.NodeOutput(patcher)
+    def execute(
+        cls,
+        placement: str,
+        model=None,
+        budget_gb: float = 0.0,
+        ring_gb: float = 0.0,
+        clip=None,
+        vae=None,
+        clip_vision=None,
+        control_net=None,
+        clip_placement: str = "auto",
+        vae_placement: str = "auto",
+        clip_vision_placement: str = "auto",
+        control_net_placement: str = "auto",
+        options=None,
+    ) -> io.NodeOutput:
+        parts = [
+            (wrap_model, model, settings_from("dit", placement, budget_gb, ring_gb)),
+            (wrap_clip, clip, settings_from("text_encoder", clip_placement)),
+            (wrap_vae, vae, settings_from("vae", vae_placement)),
+            (wrap_clip_vision, clip_vision, settings_from("image_encoder", clip_vision_placement)),
+            (wrap_controlnet, control_net, settings_from("controlnet", control_net_placement)),
+        ]
+        return io.NodeOutput(
+            *(None if part is None else wrap(part, settings, options) for wrap, part, settings in parts)
+        )

@@ -1,10 +1,21 @@
-"""Loader nodes: stand where the app's loaders stand."""
+"""Loader nodes for one file each: stand where the app's loaders stand."""
 
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import WEIGHT_DTYPES, load_diffusion_model
-from .widgets import placement_inputs, settings_from
+from ..bridge.api import (
+    CLIP_TYPES,
+    VAE_PRECISIONS,
+    WEIGHT_DTYPES,
+    ask,
+    load_checkpoint,
+    load_clip,
+    load_clip_vision,
+    load_controlnet,
+    load_diffusion_model,
+    load_vae,
+)
+from .widgets import NONE, asked_from, options_input, placement_input, placement_inputs, settings_from
 
 
 class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
@@ -17,8 +28,8 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
             display_name="Layerwise Offload Loader (Diffusion Model)",
             category="model/loaders",
             description=(
-                "Loads a diffusion model whose layers are streamed from system memory through a small part of VRAM, ahead "
-                "of the compute. Stands where Load Diffusion Model was; the picture is the same to the bit."
+                "Loads a diffusion model whose layers are streamed from system memory through a small part of VRAM, "
+                "ahead of the compute. Stands where Load Diffusion Model was; the picture is the same to the bit."
             ),
             search_aliases=["load diffusion model", "unet loader", "offload", "low vram", "stream layers"],
             inputs=[
@@ -35,15 +46,247 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
                     tooltip="As in Load Diffusion Model: the type the weights are kept in. default: the file's own.",
                 ),
                 *placement_inputs(),
+                options_input(),
             ],
             outputs=[io.Model.Output(tooltip="The model. Use it like any other: LoRA, samplers, model patches.")],
         )
 
     @classmethod
     def execute(
-        cls, model_name: str, weight_dtype: str, placement: str, budget_gb: float = 0.0, ring_gb: float = 0.0
+        cls,
+        model_name: str,
+        weight_dtype: str,
+        placement: str,
+        budget_gb: float = 0.0,
+        ring_gb: float = 0.0,
+        options=None,
     ) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        return io.NodeOutput(
-            load_diffusion_model(path, weight_dtype, settings_from("dit", placement, budget_gb, ring_gb))
+        asked = asked_from("dit", placement, budget_gb, ring_gb, options)
+        return io.NodeOutput(load_diffusion_model(path, weight_dtype, asked))
+
+
+class LayerwiseOffloadCLIPLoader(io.ComfyNode):
+    """Load CLIP for one to four files, with the layers streamed."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = folder_paths.get_filename_list("text_encoders")
+        more = [NONE, *files]
+        return io.Schema(
+            node_id="LayerwiseOffloadCLIPLoader",
+            display_name="Layerwise Offload Loader (CLIP)",
+            category="model/loaders",
+            description=(
+                "Loads one to four text encoders as one CLIP and streams their layers, so that a new prompt does not "
+                "throw the diffusion model out of VRAM. Stands where Load CLIP, DualCLIPLoader and the like were."
+            ),
+            search_aliases=["load clip", "dual clip loader", "triple clip loader", "quadruple clip loader", "offload"],
+            inputs=[
+                io.Combo.Input("clip_name1", options=files, tooltip="A file in models/text_encoders."),
+                io.Combo.Input(
+                    "type",
+                    options=list(CLIP_TYPES),
+                    default="stable_diffusion",
+                    tooltip="What the encoders are for, as in ComfyUI's loaders.",
+                ),
+                *placement_inputs("text_encoder", "text encoder", cpu=True),
+                *(
+                    io.Combo.Input(
+                        name,
+                        options=more,
+                        default=NONE,
+                        optional=True,
+                        tooltip="Another encoder of the same CLIP; the order is that of ComfyUI's loaders.",
+                    )
+                    for name in ("clip_name2", "clip_name3", "clip_name4")
+                ),
+                options_input(),
+            ],
+            outputs=[io.Clip.Output(tooltip="The text encoders. Use them like those of any other loader.")],
         )
+
+    @classmethod
+    def execute(
+        cls,
+        clip_name1: str,
+        type: str,
+        placement: str,
+        budget_gb: float = 0.0,
+        ring_gb: float = 0.0,
+        clip_name2: str = NONE,
+        clip_name3: str = NONE,
+        clip_name4: str = NONE,
+        options=None,
+    ) -> io.NodeOutput:
+        paths = encoder_paths(clip_name1, clip_name2, clip_name3, clip_name4)
+        asked = asked_from("text_encoder", placement, budget_gb, ring_gb, options)
+        return io.NodeOutput(load_clip(paths, type, asked, folder_paths.get_folder_paths("embeddings")))
+
+
+class LayerwiseOffloadVAELoader(io.ComfyNode):
+    """Load VAE, with the layers streamed."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LayerwiseOffloadVAELoader",
+            display_name="Layerwise Offload Loader (VAE)",
+            category="model/loaders",
+            description="Loads a VAE and streams its layers. Stands where Load VAE was; the picture is the same.",
+            search_aliases=["load vae", "vae loader", "offload", "low vram"],
+            inputs=[
+                io.Combo.Input(
+                    "vae_name", options=folder_paths.get_filename_list("vae"), tooltip="A file in models/vae."
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(VAE_PRECISIONS),
+                    default="auto",
+                    advanced=True,
+                    tooltip="The type the VAE is kept and computed in. auto: what ComfyUI chooses; bf16 stays bf16.",
+                ),
+                *placement_inputs("vae", "VAE", cpu=True),
+                options_input(),
+            ],
+            outputs=[io.Vae.Output(tooltip="The VAE. Use it like that of any other loader.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        vae_name: str,
+        precision: str,
+        placement: str,
+        budget_gb: float = 0.0,
+        ring_gb: float = 0.0,
+        options=None,
+    ) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("vae", vae_name)
+        settings = settings_from("vae", placement, budget_gb, ring_gb).with_value("precision", precision, "node")
+        return io.NodeOutput(load_vae(path, ask(settings, options)))
+
+
+class LayerwiseOffloadCLIPVisionLoader(io.ComfyNode):
+    """Load CLIP Vision, with the layers streamed."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LayerwiseOffloadCLIPVisionLoader",
+            display_name="Layerwise Offload Loader (CLIP Vision)",
+            category="model/loaders",
+            description="Loads an image encoder and streams its layers. Stands where Load CLIP Vision was.",
+            search_aliases=["load clip vision", "image encoder", "siglip", "dinov2", "offload"],
+            inputs=[
+                io.Combo.Input(
+                    "clip_name",
+                    options=folder_paths.get_filename_list("clip_vision"),
+                    tooltip="A file in models/clip_vision.",
+                ),
+                *placement_inputs("image_encoder", "image encoder"),
+                options_input(),
+            ],
+            outputs=[io.ClipVision.Output(tooltip="The image encoder. Use it like that of any other loader.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, clip_name: str, placement: str, budget_gb: float = 0.0, ring_gb: float = 0.0, options=None
+    ) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("clip_vision", clip_name)
+        return io.NodeOutput(
+            load_clip_vision(path, asked_from("image_encoder", placement, budget_gb, ring_gb, options))
+        )
+
+
+class LayerwiseOffloadControlNetLoader(io.ComfyNode):
+    """Load ControlNet Model, with the layers streamed."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LayerwiseOffloadControlNetLoader",
+            display_name="Layerwise Offload Loader (ControlNet)",
+            category="model/loaders",
+            description=(
+                "Loads a ControlNet whose layers are streamed when asked for: it runs inside the diffusion model's "
+                "step and shares copy queue and ring with it. Stands where Load ControlNet Model was."
+            ),
+            search_aliases=["load controlnet", "controlnet loader", "offload", "low vram"],
+            inputs=[
+                io.Combo.Input(
+                    "control_net_name",
+                    options=folder_paths.get_filename_list("controlnet"),
+                    tooltip="A file in models/controlnet that brings weights of its own.",
+                ),
+                *placement_inputs("controlnet", "ControlNet"),
+                options_input(),
+            ],
+            outputs=[io.ControlNet.Output(tooltip="The ControlNet. Use it like that of any other loader.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, control_net_name: str, placement: str, budget_gb: float = 0.0, ring_gb: float = 0.0, options=None
+    ) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("controlnet", control_net_name)
+        return io.NodeOutput(load_controlnet(path, asked_from("controlnet", placement, budget_gb, ring_gb, options)))
+
+
+class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
+    """Load Checkpoint, with the layers of all three parts streamed."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LayerwiseOffloadCheckpointLoader",
+            display_name="Layerwise Offload Loader (Checkpoint)",
+            category="model/loaders",
+            description=(
+                "Loads a checkpoint and streams the layers of its diffusion model, text encoders and VAE. Stands where "
+                "Load Checkpoint was; the picture is the same to the bit."
+            ),
+            search_aliases=["load checkpoint", "checkpoint loader", "offload", "low vram"],
+            inputs=[
+                io.Combo.Input(
+                    "ckpt_name",
+                    options=folder_paths.get_filename_list("checkpoints"),
+                    tooltip="A file in models/checkpoints.",
+                ),
+                *placement_inputs(),
+                placement_input("text_encoder", "text encoder", "clip_placement", optional=True),
+                placement_input("vae", "VAE", "vae_placement", optional=True),
+                options_input(),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The diffusion model."),
+                io.Clip.Output(tooltip="The text encoders; nothing if the checkpoint brings none."),
+                io.Vae.Output(tooltip="The VAE; nothing if the checkpoint brings none."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        ckpt_name: str,
+        placement: str,
+        budget_gb: float = 0.0,
+        ring_gb: float = 0.0,
+        clip_placement: str = "auto",
+        vae_placement: str = "auto",
+        options=None,
+    ) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("checkpoints", ckpt_name)
+        asked = {
+            "dit": asked_from("dit", placement, budget_gb, ring_gb, options),
+            "text_encoder": asked_from("text_encoder", clip_placement, 0, 0, options),
+            "vae": asked_from("vae", vae_placement, 0, 0, options),
+        }
+        return io.NodeOutput(*load_checkpoint(path, asked, folder_paths.get_folder_paths("embeddings")))
+
+
+def encoder_paths(*names: str | None) -> list[str]:
+    """The files behind the names of text encoders, those that say none left out."""
+    chosen = [name for name in names if name not in (None, "", NONE)]
+    return [folder_paths.get_full_path_or_raise("text_encoders", name) for name in chosen]

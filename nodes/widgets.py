@@ -2,54 +2,92 @@
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import ComponentSettings, bytes_from_gb
+from ..bridge.api import MODES, Asked, ComponentSettings, Options, ask, bytes_from_gb
 
 PLACEMENTS = ["auto", "layerwise", "resident", "whole"]
+PLACEMENTS_WITH_CPU = [*PLACEMENTS, "cpu"]
+NONE = "none"
 
 _PLACEMENT_TOOLTIP = (
-    "Where the weights live while the model runs.\n"
-    "auto: as many layers as fit stay in VRAM, the others are streamed.\n"
-    "layerwise: the same, said by you and so never overridden.\n"
+    "Where the weights live while the {what} runs.\n"
+    "auto: {auto}\n"
+    "layerwise: {layerwise}\n"
     "resident: all of it in VRAM, or an error.\n"
     "whole: ComfyUI's ordinary way, as if this node were not there."
 )
+_CPU_TOOLTIP = "\ncpu: computed on the CPU, as the device widget of ComfyUI's own loader does."
+_AUTO = {
+    "dit": "as many layers as fit stay in VRAM, the others are streamed.",
+    "controlnet": "ComfyUI's ordinary way. A ControlNet is streamed only when you say so.",
+}
+_AUTO_OTHERS = "streamed through a small ring; layers stay only in VRAM that is free. Nothing is evicted for it."
+_LAYERWISE = "streamed within the budget, said by you and so never overridden."
 _BUDGET_TOOLTIP = (
-    "VRAM that the weights of this model may take, in GB (1 GB = 1,000,000,000 bytes): streamed layers, resident layers "
-    "and everything else together. 0 = auto: what ComfyUI has left for it. Never exceeded; too small a budget is an "
-    "error that names the smallest that works."
+    "VRAM that the weights of this model may take, in GB (1 GB = 1,000,000,000 bytes): streamed layers, resident "
+    "layers and everything else together. 0 = auto: what ComfyUI has left for it. Never exceeded; too small a budget "
+    "is an error that names the smallest that works."
 )
 _RING_TOOLTIP = (
     "VRAM of the ring through which layers are streamed, in GB, part of the budget. 0 = auto: chosen by the planner."
 )
+_OPTIONS_TOOLTIP = (
+    "Optional: a Layerwise Offload Options node. What a widget here says is stronger than what that node says."
+)
+_MODE_TOOLTIP = (
+    "How everything that nobody placed is treated.\n"
+    "auto: kept in VRAM where everything fits, else streamed, encoders first.\n"
+    "memory: streamed with a ring and nothing more.\n"
+    "speed: as auto, with less VRAM kept free.\n"
+    "manual: left to ComfyUI."
+)
+
+OPTIONS = io.Custom("LAYERWISE_OFFLOAD_OPTIONS")
 
 
-def placement_inputs() -> list[io.Input]:
-    """Placement, budget and ring: optional, so that saved API prompts stay valid when inputs are added."""
+def placement_input(component: str, what: str, name: str = "placement", cpu: bool = False, **kwargs) -> io.Input:
+    """The placement widget of one component."""
+    tooltip = _PLACEMENT_TOOLTIP.format(what=what, auto=_AUTO.get(component, _AUTO_OTHERS), layerwise=_LAYERWISE)
+    return io.Combo.Input(
+        name,
+        options=PLACEMENTS_WITH_CPU if cpu else PLACEMENTS,
+        default="auto",
+        tooltip=tooltip + _CPU_TOOLTIP if cpu else tooltip,
+        **kwargs,
+    )
+
+
+def gb_input(name: str, tooltip: str = _BUDGET_TOOLTIP, advanced: bool | None = None) -> io.Input:
+    """A number of GB, 0 for auto. Optional, so that saved API prompts stay valid when inputs are added."""
+    return io.Float.Input(
+        name,
+        default=0.0,
+        min=0.0,
+        max=1024.0,
+        step=0.01,
+        optional=True,
+        advanced=advanced,
+        tooltip=tooltip,
+    )
+
+
+def placement_inputs(component: str = "dit", what: str = "model", cpu: bool = False, **kwargs) -> list[io.Input]:
+    """Placement, budget and ring of the one component of a node."""
     return [
-        io.Combo.Input("placement", options=PLACEMENTS, default="auto", tooltip=_PLACEMENT_TOOLTIP),
-        io.Float.Input(
-            "budget_gb",
-            default=0.0,
-            min=0.0,
-            max=1024.0,
-            step=0.01,
-            optional=True,
-            tooltip=_BUDGET_TOOLTIP,
-        ),
-        io.Float.Input(
-            "ring_gb",
-            default=0.0,
-            min=0.0,
-            max=1024.0,
-            step=0.01,
-            optional=True,
-            advanced=True,
-            tooltip=_RING_TOOLTIP,
-        ),
+        placement_input(component, what, cpu=cpu, **kwargs),
+        gb_input("budget_gb"),
+        gb_input("ring_gb", _RING_TOOLTIP, advanced=True),
     ]
 
 
-def settings_from(component: str, placement: str, budget_gb: float, ring_gb: float) -> ComponentSettings:
+def options_input() -> io.Input:
+    return OPTIONS.Input("options", optional=True, tooltip=_OPTIONS_TOOLTIP)
+
+
+def mode_input() -> io.Input:
+    return io.Combo.Input("mode", options=list(MODES), default="auto", optional=True, tooltip=_MODE_TOOLTIP)
+
+
+def settings_from(component: str, placement: str, budget_gb: float = 0.0, ring_gb: float = 0.0) -> ComponentSettings:
     """What the widgets of a node say."""
     return (
         ComponentSettings(component)
@@ -57,3 +95,10 @@ def settings_from(component: str, placement: str, budget_gb: float, ring_gb: flo
         .with_value("budget_bytes", bytes_from_gb(budget_gb, "budget_gb"), "node")
         .with_value("ring_bytes", bytes_from_gb(ring_gb, "ring_gb"), "node")
     )
+
+
+def asked_from(
+    component: str, placement: str, budget_gb: float, ring_gb: float, options: Options | None, mode: str = "auto"
+) -> Asked:
+    """What the widgets of a loader and the options connected to it ask of its component."""
+    return ask(settings_from(component, placement, budget_gb, ring_gb), options, mode)

@@ -4,11 +4,14 @@
 the race check on. `app_server_factory` starts others with any arguments, and stops them at the end of the test.
 """
 
+from pathlib import Path
+
 import pytest
 
 from tests.support import simdev
 from tests.support.app_server import APP_RESERVE_MB, AppServer
 
+PROBE_PACK = Path(__file__).parent / "probe_pack"
 SIM_DEFAULTS = {"mb": 8192, "bandwidth": 0, "poison": 1, "race": 1}
 
 
@@ -44,7 +47,7 @@ def sim(server_pool, request):
     """A server on the simulated accelerator: nothing loaded, counters at zero, plenty of memory, fast copies."""
     if not simdev.available():
         pytest.skip("no simulated accelerator (no C++ compiler?)")
-    server = server_pool.get("sim", lambda: AppServer("sim"))
+    server = server_pool.get("sim", lambda: AppServer("sim", extra_packs=(PROBE_PACK,)))
     server.sim_configure(**SIM_DEFAULTS)
     server.free()
     server.sim_reset()

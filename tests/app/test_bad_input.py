@@ -1,6 +1,5 @@
 """Files that are no models, and nodes that are asked for the impossible: one clear error, and the server goes on."""
 
-
 import pytest
 
 from tests.support import pixels, tiny_models

@@ -5,10 +5,25 @@ import json
 import pytest
 
 from tests.support.devkit import paths
+from tests.support.workflows import all_in_one, build, node, with_our_loaders
 
 pytestmark = pytest.mark.app
 
-NODE_IDS = ("LayerwiseOffloadDiffusionModelLoader", "LayerwiseOffloadApply")
+NODE_IDS = (
+    "LayerwiseOffloadApply",
+    "LayerwiseOffloadCLIPLoader",
+    "LayerwiseOffloadCLIPVisionLoader",
+    "LayerwiseOffloadCheckpointLoader",
+    "LayerwiseOffloadControlNetLoader",
+    "LayerwiseOffloadDiffusionModelLoader",
+    "LayerwiseOffloadLoader",
+    "LayerwiseOffloadOptions",
+    "LayerwiseOffloadReport",
+    "LayerwiseOffloadVAELoader",
+)
+CHOICES_OF_THE_APP = ("model_name", "ckpt_name", "vae_name", "control_net_name", "clip_vision_name", "clip_name")
+CHOICES_OF_THE_APP += ("type", "clip_type")
+"""Widgets whose choices are this machine's files, or what this version of the app knows."""
 GOLDEN = paths.ROOT / "tests" / "golden" / "nodes.json"
 
 
@@ -20,7 +35,7 @@ def schema(server, node_id: str) -> dict:
         for name, spec in info["input"].get(group, {}).items():
             kind, options = spec[0], dict(spec[1]) if len(spec) > 1 else {}
             options.pop("tooltip", None)
-            if name == "model_name":  # the files of this machine
+            if name.rstrip("1234") in CHOICES_OF_THE_APP:
                 kind = "COMBO"
                 options.pop("options", None)
             inputs[name] = [group, kind, options]
@@ -47,13 +62,14 @@ def test_schemas_are_the_golden_ones(sim):
 def test_everything_is_explained(sim, node_id):
     info = sim.object_info(node_id)[node_id]
     assert len(info["description"]) > 40
-    for group in info["input"].values():
+    groups = [info["input"].get(group, {}) for group in ("required", "optional")]
+    for group in groups:
         for name, spec in group.items():
             assert len(spec[1].get("tooltip", "")) > 10, f"{name} has no tooltip"
     assert all(info["output_tooltips"])
     assert (paths.ROOT / "web" / "docs" / f"{node_id}.md").is_file()
     page = sim.text(f"/extensions/layerwise-offload/docs/{node_id}.md")
-    for group in info["input"].values():
+    for group in groups:
         for name in group:
             assert name in page, f"the help page does not speak of {name}"
 
@@ -66,3 +82,39 @@ def test_no_other_node_of_ours_is_there(sim):
 def test_the_report_is_plain_data_and_empty_at_first(sim):
     report = sim.report()
     assert report == {"schema": 1, "components": []}
+
+
+def test_prompts_of_the_first_release_still_run(sim):
+    """Apply as it was in 0.1.0: a model, a placement and two numbers, no more."""
+    prompt = build("flux")
+    prompt["3"] = node("LayerwiseOffloadApply", model=["1", 0], placement="layerwise", budget_gb=0.03, ring_gb=0.0)
+    prompt["8"]["inputs"]["model"] = ["3", 0]
+    sim.run(prompt).check()
+    (report,) = sim.report()["components"]
+    assert report["settings"]["budget_bytes"]["value"] == 30_000_000
+
+
+def test_the_report_node_passes_its_input_on_and_tells_who_set_what(sim):
+    prompt = with_our_loaders(
+        build("flux"), {"1": {"placement": "layerwise", "budget_gb": 0.03}, "4": {}, "9": {"placement": "whole"}}
+    )
+    prompt["40"] = node("LayerwiseOffloadReport", value=["8", 0])
+    prompt["10"]["inputs"]["samples"] = ["40", 0]
+    for slot in (1, 2):
+        prompt[f"4{slot}"] = node("PreviewAny", source=["40", slot])
+    result = sim.run(prompt).check()
+    text, document = (result.outputs[node_id]["text"][0] for node_id in ("41", "42"))
+    assert "placement = layerwise: set by the node's own widget" in text
+    assert "text_encoder: clip_l_tiny" in text and "GB copied" in text
+    assert "vae: taef1_tiny.safetensors: ComfyUI's own way: set by the node's own widget" in text
+    assert {component["component"] for component in json.loads(document)["components"]} == {"dit", "text_encoder"}
+    assert result.outputs["40"]["text"][0] == text, "shown on the node too"
+
+
+def test_the_loader_of_all_loads_the_largest_file_first(sim):
+    log = len(sim.log())
+    sim.run(all_in_one(build("flux", vae="vae_flux"))).check()
+    text = sim.log()[log:]
+    lines = ("CLIP/text encoder model load device", "model weight dtype", "VAE load device")
+    marks = [text.index(line) for line in lines]
+    assert marks == sorted(marks), "99 MB of encoder, 81 MB of diffusion model, 75 MB of VAE"

@@ -1,0 +1,95 @@
+"""What a model file looks like by the names in its header: which component it is for, and how many bytes it brings.
+
+Only there to refuse a file in the wrong slot, which the app would load with a warning in the log and garbage in the
+picture, and to load large files first. A file that looks like nothing known is the app's to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import comfy.sd
+
+from ..offload_core.errors import OffloadError
+from ..offload_core.groups import numbered_base
+from ..offload_core.model_files import ModelFile, read_models
+
+_PREFIXES: dict[str, tuple[str, ...]] = {
+    "controlnet": ("controlnet_", "zero_convs.", "control_model.", "input_hint_block."),
+    "image_encoder": ("vision_model.", "visual.transformer.", "encoder.layer.0."),
+    "vae": (
+        *("decoder.conv", "decoder.up", "decoder.mid", "decoder.middle.", "decoder.head.", "first_stage_model."),
+        *("decoder.0.", "decoder.1.", "taesd_decoder.", "vae."),
+    ),
+    "dit": (
+        *("double_blocks.", "single_blocks.", "transformer_blocks.", "single_transformer_blocks.", "joint_blocks."),
+        *("model.diffusion_model.", "diffusion_model.", "input_blocks.", "down_blocks.", "blocks.0.self_attn."),
+    ),
+}
+_TEXT_ENCODER_NAMES = (
+    "transformer.resblocks.0.",
+    "text_model.",
+    "shared.weight",
+    "model.embed_tokens.",
+    "encoder.block.",
+)
+
+
+def kinds_of(files: Iterable[ModelFile]) -> set[str]:
+    """The components these files may be for. Empty: nothing known."""
+    tensors = {tensor.name: tensor for file in files for tensor in file.tensors}
+    kinds = {kind for kind, prefixes in _PREFIXES.items() if any(name.startswith(prefixes) for name in tensors)}
+    if any(name.startswith(_TEXT_ENCODER_NAMES) for name in tensors) or _app_knows_encoder(tensors):
+        kinds.add("text_encoder")
+    return kinds
+
+
+def _app_knows_encoder(tensors: dict) -> bool:
+    """The app's own detection, which looks at names and shapes only; not there in every version."""
+    detect = getattr(comfy.sd, "detect_te_model", None)
+    try:
+        return detect is not None and detect(tensors) is not None
+    except Exception:  # it wanted values: then it has found something
+        return True
+
+
+def read(paths: Sequence[str]) -> list[ModelFile]:
+    """What the headers say; empty if one cannot be read: the app then says what is wrong with the file."""
+    try:
+        return read_models(Path(path) for path in paths)
+    except (OffloadError, OSError):
+        return []
+
+
+def require_kind(paths: Sequence[str], wanted: str, what: str) -> None:
+    """Raise OffloadError, naming the file, if one is clearly for another component."""
+    for path in paths:
+        kinds = kinds_of(read([path]))
+        if kinds and wanted not in kinds:
+            found = " or ".join(sorted(_WORDS[kind] for kind in kinds))
+            raise OffloadError(
+                f"asked to load {Path(path).name} as a {what}; found that it is a {found}; choose a {what}, or load "
+                "this file with the loader for its kind"
+            )
+
+
+_WORDS = {
+    "controlnet": "ControlNet",
+    "image_encoder": "CLIP vision model",
+    "vae": "VAE",
+    "dit": "diffusion model",
+    "text_encoder": "text encoder",
+}
+
+
+def load_order(files: dict[str, Sequence[str]]) -> list[str]:
+    """Component names in the order to load them: the largest payload first, numbered variants before their base.
+
+    What is read first finds the most host memory; a variant is loaded before its base because it is the larger one of
+    the two wherever both are there.
+    """
+    sizes = {name: sum(file.bytes for file in read(paths)) for name, paths in files.items()}
+    groups = {name: numbered_base(name)[0] for name in files}
+    largest = {base: max(sizes[name] for name in files if groups[name] == base) for base in groups.values()}
+    return sorted(files, key=lambda name: (-largest[groups[name]], groups[name], -numbered_base(name)[1], -sizes[name]))

@@ -1,0 +1,178 @@
+"""One function for each kind of file: the app's own loader with our patcher, settings attached, errors with a name.
+
+What each returns is what the app's loader node returns: a MODEL, CLIP, VAE, CLIP_VISION or CONTROL_NET.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.clip_vision
+import comfy.controlnet
+import comfy.sd
+import comfy.utils
+import torch
+
+from ..offload_core.errors import OffloadError, SettingsError
+from .asked import Asked
+from .file_kinds import require_kind
+from .loading import adopt, app_load, check_placement, file_names
+from .placing import left_to_the_app
+
+_WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+"""The choices of the app's own loader node and what they mean to its loading function."""
+
+WEIGHT_DTYPES = tuple(_WEIGHT_DTYPES)
+CLIP_TYPES = tuple(clip_type.name.lower() for clip_type in comfy.sd.CLIPType)
+"""What the encoders of a CLIP loader are for: every value the app knows."""
+
+_VAE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+VAE_PRECISIONS = ("auto", *_VAE_DTYPES)
+_CPU = torch.device("cpu")
+
+
+def load_diffusion_model(path: str, weight_dtype: str, asked: Asked, disable_dynamic: bool = False) -> Any:
+    """A MODEL from a diffusion model file. `disable_dynamic`: the app asks for an ordinary patcher of its own."""
+    options = dict(_WEIGHT_DTYPES[weight_dtype])
+    if disable_dynamic:
+        return comfy.sd.load_diffusion_model(path, model_options=options, disable_dynamic=True)
+    check_placement(asked)
+    with app_load("diffusion model", [path]):
+        patcher = comfy.sd.load_diffusion_model(path, model_options=options)
+    adopt(patcher, asked, [path], functools.partial(load_diffusion_model, path, weight_dtype, asked))
+    return patcher
+
+
+def load_clip(paths: Sequence[str], clip_type: str, asked: Asked, embeddings: list[str] | None = None) -> comfy.sd.CLIP:
+    """A CLIP from one to four text encoder files, in the order in which the app's loaders take them."""
+    check_placement(asked)
+    require_kind(paths, "text_encoder", "text encoder")
+    with app_load("text encoder", paths):
+        clip = comfy.sd.load_clip(
+            list(paths),
+            embedding_directory=embeddings,
+            clip_type=comfy.sd.CLIPType[clip_type.upper()],
+            model_options=_encoder_options(asked),
+        )
+    reload = functools.partial(_clip_patcher, list(paths), clip_type, asked, embeddings)
+    adopt(clip.patcher, asked, paths, reload)
+    return clip
+
+
+def _encoder_options(asked: Asked) -> dict[str, torch.device]:
+    if asked.value("placement") == "cpu":
+        return {"load_device": _CPU, "offload_device": _CPU}
+    # Left alone, the app builds a large encoder on the device, all of it, before anybody has said what may be there.
+    return {} if left_to_the_app(asked) else {"initial_device": _CPU}
+
+
+def _clip_patcher(
+    paths: list[str], clip_type: str, asked: Asked, embeddings: list[str] | None, disable_dynamic: bool = False
+) -> Any:
+    if disable_dynamic:
+        kind = comfy.sd.CLIPType[clip_type.upper()]
+        return comfy.sd.load_clip(paths, embeddings, kind, _encoder_options(asked), disable_dynamic=True).patcher
+    return load_clip(paths, clip_type, asked, embeddings).patcher
+
+
+def load_vae(path: str, asked: Asked, disable_dynamic: bool = False) -> comfy.sd.VAE:
+    """A VAE. Precision on auto is what the app chooses, which leaves a bf16 file bf16; an explicit one wins."""
+    check_placement(asked)
+    require_kind([path], "vae", "VAE")
+    precision = asked.value("precision")
+    dtype = _VAE_DTYPES.get(precision) if isinstance(precision, str) else None
+    if isinstance(precision, str) and dtype is None:
+        raise SettingsError(
+            f"asked vae.precision = {precision}; found that a VAE computes in {', '.join(_VAE_DTYPES)} only; choose "
+            "one of these, or auto"
+        )
+    with app_load("VAE", [path]):
+        content, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+        device = _CPU if asked.value("placement") == "cpu" else None
+        vae = comfy.sd.VAE(sd=content, metadata=metadata, device=device, dtype=dtype)
+        vae.throw_exception_if_invalid()
+    adopt(vae.patcher, asked, [path], functools.partial(_vae_patcher, path, asked))
+    return vae
+
+
+def _vae_patcher(path: str, asked: Asked, disable_dynamic: bool = False) -> Any:
+    """A twin of the VAE's patcher. Ours is never dynamic, so there is nothing to disable."""
+    return load_vae(path, asked).patcher
+
+
+def load_clip_vision(path: str, asked: Asked) -> comfy.clip_vision.ClipVisionModel:
+    """A CLIP_VISION."""
+    check_placement(asked)
+    require_kind([path], "image_encoder", "CLIP vision model")
+    with app_load("CLIP vision model", [path]):
+        vision = comfy.clip_vision.load(path)
+    if vision is None:
+        raise _not_a(path, "CLIP vision model")
+    adopt(vision.patcher, asked, [path], functools.partial(_clip_vision_patcher, path, asked))
+    return vision
+
+
+def _clip_vision_patcher(path: str, asked: Asked, disable_dynamic: bool = False) -> Any:
+    return load_clip_vision(path, asked).patcher
+
+
+def load_controlnet(path: str, asked: Asked) -> Any:
+    """A CONTROL_NET that brings weights of its own."""
+    check_placement(asked)
+    require_kind([path], "controlnet", "ControlNet")
+    with app_load("ControlNet", [path]):
+        control = comfy.controlnet.load_controlnet(path)
+    if control is None:
+        raise _not_a(path, "ControlNet")
+    patcher = getattr(control, "control_model_wrapped", None)
+    if patcher is None:
+        raise OffloadError(
+            f"asked to load {file_names([path])} for layerwise offload; found a {type(control).__name__}, which has no "
+            "weights of its own to stream; use Load ControlNet Model"
+        )
+    adopt(patcher, asked, [path], functools.partial(_controlnet_patcher, path, asked))
+    return control
+
+
+def _controlnet_patcher(path: str, asked: Asked, disable_dynamic: bool = False) -> Any:
+    return load_controlnet(path, asked).control_model_wrapped
+
+
+def load_checkpoint(path: str, asked: dict[str, Asked], embeddings: list[str] | None = None) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of a checkpoint; None for a part that it does not bring. `asked` by component name."""
+    for one in asked.values():
+        check_placement(one, at_load=False)
+    encoder = _encoder_options(asked["text_encoder"])
+    with app_load("checkpoint", [path]):
+        model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
+            path, embedding_directory=embeddings, te_model_options=encoder
+        )
+    if vae is not None and getattr(vae, "first_stage_model", None) is None:
+        vae = None  # the app hands out an empty one that fails when used
+    patchers = {"dit": model, "text_encoder": clip and clip.patcher, "vae": vae and vae.patcher}
+    for name, patcher in patchers.items():
+        if patcher is not None:
+            adopt(patcher, asked[name], [path], functools.partial(_checkpoint_patcher, path, name, asked, embeddings))
+    return model, clip, vae
+
+
+def _checkpoint_patcher(
+    path: str, name: str, asked: dict[str, Asked], embeddings: list[str] | None, disable_dynamic: bool = False
+) -> Any:
+    """A twin of one part of a checkpoint, which is read anew."""
+    model, clip, vae = load_checkpoint(path, asked, embeddings)
+    return {"dit": model, "text_encoder": clip and clip.patcher, "vae": vae and vae.patcher}[name]
+
+
+def _not_a(path: str, what: str) -> OffloadError:
+    return OffloadError(
+        f"asked to load the {what} {file_names([path])}; found nothing in it that ComfyUI knows as one; "
+        "choose another file"
+    )

@@ -1,0 +1,99 @@
+"""Fills in, at the moment a component is loaded, what nobody set: the policy at work on real sizes and real free bytes.
+
+A component that is loaded late gets its settings then, by its name (the graph is never known in full). Whatever else is
+alive in the process counts with its real size. Explicit settings are only ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import comfy.model_management as mm
+import psutil
+import torch
+
+from ..offload_core import policy
+from ..offload_core.feasibility import explicit_text
+from ..offload_core.groups import match
+from ..offload_core.resolver import Request, Resolution, resolve
+from ..offload_core.settings import ComponentSettings, Setting, Source
+from .asked import AUTO, Asked
+from .device import total_bytes
+
+APPS_WAY = ("whole", "cpu")
+"""Placements that the app carries out by itself, without us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another component that is alive: what it asked for, how large it is, what it holds on the device now."""
+
+    asked: Asked
+    bytes: int
+    held_bytes: int
+    room_bytes: int = 0
+    """What the app will ask for when it is loaded next, of what it does not hold."""
+
+
+def left_to_the_app(asked: Asked) -> str:
+    """The reason why a component goes the app's own way whatever its size and the device's; empty if it does not."""
+    placement = asked.value(Setting.PLACEMENT)
+    if placement in APPS_WAY:
+        return asked.settings.reason(Setting.PLACEMENT)
+    if isinstance(placement, str):
+        return ""
+    if asked.settings.is_explicitly_set(Setting.BUDGET_BYTES):
+        return ""  # a budget is something only we can keep
+    # A selection that names it is the selection's word for layerwise; one that does not leaves it alone.
+    if asked.selected is not None:
+        return "" if asked.selected else "not among the components selected for streaming"
+    one = policy.Placed(policy.Component(asked.component, 1))
+    choice = policy.decide(asked.mode or AUTO, policy.Device("unknown"), None, [one]).choices[asked.component]
+    return choice.reason if choice.placement in APPS_WAY else ""
+
+
+def resolve_now(
+    asked: Asked, nbytes: int, device: torch.device, held_bytes: int, others: Iterable[Neighbour]
+) -> Resolution:
+    """The resolution for one component beside all others that are alive, on what `device` has at this moment.
+
+    Raises SettingsError or BudgetError for an explicit wish of this component that cannot be honoured.
+    """
+    others = list(others)
+    name, total = asked.component, total_bytes(device)
+    components = [policy.Component(name, nbytes)]
+    settings = {name: asked.settings}
+    for number, other in enumerate(others, 2):
+        theirs = f"{other.asked.component}_{number}"
+        components.append(policy.Component(theirs, other.bytes))
+        settings[theirs] = _as_it_stands(theirs, other, total)
+    names = [component.name for component in components]
+    free = int(mm.get_free_memory(device)) + held_bytes + sum(other.held_bytes for other in others)
+    selection = None
+    if asked.selection is not None:
+        selection = [selector for selector in asked.selection if match(selector, names)] or None
+    return resolve(
+        Request(
+            tuple(components),
+            mode=asked.mode or AUTO,
+            selection=selection,
+            settings=settings,
+            device=policy.Device(device.type, total, free),
+            host_available_bytes=int(psutil.virtual_memory().available),
+        )
+    )
+
+
+def _as_it_stands(name: str, other: Neighbour, total: int) -> ComponentSettings:
+    """A neighbour's placement, as far as somebody set it or the app carries it out.
+
+    Whether its wishes can be honoured is its own affair: one that cannot fails when it is loaded, not here.
+    """
+    settings = ComponentSettings(name)
+    placement = explicit_text(other.asked.settings, Setting.PLACEMENT)
+    if placement is None and left_to_the_app(other.asked):
+        placement = "whole"
+    if placement == "resident" and other.bytes > total:
+        placement = None
+    return settings if placement is None else settings.with_value(Setting.PLACEMENT, placement, Source.GRAPH)

@@ -1,0 +1,47 @@
+"""The report of all components, for people and for programs. Formatting only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+REPORT_SCHEMA = 1
+
+
+def report_json(components: Sequence[dict[str, Any]]) -> str:
+    """The same document that `/layerwise_offload/report` answers with."""
+    return json.dumps({"schema": REPORT_SCHEMA, "components": list(components)}, indent=1)
+
+
+def report_text(components: Sequence[dict[str, Any]], bystanders: Sequence[dict[str, str]]) -> str:
+    """Settings, plan, last run and warnings of each component, one paragraph each; then who goes the app's own way."""
+    paragraphs = ["\n".join(_paragraph(component)) for component in components]
+    paragraphs += [f"{one['component']}: {one['model']}: ComfyUI's own way: {one['reason']}" for one in bystanders]
+    return "\n\n".join(paragraphs) or "Layerwise Offload: no component has been loaded yet."
+
+
+def _paragraph(component: dict[str, Any]) -> list[str]:
+    summary = component["summary"]
+    state = "loaded" if component["loaded"] else "not on the device now"
+    lines = [f"{component['component']}: {component['model']} ({state})"]
+    for name, said in component["settings"].items():
+        value = said["value"]
+        if value is not None:
+            shown = f"{value / 1e9:.2f} GB" if isinstance(value, int) else value
+            lines.append(f"  {name} = {shown}: {said['reason']}")
+    lines.extend(f"  {line}" for line in component["plan_text"].splitlines())
+    lines.append(
+        f"  so far: {summary['passes']} passes, {summary['bytes_copied'] / 1e9:.3f} GB copied, "
+        f"{summary['prefetch_hits']} layers fetched ahead, {summary['demand_loads']} on demand, "
+        f"{summary['resident_visits']} visits of residents"
+    )
+    if summary["timed_visits"]:
+        waited, computed = summary["stall_ns"] / 1e6, summary["compute_ns"] / 1e6
+        lines.append(
+            f"  measured in {summary['timed_visits']} visits: {computed:.1f} ms compute, {waited:.1f} ms waiting"
+        )
+    now, most = summary["device_bytes"] / 1e9, summary["peak_device_bytes"] / 1e9
+    lines.append(f"  on the device: {now:.3f} GB now, {most:.3f} GB at most")
+    lines.extend(f"  warning: {warning}" for warning in component["warnings"])
+    return lines

@@ -1,0 +1,115 @@
+"""Takes over what other nodes have loaded: a layerwise patcher over the module behind a MODEL, CLIP, VAE and so on.
+
+The object that went in stays as it was, so that it can also be used without us in the same graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import comfy.model_patcher
+
+from ..offload_core.errors import OffloadError
+from ..offload_core.settings import ComponentSettings
+from .asked import Options, ask
+from .kinds import kind_of
+from .loading import check_placement
+from .patcher import LayerwiseModelPatcher
+
+_LOADED_TWICE = (
+    "the model was loaded for Dynamic VRAM and had to be loaded a second time; "
+    "a Layerwise Offload loader node in place of the app's loads it once"
+)
+
+
+def wrap_model(
+    model: comfy.model_patcher.ModelPatcher, settings: ComponentSettings, options: Options | None = None
+) -> LayerwiseModelPatcher:
+    """A layerwise patcher over the module of `model`.
+
+    Patches, options, wrappers and the rest are carried over as the app's own `clone` does. A Dynamic VRAM model is
+    first turned into an ordinary one by the app's factory, which loads the file a second time.
+    """
+    before = model.asked if isinstance(model, LayerwiseModelPatcher) else None
+    asked = ask(settings, options, before=before)
+    check_placement(asked, at_load=False)
+    found = kind_of(model.model).name
+    if found != asked.component:
+        raise OffloadError(
+            f"asked to apply layerwise offload to a {asked.component}; found a {found} ({type(model.model).__name__}); "
+            f"connect it to the input for a {found}"
+        )
+    dynamic = model.is_dynamic()
+    if dynamic:
+        model = _without_dynamic_vram(model)
+    clone = model.clone() if isinstance(model, LayerwiseModelPatcher) else _clone_as_ours(model)
+    clone.asked = asked
+    if dynamic:
+        clone.component.warn(_LOADED_TWICE)
+    return clone
+
+
+def wrap_clip(clip: Any, settings: ComponentSettings, options: Options | None = None) -> Any:
+    """The CLIP object over a layerwise patcher."""
+    wrapped = clip.clone()
+    wrapped.patcher = wrap_model(clip.patcher, settings, options)
+    wrapped.cond_stage_model = wrapped.patcher.model
+    return wrapped
+
+
+def wrap_vae(vae: Any, settings: ComponentSettings, options: Options | None = None) -> Any:
+    """The VAE object over a layerwise patcher."""
+    return _copy_over(vae, "patcher", "first_stage_model", settings, options)
+
+
+def wrap_clip_vision(clip_vision: Any, settings: ComponentSettings, options: Options | None = None) -> Any:
+    """The CLIP_VISION object over a layerwise patcher."""
+    return _copy_over(clip_vision, "patcher", "model", settings, options)
+
+
+def wrap_controlnet(controlnet: Any, settings: ComponentSettings, options: Options | None = None) -> Any:
+    """The CONTROL_NET object over a layerwise patcher; control nets chained in front of it stay as they are."""
+    patcher = getattr(controlnet, "control_model_wrapped", None)
+    if patcher is None:
+        raise OffloadError(
+            f"asked to apply layerwise offload to a {type(controlnet).__name__}; found that it has no weights of its "
+            "own to stream; use it without layerwise offload"
+        )
+    wrapped = controlnet.copy()
+    wrapped.previous_controlnet = controlnet.previous_controlnet
+    wrapped.control_model_wrapped = wrap_model(patcher, settings, options)
+    wrapped.control_model = wrapped.control_model_wrapped.model
+    return wrapped
+
+
+def _copy_over(holder: Any, patcher: str, model: str, settings: ComponentSettings, options: Options | None) -> Any:
+    """A shallow copy of one of the app's holders, over a layerwise patcher. They have no `clone` of their own."""
+    wrapped = copy.copy(holder)
+    ours = wrap_model(getattr(holder, patcher), settings, options)
+    setattr(wrapped, patcher, ours)
+    setattr(wrapped, model, ours.model)
+    return wrapped
+
+
+def _without_dynamic_vram(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+    if model.cached_patcher_init is None:
+        raise OffloadError(
+            "asked to apply layerwise offload to a Dynamic VRAM model; found that its loader registered no factory "
+            "to load it without; use a Layerwise Offload loader node for it, or start the app with "
+            "--disable-dynamic-vram"
+        )
+    return model.clone(disable_dynamic=True)
+
+
+def _clone_as_ours(model: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatcher:
+    """`model.clone()`, built as our class: the app's clone makes an object of its own class, whatever that is."""
+    if type(model) is not comfy.model_patcher.ModelPatcher:
+        raise OffloadError(
+            f"asked to apply layerwise offload to a {type(model).__name__}; found that this patcher moves weights its "
+            "own way; use it without layerwise offload, or load the model by another loader"
+        )
+    shell = model.clone()
+    shell.__class__ = LayerwiseModelPatcher
+    shell.join_component()
+    return shell

@@ -1,0 +1,72 @@
+"""The options node: settings for many components in one place, weaker than the widgets of the nodes themselves."""
+
+from comfy_api.v0_0_2 import io
+
+from ..bridge.api import Options, bytes_from_gb, check_options
+from .widgets import OPTIONS, gb_input, mode_input, placement_input
+
+_GROUPS = {
+    "dit": "diffusion model",
+    "text_encoder": "text encoder",
+    "image_encoder": "image encoder",
+    "vae": "VAE",
+}
+
+
+class LayerwiseOffloadOptions(io.ComfyNode):
+    """Mode, selection, placements and budgets for the nodes it is connected to."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LayerwiseOffloadOptions",
+            display_name="Layerwise Offload Options",
+            category="model/patch",
+            description=(
+                "Settings for any number of Layerwise Offload nodes, in one place. What a widget of such a node says "
+                "is stronger; whatever is on auto everywhere is decided when a component is loaded."
+            ),
+            search_aliases=["offload", "low vram", "memory mode", "vram budget"],
+            inputs=[
+                mode_input(),
+                io.String.Input(
+                    "selection",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "Components to stream, separated by commas: dit, text_encoder, image_encoder, vae, default "
+                        "(the last three), all, or an exact name such as controlnet. Others are left to ComfyUI. "
+                        "Empty = auto."
+                    ),
+                ),
+                *(
+                    placement_input(
+                        group, what, f"{group}_placement", optional=True, cpu=group in ("text_encoder", "vae")
+                    )
+                    for group, what in _GROUPS.items()
+                ),
+                *(
+                    gb_input(
+                        f"{group}_budget_gb",
+                        f"VRAM that the weights of each {what} may take, in GB (1 GB = 1,000,000,000 bytes). 0 = auto.",
+                        advanced=True,
+                    )
+                    for group, what in _GROUPS.items()
+                ),
+            ],
+            outputs=[
+                OPTIONS.Output(display_name="options", tooltip="Connect it to the options of Layerwise Offload nodes.")
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, mode: str = "auto", selection: str = "", **widgets) -> io.NodeOutput:
+        wishes = []
+        for group in _GROUPS:
+            wishes.append((group, "placement", widgets.get(f"{group}_placement", "auto")))
+            key = f"{group}_budget_gb"
+            wishes.append((group, "budget_bytes", bytes_from_gb(widgets.get(key, 0.0), key)))
+        options = Options.of(mode, selection, wishes)
+        check_options(options, cls.hidden.prompt, cls.hidden.unique_id)
+        return io.NodeOutput(options)

@@ -1,0 +1,44 @@
+"""The report node: what was planned, on whose word, and what it cost."""
+
+from comfy_api.v0_0_2 import io, ui
+
+from ..bridge.api import live_bystanders, live_reports, report_json, report_text
+
+
+class LayerwiseOffloadReport(io.ComfyNode):
+    """Passes anything through and shows the plan and the last run of every component."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LayerwiseOffloadReport",
+            display_name="Layerwise Offload Report",
+            category="model/patch",
+            description=(
+                "Shows, for every component under layerwise offload, its settings and who set them, the plan, and what "
+                "the run cost. Put it behind the node whose work it is to report on: it passes its input through."
+            ),
+            search_aliases=["offload", "vram report", "memory report"],
+            inputs=[
+                io.AnyType.Input(
+                    "value",
+                    tooltip="Anything: the report is made when this has been computed. A sampler's latent, say.",
+                ),
+            ],
+            outputs=[
+                io.AnyType.Output(display_name="value", tooltip="What went in, unchanged."),
+                io.String.Output(display_name="text", tooltip="The report for people."),
+                io.String.Output(display_name="plan_json", tooltip="The report for programs, as by HTTP."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **kwargs) -> float:
+        return float("nan")  # what it reports changes with every run, its inputs need not
+
+    @classmethod
+    def execute(cls, value) -> io.NodeOutput:
+        reports = live_reports()
+        text = report_text(reports, live_bystanders())
+        return io.NodeOutput(value, text, report_json(reports), ui=ui.PreviewText(text))

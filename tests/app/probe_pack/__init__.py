@@ -1,0 +1,37 @@
+"""TEST ONLY node pack: turns the tensors in a CONDITIONING or CLIP_VISION_OUTPUT into a latent that can be saved."""
+
+import torch
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):  # the app's CLIP vision output is one too, with its keys as attributes
+        for key in sorted(value, key=str):
+            yield from _tensors(value[key])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))
+
+
+class ProbeTensors:
+    """Everything numeric in `value`, as one row. Exact: float32 holds the app's types."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "_test", "run", ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802 - the app's name
+        return {"required": {"value": ("*", {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):  # noqa: N802 - the app's name
+        return True
+
+    def run(self, value):
+        rows = [tensor.detach().float().cpu().flatten() for tensor in _tensors(value)]
+        return ({"samples": torch.cat(rows)[None, None, None]},)
+
+
+NODE_CLASS_MAPPINGS = {"ProbeTensors": ProbeTensors}

@@ -1,0 +1,160 @@
+"""Who holds what on the device, and for how long: measured on the device's allocator and in the app's own log."""
+
+import pytest
+
+from tests.app.test_components import decoding, encoding, report_of, saved
+from tests.support import workflows
+from tests.support.app_server import APP_RESERVE_MB
+from tests.support.workflows import CLIP, MODEL, VAE, all_in_one, build, with_controlnet, with_our_loaders
+
+pytestmark = pytest.mark.app
+
+
+def sampled(text: str, settings: dict, options: dict | None = None, family: str = "flux", **changes) -> dict:
+    """Encode a text and sample, without VAE: our loaders for model and encoder."""
+    prompt = with_our_loaders(build(family, text=text, **changes), settings, options)
+    for role in (workflows.VAE, workflows.DECODE, workflows.SAVE_IMAGE):
+        del prompt[role]
+    return prompt
+
+
+def held(server, name: str) -> int:
+    return report_of(server, name)["summary"]["device_bytes"]
+
+
+def test_a_new_prompt_does_not_evict_a_resident_diffusion_model(sim, weights_mb):
+    """Encode, sample, encode again, with room for the model and a ring, not for the model and all of the encoder."""
+    weights_mb(81.2 + 16)
+    ours = {MODEL: {}, CLIP: {}}
+    sim.run(sampled("one", ours)).check()
+    model = held(sim, "dit")
+    copied = report_of(sim, "dit")["summary"]["bytes_copied"]
+    assert not any(layer["placement"] == "streamed" for layer in report_of(sim, "dit")["plan"]["layers"])
+    log = len(sim.log())
+    sim.run(sampled("two", ours)).check()
+    assert held(sim, "dit") == model
+    assert report_of(sim, "dit")["summary"]["bytes_copied"] == copied, "not a byte of it moved again"
+    assert "nloading" not in sim.log()[log:] and "unloaded" not in sim.log()[log:]
+    report = report_of(sim, "text_encoder")
+    assert report["summary"]["bytes_copied"] > 0
+    assert sim.sim_stats()["races"] == 0
+
+
+def test_the_apps_own_encoder_does_evict_it(sim, weights_mb):
+    """The same, with the app's encoder: the test above could fail."""
+    weights_mb(81.2 + 16)
+    prompts = [sampled(text, {MODEL: {}}) for text in ("one", "two")]
+    sim.run(prompts[0]).check()
+    before = report_of(sim, "dit")["summary"]["bytes_copied"]
+    sim.run(prompts[1]).check()
+    assert report_of(sim, "dit")["summary"]["bytes_copied"] > before
+
+
+def test_a_second_prompt_with_idle_vram_streams_nothing(sim):
+    ours = {MODEL: {}, CLIP: {}}
+    sim.run(sampled("one", ours)).check()
+    before = {name: report_of(sim, name)["summary"]["bytes_copied"] for name in ("dit", "text_encoder")}
+    assert before["text_encoder"] > 0
+    sim.run(sampled("two", ours)).check()
+    assert {name: report_of(sim, name)["summary"]["bytes_copied"] for name in before} == before
+
+
+def test_an_encoders_residents_are_given_back_on_demand(sim, weights_mb):
+    weights_mb(81.2 + 16)
+    sim.run(with_our_loaders(encoding(), {CLIP: {}})).check()
+    resident = held(sim, "text_encoder")
+    sim.run(sampled("another", {MODEL: {}, CLIP: {}})).check()
+    assert held(sim, "text_encoder") < resident
+    assert held(sim, "dit") > 81_000_000
+    assert sim.sim_stats()["used"] <= (APP_RESERVE_MB + 97.2) * 2**20
+
+
+@pytest.mark.parametrize("tile_size", [64, 128])
+def test_a_tiled_decode_moves_each_byte_at_most_twice(sim, tile_size):
+    tiles = {"tile_size": tile_size, "overlap": 16, "temporal_size": 64, "temporal_overlap": 8}
+    prompt = decoding(decode="VAEDecodeTiled", size=256, **tiles)
+    del prompt["12"], prompt["13"]
+    saved(sim, with_our_loaders(prompt, {VAE: {"placement": "layerwise"}}))
+    report = report_of(sim, "vae")
+    assert report["summary"]["passes"] >= 4
+    assert 0 < report["summary"]["bytes_copied"] <= 2 * sum(layer["bytes"] for layer in report["plan"]["layers"])
+
+
+def test_memory_mode_keeps_an_encoder_to_a_ring(sim):
+    sim.run(sampled("one", {MODEL: {}, CLIP: {}}, {"mode": "memory"})).check()
+    for name in ("dit", "text_encoder"):
+        report = report_of(sim, name)
+        total = sum(layer["bytes"] for layer in report["plan"]["layers"]) + report["plan"]["loose_bytes"]
+        assert report["summary"]["device_bytes"] < 0.85 * total
+        assert report["settings"]["placement"]["value"] == "layerwise"
+
+
+def test_manual_mode_leaves_what_nobody_placed_to_the_app(sim):
+    reference = saved(sim, build("flux"))
+    sim.free()
+    prompt = with_our_loaders(
+        build("flux"), {MODEL: {"placement": "layerwise", "budget_gb": 0.03}, CLIP: {}, VAE: {}}, {"mode": "manual"}
+    )
+    assert saved(sim, prompt) == reference
+    names = {component["component"] for component in sim.report()["components"]}
+    assert names == {"dit"}, "the others have never been streamed"
+
+
+def test_what_a_widget_says_is_never_overridden_by_options(sim):
+    prompt = with_our_loaders(
+        build("flux"), {MODEL: {"placement": "layerwise"}}, {"mode": "speed", "dit_placement": "resident"}
+    )
+    sim.run(prompt).check()
+    placement = report_of(sim, "dit")["settings"]["placement"]
+    assert placement["value"] == "layerwise" and placement["source"] == "node"
+    assert "resident" in placement["reason"], "what the options asked for is shown"
+
+
+def test_a_partly_resident_model_leaves_room_for_the_ring_of_the_encoder(sim, weights_mb):
+    """With less room than the model wants: it does not take what a new prompt would have to take back."""
+    weights_mb(60)
+    ours = {MODEL: {}, CLIP: {}}
+    sim.run(sampled("one", ours)).check()
+    model = held(sim, "dit")
+    log = len(sim.log())
+    sim.run(sampled("two", ours)).check()
+    sim.run(sampled("three", ours)).check()
+    assert held(sim, "dit") == model
+    assert "given back" not in sim.log()[log:] and "nloading" not in sim.log()[log:]
+    assert any(layer["placement"] == "resident" for layer in report_of(sim, "dit")["plan"]["layers"])
+
+
+def test_a_selection_is_complete(sim):
+    """What it names is streamed, and says so; what it does not name goes the app's way; a placement beats it."""
+    reference = saved(sim, build("flux"))
+    sim.free()
+    settings = {MODEL: {}, CLIP: {}, VAE: {"placement": "resident"}}
+    assert saved(sim, with_our_loaders(build("flux"), settings, {"selection": " Text-Encoder, "})) == reference
+    reports = {component["component"]: component["settings"] for component in sim.report()["components"]}
+    assert set(reports) == {"text_encoder", "vae"}
+    assert reports["text_encoder"]["placement"]["value"] == "layerwise"
+    assert reports["text_encoder"]["placement"]["source"] == "selection"
+    assert reports["vae"]["placement"]["source"] == "node"
+
+
+def test_options_reach_apply_nodes_and_the_loader_of_all(sim):
+    prompt = all_in_one(build("flux"), options=["90", 0])
+    prompt["90"] = workflows.node("LayerwiseOffloadOptions", dit_budget_gb=0.03, text_encoder_placement="resident")
+    sim.run(prompt).check()
+    assert held(sim, "dit") <= 30_000_000
+    for name, setting in (("dit", "budget_bytes"), ("text_encoder", "placement")):
+        assert report_of(sim, name)["settings"][setting]["source"] == "options"
+
+
+def test_all_components_share_one_ring(sim):
+    """Every component counts its ring as its own; on the device there is only one, as long as the longest."""
+    prompt = with_controlnet(build("flux", vae="vae_flux"), "controlnet_flux")
+    settings = {MODEL: {}, CLIP: {}, VAE: {}, workflows.CONTROL_NET: {"placement": "layerwise", "budget_gb": 0.02}}
+    sim.run(with_our_loaders(prompt, settings, {"mode": "memory"})).check()
+    reports = sim.report()["components"]
+    assert len(reports) == 4 and all(report["loaded"] for report in reports)
+    rings = [report["plan"]["ring_bytes"] for report in reports]
+    assert sum(ring > 0 for ring in rings) >= 3
+    kept = sum(report["summary"]["device_bytes"] - report["plan"]["ring_bytes"] for report in reports)
+    assert sim.sim_stats()["used"] <= kept + max(rings) + 2_000_000
+    assert kept + sum(rings) > kept + max(rings) + 2_000_000, "otherwise this shows nothing"
