@@ -1,11 +1,12 @@
 """What the nodes may use: one import for them, one place to look for what the bridge promises."""
 
 from ..offload_core.errors import OffloadError, SettingsError
+from ..offload_core.load_order import load_order
 from ..offload_core.policy import MODES
 from ..offload_core.settings import ComponentSettings, bytes_from_gb
 from .asked import Asked, Options, ask
 from .component import live_bystanders, live_reports
-from .file_kinds import load_order
+from .file_kinds import payloads
 from .graph import check_options
 from .loaders import (
     CLIP_TYPES,
@@ -43,6 +44,7 @@ __all__ = [
     "load_diffusion_model",
     "load_order",
     "load_vae",
+    "payloads",
     "report_json",
     "report_text",
     "wrap_clip",

@@ -12,7 +12,6 @@ from pathlib import Path
 import comfy.sd
 
 from ..offload_core.errors import OffloadError
-from ..offload_core.groups import numbered_base
 from ..offload_core.model_files import ModelFile, read_models
 
 _PREFIXES: dict[str, tuple[str, ...]] = {
@@ -83,13 +82,6 @@ _WORDS = {
 }
 
 
-def load_order(files: dict[str, Sequence[str]]) -> list[str]:
-    """Component names in the order to load them: the largest payload first, numbered variants before their base.
-
-    What is read first finds the most host memory; a variant is loaded before its base because it is the larger one of
-    the two wherever both are there.
-    """
-    sizes = {name: sum(file.bytes for file in read(paths)) for name, paths in files.items()}
-    groups = {name: numbered_base(name)[0] for name in files}
-    largest = {base: max(sizes[name] for name in files if groups[name] == base) for base in groups.values()}
-    return sorted(files, key=lambda name: (-largest[groups[name]], groups[name], -numbered_base(name)[1], -sizes[name]))
+def payloads(files: dict[str, Sequence[str]]) -> dict[str, int]:
+    """Payload bytes by component name, from the headers; 0 where one cannot be read."""
+    return {name: sum(file.bytes for file in read(paths)) for name, paths in files.items()}

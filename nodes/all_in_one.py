@@ -13,6 +13,7 @@ from ..bridge.api import (
     load_diffusion_model,
     load_order,
     load_vae,
+    payloads,
 )
 from .loaders import encoder_paths
 from .widgets import NONE, gb_input, mode_input, options_input, placement_input, settings_from
@@ -135,7 +136,7 @@ class LayerwiseOffloadLoader(io.ComfyNode):
             "vae": lambda paths, asked: load_vae(paths[0], asked),
             "image_encoder": lambda paths, asked: load_clip_vision(paths[0], asked),
         }
-        loaded = {name: load[name](files[name], asked[name]) for name in load_order(files)}
+        loaded = {name: load[name](files[name], asked[name]) for name in load_order(payloads(files))}
         return io.NodeOutput(*(loaded.get(name) for name in _WIDGETS))
 
 

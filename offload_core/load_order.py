@@ -1,0 +1,20 @@
+"""In which order to load components from their files. Plain arithmetic on names and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .groups import numbered_base
+
+__all__ = ["load_order"]
+
+
+def load_order(sizes_bytes: Mapping[str, int]) -> list[str]:
+    """Component names, largest payload first, numbered variants before their base.
+
+    What is read first finds the most host memory free. Variants of one base (`dit`, `dit_2`) stay together, placed by
+    the largest of them.
+    """
+    bases = {name: numbered_base(name)[0] for name in sizes_bytes}
+    largest = {base: max(size for name, size in sizes_bytes.items() if bases[name] == base) for base in bases.values()}
+    return sorted(sizes_bytes, key=lambda name: (-largest[bases[name]], bases[name], -numbered_base(name)[1]))
