@@ -350,6 +350,7 @@ def vae_ltx_v2() -> nn.Module:
 
 def describe(module: nn.Module) -> dict[str, Any]:
     """The figures of the table, and the layers by name and bytes."""
+    from bench.full_size_advised import advised
     from offload_core.runtime.discovery import discover
 
     found = discover(module)
@@ -366,6 +367,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
         "smallest_bytes": min(sizes, default=0),
         "swapped_parameters": sum(len(layer.parameters) for layer in found.layers),
         "notes": list(found.notes),
+        "advised": advised(module),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import comfy.ops
@@ -18,6 +19,7 @@ from ..offload_core.errors import OffloadError
 from ..offload_core.inventory import Inventory
 from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
+from ..offload_core.replan import better_plan
 from ..offload_core.runtime import OffloadController, discover
 from ..offload_core.runtime.interpose import Interposed
 from ..offload_core.settings import ComponentSettings
@@ -38,6 +40,10 @@ USUAL_RING_LAYERS = 3
 APPS_MARGIN = 1.1
 """The app frees this many times the bytes that a model says it wants."""
 
+MEASURED_FROM_PASSES = 2
+"""Components of more passes a use are planned again by measured times. One that runs once or twice a prompt keeps what
+free memory it has: its next use is another prompt."""
+
 _live: weakref.WeakSet[Component] = weakref.WeakSet()
 
 
@@ -54,11 +60,18 @@ class Component:
         """Our patchers over the module; the last one to go closes the component."""
         self._controller: OffloadController | None = None
         self._mover: _ForeignMove | None = None
+        self._watch: _ShapeWatch | None = None
         self._found_inventory: Inventory | None = None
         self._planned_for: tuple[Any, ...] | None = None
         self._last_plan: Plan | None = None
         self._peak_device_bytes = 0
         self._resolved: ComponentSettings | None = None
+        self._request: PlanRequest | None = None
+        self.shape: tuple[int, ...] | None = None
+        """The shape that the app last estimated memory for: what the next passes will run on."""
+        self._measuring_for: tuple[int, ...] | None = None
+        self._settled: tuple[tuple[int, ...] | None, int] | None = None
+        """Shape and budget for which the plan was judged with measured times."""
         _live.add(self)
 
     @classmethod
@@ -107,14 +120,19 @@ class Component:
             pinned=pinned,
         )
         self._mover = _ForeignMove(model, self)
+        if self.kind.passes > MEASURED_FROM_PASSES:
+            self._watch = _ShapeWatch(model, self)
+            self._watch.install()
 
     def close(self) -> None:
         """The module is nobody's but the app's again: on the host, with the values it has now."""
         if self._controller is not None:
             self.unload()
+            if self._watch is not None:
+                self._watch.remove()
             self._controller.detach()
             vars(self._controller.root).pop(_ATTRIBUTE, None)
-            self._controller, self._mover = None, None
+            self._controller, self._mover, self._watch = None, None, None
 
     # ------------------------------------------------------------------ sizes
 
@@ -167,6 +185,7 @@ class Component:
         self._planned_for = wishes
         assert self._mover is not None
         self._mover.install()
+        self._measure()
 
     def _resolve(self, asked: Asked, neighbours: list[Neighbour]) -> ComponentSettings:
         """The settings with what the policy fills in now, beside the components that are alive now."""
@@ -232,18 +251,49 @@ class Component:
         self._peak_device_bytes = max(self._peak_device_bytes, self.device_bytes())
         log.info("Layerwise Offload, %s:\n%s", self.source, plan.to_text())
 
+    def _measure(self) -> None:
+        """A component of many passes is planned again, once, when its layers have been measured on this shape."""
+        if self.kind.passes <= MEASURED_FROM_PASSES or self._settled_here():
+            return
+        if self._measuring_for not in (None, self.shape):
+            self.controller.measure_again()
+        self._measuring_for = self.shape
+        self.controller.replan_when_measured(self._better_plan)
+
+    def _better_plan(self, current: Plan, inventory: Inventory, link: float | None) -> Plan | None:
+        """Within the same limits and with measured times: a plan worth moving layers for, if there is one."""
+        assert self._request is not None
+        self._request = replace(self._request, inventory=inventory)
+        if link is not None:
+            self._request = replace(self._request, h2d_bytes_per_s=link, link_source=f"measured on {self.device}")
+        self._settled = (self.shape, self._request.budget_bytes or 0)
+        try:
+            plan = better_plan(current, self._request)
+        except OffloadError as error:  # the pass that is about to begin can do without
+            log.warning("Layerwise Offload, %s: not planned again: %s", self.source, error)
+            return None
+        if plan is not None:
+            log.info("Layerwise Offload, %s, planned again:\n%s", self.source, plan.to_text())
+        return plan
+
+    def _settled_here(self) -> bool:
+        return self._settled is not None and self._settled[0] == self.shape
+
     def _still_good(self, allowance: DeviceAllowance) -> bool:
         """Whether the plan in effect suits the allowance, or nearly enough not to move anything."""
         plan = self.controller.plan
         if allowance.budget_bytes is None or plan is None:
             return True
-        spare = allowance.budget_bytes - plan.device_bytes
+        if plan.device_bytes > allowance.budget_bytes:
+            return False
         largest = max((plan.layers[index].bytes for index in plan.streamed), default=None)
-        return largest is None or 0 <= spare < 2 * largest
+        judged_at = self._settled[1] if self._settled is not None and self._settled_here() else plan.device_bytes
+        return largest is None or allowance.budget_bytes - judged_at < 2 * largest
 
     def _plan(self, settings: ComponentSettings, allowance: DeviceAllowance, **changes: Any) -> Plan:
         """The plan for a budget. One nobody set is raised to what is needed at least, and a warning says so."""
-        inventory = self.controller.inventory
+        known = self._request if self._settled_here() else None
+        inventory = known.inventory if known is not None else self.controller.inventory
         budget = allowance.budget_bytes
         resident = settings.value("placement") == "resident"
         if budget is None:
@@ -267,6 +317,9 @@ class Component:
                 **changes,
             }
         )
+        if known is not None:
+            request = replace(request, h2d_bytes_per_s=known.h2d_bytes_per_s, link_source=known.link_source)
+        self._request = request
         return make_plan(request)
 
     def warn(self, text: str) -> None:
@@ -278,11 +331,12 @@ class Component:
 
     def report(self) -> dict[str, Any] | None:
         """Plan and run summary as plain data; None if it has never been loaded."""
-        controller, plan = self._controller, self._last_plan
+        controller = self._controller
+        plan = (controller.plan if controller is not None else None) or self._last_plan
         if controller is None or plan is None:
             return None
         summary = controller.counters.as_dict() | {
-            "peak_device_bytes": self._peak_device_bytes,
+            "peak_device_bytes": max(self._peak_device_bytes, self.device_bytes()),
             "device_bytes": self.device_bytes(),
             "ring_bytes": plan.ring_bytes,
             "resident_bytes": plan.resident_bytes,
@@ -323,6 +377,20 @@ class _ForeignMove(Interposed):
         call = self.call
         self.component.unload()
         return call(*args, **kwargs)
+
+
+class _ShapeWatch(Interposed):
+    """Remembers the shape for which the app estimates memory, right before it loads the model for a run."""
+
+    __slots__ = ("component",)
+
+    def __init__(self, model: torch.nn.Module, component: Component) -> None:
+        super().__init__(model, "memory_required")
+        self.component = component
+
+    def __call__(self, input_shape: Any, *args: Any, **kwargs: Any) -> Any:
+        self.component.shape = tuple(input_shape)
+        return self.call(input_shape, *args, **kwargs)
 
 
 def _ring_bytes(inventory: Inventory) -> int:

@@ -17,23 +17,21 @@ from .cost_model import ASSUMED_FLOPS
 from .errors import OffloadError, PlanError
 from .model_files import ModelFile, read_models
 from .plan_text import format_bytes, format_ns
+from .simulate import copy_ns
 
 __all__ = ["add_parser", "run"]
 
 _SCHEMA = 1
+_AS_FAST = 1.005  # shown as "as long as"
+_PLOT_POINTS = 49
 _DEFAULT_H2D_GBPS = 25.0
 _HEADINGS = (
-    "model",
-    "component",
-    "size",
-    "resident",
-    "streamed",
-    "ring",
-    "host",
-    "all resident",
-    "layerwise",
-    "moved whole",
+    *("model", "component", "passes", "size"),
+    *("resident", "ring", "streamed", "host"),
+    *("all resident", "layerwise", "moved whole"),
 )
+_GROUPS = ((4, ""), (2, "on the device"), (2, "in host memory"), (3, "time of one pass"))
+"""What stands above the headings: how many columns, and what they have in common."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -119,16 +117,15 @@ def _machine_json(machine: Machine) -> dict[str, Any]:
 
 def _text(answers: Sequence[Advice], machine: Machine) -> list[str]:
     lines = [
-        f"device {format_bytes(machine.device_bytes)} for weights, link {machine.h2d_bytes_per_s / 1e9:g} GB/s, "
-        f"{machine.tflops:g} TFLOPS ({machine.source})",
+        f"{format_bytes(machine.device_bytes)} of device memory for weights (activations come on top), "
+        f"link {machine.h2d_bytes_per_s / 1e9:g} GB/s, {machine.tflops:g} TFLOPS ({machine.source})",
         "",
         *_columns(answers),
-        "",
     ]
     for answer in answers:
-        lines += _remarks(answer)
+        lines += ["", f"{answer.component} of {answer.model}:", *(f"  {line}" for line in _remarks(answer, machine))]
     host = sum(answer.host_bytes for answer in answers)
-    lines.append(f"host memory for what is not resident: {format_bytes(host)}")
+    lines += ["", f"host memory for what is not resident: {format_bytes(host)}"]
     if machine.host_bytes is not None and host > machine.host_bytes:
         missing = format_bytes(host - machine.host_bytes)
         lines.append(f"  that is {missing} more than there is: that much would be read from the files in every use")
@@ -136,42 +133,71 @@ def _text(answers: Sequence[Advice], machine: Machine) -> list[str]:
 
 
 def _columns(answers: Sequence[Advice]) -> list[str]:
-    rows = [_HEADINGS]
-    for answer in answers:
-        plan = answer.plan
-        layerwise = answer.layerwise_ns
-        rows.append(
-            (
-                answer.model if len(answer.model) <= 40 else f"...{answer.model[-37:]}",
-                f"{answer.component} x{answer.passes}",
-                format_bytes(answer.file_bytes),
-                format_bytes(plan.resident_bytes + plan.loose_bytes) if plan else "-",
-                format_bytes(answer.streamed_bytes) if plan else "-",
-                format_bytes(plan.ring_bytes) if plan else "-",
-                format_bytes(answer.host_bytes) if plan else "-",
-                format_ns(answer.resident_ns),
-                "does not fit" if layerwise is None else format_ns(layerwise),
-                "does not fit" if answer.whole_ns is None else format_ns(answer.whole_ns),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
+    rows = [_HEADINGS, *map(_row, answers)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    lines = [_group_line(widths)]
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row, widths)]
         cells[:2] = [cell.ljust(width) for cell, width in zip(row[:2], widths)]  # names left, figures right
-        lines.append("  ".join(cells))
+        lines.append("  ".join(cells).rstrip())
     return lines
 
 
-def _remarks(answer: Advice) -> list[str]:
-    lines = []
-    if answer.problem is not None:
-        lines.append(f"{answer.component} of {answer.model}: {answer.problem}")
-    elif answer.free_bytes is not None:
-        lines.append(
-            f"{answer.component} of {answer.model}: streaming costs nothing from {format_bytes(answer.free_bytes)} of "
-            f"device memory on; {format_bytes(answer.smallest_bytes)} is the least that works"
-        )
+def _row(answer: Advice) -> tuple[str, ...]:
+    plan, layerwise = answer.plan, answer.layerwise_ns
+    return (
+        answer.model if len(answer.model) <= 40 else f"...{answer.model[-37:]}",
+        answer.component,
+        str(answer.passes),
+        format_bytes(answer.file_bytes),
+        format_bytes(plan.resident_bytes + plan.loose_bytes) if plan else "-",
+        format_bytes(plan.ring_bytes) if plan else "-",
+        format_bytes(answer.streamed_bytes) if plan else "-",
+        format_bytes(answer.host_bytes) if plan else "-",
+        format_ns(answer.resident_ns),
+        "does not fit" if layerwise is None else format_ns(layerwise),
+        "does not fit" if answer.whole_ns is None else format_ns(answer.whole_ns),
+    )
+
+
+def _group_line(widths: Sequence[int]) -> str:
+    cells, column = [], 0
+    for count, words in _GROUPS:
+        width = sum(widths[column : column + count]) + 2 * (count - 1)
+        cells.append(f" {words} ".center(width, "-") if words else " " * width)
+        column += count
+    return "  ".join(cells)
+
+
+def _remarks(answer: Advice, machine: Machine) -> list[str]:
+    """What the figures mean, in words."""
+    least = format_bytes(answer.smallest_bytes)
+    if answer.component == "lora":
+        return ["patches another model's weights: takes no device memory of its own"]
+    if answer.plan is None or answer.layerwise_ns is None:
+        return [f"does not fit: {least} is the least that works, {format_bytes(machine.device_bytes)} were given"]
+    whole = format_bytes(answer.total_bytes)
+    if not answer.plan.streamed:
+        fits = answer.total_bytes <= machine.device_bytes
+        lines = ["everything stays on the device" if fits else "nothing can be streamed"]
+    elif answer.passes == 1:
+        moved = answer.resident_ns + copy_ns(answer.total_bytes, machine.h2d_bytes_per_s)
+        lines = [
+            f"a pass takes {format_ns(answer.layerwise_ns)}, copies included; moving everything in first and computing "
+            f"then takes {format_ns(moved)} and {whole}"
+        ]
+    else:
+        ratio = answer.layerwise_ns / answer.resident_ns if answer.resident_ns else 1.0
+        times = "as long as" if ratio < _AS_FAST else f"{ratio:.2f} times as long as"
+        lines = [f"a pass takes {times} with everything on the device ({whole})"]
+    if answer.smallest_bytes < answer.total_bytes:
+        lines.append(f"{least} is the least that works")
+        if answer.free_bytes is None:
+            lines[-1] += "; more saves next to nothing: one pass copies every layer once, whatever stays"
+        elif answer.free_bytes < answer.total_bytes:
+            lines[-1] += f"; streaming costs nothing from {format_bytes(answer.free_bytes)} on"
+        else:
+            lines[-1] += f"; every byte less than {whole} costs time"
     return lines
 
 
@@ -179,18 +205,43 @@ def _remarks(answer: Advice) -> list[str]:
 
 
 def _draw(path: Path, models: Sequence[ModelFile], machine: Machine) -> None:
+    """Pass time against budget, one panel a component: they differ by orders of magnitude."""
+    if path.suffix.lower() != ".png":
+        raise PlanError.bad_field("--png", str(path), "a name that ends in .png")
     try:
-        figure = importlib.import_module("matplotlib.figure").Figure(figsize=(8, 5))
+        figure = importlib.import_module("matplotlib.figure").Figure(layout="constrained")
     except ImportError:
         raise OffloadError("--png needs matplotlib, which is not installed here; leave --png out") from None
-    axes = figure.subplots()
-    for model in models:
-        for component, curve in budget_curve(model, machine).items():
-            budgets, times = [budget / 1e9 for budget, _ in curve], [time / 1e6 for _, time in curve]
-            axes.plot(budgets, times, "o-", label=f"{component} of {model.name}")
-    axes.axvline(machine.device_bytes / 1e9, color="grey", linestyle=":", label="the device")
-    axes.set_xlabel("device memory for weights (GB)")
-    axes.set_ylabel("one pass (ms)")
-    axes.set_ylim(bottom=0)
-    axes.legend()
+    curves = [
+        (f"{component} of {model.name}", curve)
+        for model in models
+        for component, curve in budget_curve(model, machine, _PLOT_POINTS).items()
+    ]
+    figure.set_size_inches(8, 0.7 + 3.4 * len(curves))
+    figure.suptitle(
+        f"link {machine.h2d_bytes_per_s / 1e9:g} GB/s, {machine.tflops:g} TFLOPS ({machine.source})", fontsize="medium"
+    )
+    for axes, (title, curve) in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves):
+        _draw_curve(axes, title, curve, machine.device_bytes)
     figure.savefig(str(path), dpi=150)
+
+
+def _draw_curve(axes: Any, title: str, curve: Sequence[tuple[int, int]], device_bytes: int) -> None:
+    smallest, whole = curve[0][0], curve[-1][0]
+    unit, word = (1e9, "GB") if whole >= 1e9 else (1e6, "MB")
+    fastest = curve[-1][1] / 1e6
+    times = [time / 1e6 for _, time in curve]
+    axes.plot([budget / unit for budget, _ in curve], times, drawstyle="steps-post", label="layerwise")
+    resident = f"everything fits, {whole / unit:.3g} {word}"
+    device = f"the device, {device_bytes / unit:.3g} {word}"
+    axes.axhline(fastest, color="grey", linestyle="--", linewidth=1, label=resident)
+    axes.axvspan(0, smallest / unit, color="grey", alpha=0.15, linewidth=0, label="too little")
+    if device_bytes <= whole * 1.1:  # further out it would squeeze the curve, and says nothing
+        axes.axvline(device_bytes / unit, color="tab:red", linestyle=":", label=device)
+    axes.set_title(title, loc="left", fontsize="medium")
+    axes.set_xlabel(f"device memory for weights ({word})")
+    axes.set_ylabel("one pass (ms)")
+    axes.set_xlim(0, max(whole, min(device_bytes, whole * 1.1)) * 1.02 / unit)
+    axes.set_ylim(0, max(times) * 1.08 or 1)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")

@@ -18,7 +18,8 @@ from .safetensors_header import TensorInfo
 __all__ = ["Compute", "components_of", "inventory_of"]
 
 SMALL_LAYER_BYTES = 1 << 20  # a layer below this stays: a copy this short costs more than it frees
-HOST_TABLE_BYTES = 256 * 10**6  # an embedding table from this size on is gathered on the host
+HOST_TABLE_BYTES = 64 << 20  # an embedding table from this size on is gathered on the host
+SINGLE_LAYER_BYTES = 64 << 20  # a module outside any list from this size on is a layer of its own
 _LIST_SHARE = 0.02  # a module list that holds less than this share of a component is not a list of blocks
 _SPLIT_SHARE = 1 / 8  # a child that holds more than this share is split at the lists inside it
 _TEXT_TOKENS = 512
@@ -36,10 +37,10 @@ _BUNDLES = (
 _SIGNS = (
     ("lora", ("lora_up", "lora_down", "lora_A", "lora_B", "lora_unet")),
     ("dit", ("double_blocks.", "single_blocks.", "transformer_blocks.", "input_blocks.", "x_embedder",
-             "patch_embedding", "patchify_proj", "joint_blocks.", "diffusion_model.")),
+             "time_projection.", "patchify_proj", "joint_blocks.", "diffusion_model.")),
+    ("text_encoder", ("embed_tokens", "token_embd")),  # also one that sees pictures
     ("image_encoder", ("vision_model.encoder.", "visual.transformer.")),
-    ("text_encoder", ("text_model.", "embed_tokens", "shared.weight", "token_embd", "token_embedding",
-                      "encoder.block.", "enc.blk.")),
+    ("text_encoder", ("text_model.", "shared.weight", "token_embedding", "encoder.block.", "enc.blk.")),
     ("vae", ("decoder.", "encoder.", "quant_conv", "post_quant_conv")),
 )  # fmt: skip
 _TABLES = ("embed_tokens", "shared.weight", "token_embd", "token_embedding", "wte.")
@@ -114,8 +115,18 @@ def _layers(tensors: list[TensorInfo]) -> tuple[dict[str, list[TensorInfo]], lis
     """Layers by name, lists in the order the names first come, indices ascending; and what is outside any layer."""
     total = sum(tensor.bytes for tensor in tensors)
     found: dict[str, list[TensorInfo]] = {}
-    loose = _split(tensors, -1, total, found)
+    loose = _take_large_modules(_split(tensors, -1, total, found), found)
     return dict(sorted(found.items(), key=lambda item: _natural(item[0]))), loose
+
+
+def _take_large_modules(loose: list[TensorInfo], found: dict[str, list[TensorInfo]]) -> list[TensorInfo]:
+    """Move single huge modules (a modulation all blocks share, say) from what is loose to the layers."""
+    modules: dict[str, list[TensorInfo]] = defaultdict(list)
+    for tensor in loose:
+        modules[tensor.name.rpartition(".")[0]].append(tensor)
+    large = {name: members for name, members in modules.items() if name and _bytes(modules, name) >= SINGLE_LAYER_BYTES}
+    found.update((name, members) for name, members in large.items() if name not in found)
+    return [tensor for tensor in loose if tensor.name.rpartition(".")[0] not in large]
 
 
 def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
@@ -130,7 +141,7 @@ def _split(tensors: list[TensorInfo], depth: int, total: int, found: dict[str, l
     loose: list[TensorInfo] = []
     for tensor in tensors:
         parts = tensor.name.split(".")
-        place = next((i for i in range(depth + 1, len(parts) - 1) if parts[i].isdigit() and parts[i].isascii()), None)
+        place = next((i for i in range(depth + 1, len(parts) - 1) if _is_element(parts, i)), None)
         if place is None:
             loose.append(tensor)
         else:
@@ -144,7 +155,7 @@ def _split(tensors: list[TensorInfo], depth: int, total: int, found: dict[str, l
             continue
         for name, members in children.items():
             rest = members
-            if _bytes({name: members}) > _SPLIT_SHARE * total:
+            if _bytes(children, name) > _SPLIT_SHARE * total or _is_walked(name, members):
                 inner: dict[str, list[TensorInfo]] = {}
                 rest = _split(members, name.count("."), total, inner)
                 found.update(inner)
@@ -153,8 +164,25 @@ def _split(tensors: list[TensorInfo], depth: int, total: int, found: dict[str, l
     return loose
 
 
-def _bytes(children: Mapping[str, list[TensorInfo]]) -> int:
-    return sum(tensor.bytes for members in children.values() for tensor in members)
+def _bytes(children: Mapping[str, list[TensorInfo]], *names: str) -> int:
+    """Of all children, or of these."""
+    return sum(tensor.bytes for name in names or children for tensor in children[name])
+
+
+def _is_element(parts: list[str], place: int) -> bool:
+    """Whether a part of a name is that of a list's element: a number, or what an autoencoder keeps in its `mid`."""
+    return (parts[place].isdigit() and parts[place].isascii()) or (place > 0 and parts[place - 1] == "mid")
+
+
+def _is_walked(name: str, members: list[TensorInfo]) -> bool:
+    """Whether a list's element is only gone through and never called, so that what is in it are the layers.
+
+    A UNet's input_blocks.4 is a list itself, of 4.0 and 4.1; an autoencoder's up.2 is a stage with a list of blocks.
+    """
+    parts = name.split(".")
+    if len(parts) > 1 and parts[-2] in ("up", "down"):
+        return True
+    return all(tensor.name[len(name) + 1 :].split(".")[0].isdigit() for tensor in members)
 
 
 def _is_text_stream(tensor: TensorInfo) -> bool:

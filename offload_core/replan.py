@@ -1,6 +1,7 @@
-"""When times have been measured: is there a plan better enough to move layers for?
+"""When more is known than before: is there a plan better enough to move layers for?
 
-Pure arithmetic on plans. Knows nothing about how times are measured or how a plan is put into effect.
+Times have been measured, or a component that was planned for one pass makes a second one. Pure arithmetic on plans.
+Knows nothing about how times are measured or how a plan is put into effect.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from .planner import make_plan
 from .request import PlanRequest
 from .simulate import simulate
 
-__all__ = ["better_plan"]
+__all__ = ["better_plan", "several_passes"]
 
 FASTER = 0.97
 """A new plan has to take at most this share of the old one's time a pass: times are noisy, moving is not free."""
@@ -21,21 +22,35 @@ FASTER = 0.97
 SMALLER = 0.9
 """Or, at no loss of time, at most this share of its device bytes."""
 
+SEVERAL = 2
+"""Passes of a component that turned out to make more than one: how many are to come nobody knows."""
+
+
+def several_passes(request: PlanRequest) -> PlanRequest:
+    """The request for a component that makes a second pass in one use: what stays now is not copied a third time."""
+    return replace(request, passes=max(SEVERAL, request.passes))
+
 
 def better_plan(current: Plan, request: PlanRequest) -> Plan | None:
-    """The plan of `request`, whose inventory carries measured times, or None if `current` is as good.
+    """The plan of `request`, whose inventory carries what is known now, or None if `current` is as good.
 
-    Both are judged by the simulator with the measured times and link rate. Raises what `make_plan` raises.
+    Both are judged by the simulator, in the order of visits and with the times and link rate of the request. A plan
+    that is over the request's budget is never as good. Raises what `make_plan` raises.
     """
     new = make_plan(request)
-    times, _ = compute_times(request.inventory)
-    before = simulate(current, times, request.h2d_bytes_per_s).pass_ns
-    after = new.predicted.pass_ns
-    if after <= before * FASTER:
-        why = f"layers were measured: this plan takes {after / before:.0%} of the time a pass of the one before"
-    elif after <= before and new.device_bytes <= current.device_bytes * SMALLER:
-        spared = (current.device_bytes - new.device_bytes) / 1e9
-        why = f"layers were measured: copies hide behind compute, so {spared:.2f} GB of device memory are given back"
+    inventory = request.inventory
+    times, _ = compute_times(inventory)
+    old = simulate(replace(current, visits=inventory.visits), times, request.h2d_bytes_per_s)
+    before, after = old.pass_ns, new.predicted.pass_ns
+    measured = any(layer.compute_ns is not None for layer in inventory.layers)
+    known = "now that layers were measured" if measured else "for several passes in one use"
+    spared = current.device_bytes - new.device_bytes
+    if request.budget_bytes is not None and current.device_bytes > request.budget_bytes:
+        why = f"{known}: the plan before was {current.device_bytes - request.budget_bytes} bytes over the budget"
+    elif after < before and after <= before * FASTER:
+        why = f"{known}: a pass takes {after / before:.0%} of the time it took with the plan before"
+    elif after <= before and spared > 0 and new.device_bytes <= current.device_bytes * SMALLER:
+        why = f"{known}: copies hide behind compute, {spared / 1e9:.2f} GB of device memory are given back"
     else:
         return None
     return replace(new, decisions=(*new.decisions, why))

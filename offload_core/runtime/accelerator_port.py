@@ -201,7 +201,11 @@ def page_aligned_bytes(nbytes: int) -> torch.Tensor:
 
 
 def _pinned_by_torch(nbytes: int) -> tuple[torch.Tensor, bool]:
-    """Page-locked bytes where the back end offers no registration in place: torch's own allocator for it."""
+    """Page-locked bytes where the back end offers no registration in place: torch's own allocator for it.
+
+    These cannot be unlocked in place: after `detach` the module's parameters still look into them, so they stay
+    page-locked until the parameters go or get other data, and then torch keeps them for its next such tensor.
+    """
     try:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True), True
     except RuntimeError:

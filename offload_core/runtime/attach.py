@@ -21,7 +21,7 @@ from ..errors import OffloadError
 from ..inventory import Inventory
 from ..plan import Plan
 from ..planner import PlanRequest, make_plan
-from ..replan import better_plan
+from ..replan import better_plan, several_passes
 from .controller import Entry, OffloadController
 from .device_port import port_for
 from .device_queue import DeviceQueue
@@ -108,6 +108,8 @@ def attach(
         controller.load(plan)
         if passes > 1:
             controller.replan_when_measured(partial(_replan, request))
+        else:
+            controller.replan_on_second_pass(partial(_replan, several_passes(request)))
     except BaseException:
         if attachment is not None:
             attachment.detach()
@@ -118,7 +120,7 @@ def attach(
 
 
 def _replan(request: PlanRequest, current: Plan, measured: Inventory, link: float | None) -> Plan | None:
-    """With layers and link measured: a better plan within the same limits, if there is one."""
+    """With layers and link measured, or passes seen: a better plan within the same limits, if there is one."""
     if link is not None and request.link_source != _CALLERS_WORD:
         request = replace(request, h2d_bytes_per_s=link, link_source="measured")
     return better_plan(current, replace(request, inventory=measured))

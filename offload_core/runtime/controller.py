@@ -26,6 +26,8 @@ from .counters import RunCounters
 from .device_port import DevicePort
 from .device_queue import DeviceQueue
 from .discovery import Discovery, discover
+from .host_parameter import OutsideTouches, adopt, release
+from .host_store import is_plain
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
 from .layer import Layer
 from .loose import LooseTensors
@@ -62,6 +64,7 @@ class OffloadController:
         self.component = component
         self.plan: Plan | None = None
         self._ask_for_plan: AskForPlan | None = None
+        self._time_to_ask: Callable[[], bool] = lambda: False
         found = discovery or discover(root)
         self.inventory: Inventory = found.inventory(component)
         self.layers = _build_layers(found, queue.port, pinned)
@@ -69,6 +72,7 @@ class OffloadController:
         self._close_masters = weakref.finalize(self, _close_buffers, queue.port, buffers)
         self._close_masters.atexit = False
         self._tables = found.tables
+        self._table_touches = [OutsideTouches() for _ in found.tables]
         self._loose = self._find_loose()
         self.prefetcher = Prefetcher(queue.port, self.layers)
         self.prefetcher.may_use_ring = self._may_use_ring
@@ -92,8 +96,11 @@ class OffloadController:
 
     @property
     def outside_touches(self) -> dict[str, int]:
-        """Layers whose weights were used outside the layer's own call, and how often. Each cost a copy of its own."""
-        return {layer.name: layer.host.touches.count for layer in self.layers if layer.host.touches.count}
+        """Layers and tables whose weights were used outside their own call, and how often. Each cost a copy."""
+        touches = {layer.name: layer.host.touches.count for layer in self.layers} | {
+            table.name: touched.count for table, touched in zip(self._tables, self._table_touches)
+        }
+        return {name: count for name, count in touches.items() if count}
 
     def device_bytes(self) -> int:
         """What the component holds on the device now: its ring, its residents, the loose tensors."""
@@ -137,20 +144,25 @@ class OffloadController:
         """Put `plan` into effect, from nothing or from another plan; layers that stay where they are do not move.
 
         Between passes only. Raises PlanError if the plan is not for these layers. If the device runs out of memory
-        on the way, everything is given back and the error passed on.
+        on the way, everything is given back and the error passed on. Ends a wish to plan again: it knew other limits.
         """
         self._check(plan)
         self._require_no_pass("for a new plan")
-        self.prefetcher.forget_look_ahead()
+        self._plan_again(None, None)
         if self.plan is None:
             self._take_hold()
         try:
-            self._free_what_moves(plan)
-            self._loose.load(self.queue.port)
-            self._place(plan)
+            self._arrange(plan)
         except BaseException:
             self.unload()
             raise
+
+    def _arrange(self, plan: Plan) -> None:
+        """From whatever is in effect, or what an attempt at another plan has left behind, to `plan`."""
+        self.prefetcher.forget_look_ahead()
+        self._free_what_moves(plan)
+        self._loose.load(self.queue.port)
+        self._place(plan)
         self.prefetcher.expect([self.layers[index] for index in plan.visits])
         self.prefetcher.loaded = True
         self.plan = plan
@@ -158,6 +170,7 @@ class OffloadController:
     def unload(self) -> None:
         """Give all device memory back. Nothing is copied: the host masters were never out of date."""
         self.plan = None
+        self._plan_again(None, None)
         self.prefetcher.loaded = False
         try:
             self.prefetcher.give_up_ring()
@@ -182,6 +195,10 @@ class OffloadController:
                     "another shape or type since it was attached; detach and attach the module again"
                 )
         self._loose = self._find_loose()
+        for table, touches in zip(self._tables, self._table_touches):
+            for parameter in table.module.parameters():
+                if is_plain(parameter) and isinstance(parameter, nn.Parameter) and parameter.device.type == "cpu":
+                    adopt(parameter, touches)
         for interposed in self._interposed:
             interposed.install()
 
@@ -194,6 +211,9 @@ class OffloadController:
             interposed.remove()
         for layer in self.layers:
             layer.let_go()
+        for table in self._tables:
+            for parameter in table.module.parameters():
+                release(parameter)
 
     def detach(self) -> None:
         """Leave the module as it was found: the same parameter objects, values included, and its own forward."""
@@ -278,28 +298,57 @@ class OffloadController:
                         layer.bind(self.queue.port.empty(layer.nbytes))
         self.queue.fence()
 
+    # ------------------------------------------------------------------ planning again
+
     def replan_when_measured(self, ask: AskForPlan | None) -> None:
-        """Between two passes, as soon as every layer has been measured, ask once for a better plan and load it.
+        """Between two passes, as soon as every layer has been measured, ask once for a better plan; None: do not.
 
         `ask` gets the plan in effect, the measured inventory and the measured link rate in bytes a second (None: no
-        copy was measured), and answers a plan, or None to leave things as they are. Waits for nothing. If the device
-        has no room for the new plan after all, the old one stays.
+        copy was measured), and answers a plan, or None to leave things as they are. Layers then move one by one: what
+        stays resident is not copied again. The host waits for nothing until a plan changes. If the device has no room
+        for the new one after all, the old one stays. Passes through an entry only: without one nobody sees their end.
         """
-        self._ask_for_plan = ask
-        self.prefetcher.before_pass = None if ask is None else self._replan
+        self._plan_again(ask, self.prefetcher.all_measured)
 
-    def _replan(self) -> None:
-        if self.plan is None or self._ask_for_plan is None or not self.prefetcher.all_measured():
-            return
+    def replan_on_second_pass(self, ask: AskForPlan | None) -> None:
+        """The same for a component planned for one pass a use: ask when a second one begins, measured or not."""
+        passes = self.counters.passes
+        self._plan_again(ask, lambda: self.counters.passes > passes)
+
+    def measure_again(self) -> None:
+        """Forget the compute times: the component is about to run on another shape, batch or patch set."""
+        self.prefetcher.measure_again()
+
+    def _plan_again(self, ask: AskForPlan | None, time_to_ask: Callable[[], bool] | None) -> None:
+        self._ask_for_plan = ask
+        self._time_to_ask = time_to_ask or (lambda: False)
+        self.prefetcher.before_pass = None if ask is None else self._ask_before_pass
+
+    def _ask_before_pass(self) -> None:
+        """Ask if it is time to, and put the answer into effect. In the middle of somebody's layer it is not."""
         ask, before = self._ask_for_plan, self.plan
-        self.replan_when_measured(None)
-        plan = ask(before, self.measured_inventory(), self.link_bytes_per_s())
-        if plan is None:
+        if ask is None or before is None or self.is_running() or self.queue.others_running(self):
             return
+        if not self._time_to_ask():
+            return
+        self._plan_again(None, None)
+        plan = ask(before, self.measured_inventory(), self.link_bytes_per_s())
+        if plan is not None:
+            self._check(plan)
+            self._change(before, plan)
+
+    def _change(self, before: Plan, plan: Plan) -> None:
+        """From one plan to another, or back if there is no memory for it. Back is where we were, so there is room."""
         try:
-            self.load(plan)
-        except torch.OutOfMemoryError:
-            self.load(before)
+            try:
+                self._arrange(plan)
+                return
+            except torch.OutOfMemoryError:
+                pass  # and let go of the error, whose frames hold device memory
+            self._arrange(before)
+        except BaseException:
+            self.unload()
+            raise
 
     # ------------------------------------------------------------------ the queue's lessee
 

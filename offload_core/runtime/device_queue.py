@@ -72,6 +72,10 @@ class DeviceQueue:
         if not nbytes:
             lessee.ring_moved(None)
 
+    def others_running(self, lessee: Lessee) -> bool:
+        """Whether another component has a layer in use, so that the arena has to stay as it is."""
+        return any(other.is_running() for other in self._leases if other is not lessee)
+
     def release(self, lessee: Lessee) -> None:
         """End a lease. The arena shrinks to the largest that is left."""
         self.lease(lessee, 0)

@@ -64,6 +64,7 @@ class Layer:
         "started",
         "swapped_in",
         "timed",
+        "timed_warm",
         "timing",
         "valid",
     )
@@ -105,6 +106,8 @@ class Layer:
         """A visit that is being measured is under way."""
         self.timed = False
         """`arrived`, `started` and `finished` belong to one visit whose times were not read yet."""
+        self.timed_warm = False
+        """That visit was not one of a first pass: it took as long as others will."""
         self.copy_start: Event = port.event(timed=True)
         self.copy_end: Event = port.event(timed=True)
         self.copy_timed = False

@@ -34,7 +34,8 @@ from .layer import Layer
 
 _TIMED_PASSES = 2
 _TIMED_EVERY = 8
-"""Visits of the first passes and of every eighth are measured: enough to plan by, too little to notice."""
+"""Visits of the first passes and of every eighth are measured: enough to plan by, too little to notice. Nobody plans
+by the first pass of all, nor by the first of another shape: kernels are loaded and chosen in it, which takes time."""
 
 _MISSES_TO_PAUSE = 2
 """Visits in a row that were not the expected ones after which look-ahead pauses, until one is. Copies that nobody
@@ -66,7 +67,8 @@ class Prefetcher:
         self._last_trace: list[Layer] = []
         self._misses = 0
         self._timing = False
-        self._timed_until = _TIMED_PASSES
+        self._cold_pass = 0
+        """The pass that is measured for the counters only."""
         self._fence = port.event()
         self._copied_on_compute = False
 
@@ -98,7 +100,8 @@ class Prefetcher:
         self._trace = []
         self._misses = 0
         passes = self.counters.passes
-        self._timing = passes < self._timed_until or passes % _TIMED_EVERY == 0
+        wanted = passes < self._cold_pass + _TIMED_PASSES or self.before_pass is not None
+        self._timing = wanted or passes % _TIMED_EVERY == 0
         self._ring_is_ours = self.may_use_ring()
         self._look_ahead()
 
@@ -344,16 +347,17 @@ class Prefetcher:
         port.compute_waits(layer.copy_done)
         port.record_compute(layer.started)
         layer.timing = layer.timed = True
+        layer.timed_warm = self.counters.passes > self._cold_pass
 
     def recorded_order(self) -> tuple[int, ...]:
         """Indices of the layers in the order in which a pass was seen to visit them; empty before the first."""
         return tuple(layer.index for layer in self._order) if self._recorded else ()
 
     def measure_again(self) -> None:
-        """What was measured no longer holds (another resolution, say): measure the next passes."""
+        """Compute times no longer hold (another resolution, say): measure the next passes. The link is the same."""
         for layer in self._layers:
             layer.compute_ns, layer.timed = None, False
-        self._timed_until = self.counters.passes + _TIMED_PASSES
+        self._cold_pass = self.counters.passes
 
     def all_measured(self) -> bool:
         """Whether every layer of the recorded order has a measured time. Reads what has arrived, waits for nothing."""
@@ -372,7 +376,8 @@ class Prefetcher:
         if compute is None or stall is None:
             return
         layer.timed = False
-        layer.compute_ns = compute
+        if layer.timed_warm:
+            layer.compute_ns = compute
         counters = self.counters
         counters.timed_visits += 1
         counters.stall_ns += stall

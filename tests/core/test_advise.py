@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from offload_core.model_files import ModelFile, read_models
 from offload_core.model_shape import Compute, components_of, inventory_of
 from offload_core.safetensors_header import TensorInfo
 from tests.core.shapes import GB
-from tests.core.test_headers import gguf, safetensors
+from tests.core.test_headers import gguf, safetensors, with_header
 
 ROOT = Path(__file__).parents[2]
 # Small files `dev.py` generates for the tests in the app; nothing here needs them.
@@ -131,6 +132,7 @@ def test_a_checkpoint_is_taken_apart() -> None:
         ("text_model.encoder.layers.0.mlp.fc1.weight", "text_encoder"),
         ("model.embed_tokens.weight", "text_encoder"),
         ("vision_model.encoder.layers.0.mlp.fc1.weight", "image_encoder"),
+        ("time_projection.1.weight", "dit"),
         ("decoder.up.0.block.0.conv1.weight", "vae"),
         ("lora_unet_x.lora_up.weight", "lora"),
         ("something.weight", "other"),
@@ -138,6 +140,12 @@ def test_a_checkpoint_is_taken_apart() -> None:
 )
 def test_components_are_told_by_names(name: str, kind: str) -> None:
     assert list(components_of(tensors_of({name: [2, 2]}))) == [kind]
+
+
+def test_what_sees_and_reads_is_a_text_encoder_and_what_only_sees_is_not_a_dit() -> None:
+    seeing = {"vision_model.embeddings.patch_embedding.weight": [8, 8], "vision_model.encoder.layers.0.w": [8, 8]}
+    assert list(components_of(tensors_of(seeing))) == ["image_encoder"]
+    assert list(components_of(tensors_of({**seeing, "model.embed_tokens.weight": [8, 8]}))) == ["text_encoder"]
 
 
 def test_folder_names_help_where_tensor_names_do_not() -> None:
@@ -161,6 +169,24 @@ def test_very_large_children_are_split() -> None:
     inv = inventory_of("dit", tensors, Compute(100.0))
     assert "middle_block.1.transformer_blocks.3" in {layer.name for layer in inv.layers}
     assert inv.total_bytes == sum(tensor.bytes for tensor in tensors)
+
+
+def test_lists_of_lists_and_what_is_outside_any_list() -> None:
+    """As the engine has it: a UNet's block is a list itself; a huge module of its own is a layer, a small one not."""
+    shapes = {f"input_blocks.{i}.{j}.w": [1024, 1024] for i in range(8) for j in range(2)}
+    shapes |= {"modulation.lin.weight": [8192, 4096], "out.weight": [1024, 1024]}
+    inv = inventory_of("dit", tensors_of(shapes), Compute(100.0))
+    names = [layer.name for layer in inv.layers]
+    assert names == [f"input_blocks.{i}.{j}" for i in range(8) for j in range(2)] + ["modulation.lin"]
+    assert inv.loose_bytes == 2 * 1024 * 1024
+
+
+def test_stages_of_an_autoencoder_are_taken_apart() -> None:
+    shapes = {f"decoder.up.{i}.block.{j}.conv.weight": [1024, 1024] for i in range(3) for j in range(3)}
+    shapes |= {f"decoder.mid.{name}.conv.weight": [1024, 1024] for name in ("block_1", "attn_1", "block_2")}
+    inv = inventory_of("vae", tensors_of(shapes), Compute(100.0))
+    assert len(inv.layers) == 12 and inv.loose_bytes == 0
+    assert {layer.bytes for layer in inv.layers} == {2 * 1024 * 1024}
 
 
 def test_small_layers_stay() -> None:
@@ -193,7 +219,7 @@ def small_model(tmp_path: Path) -> Path:
 def test_the_table(small_model: Path) -> None:
     result = command(small_model, "--device-gb", "0.007", "--host-gb", "0.001", "--gpu", "rtx 4090")
     assert (result.returncode, result.stderr) == (0, "")
-    for words in ("small.safetensors", "dit x20", "12.6 MB", "RTX 4090", "costs nothing from", "more than there"):
+    for words in ("dit of small.safetensors:", "12.6 MB", "(RTX 4090)", "costs nothing from", "more than there is"):
         assert words in result.stdout
 
 
@@ -232,15 +258,55 @@ def test_bad_options_exit_two(small_model: Path, arguments: list[str], words: st
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and words in result.stderr
 
 
-def test_a_picture_or_a_plain_word_that_it_cannot_be_drawn(small_model: Path, tmp_path: Path) -> None:
+def test_a_picture(small_model: Path, tmp_path: Path) -> None:
+    """Two panels, with something drawn in the colour of the curve in each."""
+    pytest.importorskip("matplotlib")
+    image = pytest.importorskip("PIL.Image")
+    other = tmp_path / "t5.safetensors"
+    other.write_bytes(safetensors({f"encoder.block.{i}.w": ("BF16", [1024, 1024]) for i in range(3)}))
     picture = tmp_path / "curve.png"
-    result = command(small_model, "--device-gb", "0.007", "--png", picture)
-    if result.returncode == 0:
-        assert picture.read_bytes().startswith(b"\x89PNG")
-    else:
-        assert result.returncode == 2 and result.stderr.splitlines() == [
-            "offload_core advise: --png needs matplotlib, which is not installed here; leave --png out"
-        ]
+    result = command(small_model, other, "--device-gb", "0.007", "--png", picture)
+    assert (result.returncode, result.stderr) == (0, "")
+    with image.open(picture) as drawn:
+        assert drawn.format == "PNG" and drawn.width == 1200 and drawn.height > 1000
+        pixels = drawn.convert("RGB")
+        blue = (31, 119, 180)
+        halves = (0, drawn.height // 2), (drawn.height // 2, drawn.height)
+        for top, bottom in halves:
+            assert sum(pixel == blue for pixel in pixels.crop((0, top, 1200, bottom)).get_flattened_data()) > 500
+
+
+def test_a_picture_cannot_be_drawn_without_matplotlib(small_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ImportError")
+    line = [sys.executable, "-m", "offload_core", "advise", str(small_model), "--device-gb", "1", "--png", "a.png"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, check=False)
+    assert result.returncode == 2 and result.stderr.splitlines() == [
+        "offload_core advise: --png needs matplotlib, which is not installed here; leave --png out"
+    ]
+    assert not (ROOT / "a.png").exists()
+
+
+def test_a_picture_is_a_png(small_model: Path) -> None:
+    result = command(small_model, "--device-gb", "1", "--png", "curve.gif")
+    assert result.returncode == 2 and "--png: got 'curve.gif'" in result.stderr
+
+
+def test_what_is_said_in_words(tmp_path: Path) -> None:
+    """One line each for: too small a device, one pass only, a LoRA, everything fits."""
+    shapes = {
+        "dit.safetensors": {f"double_blocks.{i}.w": ("BF16", [1024, 1024]) for i in range(6)},
+        "t5.safetensors": {f"encoder.block.{i}.w": ("BF16", [512, 1024]) for i in range(6)},
+        "lora.safetensors": {"a.lora_up.weight": ("BF16", [8, 8]), "a.lora_down.weight": ("BF16", [8, 8])},
+    }
+    for name, tensors in shapes.items():
+        (tmp_path / name).write_bytes(safetensors(tensors))
+    files = [tmp_path / name for name in shapes]
+    small, large = command(*files, "--device-gb", "0.0015").stdout, command(*files, "--device-gb", "1").stdout
+    assert "dit of dit.safetensors:\n  does not fit: 2.1 MB is the least that works, 1.5 MB were given" in small
+    assert "text_encoder of t5.safetensors:\n  a pass takes" in small and "moving everything in first" in small
+    assert "  patches another model's weights" in small
+    assert "dit of dit.safetensors:\n  everything stays on the device" in large
 
 
 @pytest.mark.skipif(not DEV_MODELS, reason="no model files: dev.py test makes them")
@@ -259,6 +325,63 @@ def test_real_files_of_the_test_kit(path: Path) -> None:
             again = advise([read], Machine(budget, 25e9, 100.0, "test"))
             (plan,) = (other.plan for other in again if other.component == answer.component)
             assert plan is not None and check_plan(plan, budget_bytes=budget) == []
+
+
+def as_shards(model: ModelFile, folder: Path) -> list[Path]:
+    """The tensors of a file in three shards of their own, by headers only: what is behind them is a hole."""
+    paths = []
+    for number in range(3):
+        header, end = {}, 0
+        for tensor in model.tensors[number::3]:
+            size = tensor.bytes
+            header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [end, end + size]}
+            end += size
+        paths.append(folder / f"model-{number + 1:05d}-of-00003.safetensors")
+        with open(paths[-1], "wb") as file:
+            file.write(with_header(json.dumps(header).encode()))
+            file.truncate(file.tell() + end)
+    return paths
+
+
+def as_gguf(model: ModelFile, path: Path) -> Path:
+    """The matrices of a file in 8 bits with a scale, as others quantise them; the rest in 32 bits."""
+    entries, end = [], 0
+    for tensor in model.tensors:
+        shape = list(tensor.shape[::-1])
+        quantised = len(shape) == 2 and shape[0] % 32 == 0
+        entries.append((tensor.name, shape, 8 if quantised else 0, end))
+        end += -(-(tensor.elements * 34 // 32 if quantised else tensor.elements * 4) // 32) * 32
+    with open(path, "wb") as file:
+        file.write(gguf(entries))
+        file.truncate(file.tell() + end)
+    return path
+
+
+@pytest.mark.skipif(not DEV_MODELS, reason="no model files: dev.py test makes them")
+@pytest.mark.parametrize("path", DEV_MODELS, ids=lambda path: path.name)
+def test_real_files_of_the_test_kit_as_shards_and_as_gguf(path: Path, tmp_path: Path) -> None:
+    """The same components and layers, whatever the file they are in; bytes as that file has them."""
+    folder = tmp_path / path.parent.name
+    folder.mkdir()
+    (whole,) = read_models([path])
+    (sharded,) = read_models([as_shards(whole, folder)[1]])
+    (quantised,) = read_models([as_gguf(whole, folder / "model.gguf")])
+    machine = Machine(1 << 40, 25e9, 100.0, "test")
+    answers = {answer.component: answer for answer in advise([whole], machine)}
+    for answer in advise([sharded], machine):
+        alike = answers[answer.component]
+        assert (answer.file_bytes, answer.total_bytes, answer.layers) == (
+            alike.file_bytes,
+            alike.total_bytes,
+            alike.layers,
+        )
+    total = 0
+    for answer in advise([quantised], machine):
+        assert answer.component in answers and answer.plan is not None
+        total += answer.file_bytes
+    assert total == sum(tensor.bytes for tensor in quantised.tensors) > 0
+    data_bytes = (folder / "model.gguf").stat().st_size
+    assert total == pytest.approx(data_bytes, rel=0.01), "header and padding are the rest"
 
 
 def test_bad_files_exit_two_in_one_line(tmp_path: Path) -> None:

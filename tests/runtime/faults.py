@@ -1,4 +1,5 @@
-"""Thirty small ways to break the engine. Each is put in by patching it from outside, never by a switch inside.
+"""Thirty small ways to break the engine; `faults_replan` has more. Each is put in by patching it from outside, never by
+a switch inside.
 
 `Fault.kinds` says how it must be caught: "race" by the vector clocks, whatever the numbers; "value" by an output or
 bytes that are not right; "state" by what the engine leaves behind; "slow" by copies that came too late. A fault may be

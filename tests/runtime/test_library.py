@@ -1,12 +1,14 @@
 """attach/detach on modules of our own: walks that are not a simple list, shared tensors, budgets, errors."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from offload_core.errors import BudgetError, OffloadError
+from offload_core.planner import PlanRequest, make_plan
 from offload_core.runtime import DeviceQueue, attach, port_for
 from tests.runtime.library_kit import (
     DEVICES,
@@ -15,6 +17,7 @@ from tests.runtime.library_kit import (
     check_bit_identical,
     device_peak_bytes,
     opened,
+    resident_outputs,
     snapshot,
 )
 
@@ -267,3 +270,31 @@ def test_a_copy_of_an_attached_module_is_an_ordinary_module(device, model):
         twin = copy.deepcopy(model.blocks[2])
         ours = model.blocks[2](torch.ones(1, WIDTH, device=device)).cpu()
     assert torch.equal(twin.to(device)(torch.ones(1, WIDTH, device=device)).detach().cpu(), ours)
+
+
+@pytest.mark.parametrize("passes", [1, 20])
+def test_planning_again_on_a_device_changes_no_bit_and_keeps_the_budget(device, model, passes):
+    """Measured by the device's own events, or for a second pass; the answer is another plan, whatever is better."""
+    x = inputs(device)
+
+    def run(module, device):
+        return [module(x)]
+
+    expected = resident_outputs(model, device, run)
+    budget = sum(p.numel() * p.element_size() for p in model.parameters()) * 2 // 3
+    with torch.no_grad(), attach(model, device=device, budget_bytes=budget, passes=passes, **SMALL) as attachment:
+        controller, first, asked = attachment.controller, attachment.plan, []
+
+        def ask(plan, measured, link):
+            asked.append((plan, measured, link))
+            changed = replace(measured, layers=tuple(replace(layer, compute_ns=1) for layer in measured.layers))
+            return make_plan(PlanRequest(changed, first.device, budget * 3 // 4, passes=20))
+
+        (controller.replan_when_measured if passes > 1 else controller.replan_on_second_pass)(ask)
+        for _ in range(40):
+            assert torch.equal(run(model, device)[0].cpu(), expected[0])
+            assert controller.device_bytes() <= budget
+        ((plan, measured, _),) = asked
+        assert plan is first and attachment.plan is not first
+        assert passes == 1 or all(layer.compute_ns is not None for layer in measured.layers)
+        assert attachment.plan.residents and controller.device_bytes() <= budget * 3 // 4

@@ -158,3 +158,23 @@ def test_tables_on_the_host(device, make, monkeypatch):
     found = discovery.discover(model, min_layer_bytes=1 << 16)
     assert found.tables and found.loose_bytes < found.tables[0].nbytes
     check_bit_identical(model, device, run, **SMALL)
+
+
+def test_a_table_on_the_host_whose_weight_somebody_reads_directly(device, monkeypatch):
+    """Not by looking rows up, but with a tensor on the device: slow, counted, right."""
+    monkeypatch.setattr(discovery, "HOST_GATHER_BYTES", 1 << 16)
+    model = t5()
+    table = model.get_input_embeddings()
+    x = torch.randn(2, 128)
+    expected = torch.nn.functional.linear(x, table.weight.detach())
+    before = snapshot(model)
+    with attach(model, device=device, **SMALL) as attachment:
+        assert torch.equal(table(torch.tensor([1, 4], device=device)).cpu(), table.weight.data[[1, 4]])
+        assert attachment.controller.outside_touches == {}
+        if not attachment.controller.queue.port.shares_host_memory:
+            given = torch.nn.functional.linear(x.to(device), table.weight)
+            assert given.device.type == torch.device(device).type
+            assert torch.allclose(given.cpu(), expected)
+            assert sum(attachment.controller.outside_touches.values()) == 1
+    assert type(table.weight) is torch.nn.Parameter
+    assert_restored(model, before)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from offload_core.errors import PlanError
-from tests.runtime.world import Interrupt, World
+from offload_core.plan import Plan
+from tests.runtime.world import Interrupt, World, hand_plan
 from tests.support.tiny_torch_models import DIM, Block, on_run
 
 UNEVEN = (4, 2, 7, 3, 5, 1, 6)
@@ -124,6 +125,66 @@ def plans_change(world: World) -> None:
     one.run()
 
 
+def planned_again(world: World) -> None:
+    """Between two passes, with the head of the next one in flight, as soon as the layers have been measured."""
+    world.port.measures_ns = 1000
+    one = world.add((4, 4, 4, 4, 4, 4))
+    one.load(12_288, residents=(0,))
+    asked: list[Plan] = []
+    for ring, residents in ((8192, (1, 4)), (12_288, (1,)), (4096, (2, 3)), (0, range(6)), (8192, (5,))):
+        new, old, before = hand_plan(one.controller, ring, residents), one.controller.plan, len(asked)
+        assert old is not None
+        world.port.peak_bytes = world.port.live_bytes
+        one.controller.replan_when_measured(lambda plan, inventory, link, new=new: (asked.append(plan), new)[1])
+        for _ in range(4):
+            one.run()
+        assert one.controller.plan is new and len(asked) == before + 1, "not planned again once"
+        assert one.controller.device_bytes() == world.port.live_bytes == new.device_bytes
+        assert world.port.peak_bytes <= max(old.device_bytes, new.device_bytes), "more for a moment than was given"
+
+
+def planned_again_without_room(world: World) -> None:
+    world.port.measures_ns = 1000
+    one = world.add((4, 4, 4, 4, 4, 4))
+    old = one.load(8192, residents=(1, 4))
+    one.run()
+    one.run()
+    world.port.limit_bytes = world.port.live_bytes
+    new = hand_plan(one.controller, 8192, residents=(1, 2, 3))
+    one.controller.replan_when_measured(lambda plan, inventory, link: new)
+    copied = world.port.copied_bytes
+    for _ in range(3):
+        one.run()
+        assert one.controller.plan is old and world.port.live_bytes == old.device_bytes, "not the old plan"
+    assert world.port.copied_bytes - copied <= (3 * 4 + 2 + 1) * 4096, "layers that stayed were copied again"
+
+
+def second_pass(world: World) -> None:
+    one = world.add((4, 4, 4, 4, 4))
+    one.load(8192)
+    held = hand_plan(one.controller, 8192, residents=(0, 2))
+    one.controller.replan_on_second_pass(lambda plan, inventory, link: held)
+    one.run()
+    assert one.controller.plan is not held, "planned again for one pass"
+    one.run()
+    assert one.controller.plan is held, "not planned again"
+    one.run()
+
+
+def another_plan_meanwhile(world: World) -> None:
+    """Somebody gave memory back before the layers were measured: the old limits are void."""
+    world.port.measures_ns = 1000
+    one = world.add((4, 4, 4, 4))
+    one.load(8192, residents=(1,))
+    new = hand_plan(one.controller, 12_288, residents=(1,))
+    one.controller.replan_when_measured(lambda plan, inventory, link: new)
+    one.run()
+    less = one.load(8192)
+    for _ in range(3):
+        one.run()
+        assert one.controller.plan is less, "planned again by limits that are void"
+
+
 def unloaded_between(world: World) -> None:
     one = world.add((4, 4, 4, 4))
     for _ in range(3):
@@ -236,6 +297,6 @@ def without_an_entry_and_failing(world: World) -> None:
 ZOO: tuple[Callable[[World], None], ...] = (
     in_order, ring_of_one_layer, scattered_places, residents_between, other_orders, repeats, errors, layer_inside_layer,
     weights_change, detached_in_full_flight, detached_before_it_ran, plans_change, plan_asked_for_inside_a_layer,
-    unloaded_between, two_components,
+    planned_again, planned_again_without_room, second_pass, another_plan_meanwhile, unloaded_between, two_components,
     component_between_layers, component_inside_a_layer, without_an_entry, without_an_entry_and_failing,
 )  # fmt: skip

@@ -29,7 +29,9 @@ class VirtualClockPort:
     asynchronous = True
     shares_host_memory = False
 
-    def __init__(self, h2d_bytes_per_s: float) -> None:
+    def __init__(self, h2d_bytes_per_s: float, moves_bytes: bool = True) -> None:
+        """`moves_bytes` False: for sizes that no test machine has. Memory is never touched, so it takes none."""
+        self._moves_bytes = moves_bytes
         self.device = torch.device("cpu")
         self.h2d_bytes_per_s = h2d_bytes_per_s
         self.host_ns = 0
@@ -45,7 +47,7 @@ class VirtualClockPort:
 
     def empty(self, nbytes: int) -> torch.Tensor:
         self.allocations += 1
-        return torch.zeros(nbytes, dtype=torch.uint8)
+        return self._memory(nbytes)
 
     def event(self, timed: bool = False) -> VirtualEvent:
         return VirtualEvent()
@@ -82,7 +84,7 @@ class VirtualClockPort:
         return None
 
     def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
-        return torch.zeros(nbytes, dtype=torch.uint8), pinned
+        return self._memory(nbytes), pinned
 
     def host_release(self, buffer: torch.Tensor) -> None:
         pass
@@ -115,9 +117,14 @@ class VirtualClockPort:
             peak = max(peak, alive)
         return peak
 
+    def _memory(self, nbytes: int) -> torch.Tensor:
+        make = torch.zeros if self._moves_bytes else torch.empty
+        return make(nbytes, dtype=torch.uint8)
+
     def _move(self, destination: torch.Tensor, source: torch.Tensor) -> int:
-        with torch.inference_mode(False), torch.no_grad():
-            destination.copy_(source)
+        if self._moves_bytes:
+            with torch.inference_mode(False), torch.no_grad():
+                destination.copy_(source)
         self.copies += 1
         self.copied_bytes += source.numel()
         return round(source.numel() * 1e9 / self.h2d_bytes_per_s)
