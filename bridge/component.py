@@ -21,13 +21,13 @@ from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
 from ..offload_core.replan import better_plan
 from ..offload_core.runtime import OffloadController, discover
-from ..offload_core.runtime.interpose import Interposed
 from ..offload_core.settings import ComponentSettings
 from .asked import Asked
 from .device import queue_for
 from .kinds import Kind, entries_of, kind_of
 from .memory import DeviceAllowance, device_allowance, may_pin
 from .placing import Neighbour, left_to_the_app, resolve_now
+from .watch import ForeignMove, ShapeWatch
 from .weights import Applied
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class Component:
         self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
         """Our patchers over the module; the last one to go closes the component."""
         self._controller: OffloadController | None = None
-        self._mover: _ForeignMove | None = None
-        self._watch: _ShapeWatch | None = None
+        self._mover: ForeignMove | None = None
+        self._watch: ShapeWatch | None = None
         self._found_inventory: Inventory | None = None
         self._planned_for: tuple[Any, ...] | None = None
         self._last_plan: Plan | None = None
@@ -119,9 +119,9 @@ class Component:
             entries=entries_of(model, self.kind),
             pinned=pinned,
         )
-        self._mover = _ForeignMove(model, self)
-        if self.kind.passes > MEASURED_FROM_PASSES:
-            self._watch = _ShapeWatch(model, self)
+        self._mover = ForeignMove(model, self)
+        if self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
+            self._watch = ShapeWatch(model, self)
             self._watch.install()
 
     def close(self) -> None:
@@ -359,38 +359,6 @@ class Component:
             "settings": self._resolved.to_json() if self._resolved is not None else {},
             "warnings": warnings,
         }
-
-
-class _ForeignMove(Interposed):
-    """Before anybody else moves the whole module, the device is given back and the module made an ordinary one.
-
-    The app's own patchers over the same module (a MODEL that went into our Apply node and also elsewhere) do that.
-    """
-
-    __slots__ = ("component",)
-
-    def __init__(self, model: torch.nn.Module, component: Component) -> None:
-        super().__init__(model, "to")
-        self.component = component
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = self.call
-        self.component.unload()
-        return call(*args, **kwargs)
-
-
-class _ShapeWatch(Interposed):
-    """Remembers the shape for which the app estimates memory, right before it loads the model for a run."""
-
-    __slots__ = ("component",)
-
-    def __init__(self, model: torch.nn.Module, component: Component) -> None:
-        super().__init__(model, "memory_required")
-        self.component = component
-
-    def __call__(self, input_shape: Any, *args: Any, **kwargs: Any) -> Any:
-        self.component.shape = tuple(input_shape)
-        return self.call(input_shape, *args, **kwargs)
 
 
 def _ring_bytes(inventory: Inventory) -> int:
