@@ -19,7 +19,7 @@ from .loaders import (
     load_diffusion_model,
     load_vae,
 )
-from .report_text import report_json, report_text
+from .report_text import report_json, report_text, show_on_node
 from .wrapping import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "payloads",
     "report_json",
     "report_text",
+    "show_on_node",
     "wrap_clip",
     "wrap_clip_vision",
     "wrap_controlnet",

@@ -2,7 +2,7 @@
 
 from comfy_api.v0_0_2 import io, ui
 
-from ..bridge.api import live_bystanders, live_reports, report_json, report_text
+from ..bridge.api import live_bystanders, live_reports, report_json, report_text, show_on_node
 
 
 class LayerwiseOffloadReport(io.ComfyNode):
@@ -30,6 +30,7 @@ class LayerwiseOffloadReport(io.ComfyNode):
                 io.String.Output(display_name="text", tooltip="The report for people."),
                 io.String.Output(display_name="plan_json", tooltip="The report for programs, as by HTTP."),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -41,4 +42,5 @@ class LayerwiseOffloadReport(io.ComfyNode):
     def execute(cls, value) -> io.NodeOutput:
         reports = live_reports()
         text = report_text(reports, live_bystanders())
+        show_on_node(text, cls.hidden.unique_id)
         return io.NodeOutput(value, text, report_json(reports), ui=ui.PreviewText(text))

@@ -9,8 +9,10 @@ await scenario(async (page, task) => {
   await page.waitForTimeout(800);
   await page.screenshot({ path: task.screenshot });
   const beforeReload = await page.evaluate(() => verbs.apiForm()); // the app draws a new seed after each run
+  // What nodes show: as widgets in either renderer, or as text of the page.
+  const shown = await page.evaluate(() => document.body.innerText + JSON.stringify(app.graph.nodes.map((n) => n.widgets?.map((w) => w.value))));
   const vueElements = await page.locator('[data-node-id]').count();
   await page.evaluate(() => verbs.saveAndReload());
   const afterReload = await page.evaluate(() => verbs.apiForm());
-  return { ids, built, beforeReload, afterReload, run, vueElements };
+  return { ids, built, beforeReload, afterReload, run, shown, vueElements };
 });

@@ -1,0 +1,29 @@
+"""The loader of a whole pipeline, with options and a report behind it, as a user sees them."""
+
+import numpy
+import pytest
+from PIL import Image
+
+from tests.support import pixels
+from tests.support.workflows import SAMPLER, SAVE_IMAGE, all_in_one, build, node
+
+pytestmark = pytest.mark.web
+
+
+@pytest.mark.parametrize("renderer", ["vue", "canvas"])
+def test_pipeline_loader_options_and_report(server, play, renderer):
+    expected = server.images(server.run(build("flux", seed=77)).check())
+    server.free()
+    prompt = all_in_one(build("flux", seed=77))
+    prompt["40"] = node("LayerwiseOffloadReport", value=[SAMPLER, 0])
+    played = play("loader.mjs", f"pipeline-{renderer}", prompt=prompt, vueNodes=renderer == "vue")
+
+    assert played["run"]["status"] == "success", played["run"]
+    saved = played["run"]["outputs"][played["ids"][SAVE_IMAGE]]["images"][0]
+    path = server.base / saved["type"] / saved["subfolder"] / saved["filename"]
+    pixels.assert_identical(expected, [numpy.asarray(Image.open(path).convert("RGB"))])
+    report = "".join(played["run"]["outputs"][played["ids"]["40"]]["text"])
+    assert "dit" in report and "device memory" in report
+    assert "dit on" in played["shown"], "the report is not to be seen on its node"
+    assert played["afterReload"] == played["beforeReload"], "saving and loading changed the workflow"
+    assert played["errors"] == [] and played["external"] == []
