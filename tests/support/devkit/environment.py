@@ -22,6 +22,7 @@ SKIPPED_REQUIREMENT = re.compile(r"^(torch|torchvision|torchaudio|comfyui-.*)([=
 UI_PACKAGES = ("comfyui-frontend-package", "comfyui-embedded-docs", "comfyui-workflow-templates")
 TEST_REQUIREMENTS = paths.ROOT / "tests" / "requirements-test.txt"
 PEER_REQUIREMENTS = paths.ROOT / "tests" / "requirements-peers.txt"
+STUBBED_REQUIREMENTS = paths.ROOT / "tests" / "requirements-vision.txt"
 STUBS_SOURCE = paths.SUPPORT / "cuda_stubs" / "stubs.c"
 ASK_TORCH = (
     "import json, torch; print(json.dumps({'version': torch.__version__, 'cuda': torch.version.cuda,"
@@ -103,7 +104,7 @@ def install_vision_and_audio(log: Log):
     compiler = shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
     if not compiler:
         raise Missing("no C compiler (gcc): torchvision cannot load on a CPU torch, so the app cannot start")
-    pip(log, "--no-deps", f"torchvision=={versions.STUBBED_TORCHVISION}", f"torchaudio=={versions.STUBBED_TORCHAUDIO}")
+    pip(log, "--no-deps", "-r", STUBBED_REQUIREMENTS)
     _build_stubs(log, compiler)
     log.run(
         *(paths.PYTHON, "-c"),
@@ -151,7 +152,7 @@ def steps_before_app(steps: Steps):
 
 
 def steps_after_app(steps: Steps, tree: Path):
-    stubbed = (versions.STUBBED_TORCHVISION, versions.STUBBED_TORCHAUDIO, STUBS_SOURCE)
+    stubbed = (STUBBED_REQUIREMENTS, STUBS_SOURCE)
     facts = paths.TORCH_FACTS
     steps.run("requirements", [tree / "requirements.txt", facts], lambda log: install_requirements(log, tree))
     steps.run("torchvision-torchaudio", [facts, *stubbed], install_vision_and_audio)

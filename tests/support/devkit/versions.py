@@ -4,11 +4,6 @@ from dataclasses import dataclass
 
 TORCH = "2.13.0"
 
-# Registry builds that load on a CPU torch, once the stub libraries stand in for CUDA's (see cuda_stubs/stubs.c): the
-# first to use torch's stable C interface. On any other torch the versions that match it are installed instead.
-STUBBED_TORCHVISION = "0.29.2"
-STUBBED_TORCHAUDIO = "2.11.0"
-
 PLAYWRIGHT_CORE = "1.65.1"
 
 
