@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .fields import MAX_NS
 from .inventory import Inventory, LayerSpec
 
 __all__ = ["ASSUMED_FLOPS", "compute_times", "tokens_for"]
@@ -53,9 +54,10 @@ def compute_times(inventory: Inventory) -> tuple[tuple[int, ...], str | None]:
 
 
 def _fill(layers: Sequence[LayerSpec], ns_per_byte: float) -> tuple[int, ...]:
-    return tuple(
-        round(_read_bytes(layer) * ns_per_byte) if layer.compute_ns is None else layer.compute_ns for layer in layers
-    )
+    def guess(layer: LayerSpec) -> int:
+        return min(round(_read_bytes(layer) * ns_per_byte), MAX_NS)  # one tiny slow layer must not outlaw the others
+
+    return tuple(guess(layer) if layer.compute_ns is None else layer.compute_ns for layer in layers)
 
 
 def _read_bytes(layer: LayerSpec) -> int:

@@ -23,3 +23,8 @@ def test_measured_times_that_hide_the_copies_leave_it_free():
     plan = plan_for(2_000_000_000, layers)
     assert plan.resident_bytes == 0
     assert plan.predicted.stall_ns == 0
+
+
+def test_one_tiny_slow_layer_does_not_outlaw_the_guess_for_the_others():
+    layers = (LayerSpec("blocks.0", 1, compute_ns=40_000_000), *LAYERS[1:])
+    assert plan_for(2_000_000_000, layers).device_bytes <= 2_000_000_000
