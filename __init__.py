@@ -4,7 +4,10 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    """The pack's nodes, imported when the app asks and not before."""
+    """The pack's nodes, imported when the app asks and not before. What this app lacks for them is said in its log."""
+    from .bridge import compat
+
+    compat.look()
     from .nodes import LayerwiseOffloadExtension
 
     return LayerwiseOffloadExtension()

@@ -3,6 +3,7 @@
 
 python3 dev.py demo     a real ComfyUI with the pack: the same picture with the app's loader and with ours
 python3 dev.py test     every test; --tier core,runtime,app,web,gpu,lint for some; further words go to pytest
+python3 dev.py versions a small set of workflows in every ComfyUI version that the pack is for
 python3 dev.py serve    a real ComfyUI with the pack, to open in a browser
 python3 dev.py lint     ruff and mypy
 python3 dev.py setup    only what the others would set up first
@@ -45,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     wanted.add_argument("--tier", help=f"comma-separated, of {', '.join(tiers.TIERS)}")
     wanted.add_argument("--long", action="store_true", help="also the tests marked long")
 
+    command("versions", "every ComfyUI version that the pack is for; words that are not known here go to pytest")
+
     wanted = command("demo", "the same picture with the app's loader and with ours, in a real ComfyUI")
     wanted.add_argument("--device", choices=DEVICES, default="auto")
     wanted.add_argument("--json", metavar="FILE", help="write the result here")
@@ -63,11 +66,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     arguments, extra = parser().parse_known_args()
-    if extra and arguments.command != "test":
+    if extra and arguments.command not in ("test", "versions"):
         parser().error(f"unknown words: {' '.join(extra)}")
     run = {
         "setup": lambda: setup.main(arguments),
         "test": lambda: tiers.main(arguments, [word for word in extra if word != "--"]),
+        "versions": lambda: tiers.versions_main(argparse.Namespace(**vars(arguments), long=True), extra),
         "demo": lambda: launch.demo(arguments),
         "serve": lambda: launch.serve(arguments),
         "lint": tiers.lint_main,

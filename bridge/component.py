@@ -12,7 +12,6 @@ import weakref
 from dataclasses import replace
 from typing import Any
 
-import comfy.ops
 import torch
 
 from ..offload_core.errors import OffloadError
@@ -22,6 +21,7 @@ from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
 from ..offload_core.replan import better_plan
 from ..offload_core.runtime import OffloadController, discover
 from ..offload_core.settings import ComponentSettings
+from . import compat
 from .asked import Asked
 from .device import queue_for
 from .kinds import Kind, entries_of, kind_of
@@ -387,7 +387,7 @@ def live_bystanders() -> list[dict[str, str]]:
 
 def _fill_in_missing(model: torch.nn.Module) -> None:
     """Give weights that no file brought their values, as the app does when it loads a module."""
-    zero_init = getattr(comfy.ops.disable_weight_init, "_zero_init_parameter", None)
+    zero_init = compat.fill_in_weight()
     if zero_init is not None:
         for module in model.modules():
             if hasattr(module, "comfy_cast_weights"):

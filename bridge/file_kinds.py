@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import comfy.sd
-
 from ..offload_core.errors import OffloadError
 from ..offload_core.model_files import ModelFile, read_models
+from . import compat
 
 _PREFIXES: dict[str, tuple[str, ...]] = {
     "controlnet": ("controlnet_", "zero_convs.", "control_model.", "input_hint_block."),
@@ -46,7 +45,7 @@ def kinds_of(files: Iterable[ModelFile]) -> set[str]:
 
 def _app_knows_encoder(tensors: dict) -> bool:
     """The app's own detection, which looks at names and shapes only; not there in every version."""
-    detect = getattr(comfy.sd, "detect_te_model", None)
+    detect = compat.detect_text_encoder()
     try:
         return detect is not None and detect(tensors) is not None
     except Exception:  # it wanted values: then it has found something

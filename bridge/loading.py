@@ -15,6 +15,7 @@ from typing import Any
 import comfy.model_patcher
 
 from ..offload_core.errors import OffloadError, SettingsError
+from . import compat
 from .asked import Asked
 from .patcher import LayerwiseModelPatcher
 
@@ -39,6 +40,7 @@ def patcher_class(cls: type[comfy.model_patcher.ModelPatcher]) -> Iterator[None]
 @contextlib.contextmanager
 def app_load(what: str, paths: Sequence[str]) -> Iterator[None]:
     """One load by the app, with our patcher class; its errors get the files' names and a way out."""
+    compat.require()
     try:
         with patcher_class(LayerwiseModelPatcher):
             yield

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import comfy.model_management as mm
 import psutil
 import torch
 from comfy.cli_args import args
 
 from ..offload_core.settings import ComponentSettings, Unset
+from . import compat
 from .device import total_bytes
 
 UNLIMITED_BYTES = 10**18
@@ -48,7 +48,7 @@ def may_pin(nbytes: int) -> bool:
     if args.disable_pinned_memory:
         return False
     allowed = psutil.virtual_memory().available * _PINNED_SHARE_OF_AVAILABLE
-    ceiling = getattr(mm, "MAX_PINNED_MEMORY", 0)
-    if ceiling > 0:  # the app counts page-locked bytes of its own; below zero it counts none
-        allowed = min(allowed, ceiling - getattr(mm, "TOTAL_PINNED_MEMORY", 0))
+    apps_room = compat.app_pin_room_bytes()
+    if apps_room is not None:
+        allowed = min(allowed, apps_room)
     return nbytes <= allowed

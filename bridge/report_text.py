@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from server import PromptServer
+from . import compat
 
 REPORT_SCHEMA = 1
 
@@ -54,6 +54,6 @@ def show_on_node(text: str, node_id: str) -> None:
 
     By the app's progress text: what a node returns for the interface is drawn for the app's own preview nodes only.
     """
-    server = getattr(PromptServer, "instance", None)
+    server = compat.server()
     if server is not None:
         server.send_progress_text(text, node_id)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from aiohttp import web
-from server import PromptServer
 
+from . import compat
 from .component import live_reports
 from .report_text import REPORT_SCHEMA
 
 
 def register() -> None:
     """Add the routes to the running server. Called once, before the app freezes its route table."""
-    server = getattr(PromptServer, "instance", None)
+    server = compat.server()
     if server is not None:
         server.routes.get("/layerwise_offload/report")(_report)
 

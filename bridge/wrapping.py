@@ -12,6 +12,7 @@ import comfy.model_patcher
 
 from ..offload_core.errors import OffloadError
 from ..offload_core.settings import ComponentSettings
+from . import compat
 from .asked import Options, ask
 from .kinds import kind_of
 from .loading import check_placement
@@ -31,6 +32,7 @@ def wrap_model(
     Patches, options, wrappers and the rest are carried over as the app's own `clone` does. A Dynamic VRAM model is
     first turned into an ordinary one by the app's factory, which loads the file a second time.
     """
+    compat.require()
     before = model.asked if isinstance(model, LayerwiseModelPatcher) else None
     asked = ask(settings, options, before=before)
     check_placement(asked, at_load=False)

@@ -13,6 +13,7 @@ from tests.support.workflows import (
     VAE,
     all_in_one,
     build,
+    from_checkpoint,
     node,
     with_controlnet,
     with_our_loaders,
@@ -203,19 +204,7 @@ def test_controlnet_in_the_step_equals_the_app_and_shares_the_ring(sim, family):
 
 
 def test_checkpoint_equals_the_app(sim):
-    tiny_models.ensure("sd15_checkpoint")
-    prompt = build("sd15")
-    loader = node("CheckpointLoaderSimple", ckpt_name=tiny_models.file_name("sd15_checkpoint"))
-    rewired = {}
-    outputs = {MODEL: 0, CLIP: 1, VAE: 2}
-    for node_id, entry in prompt.items():
-        wires = {
-            name: [MODEL, outputs[value[0]]] if isinstance(value, list) and value[0] in outputs else value
-            for name, value in entry["inputs"].items()
-        }
-        if node_id not in outputs:
-            rewired[node_id] = node(entry["class_type"], **wires)
-    prompt = {**rewired, MODEL: loader}
+    prompt = from_checkpoint(build("sd15"), "sd15_checkpoint")
     reference = saved(sim, prompt)
     for widgets in ({}, {"placement": "layerwise", "budget_gb": 0.05, "clip_placement": "layerwise"}):
         sim.free()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.devkit.versions import APP_RELEASES, DEFAULT_APP, OLDEST_APP
+
 ROOT = Path(__file__).parents[2]
 APP = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "execution", "nodes"}
 ALLOWED = {
@@ -113,3 +115,47 @@ def test_public_modules_say_what_they_do():
         for path in files(layer):
             if path.name != "__main__.py":
                 assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no docstring"
+
+
+def _app_aliases(tree: ast.Module) -> set[str]:
+    """The names under which a file knows the app's modules and what it took out of them."""
+    names = set()
+    for statement in ast.walk(tree):
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            module = statement.module or "" if isinstance(statement, ast.ImportFrom) else ""
+            for alias in statement.names:
+                top = (module or alias.name).split(".")[0]
+                if top in APP and getattr(statement, "level", 0) == 0:
+                    names.add(alias.asname or (alias.name if module else top))
+    return names
+
+
+def test_the_app_is_asked_for_its_features_in_one_place():
+    """`getattr(comfy.something, "name", default)` and its like belong into bridge/compat.py."""
+    for layer in ("bridge", "nodes"):
+        for path in files(layer):
+            if path.name == "compat.py":
+                continue
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            aliases = _app_aliases(tree)
+            for call in ast.walk(tree):
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("getattr", "hasattr") and call.args:
+                    root = call.args[0]
+                    while isinstance(root, ast.Attribute):
+                        root = root.value
+                    probed = getattr(root, "id", "") in aliases
+                    assert not probed, f"{path.name}:{call.lineno} asks the app for a feature; see bridge/compat.py"
+
+
+def test_the_versions_that_are_promised_are_those_that_are_tested():
+    source = (ROOT / "bridge" / "compat.py").read_text(encoding="utf-8")
+    body = ast.parse(source).body
+    assigned = {
+        statement.targets[0].id: statement.value
+        for statement in body
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+    }
+    tested = ast.literal_eval(assigned["TESTED"])
+    assert sorted(tested) == sorted(APP_RELEASES)
+    assert tested[0] == OLDEST_APP and tested[-1] == DEFAULT_APP
+    assert f'requires-comfyui = ">={tested[0]}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -201,6 +201,27 @@ OUR_LOADERS = {
 OPTIONS = "90"
 
 
+def from_checkpoint(prompt: dict, checkpoint: str) -> dict:
+    """The prompt with the app's checkpoint loader in place of its loaders of model, encoder and VAE."""
+    tiny_models.ensure(checkpoint)
+    loader = node("CheckpointLoaderSimple", ckpt_name=tiny_models.file_name(checkpoint))
+    return _from_one_node(prompt, loader)
+
+
+def _from_one_node(prompt: dict, loader: dict) -> dict:
+    """The prompt with one node at MODEL that puts out model, encoder and VAE, in this order."""
+    outputs = {MODEL: 0, CLIP: 1, VAE: 2}
+    changed = {MODEL: loader}
+    for node_id, entry in prompt.items():
+        if node_id not in outputs:
+            wires = {
+                name: [MODEL, outputs[value[0]]] if isinstance(value, list) and value[0] in outputs else value
+                for name, value in entry["inputs"].items()
+            }
+            changed[node_id] = node(entry["class_type"], **wires)
+    return changed
+
+
 def with_our_loaders(prompt: dict, settings: dict[str, dict], options: dict | None = None) -> dict:
     """The prompt with our loader in place of the app's at each node id in `settings`, whose values are our widgets'.
 
@@ -231,14 +252,4 @@ def all_in_one(prompt: dict, **widgets) -> dict:
         "vae_name": prompt[VAE]["inputs"]["vae_name"],
         **widgets,
     }
-    outputs = {MODEL: 0, CLIP: 1, VAE: 2}
-    changed = {}
-    for node_id, entry in prompt.items():
-        if node_id not in outputs:
-            wires = {
-                name: [MODEL, outputs[value[0]]] if isinstance(value, list) and value[0] in outputs else value
-                for name, value in entry["inputs"].items()
-            }
-            changed[node_id] = node(entry["class_type"], **wires)
-    changed[MODEL] = node("LayerwiseOffloadLoader", **inputs)
-    return changed
+    return _from_one_node(prompt, node("LayerwiseOffloadLoader", **inputs))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from . import accelerator, browser, environment, paths
 from .setup import set_up
 from .steps import on_ci, say, stop
+from .versions import APP_RELEASES, OLDEST_APP
 
 TIERS = ("lint", "core", "runtime", "app", "web", "gpu")
 NO_TESTS = 5  # pytest's exit code
@@ -123,8 +124,18 @@ def read_counts(report) -> dict:
 
 def main(arguments, extra: list[str]) -> int:
     tiers = wanted_tiers(arguments.tier)
-    set_up(arguments.comfyui, web="web" in tiers)
-    outcomes = [lint() if tier == "lint" else run_tier(tier, arguments, extra) for tier in tiers]
+    others = (APP_RELEASES if arguments.long else [OLDEST_APP]) if "app" in tiers else []
+    set_up(arguments.comfyui, *others, web="web" in tiers)
+    return sum_up([lint() if tier == "lint" else run_tier(tier, arguments, extra) for tier in tiers])
+
+
+def versions_main(arguments, extra: list[str]) -> int:
+    """The pack in every version of the app that set-up knows."""
+    set_up(*APP_RELEASES)
+    return sum_up([run_tier("app", arguments, ["tests/app/test_versions.py", *extra])])
+
+
+def sum_up(outcomes: list[Outcome]) -> int:
     say("")
     for outcome in outcomes:
         say(outcome.line())

@@ -36,6 +36,9 @@ APP_RELEASES = {
     )
 }
 
+OLDEST_APP = "0.16.3"
+"""Every run of the app tier tries this one as well; the others are for `dev.py versions` and `--long`."""
+
 
 def app_release(version: str) -> AppRelease:
     try:

@@ -1,0 +1,75 @@
+"""The pack in every ComfyUI version it is for: it works, bit for bit, or says at load and on the node what is missing.
+
+`python3 dev.py versions` runs all of them; an ordinary run tries the oldest (the others' tiers run in the newest).
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import pixels
+from tests.support.devkit import paths
+from tests.support.devkit.versions import APP_RELEASES, OLDEST_APP
+from tests.support.workflows import CLIP, MODEL, VAE, build, from_checkpoint, with_our_loaders
+
+pytestmark = pytest.mark.app
+
+SLOW_LINK = 300_000_000
+LACKING_PACK = Path(__file__).parent / "lacking_pack"
+
+
+def saved(server, prompt) -> str:
+    """The digest of what a run of `prompt` saved; the device is empty afterwards."""
+    return streamed(server, prompt)[1]
+
+
+def streamed(server, prompt) -> tuple[set[str], str]:
+    """The components of which layers were streamed in a run of `prompt`, and the digest of what it saved."""
+    result = server.run(prompt).check()
+    names = {
+        component["component"]
+        for component in server.report()["components"]
+        if any(layer["placement"] == "streamed" for layer in component["plan"]["layers"])
+    }
+    arrays = server.latents(result) + server.images(result)
+    pixels.assert_sane(arrays)
+    assert server.sim_stats()["races"] == 0, server.sim_stats()["race_message"]
+    server.free()
+    return names, pixels.sha256(arrays)
+
+
+@pytest.mark.parametrize(
+    "version",
+    [version if version == OLDEST_APP else pytest.param(version, marks=pytest.mark.long) for version in APP_RELEASES],
+)
+def test_the_pack_works_in(version, app_server_factory):
+    if not paths.app_tree(version).is_dir():
+        pytest.skip(f"python3 dev.py setup --comfyui {version}")
+    server = app_server_factory("sim", version=version, bandwidth=SLOW_LINK)
+    assert f"Layerwise Offload on ComfyUI {version}" in server.log()
+    used = server.sim_stats()["used"]
+    for lora, loader in ((None, "layerwise"), (0.8, "layerwise"), (0.8, "apply")):
+        reference = saved(server, build("flux", lora=lora))
+        ours = build("flux", loader, lora=lora, placement="layerwise", budget_gb=0.03)
+        assert streamed(server, ours) == ({"dit"}, reference), (loader, lora)
+    prompts = [
+        (build("flux"), (CLIP,), {"text_encoder"}),
+        (build("wan"), (MODEL, VAE), {"dit", "vae"}),
+        (from_checkpoint(build("sd15", steps=1), "sd15_checkpoint"), (MODEL,), {"dit", "text_encoder"}),
+    ]
+    for prompt, loaders, components in prompts:
+        reference = saved(server, prompt)
+        ours = with_our_loaders(prompt, dict.fromkeys(loaders, {}), {"mode": "memory"})
+        assert streamed(server, ours) == (components, reference)
+    assert server.sim_stats()["used"] <= used, "device bytes were left behind"
+
+
+def test_an_app_that_lacks_something_is_refused_in_the_log_and_on_the_node(app_server_factory):
+    server = app_server_factory("sim", extra_packs=(LACKING_PACK,))
+    what = "lacks comfy.sd.load_checkpoint_guess_config(te_model_options); the pack works from ComfyUI 0.16.3 on"
+    assert what in server.log()
+    for loader in ("layerwise", "apply"):
+        result = server.run(build("flux", loader))
+        assert result.status == "error"
+        assert what in result.message
+    server.run(build("flux")).check()  # the app's own nodes are not our business
