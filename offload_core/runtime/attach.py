@@ -26,7 +26,7 @@ from .controller import Entry, OffloadController
 from .device_port import port_for
 from .device_queue import DeviceQueue
 from .discovery import MIN_LAYER_BYTES, discover
-from .host_parameter import HostParameter
+from .host_parameter import is_adopted
 
 _CALLERS_WORD = "given by the caller"
 
@@ -130,7 +130,7 @@ def _check_module(module: nn.Module, component: str) -> None:
     """Refuse a module that is not on the CPU, or that somebody has attached already."""
     parameters = list(module.named_parameters())
     for name, parameter in parameters:
-        if type(parameter) is HostParameter:
+        if is_adopted(parameter):
             raise OffloadError(
                 f"{component}: asked to offload a module; found {name} under layerwise offload already; "
                 "detach the other attachment first"

@@ -27,10 +27,10 @@ from .device_port import DevicePort
 from .device_queue import DeviceQueue
 from .discovery import Discovery, discover
 from .host_parameter import OutsideTouches, adopt, release
-from .host_store import is_plain
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
 from .layer import Layer
 from .loose import LooseTensors
+from .parts import is_plain, parts_of
 from .prefetcher import Prefetcher
 from .ring import link_overlaps, place_layers
 
@@ -198,7 +198,7 @@ class OffloadController:
         for table, touches in zip(self._tables, self._table_touches):
             for parameter in table.module.parameters():
                 if is_plain(parameter) and isinstance(parameter, nn.Parameter) and parameter.device.type == "cpu":
-                    adopt(parameter, touches)
+                    adopt(parameter, touches, parts_of(parameter))
         for interposed in self._interposed:
             interposed.install()
 

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from ..inventory import Inventory, LayerSpec
-from .host_store import is_plain, layout_of, span_bytes
+from .host_store import Flattened, span_bytes
 from .loose import LooseTensors
+from .parts import UnmovableTensor, is_plain, parts_of, plain, stored_bytes
 
 MIN_LAYER_BYTES = 1 << 20
 """A smaller layer costs more in latency per visit than its bytes are worth in memory."""
@@ -131,7 +132,7 @@ def _large_tables(root: nn.Module, shared: set[int], notes: list[str]) -> list[F
     users: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in root.named_modules():
         for parameter in module._parameters.values():
-            if parameter is not None and parameter.numel() * parameter.element_size() >= HOST_GATHER_BYTES:
+            if parameter is not None and stored_bytes(parameter) >= HOST_GATHER_BYTES:
                 users.setdefault(id(parameter), []).append((name, module))
     tables = []
     for key, places in users.items():
@@ -190,17 +191,19 @@ def _small_enough(block: nn.Module, sizes: dict[nn.Module, int], total: int) -> 
 def _choose_parameters(layer: FoundLayer, shared: set[int], gathered: set[int], notes: list[str]) -> None:
     """Fill in which parameters of a layer move with it."""
     own = [(name, p) for name, p in layer.module.named_parameters() if id(p) not in gathered]
-    small = min(MIN_TENSOR_BYTES, sum(p.numel() * p.element_size() for _, p in own) // SMALL_TENSOR_SHARE)
+    small = min(MIN_TENSOR_BYTES, sum(stored_bytes(p) for _, p in own) // SMALL_TENSOR_SHARE)
     for name, parameter in own:
         full = f"{layer.name}.{name}"
-        if not is_plain(parameter):
-            kind = "meta" if parameter.is_meta else type(parameter).__name__
-            notes.append(f"{full} is a {kind} tensor, which cannot be moved as bytes: kept resident")
-        elif id(parameter) in shared:
+        try:
+            parts_of(parameter)
+        except UnmovableTensor as error:
+            notes.append(f"{full} is {error}: kept resident, for it cannot be moved as bytes")
+            continue
+        if id(parameter) in shared:
             notes.append(f"{full} shares its storage with another layer: kept resident")
-        elif parameter.numel() * parameter.element_size() >= small:
+        elif stored_bytes(parameter) >= small:
             layer.parameters.append(parameter)
-    layer.nbytes = layout_of(layer.parameters).nbytes
+    layer.nbytes = Flattened(layer.parameters).layout.nbytes
 
 
 def _shared_tensors(root: nn.Module, found: list[FoundLayer]) -> set[int]:
@@ -214,9 +217,9 @@ def _shared_tensors(root: nn.Module, found: list[FoundLayer]) -> set[int]:
     for module in root.modules():
         owner = inside.get(module, "")
         for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and tensor.numel() and is_plain(tensor):
-                start = tensor.data_ptr()
-                ranges.append((start, start + span_bytes(tensor), owner, id(tensor)))
+            if tensor is not None and tensor.numel():
+                for start, end in _spans(tensor):
+                    ranges.append((start, end, owner, id(tensor)))
     shared: set[int] = set()
     alive: list[tuple[int, int, str, int]] = []
     for entry in sorted(ranges):
@@ -228,9 +231,21 @@ def _shared_tensors(root: nn.Module, found: list[FoundLayer]) -> set[int]:
     return shared
 
 
+def _spans(tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """The addresses that the bytes of a tensor lie at, as far as it can be taken apart."""
+    try:
+        leaves = [plain(leaf) for leaf in parts_of(tensor).leaves]
+    except UnmovableTensor:
+        return
+    for leaf in leaves:
+        if leaf.numel():
+            yield leaf.data_ptr(), leaf.data_ptr() + span_bytes(leaf)
+
+
 def _sizes(root: nn.Module) -> dict[nn.Module, int]:
     """Parameter bytes of every module, its children's included."""
-    return {module: sum(p.numel() * p.element_size() for p in module.parameters()) for module in root.modules()}
+    nbytes = {id(parameter): stored_bytes(parameter) for parameter in root.parameters()}
+    return {module: sum(nbytes[id(p)] for p in module.parameters()) for module in root.modules()}
 
 
 def _tensors(root: nn.Module) -> Iterator[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What a streamed layer's parameter is while the layer is off the device: the host tensor itself.
+"""What a streamed layer's parameter is while the layer is off the device: the host tensor itself, wrapped types too.
 
 True shape, true values, on the CPU: code that saves, merges or measures weights works as if nothing was offloaded.
 When a kernel asks for it together with a device tensor, which happens when somebody uses a weight outside its layer's
@@ -8,12 +8,15 @@ modules hold plain device Parameters, so nothing here is on the hot path. Knows 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
+
+from .parts import Parts, plain
 
 _MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as})
 """Operations that take tensors of two devices on purpose."""
@@ -30,13 +33,13 @@ class OutsideTouches:
         self.count = 0
 
 
-class HostParameter(nn.Parameter):
-    """A Parameter on the host that lends its value to an operation on another device.
-
-    Made from an ordinary Parameter by `adopt`, turned back by `release`: the object stays the same one throughout.
-    """
+class _Lender:
+    """What HostParameter and its like for wrapped types have in common."""
 
     touches: OutsideTouches
+    kind: type[torch.Tensor]
+    """What the object was before `adopt`."""
+    parts: Parts
 
     @classmethod
     def __torch_function__(
@@ -51,31 +54,63 @@ class HostParameter(nn.Parameter):
             device = None if func in _MOVES or _writes(func, kwargs) else _foreign_device(args, kwargs)
             if device is not None:
                 args, kwargs = _lend(args, device), _lend(kwargs, device)
-            return func(*args, **kwargs)
+        known = tuple(kind.kind if issubclass(kind, _Lender) else kind for kind in types)
+        kind: Any = cls.kind
+        return kind.__torch_function__(func, known, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
-        copy = nn.Parameter(self.data.clone(), self.requires_grad)
+        with torch._C.DisableTorchFunctionSubclass():
+            copy = self.parts.as_parameter([plain(leaf).data.clone() for leaf in self.parts.leaves])
+            if type(copy) is nn.Parameter:
+                copy.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
         memo[id(self)] = copy
         return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        plain: Any = nn.Parameter(self.data, self.requires_grad)
-        return plain.__reduce_ex__(protocol)
+        twin: Any
+        with torch._C.DisableTorchFunctionSubclass():
+            twin = self.parts.as_parameter([plain(leaf).data for leaf in self.parts.leaves])
+            if type(twin) is nn.Parameter:
+                twin.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
+        return twin.__reduce_ex__(protocol)
 
 
-def adopt(parameter: nn.Parameter, touches: OutsideTouches) -> None:
-    """Make `parameter`, in place, a HostParameter. The caller has checked that it is a plain Parameter on the CPU."""
+class HostParameter(_Lender, nn.Parameter):
+    """A Parameter on the host that lends its value to an operation on another device.
+
+    Made from an ordinary Parameter by `adopt`, turned back by `release`: the object stays the same one throughout.
+    """
+
+    kind = nn.Parameter
+
+
+@functools.cache
+def _lending(kind: type[torch.Tensor]) -> type[torch.Tensor]:
+    """The class of a wrapped type's tensors while they lend: a subclass, so that whoever asks takes it for one."""
+    if kind is nn.Parameter:
+        return HostParameter
+    return type(f"Host{kind.__name__}", (_Lender, kind), {"kind": kind})
+
+
+def is_adopted(parameter: torch.Tensor) -> bool:
+    """Whether `parameter` belongs to somebody's host masters at this moment."""
+    return isinstance(parameter, _Lender)
+
+
+def adopt(parameter: nn.Parameter, touches: OutsideTouches, parts: Parts) -> None:
+    """Make `parameter`, in place, one that lends. The caller has taken it apart and checked that it is on the CPU."""
     host: Any = parameter
-    host.__class__ = HostParameter
+    host.__class__ = _lending(type(parameter))
     host.touches = touches
+    host.parts = parts
 
 
 def release(parameter: nn.Parameter) -> None:
-    """Undo `adopt`: the same object is a plain Parameter again."""
-    if type(parameter) is HostParameter:
-        plain: Any = parameter
-        del plain.touches
-        plain.__class__ = nn.Parameter
+    """Undo `adopt`: the same object is what it was again."""
+    if is_adopted(parameter):
+        host: Any = parameter
+        del host.touches, host.parts
+        host.__class__ = host.kind
 
 
 def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
@@ -101,9 +136,10 @@ def _foreign_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.devi
 
 def _lend(value: Any, device: torch.device) -> Any:
     """`value` with every HostParameter in it replaced by a copy on `device`."""
-    if type(value) is HostParameter:
+    if isinstance(value, _Lender):
         value.touches.count += 1
-        return value.detach().to(device)
+        moved = [plain(leaf).detach().to(device) for leaf in value.parts.leaves]
+        return value.parts.rebuild(moved)
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return type(value)(_lend(item, device) for item in value)
     if isinstance(value, dict):

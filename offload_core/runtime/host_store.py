@@ -1,8 +1,9 @@
 """Host masters: one flat byte buffer per layer, the only copy of a streamed layer's weights on the host.
 
 A layer's tensors are laid end to end, each aligned and with its original strides, so that one copy of bytes moves the
-layer and a view at the same offset of any other byte buffer is the same tensor there. The parameters of the module
-are re-pointed into the buffer; they stay the same objects. Masters never change while a model runs and are never
+layer and a view at the same offset of any other byte buffer is the same tensor there. Wrapped ones (quantised weights)
+are laid down as the plain tensors they are made of (`parts.py`). The parameters of the module are re-pointed into the
+buffer; they stay the same objects. Masters never change while a model runs and are never
 copied back. The module knows nothing about devices beyond the port that hands out host memory.
 """
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from .device_port import DevicePort
 from .host_parameter import OutsideTouches, adopt, release
+from .parts import Parts, UnmovableTensor, parts_of, plain
 
 TENSOR_ALIGNMENT = 256
 """Bytes. Vectorised and tensor-core kernels want 16 to 128; fp8 kernels have failed at 32. Costs nothing per layer."""
@@ -58,19 +60,10 @@ class TensorSlot:
 
 @dataclass(frozen=True, slots=True)
 class LayerLayout:
-    """The slots of a layer, in the order of its parameters, and the bytes of the buffer that holds them."""
+    """The slots of a layer, one for each plain tensor, and the bytes of the buffer that holds them."""
 
     slots: tuple[TensorSlot, ...]
     nbytes: int
-
-
-def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether moving the bytes of `tensor` moves the tensor: an ordinary dense one, nothing wrapped, nothing lazy."""
-    return (
-        type(tensor) in (nn.Parameter, torch.Tensor)
-        and tensor.layout == torch.strided
-        and not (tensor.is_meta or tensor.is_conj() or tensor.is_neg())
-    )
 
 
 def span_bytes(tensor: torch.Tensor) -> int:
@@ -101,28 +94,57 @@ def layout_of(tensors: Sequence[torch.Tensor]) -> LayerLayout:
     return LayerLayout(tuple(slots), -(-end // ALLOCATION_BYTES) * ALLOCATION_BYTES)
 
 
+class Flattened:
+    """Tensors as the plain ones they are made of, each of those once, and where these lie when laid end to end."""
+
+    __slots__ = ("layout", "leaves", "parts", "places")
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Raises UnmovableTensor if one of them cannot be moved as bytes."""
+        self.parts = [parts_of(tensor) for tensor in tensors]
+        positions: dict[int, int] = {}
+        self.leaves: list[torch.Tensor] = []
+        for parts in self.parts:
+            for leaf in parts.leaves:
+                if id(leaf) not in positions:
+                    positions[id(leaf)] = len(self.leaves)
+                    self.leaves.append(leaf)
+        self.places = [tuple(positions[id(leaf)] for leaf in parts.leaves) for parts in self.parts]
+        """For each tensor, which slots its parts lie in."""
+        self.layout = layout_of([plain(leaf) for leaf in self.leaves])
+
+    def views(self, buffer: torch.Tensor) -> list[list[torch.Tensor]]:
+        """For each tensor, its parts as views into `buffer`."""
+        views = [slot.view(buffer) for slot in self.layout.slots]
+        return [[views[place] for place in places] for places in self.places]
+
+
 class HostLayer:
     """The host master of one layer."""
 
-    __slots__ = ("_originals", "buffer", "layout", "parameters", "pinned", "touches")
+    __slots__ = ("_flat", "buffer", "parameters", "pinned", "touches")
 
     def __init__(self, parameters: list[nn.Parameter], port: DevicePort, pinned: bool) -> None:
-        """Copy `parameters` (plain, on the CPU, each once) into a buffer of the port's and re-point them into it."""
-        self.layout = layout_of(parameters)
+        """Copy `parameters` (on the CPU, each once, each movable) into a buffer of the port's and re-point them."""
+        self._flat = Flattened(parameters)
         self.parameters = parameters
         self.touches = OutsideTouches()
         with torch.inference_mode(False):
             self.buffer, self.pinned = port.host_empty(self.layout.nbytes, pinned)
-        for slot, parameter in zip(self.layout.slots, parameters):
-            with _mode_of(parameter):
+        for slot, leaf in zip(self.layout.slots, self._flat.leaves):
+            with _mode_of(leaf):
                 view = slot.host_view(self.buffer)
-                copy_span(view, parameter.data)
-                parameter.data = view
+                copy_span(view, plain(leaf).data)
+                leaf.data = view
+
+    @property
+    def layout(self) -> LayerLayout:
+        return self._flat.layout
 
     def take_hold(self) -> None:
         """From now on the parameters lend their values (see `HostParameter`)."""
-        for parameter in self.parameters:
-            adopt(parameter, self.touches)
+        for parameter, parts in zip(self.parameters, self._flat.parts):
+            adopt(parameter, self.touches, parts)
 
     def let_go(self) -> None:
         """The parameters are plain ones again, still looking into the buffer."""
@@ -135,31 +157,58 @@ class HostLayer:
         Its value is taken over. False if it no longer has the shape and type the layer was planned with, or lies
         elsewhere and cannot be written into the master because the master's elements lie on top of each other.
         """
-        slot = self.layout.slots[position]
-        if parameter.shape != slot.shape or parameter.dtype != slot.dtype or not is_plain(parameter):
+        try:
+            parts = parts_of(parameter)
+        except UnmovableTensor:
             return False
-        with _mode_of(parameter):
-            view = slot.host_view(self.buffer)
-            if parameter.device.type != "cpu" or parameter.data_ptr() != view.data_ptr():
-                if any(step == 0 and size > 1 for step, size in zip(slot.stride, slot.shape)):
-                    return False
-                view.copy_(parameter.data)
-                if parameter.device.type != "cpu":  # torch lets no back end's tensor change places with a CPU one
-                    parameter = nn.Parameter(view, requires_grad=False)
-                else:
-                    parameter.data = view
+        places = self._flat.places[position]
+        slots = [self.layout.slots[place] for place in places]
+        if not parts.like(self._flat.parts[position]) or len(slots) != len(parts.leaves):
+            return False
+        if any(plain(leaf).shape != slot.shape or leaf.dtype != slot.dtype for leaf, slot in zip(parts.leaves, slots)):
+            return False
+        views = []
+        for leaf, slot in zip(parts.leaves, slots):
+            with _mode_of(leaf):
+                view = slot.host_view(self.buffer)
+                views.append(view)
+                if leaf.device.type != "cpu" or leaf.data_ptr() != view.data_ptr():
+                    if any(step == 0 and size > 1 for step, size in zip(slot.stride, slot.shape)):
+                        return False
+                    view.copy_(plain(leaf).data)
+                    if leaf.device.type == "cpu":
+                        leaf.data = view
+        if any(leaf.device.type != "cpu" for leaf in parts.leaves):
+            with _mode_of(parts.leaves[0]):  # torch lets no back end's tensor change places with a CPU one
+                parameter = parts.as_parameter(views)
+            parts = parts_of(parameter)
         self.parameters[position] = parameter
+        self._flat.parts[position] = parts
+        for place, leaf in zip(places, parts.leaves):
+            self._flat.leaves[place] = leaf
         return True
 
     def write(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Change a master. The caller has made sure that nothing is in flight from it and no copy of it is in use."""
-        with _mode_of(parameter), torch._C.DisableTorchFunctionSubclass():
-            parameter.data.copy_(value)
+        position = next(index for index, own in enumerate(self.parameters) if own is parameter)
+        mine = self._flat.parts[position]
+        for leaf, part in zip(mine.leaves, _parts_like(mine, value)):
+            with _mode_of(leaf), torch._C.DisableTorchFunctionSubclass():
+                plain(leaf).data.copy_(part)
 
     def device_views(self, buffer: torch.Tensor) -> list[nn.Parameter]:
         """The layer's parameters as views into a device buffer: built once per plan, swapped in on every visit."""
         with torch.inference_mode(False), torch.no_grad():
-            return [nn.Parameter(slot.view(buffer), requires_grad=False) for slot in self.layout.slots]
+            views = self._flat.views(buffer)
+            return [parts.as_parameter(own) for parts, own in zip(self._flat.parts, views)]
+
+
+def _parts_like(mine: Parts, value: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The parts of a new value for a tensor. Raises UnmovableTensor if it is another kind of tensor."""
+    theirs = parts_of(value)
+    if len(theirs.leaves) != len(mine.leaves):
+        raise UnmovableTensor(f"a {type(value).__name__} tensor of {len(theirs.leaves)} parts, not {len(mine.leaves)}")
+    return [plain(leaf) for leaf in theirs.leaves]
 
 
 @contextlib.contextmanager

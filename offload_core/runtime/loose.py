@@ -1,8 +1,8 @@
 """The tensors of a module outside its layers: on the device while the component is in use, back to the host after.
 
-Ordinary tensors go into one device buffer, with one allocation; the rest (wrapper subclasses, say) move one by one by
-their own means. The module's host objects are kept aside and put back untouched; a buffer that was written to on the
-device brings its new value home. Knows nothing about layers, rings or plans.
+What can be moved as bytes goes into one device buffer, with one allocation; the rest (types that say nothing of their
+parts) moves one by one by its own means. The module's host objects are kept aside and put back untouched; a buffer
+that was written to on the device brings its new value home. Knows nothing about layers, rings or plans.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from .device_port import DevicePort
-from .host_store import LayerLayout, copy_span, is_plain, layout_of
+from .host_store import Flattened, copy_span
+from .parts import UnmovableTensor, is_plain, parts_of, plain
 
 
 class LooseTensors:
@@ -29,9 +30,10 @@ class LooseTensors:
                     if tensor is not None and id(tensor) not in streamed:
                         self._places.append((place, name, tensor))
                         tensors[id(tensor)] = tensor
-        self._plain = [tensor for tensor in tensors.values() if is_plain(tensor)]
-        self._others = [tensor for tensor in tensors.values() if not is_plain(tensor)]
-        self._layout: LayerLayout = layout_of(self._plain)
+        self._movable = [tensor for tensor in tensors.values() if _is_movable(tensor)]
+        movable = {id(tensor) for tensor in self._movable}
+        self._others = [tensor for tensor in tensors.values() if id(tensor) not in movable]
+        self._flat = Flattened(self._movable)
         self._on_device: dict[int, torch.Tensor] = {}
         self._buffer: torch.Tensor | None = None
         self._version = 0
@@ -39,7 +41,7 @@ class LooseTensors:
     @property
     def nbytes(self) -> int:
         """Device bytes while loaded."""
-        return self._layout.nbytes + sum(t.numel() * t.element_size() for t in self._others if not t.is_meta)
+        return self._flat.layout.nbytes + sum(t.numel() * t.element_size() for t in self._others if not t.is_meta)
 
     @property
     def loaded(self) -> bool:
@@ -51,11 +53,12 @@ class LooseTensors:
             return
         on_device: dict[int, torch.Tensor] = {}
         with torch.inference_mode(False), torch.no_grad():
-            buffer = port.empty(self._layout.nbytes)
-            for slot, tensor in zip(self._layout.slots, self._plain):
-                view = slot.view(buffer)
-                copy_span(view, tensor.data)
-                on_device[id(tensor)] = _like(tensor, view)
+            buffer = port.empty(self._flat.layout.nbytes)
+            for slot, leaf in zip(self._flat.layout.slots, self._flat.leaves):
+                copy_span(slot.view(buffer), plain(leaf).data)
+            for tensor, parts, views in zip(self._movable, self._flat.parts, self._flat.views(buffer)):
+                is_parameter = isinstance(tensor, nn.Parameter)
+                on_device[id(tensor)] = parts.as_parameter(views) if is_parameter else parts.rebuild(views)
             for tensor in self._others:
                 on_device[id(tensor)] = tensor if tensor.is_meta else _like(tensor, tensor.detach().to(port.device))
         self._on_device = on_device
@@ -77,18 +80,26 @@ class LooseTensors:
 
     def host_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The host tensor of which `tensor` is the copy on the device, else `tensor` itself."""
-        for host in (*self._plain, *self._others):
+        for host in (*self._movable, *self._others):
             if self._on_device.get(id(host)) is tensor:
                 return host
         return tensor
 
     def _bring_buffers_home(self) -> None:
         """Somebody wrote in place: the module's buffers keep what was written."""
-        for tensor in self._plain:
-            if not isinstance(tensor, nn.Parameter):
+        for tensor in self._movable:
+            if not isinstance(tensor, nn.Parameter) and is_plain(tensor):
                 # A tensor made in inference mode, as the app makes all of its own, may only be written to there.
                 with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                     tensor.copy_(self._on_device[id(tensor)])
+
+
+def _is_movable(tensor: torch.Tensor) -> bool:
+    try:
+        parts_of(tensor)
+    except UnmovableTensor:
+        return False
+    return True
 
 
 def _like(tensor: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:

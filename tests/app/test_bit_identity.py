@@ -104,13 +104,25 @@ def test_a_plain_fp8_file_is_streamed_and_equals_the_app(sim):
     assert any(layer["placement"] == "streamed" for layer in dit_report(sim)["plan"]["layers"])
 
 
-def test_weights_of_an_unknown_type_stay_resident_and_the_plan_says_so(sim):
-    """Scaled fp8: the app wraps these weights in a type of its own."""
-    reference = outcome(sim, build("flux_fp8_scaled", "app"))
+@pytest.mark.parametrize("family", ["flux_fp8_scaled", "flux_int8", "flux_nvfp4", "flux_mxfp8"])
+def test_quantised_weights_are_streamed_as_bytes_and_equal_the_app(sim, family):
+    """The app wraps these weights in a type of its own."""
+    reference = outcome(sim, build(family, "app"))
+    assert reference != outcome(sim, build("flux", "app"))
     sim.free()
-    assert outcome(sim, build("flux_fp8_scaled", "layerwise")) == reference
-    plan = dit_report(sim)["plan"]
-    assert any("QuantizedTensor" in decision for decision in plan["decisions"])
+    sim.sim_configure(bandwidth=SLOW_LINK)
+    smallest = smallest_budget_gb(sim, family)
+    for budget in (smallest, 1.6 * smallest):
+        sim.free()
+        sim.sim_reset()
+        assert outcome(sim, build(family, "layerwise", budget_gb=budget)) == reference
+        assert sim.sim_stats()["races"] == 0, sim.sim_stats()["race_message"]
+        report = dit_report(sim)
+        plan = report["plan"]
+        streamed = [layer for layer in plan["layers"] if layer["placement"] == "streamed"]
+        assert streamed and report["summary"]["bytes_copied"] > sum(layer["bytes"] for layer in streamed)
+        assert not any("QuantizedTensor" in decision for decision in plan["decisions"])
+        assert report["warnings"] == []
 
 
 def test_a_model_used_by_the_app_and_by_apply_in_one_graph(sim):

@@ -393,7 +393,10 @@ def _written_arguments(func: Any) -> frozenset[int | str] | None:
 
 
 def _collect(value: Any, into: list[torch.Tensor]) -> None:
-    if isinstance(value, torch.Tensor):
+    """The tensors in a value. A wrapper has no bytes: what it holds is touched in its place, all of it."""
+    if isinstance(value, torch.Tensor) and hasattr(value, "__tensor_flatten__"):
+        _collect([getattr(value, name) for name in value.__tensor_flatten__()[0]], into)
+    elif isinstance(value, torch.Tensor):
         into.append(value)
     elif isinstance(value, (list, tuple)):
         for item in value:

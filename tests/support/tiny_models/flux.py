@@ -6,6 +6,8 @@ The app reads hidden size (a multiple of 128), block counts, text and pooled wid
 import dataclasses
 import json
 
+import torch
+
 from .fill import BF16, FP8, FP32, fill, on_meta_kwargs, shapes_of
 from .registry import recipe
 
@@ -81,6 +83,37 @@ def flux_tiny_fp8_scaled(seed):
         tensors[layer + ".weight_scale"] = scale.reshape(()).to(FP32)
         layers[layer] = {"format": "float8_e4m3fn"}
     return tensors, {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+
+
+def _quantised(algorithm, seed):
+    """flux_tiny with its block matrices in one of the app's own formats, by the app's own quantiser."""
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    tensors = fill(flux_shapes(), BF16, seed)
+    layers = {}
+    for key in [k for k, v in tensors.items() if k.endswith(".weight") and v.ndim == 2 and "_blocks." in k]:
+        layout = QUANT_ALGOS[algorithm]["comfy_tensor_layout"]
+        quantised = QuantizedTensor.from_float(tensors.pop(key), layout, scale="recalculate")
+        for name, part in quantised.state_dict(key).items():
+            is_block_scale = part.dtype.itemsize == 1 and name != key
+            tensors[name] = part.contiguous().view(torch.uint8) if is_block_scale else part.contiguous()
+        layers[key.removesuffix(".weight")] = {"format": algorithm}
+    return tensors, {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+
+
+@recipe("flux_tiny_int8", "diffusion_models/flux_tiny_int8.safetensors", "flux_tiny with int8 matrices")
+def flux_tiny_int8(seed):
+    return _quantised("int8_tensorwise", seed)
+
+
+@recipe("flux_tiny_nvfp4", "diffusion_models/flux_tiny_nvfp4.safetensors", "flux_tiny with nvfp4 matrices")
+def flux_tiny_nvfp4(seed):
+    return _quantised("nvfp4", seed)
+
+
+@recipe("flux_tiny_mxfp8", "diffusion_models/flux_tiny_mxfp8.safetensors", "flux_tiny with mxfp8 matrices")
+def flux_tiny_mxfp8(seed):
+    return _quantised("mxfp8", seed)
 
 
 @recipe("lora_flux_tiny", "loras/lora_flux_tiny.safetensors", "rank 4 over every block matrix of flux_tiny")
