@@ -4,9 +4,9 @@ from ..offload_core.errors import OffloadError, SettingsError
 from ..offload_core.load_order import load_order
 from ..offload_core.policy import MODES
 from ..offload_core.settings import ComponentSettings, bytes_from_gb
-from .asked import Asked, Options, ask
+from .asked import Asked, Word
 from .component import live_bystanders, live_reports
-from .file_kinds import payloads
+from .file_kinds import kind_of_vae, payloads
 from .graph import check_options
 from .loaders import (
     CLIP_TYPES,
@@ -20,6 +20,7 @@ from .loaders import (
     load_vae,
 )
 from .report_text import report_json, report_text, show_on_node
+from .surroundings import Surroundings
 from .wrapping import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
 
 __all__ = [
@@ -30,11 +31,12 @@ __all__ = [
     "Asked",
     "ComponentSettings",
     "OffloadError",
-    "Options",
     "SettingsError",
-    "ask",
+    "Surroundings",
+    "Word",
     "bytes_from_gb",
     "check_options",
+    "kind_of_vae",
     "live_bystanders",
     "live_reports",
     "load_checkpoint",

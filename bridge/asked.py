@@ -1,11 +1,12 @@
-"""What a node, and the options node connected to it, ask of one component. Plain data; knows no model.
+"""What nodes, and what is connected to them or said about the whole graph, ask of one component. Knows no model.
 
-`Options` is what travels over the wire of the custom type: mode, selection and wishes, by name, for components that
-may not be loaded yet. `Asked` is what a patcher carries: what concerns its own component.
+`Word` is what one source says about any number of components, by name, loaded or not: an options node, the graph's
+options, the user's ComfyUI settings. `Asked` is what a patcher carries: what concerns its own component.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from ..offload_core.errors import SettingsError
 from ..offload_core.groups import match, normalise_selection
 from ..offload_core.policy import check_mode
 from ..offload_core.resolver import Wish, settings_for
-from ..offload_core.settings import ComponentSettings, Source
+from ..offload_core.settings import SOURCES, ComponentSettings, Source
 
 AUTO = "auto"
 
@@ -21,48 +22,56 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """An options node's word. `mode` None and `selection` None: it says nothing about them.
+class Word:
+    """What one source says. `mode` None and `selection` None: it says nothing about them.
 
     `selection_text` is the selection as it was written: `default` there may miss some of its groups.
     """
 
+    source: str = Source.OPTIONS
     mode: str | None = None
     selection: tuple[str, ...] | None = None
     wishes: tuple[Wish, ...] = ()
     selection_text: str = ""
 
     @classmethod
-    def of(cls, mode: str, selection: str, wishes: list[tuple[str, str, object]]) -> Options:
-        """From widget values; raises SettingsError for what is not understood. `wishes`: (name, setting, value)."""
+    def of(cls, source: str, mode: str, selection: str, wishes: list[tuple[str, str, object]]) -> Word:
+        """From values as people write them; `wishes`: (name, setting, value). SettingsError if not understood."""
         check_mode(mode)
-        options = cls(
+        word = cls(
+            source,
             None if mode == AUTO else mode,
             normalise_selection(selection),
-            tuple(Wish(Source.OPTIONS, *wish) for wish in wishes),
+            tuple(Wish(source, *wish) for wish in wishes),
             selection,
         )
-        for wish in options.wishes:
+        for wish in word.wishes:
             settings_for(wish.component, [wish])  # understood, whatever components there are
-        return options
+        return word
 
     def names(self) -> tuple[str, ...]:
-        """The components that its wishes speak of; values on auto speak of nothing."""
+        """The selectors that its wishes speak of; values on auto speak of nothing."""
         said = [wish.component for wish in self.wishes if list(settings_for(wish.component, [wish]))]
         return tuple(dict.fromkeys(said))
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """All that was asked of one component. `mode` None: nobody chose one; `selection` None: nobody listed any."""
+    """All that was asked of one component. `selection` None: nobody listed components to stream."""
 
     settings: ComponentSettings = field(default_factory=ComponentSettings)
-    mode: str | None = None
+    modes: tuple[tuple[str, str], ...] = ()
+    """(source, mode) of everybody who chose one, strongest first."""
     selection: tuple[str, ...] | None = None
 
     @property
     def component(self) -> str:
         return self.settings.component
+
+    @property
+    def mode(self) -> str | None:
+        """The strongest source's mode; None if nobody chose one."""
+        return self.modes[0][1] if self.modes else None
 
     @property
     def selected(self) -> bool | None:
@@ -74,33 +83,49 @@ class Asked:
     def value(self, name: str) -> object:
         return self.settings.value(name)
 
+    def named(self, component: str) -> Asked:
+        """The same, asked of a component of another name."""
+        return replace(self, settings=replace(self.settings, component=component))
+
 
 def ask(
-    settings: ComponentSettings, options: Options | None = None, mode: str = AUTO, before: Asked | None = None
+    settings: ComponentSettings, words: Sequence[Word] = (), mode: str = AUTO, before: Asked | None = None
 ) -> Asked:
-    """What a node asks of a component: its widgets in `settings` and `mode`, and the options node connected to it.
+    """What a node asks of a component: its widgets in `settings` and `mode`, and the `words` of weaker sources.
 
-    `before` is what the node in front of an Apply node asked. Its widgets give way to those of the later node; two
-    options nodes that contradict each other are an error, for neither is stronger.
+    `before` is what the node in front of an Apply node asked of the same component. Its widgets give way to those of
+    the later node; any other source that contradicts itself between the two is an error, for neither is stronger.
     """
     said = Asked(ComponentSettings(settings.component))
     if before is not None:
-        said = replace(before, settings=before.settings.without(Source.NODE))
-    if options is not None:
-        theirs = settings_for(settings.component, options.wishes)
-        said = Asked(
-            said.settings.merged(theirs),
-            _agreed("mode", said.mode, options.mode),
-            _agreed("selection", said.selection, options.selection),
-        )
-    return replace(said, settings=said.settings.merged(settings), mode=said.mode if mode == AUTO else check_mode(mode))
+        modes = tuple(one for one in before.modes if one[0] != Source.NODE)
+        said = Asked(before.settings.without(Source.NODE), modes, before.selection)
+    for word in words:
+        theirs = settings_for(said.component, word.wishes)
+        selection = _agreed("selection", word.source, said.selection, word.selection)
+        said = Asked(said.settings.merged(theirs), _with_mode(said.modes, word.source, word.mode), selection)
+    modes = _with_mode(said.modes, Source.NODE, None if mode == AUTO else check_mode(mode))
+    return Asked(said.settings.merged(replace(settings, component=said.component)), modes, said.selection)
 
 
-def _agreed(what: str, first: T | None, second: T | None) -> T | None:
-    """The one that is set; an error if two options nodes set different ones."""
+def _with_mode(modes: tuple[tuple[str, str], ...], source: str, mode: str | None) -> tuple[tuple[str, str], ...]:
+    chosen = dict(modes)
+    agreed = _agreed("mode", source, chosen.get(source), mode)
+    if agreed is not None:
+        chosen[source] = agreed
+    return tuple(sorted(chosen.items(), key=lambda item: SOURCES.index(item[0])))
+
+
+def _agreed(what: str, source: str, first: T | None, second: T | None) -> T | None:
+    """The one that is set; an error if the same source set different ones at two nodes, one behind the other."""
     if first is not None and second is not None and first != second:
+        where = {
+            Source.OPTIONS: ("Layerwise Offload Options nodes", "connect the same node to both"),
+            Source.GRAPH: ("the graph's options", "give both nodes the same graph_options"),
+            Source.SETTINGS: ("the user's ComfyUI settings", "give both nodes the same graph_options"),
+        }[source]
         raise SettingsError(
-            f"asked {what} = {first} and {what} = {second}; found that both come from Layerwise Offload Options nodes, "
-            "one behind the other; do leave one of them on auto, or connect the same node to both"
+            f"asked {what} = {first} and {what} = {second}; found that both come from {where[0]}, "
+            f"at two nodes one behind the other; do leave one of them on auto, or {where[1]}"
         )
     return second if first is None else first

@@ -53,6 +53,7 @@ class Component:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.name = kind.name
+        self._is_named = False
         self.source = ""
         self.warnings: list[str] = []
         self.applied: Applied = {}
@@ -82,6 +83,13 @@ class Component:
             component = cls(kind_of(model))
             vars(model)[_ATTRIBUTE] = component
         return component
+
+    def named(self, name: str) -> str:
+        """The component's name: the first one it is given, for it stands in plans and in what others were told."""
+        if not self._is_named:
+            self.name, self._is_named = name, True
+            self._found_inventory = None
+        return self.name
 
     @property
     def controller(self) -> OffloadController:

@@ -72,6 +72,15 @@ def require_kind(paths: Sequence[str], wanted: str, what: str) -> None:
             )
 
 
+_AUDIO_VAE_NAMES = ("decoder.layers.1.layers.", "decoder.layers.3.transformers.", "vocoder.", "pre_block.attn.")
+
+
+def kind_of_vae(path: str) -> str:
+    """The component that a VAE file is for: `audio_vae` if it decodes sound, else `vae`."""
+    names = [tensor.name for file in read([path]) for tensor in file.tensors]
+    return "audio_vae" if any(name.startswith(_AUDIO_VAE_NAMES) for name in names) else "vae"
+
+
 _WORDS = {
     "controlnet": "ControlNet",
     "image_encoder": "CLIP vision model",

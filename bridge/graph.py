@@ -1,63 +1,132 @@
-"""Looks at the prompt, in API form, for what an options node is connected to. Knows our nodes by their public names."""
+"""Looks at the prompt, in API form: which components our nodes bring, under which names. Knows our nodes by their ids.
+
+The first component of a kind in a graph has the kind's name, the second one `_2` behind it, and so on, by the order of
+node ids: two experts are `dit` and `dit_2`, so that settings can tell them apart. What an Apply node takes over from
+one of our loaders is no component of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..offload_core.errors import SettingsError
-from ..offload_core.groups import match, select
-from .asked import Options
+from ..offload_core.groups import match, numbered_base, select, sort_key
+from .asked import Word
 
-_LOADED_BY: dict[str, tuple[str, ...]] = {
+_OUTPUTS: dict[str, tuple[str, ...]] = {
     "LayerwiseOffloadDiffusionModelLoader": ("dit",),
     "LayerwiseOffloadCLIPLoader": ("text_encoder",),
     "LayerwiseOffloadVAELoader": ("vae",),
     "LayerwiseOffloadCLIPVisionLoader": ("image_encoder",),
     "LayerwiseOffloadControlNetLoader": ("controlnet",),
     "LayerwiseOffloadCheckpointLoader": ("dit", "text_encoder", "vae"),
+    "LayerwiseOffloadLoader": ("dit", "text_encoder", "vae", "image_encoder"),
+    "LayerwiseOffloadApply": ("dit", "text_encoder", "vae", "image_encoder", "controlnet"),
 }
+"""The kind of component at each output of our nodes."""
+
+_APPLY = "LayerwiseOffloadApply"
 _BY_INPUT: dict[str, dict[str, str]] = {
-    "LayerwiseOffloadApply": {
-        "model": "dit",
-        "clip": "text_encoder",
+    _APPLY: {
+        "dit": "model",
+        "text_encoder": "clip",
         "vae": "vae",
-        "clip_vision": "image_encoder",
-        "control_net": "controlnet",
+        "image_encoder": "clip_vision",
+        "controlnet": "control_net",
     },
-    "LayerwiseOffloadLoader": {
-        "model_name": "dit",
-        "clip_name1": "text_encoder",
-        "vae_name": "vae",
-        "clip_vision_name": "image_encoder",
-    },
+    "LayerwiseOffloadLoader": {"image_encoder": "clip_vision_name"},
 }
-_NOT_CHOSEN = (None, "none")
+"""Inputs that must be set for the component to be there at all."""
+
+_NOT_CHOSEN = (None, "", "none")
+OTHER_NAMES = {"vae": ("audio_vae",)}
+"""What a component may turn out to be when its file is read."""
+
+Place = tuple[str, str]
+"""A node's id and a kind of component that it brings."""
 
 
-def components_behind(prompt: Mapping[str, Any], node_id: str) -> set[str]:
-    """The components that the options node `node_id` of `prompt` speaks to."""
-    found: set[str] = set()
-    for node in prompt.values():
-        inputs = node.get("inputs", {})
-        wire = inputs.get("options")
-        if isinstance(wire, list) and wire and str(wire[0]) == str(node_id):
-            found.update(_LOADED_BY.get(node.get("class_type", ""), ()))
-            by_input = _BY_INPUT.get(node.get("class_type", ""), {})
-            found.update(name for key, name in by_input.items() if inputs.get(key) not in _NOT_CHOSEN)
+def names_in(prompt: Mapping[str, Any]) -> dict[Place, str]:
+    """The name of every component that our nodes bring."""
+    found: dict[Place, str] = {}
+    counts: dict[str, int] = {}
+    appliers = []
+    for node_id in sorted(prompt, key=_natural):
+        for kind in _brought(prompt[node_id]):
+            if prompt[node_id].get("class_type") == _APPLY:
+                appliers.append((node_id, kind))
+            else:
+                found[node_id, kind] = _next_name(kind, counts)
+    for node_id, kind in appliers:
+        behind = _source(prompt, node_id, kind)
+        found[node_id, kind] = found.get(behind) or _next_name(kind, counts) if behind else _next_name(kind, counts)
     return found
 
 
-def check_options(options: Options, prompt: Mapping[str, Any] | None, node_id: str | None) -> None:
-    """Raise SettingsError if the options name a component that none of the connected nodes brings."""
+def _brought(node: Mapping[str, Any]) -> Iterator[str]:
+    needed = _BY_INPUT.get(node.get("class_type", ""), {})
+    for kind in _OUTPUTS.get(node.get("class_type", ""), ()):
+        if kind not in needed or node.get("inputs", {}).get(needed[kind]) not in _NOT_CHOSEN:
+            yield kind
+
+
+def _next_name(kind: str, counts: dict[str, int]) -> str:
+    counts[kind] = counts.get(kind, 0) + 1
+    return kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
+
+
+def _source(prompt: Mapping[str, Any], node_id: str, kind: str) -> Place | None:
+    """The place of ours from which an Apply node gets its component, through any number of other nodes."""
+    key = _BY_INPUT[_APPLY][kind]
+    seen = set()
+    while node_id not in seen:
+        seen.add(node_id)
+        wire = prompt[node_id].get("inputs", {}).get(key)
+        if not (isinstance(wire, list) and len(wire) == 2 and str(wire[0]) in prompt):
+            return None
+        node_id = str(wire[0])
+        outputs = _OUTPUTS.get(prompt[node_id].get("class_type", ""), ())
+        if prompt[node_id].get("class_type") != _APPLY and outputs:
+            slot = int(wire[1])
+            return (node_id, outputs[slot]) if slot < len(outputs) else None
+    return None
+
+
+def _natural(node_id: str) -> tuple[tuple[int, str], ...]:
+    """Node ids in the order of their numbers; those of subgraphs are several, joined by colons."""
+    return tuple((int(part), "") if part.isdigit() else (10**9, part) for part in re.split(r"[:.]", str(node_id)))
+
+
+def check_known(word: Word, names: list[str], where: str) -> None:
+    """Raise SettingsError if the word names a component that is not among `names`, nor what one may turn out to be."""
+    possible = [*names, *_other_names(names)]
+    select(word.selection_text, possible)
+    for selector in word.names():
+        if selector not in possible and not match(selector, possible):
+            known = ", ".join(sorted(names, key=sort_key)) or "no component at all"
+            raise SettingsError(
+                f"asked something of {selector} in {where}; found that the nodes it speaks to bring {known}; "
+                f"do name one of those, connect it to the node that brings {selector}, or set it back to auto"
+            )
+
+
+def _other_names(names: list[str]) -> Iterator[str]:
+    for name in names:
+        base, number = numbered_base(name)
+        for other in OTHER_NAMES.get(base, ()):
+            yield other if number == 1 else f"{other}_{number}"
+
+
+def check_options(options: Word, prompt: Mapping[str, Any] | None, node_id: str | None) -> None:
+    """Raise SettingsError if an options node names a component that none of the nodes connected to it brings."""
     if not prompt or node_id is None or node_id not in prompt:
         return  # a node that another one made while running: nobody knows what it is connected to
-    names = sorted(components_behind(prompt, node_id))
-    select(options.selection_text, names)
-    for selector in options.names():
-        if not match(selector, names):
-            raise SettingsError(
-                f"asked something of {selector} in Layerwise Offload Options; found that the nodes it is connected to "
-                f"bring {', '.join(names) or 'no component at all'}; do connect it to the node that brings {selector}, "
-                "or set it back to auto"
-            )
+    connected = {user for user, node in prompt.items() if _is_from(node.get("inputs", {}).get("options"), node_id)}
+    names = {name for (user, _), name in names_in(prompt).items() if user in connected}
+    check_known(options, sorted(names), "Layerwise Offload Options")
+
+
+def _is_from(wire: object, node_id: str) -> bool:
+    return isinstance(wire, list) and len(wire) == 2 and str(wire[0]) == str(node_id)

@@ -5,6 +5,7 @@ Told from the model object itself, so that one patcher class serves whatever the
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import comfy.model_base
@@ -18,6 +19,7 @@ class Kind:
     """A kind of component.
 
     name            the component's name
+    slot            the kind that nodes know it by before it is loaded; its name in all but a few cases
     methods         the model's methods that run a pass, those it has; of the inner model for diffusion models
     passes          passes to plan for in one use, until somebody has counted
     asks_for_ring   without a budget, ask the app for the room of the ring only, so that nobody is evicted for it
@@ -27,14 +29,23 @@ class Kind:
     methods: tuple[str, ...] = ("forward",)
     passes: int = 2
     asks_for_ring: bool = True
+    came_as: str = ""
+
+    @property
+    def slot(self) -> str:
+        return self.came_as or self.name
 
 
 DIT = Kind("dit", passes=20, asks_for_ring=False)
 TEXT_ENCODER = Kind("text_encoder", ("encode_token_weights",))
 IMAGE_ENCODER = Kind("image_encoder")
 VAE = Kind("vae", ("decode", "encode", "decode_tiled", "encode_tiled"))
+AUDIO_VAE = Kind("audio_vae", VAE.methods, came_as=VAE.name)
 CONTROLNET = Kind("controlnet", passes=20, asks_for_ring=False)
 OTHER = Kind("model")
+
+_AUDIO = re.compile(r"audio|mmaudio|dcae")
+"""What the app calls the classes and modules of its audio VAEs."""
 
 
 def kind_of(model: torch.nn.Module) -> Kind:
@@ -48,7 +59,7 @@ def kind_of(model: torch.nn.Module) -> Kind:
     ):
         return IMAGE_ENCODER
     if hasattr(model, "decode") and hasattr(model, "encode"):
-        return VAE
+        return AUDIO_VAE if _AUDIO.search(f"{type(model).__module__}.{type(model).__name__}".lower()) else VAE
     if "controlnet" in type(model).__module__.lower() or type(model).__module__.startswith("comfy.cldm"):
         return CONTROLNET
     return OTHER

@@ -15,9 +15,11 @@ from typing import Any
 import comfy.model_patcher
 
 from ..offload_core.errors import OffloadError, SettingsError
+from ..offload_core.groups import group_of
 from . import compat
 from .asked import Asked
-from .patcher import LayerwiseModelPatcher
+from .patcher import LayerwiseModelPatcher, become_ours
+from .placing import left_to_the_app
 
 _swap_lock = threading.Lock()
 
@@ -62,19 +64,16 @@ def adopt(
 ) -> None:
     """Give a freshly loaded patcher its settings. `reload(disable_dynamic=False)` makes a twin of it for the app.
 
-    A patcher of the app's own (it builds one for models that it will not have offloaded) is left as it is, unless
-    somebody explicitly asked for more than that.
+    For models that it will not move in parts the app builds a patcher of its own. That one is left as it is, unless
+    somebody explicitly asked for more: layers that move whole are no parts to its operations.
     """
     check_placement(asked)
     if not isinstance(patcher, LayerwiseModelPatcher):
-        if asked.settings.is_explicitly_set("placement") and asked.value("placement") not in ("whole", "cpu"):
-            raise OffloadError(
-                f"asked {asked.component}.placement = {asked.value('placement')} for {file_names(paths)}; found that "
-                f"ComfyUI built a {type(patcher).__name__} of its own, which keeps the model whole; "
-                "choose whole or auto"
-            )
-        return
-    patcher.asked = asked
+        said = asked.settings.is_explicitly_set
+        if left_to_the_app(asked) or not (said("placement") or said("budget_bytes") or asked.selected):
+            return
+        become_ours(patcher)
+    patcher.take(asked)
     patcher.component.source = file_names(paths)
     if reload is not None:
         patcher.cached_patcher_init = (reload, ())
@@ -82,7 +81,7 @@ def adopt(
 
 def check_placement(asked: Asked, at_load: bool = True) -> None:
     """Refuse `cpu` where the app has no such way."""
-    if asked.value("placement") == "cpu" and not (at_load and asked.component in _ON_THE_CPU):
+    if asked.value("placement") == "cpu" and not (at_load and group_of(asked.component) in _ON_THE_CPU):
         where = "for this component" if at_load else "after it has been loaded"
         raise SettingsError(
             f"asked {asked.component}.placement = cpu; found no way to compute it on the CPU {where}; choose "

@@ -40,6 +40,10 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         self.component.patchers.add(self)
         self.asked = Asked(ComponentSettings(self.component.name))
 
+    def take(self, asked: Asked) -> None:
+        """What nodes ask from now on. The component keeps the name that it was first asked something under."""
+        self.asked = asked.named(self.component.named(asked.component))
+
     @property
     def streams(self) -> bool:
         """Whether this patcher does anything but what the app's does."""
@@ -183,3 +187,15 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 "weights during sampling, which streaming cannot follow yet; set the placement to whole for this model"
             )
         super().patch_hooks(hooks)
+
+
+def become_ours(patcher: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatcher:
+    """Make a plain patcher of the app's one of ours, in place. OffloadError for one that moves weights its own way."""
+    if type(patcher) is not comfy.model_patcher.ModelPatcher:
+        raise OffloadError(
+            f"asked to apply layerwise offload to a {type(patcher).__name__}; found that this patcher moves weights "
+            "its own way; use it without layerwise offload, or load the model by another loader"
+        )
+    patcher.__class__ = LayerwiseModelPatcher
+    patcher.join_component()
+    return patcher

@@ -15,11 +15,14 @@ import torch
 
 from ..offload_core import policy
 from ..offload_core.feasibility import explicit_text
-from ..offload_core.groups import match
+from ..offload_core.groups import match, numbered_base
 from ..offload_core.resolver import Request, Resolution, resolve
 from ..offload_core.settings import ComponentSettings, Setting, Source
 from .asked import AUTO, Asked
 from .device import total_bytes
+
+_FIRST_NUMBER = 500
+"""Others may have any name, or the component's own: here they are told apart by numbers that no graph has."""
 
 APPS_WAY = ("whole", "cpu")
 """Placements that the app carries out by itself, without us."""
@@ -64,8 +67,8 @@ def resolve_now(
     name, total = asked.component, total_bytes(device)
     components = [policy.Component(name, nbytes)]
     settings = {name: asked.settings}
-    for number, other in enumerate(others, 2):
-        theirs = f"{other.asked.component}_{number}"
+    for number, other in enumerate(others, _FIRST_NUMBER):
+        theirs = f"{numbered_base(other.asked.component)[0]}_{number}"
         components.append(policy.Component(theirs, other.bytes))
         settings[theirs] = _as_it_stands(theirs, other, total)
     names = [component.name for component in components]

@@ -6,6 +6,7 @@ The object that went in stays as it was, so that it can also be used without us 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_patcher
@@ -13,10 +14,10 @@ import comfy.model_patcher
 from ..offload_core.errors import OffloadError
 from ..offload_core.settings import ComponentSettings
 from . import compat
-from .asked import Options, ask
 from .kinds import kind_of
 from .loading import check_placement
-from .patcher import LayerwiseModelPatcher
+from .patcher import LayerwiseModelPatcher, become_ours
+from .surroundings import Surroundings
 
 _LOADED_TWICE = (
     "the model was loaded for Dynamic VRAM and had to be loaded a second time; "
@@ -25,52 +26,54 @@ _LOADED_TWICE = (
 
 
 def wrap_model(
-    model: comfy.model_patcher.ModelPatcher, settings: ComponentSettings, options: Options | None = None
+    model: comfy.model_patcher.ModelPatcher, kind: str, settings: ComponentSettings, near: Surroundings
 ) -> LayerwiseModelPatcher:
-    """A layerwise patcher over the module of `model`.
+    """A layerwise patcher over the module of `model`, which is to be a component of `kind`.
 
     Patches, options, wrappers and the rest are carried over as the app's own `clone` does. A Dynamic VRAM model is
     first turned into an ordinary one by the app's factory, which loads the file a second time.
     """
     compat.require()
-    before = model.asked if isinstance(model, LayerwiseModelPatcher) else None
-    asked = ask(settings, options, before=before)
-    check_placement(asked, at_load=False)
-    found = kind_of(model.model).name
-    if found != asked.component:
+    found = kind_of(model.model)
+    if found.slot != kind:
         raise OffloadError(
-            f"asked to apply layerwise offload to a {asked.component}; found a {found} ({type(model.model).__name__}); "
-            f"connect it to the input for a {found}"
+            f"asked to apply layerwise offload to a {kind}; found a {found.name} ({type(model.model).__name__}); "
+            f"connect it to the input for a {found.name}"
         )
+    ours = model if isinstance(model, LayerwiseModelPatcher) else None
+    if ours is None:
+        settings = replace(settings, component=near.name(kind, found.name))
+    asked = near.ask(settings, before=ours and ours.asked)
+    check_placement(asked, at_load=False)
     dynamic = model.is_dynamic()
     if dynamic:
         model = _without_dynamic_vram(model)
-    clone = model.clone() if isinstance(model, LayerwiseModelPatcher) else _clone_as_ours(model)
-    clone.asked = asked
+    clone = ours.clone() if ours is not None else become_ours(model.clone())
+    clone.take(asked)
     if dynamic:
         clone.component.warn(_LOADED_TWICE)
     return clone
 
 
-def wrap_clip(clip: Any, settings: ComponentSettings, options: Options | None = None) -> Any:
+def wrap_clip(clip: Any, kind: str, settings: ComponentSettings, near: Surroundings) -> Any:
     """The CLIP object over a layerwise patcher."""
     wrapped = clip.clone()
-    wrapped.patcher = wrap_model(clip.patcher, settings, options)
+    wrapped.patcher = wrap_model(clip.patcher, kind, settings, near)
     wrapped.cond_stage_model = wrapped.patcher.model
     return wrapped
 
 
-def wrap_vae(vae: Any, settings: ComponentSettings, options: Options | None = None) -> Any:
+def wrap_vae(vae: Any, kind: str, settings: ComponentSettings, near: Surroundings) -> Any:
     """The VAE object over a layerwise patcher."""
-    return _copy_over(vae, "patcher", "first_stage_model", settings, options)
+    return _copy_over(vae, "patcher", "first_stage_model", kind, settings, near)
 
 
-def wrap_clip_vision(clip_vision: Any, settings: ComponentSettings, options: Options | None = None) -> Any:
+def wrap_clip_vision(clip_vision: Any, kind: str, settings: ComponentSettings, near: Surroundings) -> Any:
     """The CLIP_VISION object over a layerwise patcher."""
-    return _copy_over(clip_vision, "patcher", "model", settings, options)
+    return _copy_over(clip_vision, "patcher", "model", kind, settings, near)
 
 
-def wrap_controlnet(controlnet: Any, settings: ComponentSettings, options: Options | None = None) -> Any:
+def wrap_controlnet(controlnet: Any, kind: str, settings: ComponentSettings, near: Surroundings) -> Any:
     """The CONTROL_NET object over a layerwise patcher; control nets chained in front of it stay as they are."""
     patcher = getattr(controlnet, "control_model_wrapped", None)
     if patcher is None:
@@ -80,15 +83,17 @@ def wrap_controlnet(controlnet: Any, settings: ComponentSettings, options: Optio
         )
     wrapped = controlnet.copy()
     wrapped.previous_controlnet = controlnet.previous_controlnet
-    wrapped.control_model_wrapped = wrap_model(patcher, settings, options)
+    wrapped.control_model_wrapped = wrap_model(patcher, kind, settings, near)
     wrapped.control_model = wrapped.control_model_wrapped.model
     return wrapped
 
 
-def _copy_over(holder: Any, patcher: str, model: str, settings: ComponentSettings, options: Options | None) -> Any:
+def _copy_over(
+    holder: Any, patcher: str, model: str, kind: str, settings: ComponentSettings, near: Surroundings
+) -> Any:
     """A shallow copy of one of the app's holders, over a layerwise patcher. They have no `clone` of their own."""
     wrapped = copy.copy(holder)
-    ours = wrap_model(getattr(holder, patcher), settings, options)
+    ours = wrap_model(getattr(holder, patcher), kind, settings, near)
     setattr(wrapped, patcher, ours)
     setattr(wrapped, model, ours.model)
     return wrapped
@@ -102,16 +107,3 @@ def _without_dynamic_vram(model: comfy.model_patcher.ModelPatcher) -> comfy.mode
             "--disable-dynamic-vram"
         )
     return model.clone(disable_dynamic=True)
-
-
-def _clone_as_ours(model: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatcher:
-    """`model.clone()`, built as our class: the app's clone makes an object of its own class, whatever that is."""
-    if type(model) is not comfy.model_patcher.ModelPatcher:
-        raise OffloadError(
-            f"asked to apply layerwise offload to a {type(model).__name__}; found that this patcher moves weights its "
-            "own way; use it without layerwise offload, or load the model by another loader"
-        )
-    shell = model.clone()
-    shell.__class__ = LayerwiseModelPatcher
-    shell.join_component()
-    return shell

@@ -7,7 +7,7 @@ from ..bridge.api import (
     CLIP_TYPES,
     VAE_PRECISIONS,
     WEIGHT_DTYPES,
-    ask,
+    kind_of_vae,
     load_clip,
     load_clip_vision,
     load_diffusion_model,
@@ -16,7 +16,17 @@ from ..bridge.api import (
     payloads,
 )
 from .loaders import encoder_paths
-from .widgets import NONE, gb_input, mode_input, options_input, placement_input, settings_from
+from .widgets import (
+    HIDDEN,
+    NONE,
+    gb_input,
+    graph_options_input,
+    mode_input,
+    options_input,
+    placement_input,
+    settings_from,
+    surroundings,
+)
 
 
 class LayerwiseOffloadLoader(io.ComfyNode):
@@ -92,7 +102,9 @@ class LayerwiseOffloadLoader(io.ComfyNode):
                     tooltip="The type the VAE is kept and computed in. auto: what ComfyUI chooses; bf16 stays bf16.",
                 ),
                 options_input(),
+                graph_options_input(),
             ],
+            hidden=HIDDEN,
             outputs=[
                 io.Model.Output(tooltip="The diffusion model."),
                 io.Clip.Output(tooltip="The text encoders."),
@@ -116,11 +128,10 @@ class LayerwiseOffloadLoader(io.ComfyNode):
         weight_dtype: str = "default",
         vae_precision: str = "auto",
         options=None,
+        graph_options: str = "",
         **widgets,
     ) -> io.NodeOutput:
-        asked = {
-            name: ask(_settings(name, key, widgets, vae_precision), options, mode) for name, key in _WIDGETS.items()
-        }
+        near = surroundings(cls, options, graph_options)
         files = {
             "dit": [folder_paths.get_full_path_or_raise("diffusion_models", model_name)],
             "text_encoder": encoder_paths(clip_name1, clip_name2, clip_name3, clip_name4),
@@ -128,6 +139,11 @@ class LayerwiseOffloadLoader(io.ComfyNode):
         }
         if clip_vision_name != NONE:
             files["image_encoder"] = [folder_paths.get_full_path_or_raise("clip_vision", clip_vision_name)]
+        names = {kind: near.name(kind, kind_of_vae(files["vae"][0]) if kind == "vae" else None) for kind in _WIDGETS}
+        asked = {
+            kind: near.ask(_settings(names[kind], key, widgets, vae_precision if kind == "vae" else "auto"), mode)
+            for kind, key in _WIDGETS.items()
+        }
         load = {
             "dit": lambda paths, asked: load_diffusion_model(paths[0], weight_dtype, asked),
             "text_encoder": lambda paths, asked: load_clip(
@@ -144,8 +160,7 @@ _WIDGETS = {"dit": "dit", "text_encoder": "clip", "vae": "vae", "image_encoder":
 """Components in the order of the outputs, and how their widgets' names begin."""
 
 
-def _settings(name: str, key: str, widgets: dict, vae_precision: str):
+def _settings(name: str, key: str, widgets: dict, precision: str):
     """What the widgets say about one component."""
     placement, budget = widgets.get(f"{key}_placement", "auto"), widgets.get(f"{key}_budget_gb", 0.0)
-    settings = settings_from(name, placement, budget)
-    return settings.with_value("precision", vae_precision, "node") if name == "vae" else settings
+    return settings_from(name, placement, budget).with_value("precision", precision, "node")

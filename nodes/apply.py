@@ -3,7 +3,15 @@
 from comfy_api.v0_0_2 import io
 
 from ..bridge.api import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
-from .widgets import options_input, placement_input, placement_inputs, settings_from
+from .widgets import (
+    HIDDEN,
+    graph_options_input,
+    options_input,
+    placement_input,
+    placement_inputs,
+    settings_from,
+    surroundings,
+)
 
 
 class LayerwiseOffloadApply(io.ComfyNode):
@@ -32,7 +40,9 @@ class LayerwiseOffloadApply(io.ComfyNode):
                 placement_input("image_encoder", "image encoder", "clip_vision_placement", optional=True),
                 placement_input("controlnet", "ControlNet", "control_net_placement", optional=True),
                 options_input(),
+                graph_options_input(),
             ],
+            hidden=HIDDEN,
             outputs=[
                 io.Model.Output(tooltip="The same model, streamed."),
                 io.Clip.Output(tooltip="The same text encoders, streamed; nothing if none are connected."),
@@ -58,14 +68,19 @@ class LayerwiseOffloadApply(io.ComfyNode):
         clip_vision_placement: str = "auto",
         control_net_placement: str = "auto",
         options=None,
+        graph_options: str = "",
     ) -> io.NodeOutput:
+        near = surroundings(cls, options, graph_options)
         parts = [
-            (wrap_model, model, settings_from("dit", placement, budget_gb, ring_gb)),
-            (wrap_clip, clip, settings_from("text_encoder", clip_placement)),
-            (wrap_vae, vae, settings_from("vae", vae_placement)),
-            (wrap_clip_vision, clip_vision, settings_from("image_encoder", clip_vision_placement)),
-            (wrap_controlnet, control_net, settings_from("controlnet", control_net_placement)),
+            (wrap_model, model, "dit", (placement, budget_gb, ring_gb)),
+            (wrap_clip, clip, "text_encoder", (clip_placement,)),
+            (wrap_vae, vae, "vae", (vae_placement,)),
+            (wrap_clip_vision, clip_vision, "image_encoder", (clip_vision_placement,)),
+            (wrap_controlnet, control_net, "controlnet", (control_net_placement,)),
         ]
         return io.NodeOutput(
-            *(None if part is None else wrap(part, settings, options) for wrap, part, settings in parts)
+            *(
+                None if part is None else wrap(part, kind, settings_from(near.name(kind), *said), near)
+                for wrap, part, kind, said in parts
+            )
         )

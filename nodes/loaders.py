@@ -7,7 +7,7 @@ from ..bridge.api import (
     CLIP_TYPES,
     VAE_PRECISIONS,
     WEIGHT_DTYPES,
-    ask,
+    kind_of_vae,
     load_checkpoint,
     load_clip,
     load_clip_vision,
@@ -15,7 +15,17 @@ from ..bridge.api import (
     load_diffusion_model,
     load_vae,
 )
-from .widgets import NONE, asked_from, options_input, placement_input, placement_inputs, settings_from
+from .widgets import (
+    HIDDEN,
+    NONE,
+    asked_from,
+    graph_options_input,
+    options_input,
+    placement_input,
+    placement_inputs,
+    settings_from,
+    surroundings,
+)
 
 
 class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
@@ -47,7 +57,9 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
                 ),
                 *placement_inputs(),
                 options_input(),
+                graph_options_input(),
             ],
+            hidden=HIDDEN,
             outputs=[io.Model.Output(tooltip="The model. Use it like any other: LoRA, samplers, model patches.")],
         )
 
@@ -60,9 +72,11 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
         budget_gb: float = 0.0,
         ring_gb: float = 0.0,
         options=None,
+        graph_options: str = "",
     ) -> io.NodeOutput:
+        near = surroundings(cls, options, graph_options)
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        asked = asked_from("dit", placement, budget_gb, ring_gb, options)
+        asked = asked_from(near, "dit", placement, budget_gb, ring_gb)
         return io.NodeOutput(load_diffusion_model(path, weight_dtype, asked))
 
 
@@ -102,7 +116,9 @@ class LayerwiseOffloadCLIPLoader(io.ComfyNode):
                     for name in ("clip_name2", "clip_name3", "clip_name4")
                 ),
                 options_input(),
+                graph_options_input(),
             ],
+            hidden=HIDDEN,
             outputs=[io.Clip.Output(tooltip="The text encoders. Use them like those of any other loader.")],
         )
 
@@ -118,9 +134,11 @@ class LayerwiseOffloadCLIPLoader(io.ComfyNode):
         clip_name3: str = NONE,
         clip_name4: str = NONE,
         options=None,
+        graph_options: str = "",
     ) -> io.NodeOutput:
+        near = surroundings(cls, options, graph_options)
         paths = encoder_paths(clip_name1, clip_name2, clip_name3, clip_name4)
-        asked = asked_from("text_encoder", placement, budget_gb, ring_gb, options)
+        asked = asked_from(near, "text_encoder", placement, budget_gb, ring_gb)
         return io.NodeOutput(load_clip(paths, type, asked, folder_paths.get_folder_paths("embeddings")))
 
 
@@ -148,7 +166,9 @@ class LayerwiseOffloadVAELoader(io.ComfyNode):
                 ),
                 *placement_inputs("vae", "VAE", cpu=True),
                 options_input(),
+                graph_options_input(),
             ],
+            hidden=HIDDEN,
             outputs=[io.Vae.Output(tooltip="The VAE. Use it like that of any other loader.")],
         )
 
@@ -161,10 +181,12 @@ class LayerwiseOffloadVAELoader(io.ComfyNode):
         budget_gb: float = 0.0,
         ring_gb: float = 0.0,
         options=None,
+        graph_options: str = "",
     ) -> io.NodeOutput:
+        near = surroundings(cls, options, graph_options)
         path = folder_paths.get_full_path_or_raise("vae", vae_name)
-        settings = settings_from("vae", placement, budget_gb, ring_gb).with_value("precision", precision, "node")
-        return io.NodeOutput(load_vae(path, ask(settings, options)))
+        settings = settings_from(near.name("vae", kind_of_vae(path)), placement, budget_gb, ring_gb)
+        return io.NodeOutput(load_vae(path, near.ask(settings.with_value("precision", precision, "node"))))
 
 
 class LayerwiseOffloadCLIPVisionLoader(io.ComfyNode):
@@ -186,18 +208,25 @@ class LayerwiseOffloadCLIPVisionLoader(io.ComfyNode):
                 ),
                 *placement_inputs("image_encoder", "image encoder"),
                 options_input(),
+                graph_options_input(),
             ],
+            hidden=HIDDEN,
             outputs=[io.ClipVision.Output(tooltip="The image encoder. Use it like that of any other loader.")],
         )
 
     @classmethod
     def execute(
-        cls, clip_name: str, placement: str, budget_gb: float = 0.0, ring_gb: float = 0.0, options=None
+        cls,
+        clip_name: str,
+        placement: str,
+        budget_gb: float = 0.0,
+        ring_gb: float = 0.0,
+        options=None,
+        graph_options: str = "",
     ) -> io.NodeOutput:
+        near = surroundings(cls, options, graph_options)
         path = folder_paths.get_full_path_or_raise("clip_vision", clip_name)
-        return io.NodeOutput(
-            load_clip_vision(path, asked_from("image_encoder", placement, budget_gb, ring_gb, options))
-        )
+        return io.NodeOutput(load_clip_vision(path, asked_from(near, "image_encoder", placement, budget_gb, ring_gb)))
 
 
 class LayerwiseOffloadControlNetLoader(io.ComfyNode):
@@ -222,16 +251,25 @@ class LayerwiseOffloadControlNetLoader(io.ComfyNode):
                 ),
                 *placement_inputs("controlnet", "ControlNet"),
                 options_input(),
+                graph_options_input(),
             ],
+            hidden=HIDDEN,
             outputs=[io.ControlNet.Output(tooltip="The ControlNet. Use it like that of any other loader.")],
         )
 
     @classmethod
     def execute(
-        cls, control_net_name: str, placement: str, budget_gb: float = 0.0, ring_gb: float = 0.0, options=None
+        cls,
+        control_net_name: str,
+        placement: str,
+        budget_gb: float = 0.0,
+        ring_gb: float = 0.0,
+        options=None,
+        graph_options: str = "",
     ) -> io.NodeOutput:
+        near = surroundings(cls, options, graph_options)
         path = folder_paths.get_full_path_or_raise("controlnet", control_net_name)
-        return io.NodeOutput(load_controlnet(path, asked_from("controlnet", placement, budget_gb, ring_gb, options)))
+        return io.NodeOutput(load_controlnet(path, asked_from(near, "controlnet", placement, budget_gb, ring_gb)))
 
 
 class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
@@ -258,7 +296,9 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
                 placement_input("text_encoder", "text encoder", "clip_placement", optional=True),
                 placement_input("vae", "VAE", "vae_placement", optional=True),
                 options_input(),
+                graph_options_input(),
             ],
+            hidden=HIDDEN,
             outputs=[
                 io.Model.Output(tooltip="The diffusion model."),
                 io.Clip.Output(tooltip="The text encoders; nothing if the checkpoint brings none."),
@@ -276,12 +316,14 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
         clip_placement: str = "auto",
         vae_placement: str = "auto",
         options=None,
+        graph_options: str = "",
     ) -> io.NodeOutput:
+        near = surroundings(cls, options, graph_options)
         path = folder_paths.get_full_path_or_raise("checkpoints", ckpt_name)
         asked = {
-            "dit": asked_from("dit", placement, budget_gb, ring_gb, options),
-            "text_encoder": asked_from("text_encoder", clip_placement, 0, 0, options),
-            "vae": asked_from("vae", vae_placement, 0, 0, options),
+            "dit": asked_from(near, "dit", placement, budget_gb, ring_gb),
+            "text_encoder": asked_from(near, "text_encoder", clip_placement),
+            "vae": asked_from(near, "vae", vae_placement),
         }
         return io.NodeOutput(*load_checkpoint(path, asked, folder_paths.get_folder_paths("embeddings")))
 

@@ -2,8 +2,8 @@
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import Options, bytes_from_gb, check_options
-from .widgets import OPTIONS, gb_input, mode_input, placement_input
+from ..bridge.api import Word, bytes_from_gb, check_options
+from .widgets import HIDDEN, OPTIONS, gb_input, mode_input, placement_input
 
 _GROUPS = {
     "dit": "diffusion model",
@@ -57,7 +57,7 @@ class LayerwiseOffloadOptions(io.ComfyNode):
             outputs=[
                 OPTIONS.Output(display_name="options", tooltip="Connect it to the options of Layerwise Offload nodes.")
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            hidden=HIDDEN,
         )
 
     @classmethod
@@ -67,6 +67,6 @@ class LayerwiseOffloadOptions(io.ComfyNode):
             wishes.append((group, "placement", widgets.get(f"{group}_placement", "auto")))
             key = f"{group}_budget_gb"
             wishes.append((group, "budget_bytes", bytes_from_gb(widgets.get(key, 0.0), key)))
-        options = Options.of(mode, selection, wishes)
+        options = Word.of("options", mode, selection, wishes)
         check_options(options, cls.hidden.prompt, cls.hidden.unique_id)
         return io.NodeOutput(options)

@@ -2,7 +2,7 @@
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import MODES, Asked, ComponentSettings, Options, ask, bytes_from_gb
+from ..bridge.api import MODES, Asked, ComponentSettings, Surroundings, Word, bytes_from_gb
 
 PLACEMENTS = ["auto", "layerwise", "resident", "whole"]
 PLACEMENTS_WITH_CPU = [*PLACEMENTS, "cpu"]
@@ -33,6 +33,10 @@ _RING_TOOLTIP = (
 _OPTIONS_TOOLTIP = (
     "Optional: a Layerwise Offload Options node. What a widget here says is stronger than what that node says."
 )
+_GRAPH_OPTIONS_TOOLTIP = (
+    "Written by the Layerwise Offload panel when you queue: the options of the whole graph and your ComfyUI settings, "
+    "as JSON. Weaker than the widgets and than an options node. Leave it empty."
+)
 _MODE_TOOLTIP = (
     "How everything that nobody placed is treated.\n"
     "auto: kept in VRAM where everything fits, else streamed, encoders first.\n"
@@ -42,6 +46,8 @@ _MODE_TOOLTIP = (
 )
 
 OPTIONS = io.Custom("LAYERWISE_OFFLOAD_OPTIONS")
+HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
+"""What a node needs to know its place in the graph."""
 
 
 def placement_input(component: str, what: str, name: str = "placement", cpu: bool = False, **kwargs) -> io.Input:
@@ -83,6 +89,10 @@ def options_input() -> io.Input:
     return OPTIONS.Input("options", optional=True, tooltip=_OPTIONS_TOOLTIP)
 
 
+def graph_options_input() -> io.Input:
+    return io.String.Input("graph_options", default="", optional=True, advanced=True, tooltip=_GRAPH_OPTIONS_TOOLTIP)
+
+
 def mode_input() -> io.Input:
     return io.Combo.Input("mode", options=list(MODES), default="auto", optional=True, tooltip=_MODE_TOOLTIP)
 
@@ -98,7 +108,12 @@ def settings_from(component: str, placement: str, budget_gb: float = 0.0, ring_g
 
 
 def asked_from(
-    component: str, placement: str, budget_gb: float, ring_gb: float, options: Options | None, mode: str = "auto"
+    near: Surroundings, kind: str, placement: str, budget_gb: float = 0.0, ring_gb: float = 0.0, mode: str = "auto"
 ) -> Asked:
-    """What the widgets of a loader and the options connected to it ask of its component."""
-    return ask(settings_from(component, placement, budget_gb, ring_gb), options, mode)
+    """What the widgets of a loader, and everybody weaker, ask of the component that it brings of a kind."""
+    return near.ask(settings_from(near.name(kind), placement, budget_gb, ring_gb), mode)
+
+
+def surroundings(node: type[io.ComfyNode], options: Word | None, graph_options: str) -> Surroundings:
+    """What is said to a node that has asked for `HIDDEN`."""
+    return Surroundings.of(node.hidden, options, graph_options)

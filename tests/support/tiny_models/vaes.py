@@ -104,3 +104,30 @@ def vae_ltx(seed):
     from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
 
     return fill(shapes_of(build_on_meta(VideoVAE, config=LTX)), BF16, seed), {"config": json.dumps({"vae": LTX})}
+
+
+LTX_AUDIO = {
+    "audio_vae": {
+        "model": {
+            "params": {
+                "sampling_rate": 16000,
+                "ddconfig": {
+                    **{"double_z": True, "mel_bins": 64, "z_channels": 8, "resolution": 256, "downsample_time": False},
+                    **{"in_channels": 2, "out_ch": 2, "ch": 64, "ch_mult": [1, 2, 4], "num_res_blocks": 1},
+                    **{"attn_resolutions": [], "dropout": 0.0, "mid_block_add_attention": False},
+                    **{"norm_type": "pixel", "causality_axis": "height"},
+                },
+            }
+        },
+        "preprocessing": {"stft": {"filter_length": 1024, "hop_length": 160}},
+    },
+    "vocoder": {"upsample_initial_channel": 256, "stereo": True, "resblock": "1"},
+}
+
+
+@recipe("vae_ltx_audio", "vae/vae_ltx_audio_tiny.safetensors", "LTX audio VAE and vocoder; everything from metadata")
+def vae_ltx_audio(seed):
+    from comfy.ldm.lightricks.vae.audio_vae import AudioVAE
+
+    metadata = {"config": json.dumps(LTX_AUDIO)}
+    return fill(shapes_of(build_on_meta(AudioVAE, metadata=metadata)), BF16, seed), metadata

@@ -1,0 +1,111 @@
+"""What a node of ours knows beyond its own widgets: the options connected to it, the graph's options, its place in it.
+
+The browser part of the pack writes the options of the whole graph and the user's ComfyUI settings into the input
+`graph_options` of our nodes, as one JSON text, so that the app's cache and runs without a browser see them too:
+
+    {"schema": 1,
+     "graph":    {"mode": "memory", "components": {"dit": {"placement": "layerwise", "budget_gb": 8, "ring_gb": 0.5}}},
+     "settings": {"components": {"default": {"placement": "layerwise"}}}}
+
+`graph` and `settings` are both optional; names are components, groups, `default` or `all`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..offload_core.errors import SettingsError, shown
+from ..offload_core.groups import numbered_base
+from ..offload_core.settings import SOURCE_WORDS, ComponentSettings, Source, bytes_from_gb
+from .asked import AUTO, Asked, Word, ask
+from .graph import check_known, names_in
+
+SCHEMA = 1
+MAX_CHARACTERS = 65536
+_SOURCES = {"graph": Source.GRAPH, "settings": Source.SETTINGS}
+_SETTINGS = {"placement": "placement", "budget_gb": "budget_bytes", "ring_gb": "ring_bytes"}
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is said to one node by weaker sources than its widgets, and the names of the components it brings."""
+
+    words: tuple[Word, ...] = ()
+    node_id: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Component names by kind."""
+
+    @classmethod
+    def of(cls, hidden: Any, options: Word | None, graph_options: str) -> Surroundings:
+        """`hidden` is the node's: its id and the prompt, as far as they are known. Raises SettingsError."""
+        words = parse_graph_options(graph_options)
+        prompt, node_id = getattr(hidden, "prompt", None) or {}, str(getattr(hidden, "unique_id", None) or "")
+        names = names_in(prompt)
+        if node_id in prompt:
+            for word in words:
+                if word.source == Source.GRAPH:
+                    check_known(word, sorted(set(names.values())), SOURCE_WORDS[Source.GRAPH])
+        mine = {kind: name for (user, kind), name in names.items() if user == node_id}
+        return cls((*((options,) if options is not None else ()), *words), node_id, mine)
+
+    def name(self, kind: str, turned_out: str | None = None) -> str:
+        """The name of the component that the node brings of `kind`; `turned_out`: what its file says it is."""
+        name = self.names.get(kind, kind)
+        if turned_out is None or turned_out == kind:
+            return name
+        number = numbered_base(name)[1]
+        return turned_out if number == 1 else f"{turned_out}_{number}"
+
+    def ask(self, settings: ComponentSettings, mode: str = AUTO, before: Asked | None = None) -> Asked:
+        """What the node's widgets in `settings` and `mode` and everybody weaker ask of a component."""
+        return ask(settings, self.words, mode, before)
+
+
+def parse_graph_options(text: str) -> tuple[Word, ...]:
+    """The words in a `graph_options` text; none for an empty one. Raises SettingsError, naming what it cannot use."""
+    if not isinstance(text, str):
+        raise _refused(text, f"is {type(text).__name__}, not text")
+    if not text.strip():
+        return ()
+    if len(text) > MAX_CHARACTERS:
+        raise _refused(text, f"has {len(text)} characters, more than {MAX_CHARACTERS}")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _refused(text, f"is not JSON ({error})") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise _refused(text, f"is not an object with schema = {SCHEMA}")
+    unknown = sorted(set(content) - {"schema", *_SOURCES})
+    if unknown:
+        raise _refused(unknown[0], f"is not one of {', '.join(_SOURCES)}")
+    return tuple(_word(_SOURCES[key], content[key]) for key in _SOURCES if content.get(key) is not None)
+
+
+def _word(source: str, said: object) -> Word:
+    if not isinstance(said, dict) or set(said) - {"mode", "components"}:
+        raise _refused(said, f"({SOURCE_WORDS[source]}) is not an object of mode and components")
+    mode, components = said.get("mode", AUTO), said.get("components", {})
+    if not isinstance(components, dict):
+        raise _refused(components, f"({SOURCE_WORDS[source]}) is not an object of components")
+    wishes = []
+    for name, values in components.items():
+        if not isinstance(values, dict):
+            raise _refused(values, f"is not an object of settings of {name}")
+        for key, value in values.items():
+            if key not in _SETTINGS:
+                raise _refused(
+                    key, f"is no setting of {name} that the graph can set; it can set {', '.join(_SETTINGS)}"
+                )
+            wishes.append(
+                (name, _SETTINGS[key], bytes_from_gb(value, f"{name}.{key}") if key.endswith("_gb") else value)
+            )
+    return Word.of(source, mode, "", wishes)
+
+
+def _refused(value: object, found: str) -> SettingsError:
+    return SettingsError(
+        f"asked graph_options = {shown(value)}; found that it {found}; do leave it empty, or correct it"
+    )
