@@ -6,6 +6,9 @@ TORCH = "2.13.0"
 
 PLAYWRIGHT_CORE = "1.65.1"
 
+COMFY_CLI = "1.23.0"
+COMFY_MANAGER = "4.2.2"  # what the default app pins
+
 
 @dataclass(frozen=True)
 class AppRelease:
