@@ -25,7 +25,7 @@ from . import compat
 from .asked import Asked
 from .device import queue_for
 from .kinds import Kind, entries_of, kind_of
-from .memory import DeviceAllowance, device_allowance, may_pin
+from .memory import DeviceAllowance, device_allowance, host_allowance
 from .placing import Neighbour, left_to_the_app, resolve_now
 from .watch import ForeignMove, ShapeWatch
 from .weights import Applied
@@ -116,7 +116,7 @@ class Component:
         self.device = device
         found = discover(model)
         streamable = sum(layer.nbytes for layer in found.layers)
-        pinned = may_pin(streamable)
+        pinned = streamable <= host_allowance(ComponentSettings(self.name)).pins_bytes
         if not pinned:
             self.warn(f"{streamable / 1e9:.2f} GB of page-locked memory are not to be had: copies are slower")
         self._controller = OffloadController(

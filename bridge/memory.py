@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 from comfy.cli_args import args
 
-from ..offload_core.settings import ComponentSettings, Unset
+from ..offload_core import host_budget
+from ..offload_core.host_budget import HostBudget
+from ..offload_core.settings import ComponentSettings, Setting, Unset
 from . import compat
 from .device import total_bytes
 
 UNLIMITED_BYTES = 10**18
 """The app says "load it all" with 1e32; anything near that is no figure."""
-
-_PINNED_SHARE_OF_AVAILABLE = 0.5
-"""Of the host memory that is available now. The rest is for the app, its caches and everybody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +42,22 @@ def device_allowance(settings: ComponentSettings, device: torch.device, offered_
     return DeviceAllowance(offered, f"no budget set: the {offered / 1e9:.2f} GB that the app offers on {device}")
 
 
-def may_pin(nbytes: int) -> bool:
-    """Whether page-locking `nbytes` more of host memory is reasonable on this machine, now."""
-    if args.disable_pinned_memory:
-        return False
-    allowed = psutil.virtual_memory().available * _PINNED_SHARE_OF_AVAILABLE
+def host_available_bytes() -> int:
+    """Host memory that this process may still take: the machine's, or what its container leaves of it."""
+    available = host_budget.available_bytes()
+    return int(psutil.virtual_memory().available) if available is None else available
+
+
+def host_allowance(settings: ComponentSettings, held_bytes: int = 0, pinned_bytes: int = 0) -> HostBudget:
+    """What a component may have of the host. `held_bytes`, `pinned_bytes`: what of it is already its own."""
+    asked = settings.value(Setting.PIN_BUDGET_BYTES)
     apps_room = compat.app_pin_room_bytes()
-    if apps_room is not None:
-        allowed = min(allowed, apps_room)
-    return nbytes <= allowed
+    found = host_budget.host_budget(
+        host_available_bytes() + held_bytes,
+        asked_pins_bytes=asked if isinstance(asked, int) else None,
+        apps_pin_room_bytes=None if apps_room is None else apps_room + pinned_bytes,
+        cautious=host_budget.is_windows() or host_budget.is_wsl() or torch.version.hip is not None,
+    )
+    if args.disable_pinned_memory:
+        return replace(found, pins_bytes=0, reason="the app was started with --disable-pinned-memory")
+    return found

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import comfy.model_management as mm
-import psutil
 import torch
 
 from ..offload_core import policy
@@ -20,6 +19,7 @@ from ..offload_core.resolver import Request, Resolution, resolve
 from ..offload_core.settings import ComponentSettings, Setting, Source
 from .asked import AUTO, Asked
 from .device import total_bytes
+from .memory import host_available_bytes
 
 _FIRST_NUMBER = 500
 """Others may have any name, or the component's own: here they are told apart by numbers that no graph has."""
@@ -83,7 +83,7 @@ def resolve_now(
             selection=selection,
             settings=settings,
             device=policy.Device(device.type, total, free),
-            host_available_bytes=int(psutil.virtual_memory().available),
+            host_available_bytes=host_available_bytes(),
         )
     )
 
