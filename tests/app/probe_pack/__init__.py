@@ -1,6 +1,34 @@
-"""TEST ONLY node pack: turns the tensors in a CONDITIONING or CLIP_VISION_OUTPUT into a latent that can be saved."""
+"""TEST ONLY node pack: turns the tensors in a CONDITIONING or CLIP_VISION_OUTPUT into a latent that can be saved.
+
+GET /probe/patched answers what in the app's modules is no longer what it was before any pack was loaded:
+{"after_packs": [names], "now": [names]}.
+"""
+
+import sys
 
 import torch
+from aiohttp import web
+from server import PromptServer
+
+_snapshot = sys.modules["layerwise_probe_snapshot"]  # by prestartup_script.py
+
+
+async def _when_packs_are_loaded(app):
+    _snapshot.taken["after packs"] = _snapshot.take()
+
+
+PromptServer.instance.app.on_startup.append(_when_packs_are_loaded)
+
+
+@PromptServer.instance.routes.get("/probe/patched")
+async def _patched(request):
+    before = _snapshot.taken["before packs"]
+    answer = {
+        "names": len(before),
+        "after_packs": _snapshot.changes(before, _snapshot.taken["after packs"]),
+        "now": _snapshot.changes(before, _snapshot.take()),
+    }
+    return web.json_response(answer)
 
 
 def _tensors(value):
