@@ -132,15 +132,21 @@ class Component:
             self._watch = ShapeWatch(model, self)
             self._watch.install()
 
-    def close(self) -> None:
-        """The module is nobody's but the app's again: on the host, with the values it has now."""
+    def detach(self) -> None:
+        """The module is an ordinary one on the host again, with the values it has now; `attach` may follow."""
         if self._controller is not None:
             self.unload()
             if self._watch is not None:
                 self._watch.remove()
             self._controller.detach()
-            vars(self._controller.root).pop(_ATTRIBUTE, None)
             self._controller, self._mover, self._watch = None, None, None
+
+    def close(self) -> None:
+        """The module is nobody's but the app's again."""
+        if self._controller is not None:
+            model = self._controller.root
+            self.detach()
+            vars(model).pop(_ATTRIBUTE, None)
 
     # ------------------------------------------------------------------ sizes
 

@@ -17,6 +17,7 @@ from . import weights
 from .asked import Asked
 from .component import Component
 from .device import streams_to
+from .kinds import TEXT_ENCODER
 from .placing import left_to_the_app
 
 
@@ -54,6 +55,20 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         clone.asked = self.asked
         return clone
 
+    def deepclone_multigpu(
+        self, new_load_device: torch.device | None = None, models_cache: dict[Any, Any] | None = None
+    ) -> Any:
+        """A patcher for another device: over a model read anew, or for text encoders over the same one.
+
+        The app's node for CLIPs takes the patcher and goes on computing with the module that the CLIP was loaded with:
+        over a second module our ring would lie idle there while the first one's weights were cast one by one.
+        """
+        if self.component.kind is TEXT_ENCODER and self.streams and new_load_device is not None:
+            clone = self.clone()
+            clone.load_device = new_load_device
+            return clone
+        return super().deepclone_multigpu(new_load_device, models_cache)
+
     # ------------------------------------------------------------------ sizes, as the app's accounting wants them
 
     def model_size(self) -> int:
@@ -82,6 +97,9 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         with self.use_ejected():
             self.unpatch_hooks()
             component = self.component
+            if component.attached and component.device != self.load_device:
+                self._take_off_device()  # a clone of this patcher was for another device: queue and masters go
+                component.detach()
             component.attach(self.model, self.load_device)
             if self.model.current_weight_patches_uuid != self.patches_uuid or force_patch_weights:
                 component.unload()

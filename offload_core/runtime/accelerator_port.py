@@ -130,8 +130,11 @@ class AcceleratorPort(SynchronousPort):
             event.wait(torch.accelerator.current_stream(self.device))
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        # A bare set and restore: the stream's own context manager does the same with three more calls. What is put
-        # back is the current stream of the current device, which need not be ours.
+        if not self._only_device:  # setting a stream sets its device as well, and each device has a current stream
+            with self._stream:
+                destination.copy_(source, non_blocking=True)
+            return
+        # A bare set and restore: the stream's own context manager does the same with three more calls.
         current = torch.accelerator.current_stream()
         torch.accelerator.set_stream(self._stream)
         try:

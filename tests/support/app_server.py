@@ -76,6 +76,7 @@ class AppServer:
         *,
         memory_mb: int = 8192,
         bandwidth: float = 0,
+        devices: int = 1,
         poison: bool = True,
         race: bool = True,
         version: str | None = None,
@@ -90,7 +91,10 @@ class AppServer:
         self.device, self.port = device, port or _free_port()
         self.version = version or os.environ.get("LAYERWISE_COMFYUI") or DEFAULT_APP
         self.url = f"http://127.0.0.1:{self.port}"
-        self._sim = {"memory_mb": memory_mb, "bandwidth": bandwidth, "poison": poison, "race": race}
+        self._sim = {
+            **{"memory_mb": memory_mb, "bandwidth": bandwidth, "devices": devices},
+            **{"poison": poison, "race": race},
+        }
         self._extra_args, self._extra_packs, self._extra_env, self._pack = extra_args, extra_packs, env or {}, pack
         self._process: subprocess.Popen | None = None
         self.base = Path()
@@ -206,6 +210,7 @@ class AppServer:
             env["SIMDEV_LIB"] = str(paths.SIMDEV_LIBRARY)
             env["SIMDEV_MB"] = str(self._sim["memory_mb"])
             env["SIMDEV_BW"] = str(int(self._sim["bandwidth"]))
+            env["SIMDEV_DEVICES"] = str(self._sim["devices"])
             env["SIMDEV_POISON"] = str(int(self._sim["poison"]))
             env["SIMDEV_RACE"] = str(int(self._sim["race"]))
         env.update(self._extra_env)

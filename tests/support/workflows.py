@@ -204,6 +204,18 @@ OUR_LOADERS = {
 OPTIONS = "90"
 
 
+def behind(prompt: dict, node_id: str, class_type: str, slot: str, output: int = 0, **inputs) -> dict:
+    """The prompt with one more node behind output `output` of node `node_id`: it takes it in as `slot`, and its first
+    output goes wherever the other went."""
+    added = f"{node_id}{len(prompt)}"
+    changed = {}
+    for other, entry in prompt.items():
+        wires = {name: [added, 0] if value == [node_id, output] else value for name, value in entry["inputs"].items()}
+        changed[other] = node(entry["class_type"], **wires)
+    changed[added] = node(class_type, **{slot: [node_id, output], **inputs})
+    return changed
+
+
 def from_checkpoint(prompt: dict, checkpoint: str) -> dict:
     """The prompt with the app's checkpoint loader in place of its loaders of model, encoder and VAE."""
     tiny_models.ensure(checkpoint)

@@ -23,7 +23,13 @@ void sim_set(long long limit_bytes, long long bytes_per_s, int poison, int race_
 
 // The names are in torch_npu/library.py, in this order.
 int sim_stats(long long* out, int capacity) {
-  const auto pool = simdev::pool_stats();
+  simdev::PoolStats pool;  // of all devices together, but the limit, which is that of each
+  pool.limit = simdev::pool_stats(0).limit;
+  for (int device = 0; device < simdev::settings.devices; device++) {
+    const auto one = simdev::pool_stats(device);
+    pool.used += one.used, pool.peak += one.peak, pool.allocs += one.allocs, pool.frees += one.frees;
+    pool.reserved += one.reserved, pool.reserved_peak += one.reserved_peak;
+  }
   auto& c = simdev::counters;
   const long long values[] = {
       (long long)pool.used, (long long)pool.peak, (long long)pool.reserved, (long long)pool.reserved_peak,
@@ -35,6 +41,15 @@ int sim_stats(long long* out, int capacity) {
   for (int i = 0; i < count && i < capacity; i++) out[i] = values[i];
   return count;
 }
+
+// used, peak, reserved, reserved_peak and limit of one device.
+void sim_memory(int device, long long* out) {
+  const auto pool = simdev::pool_stats(device < 0 ? simdev::current_device() : device);
+  const size_t values[] = {pool.used, pool.peak, pool.reserved, pool.reserved_peak, pool.limit};
+  for (int i = 0; i < 5; i++) out[i] = (long long)values[i];
+}
+
+int sim_max_devices() { return simdev::kMaxDevices; }
 
 const char* sim_race_message() {
   text = simdev::race::last_message();

@@ -60,10 +60,10 @@ class Pool {
     return block;
   }
 
-  void put(void* pointer) {
+  bool put(void* pointer) {  // false: it is not from here
     std::lock_guard<std::mutex> lock(mutex_);
     auto found = live_.find(pointer);
-    if (found == live_.end()) return;
+    if (found == live_.end()) return false;
     Block block = std::move(found->second);
     live_.erase(found);
     for (StreamId user : block.users) {  // CUDA would keep the block back until these have passed; we wait for them
@@ -74,6 +74,7 @@ class Pool {
     stats_.frees++;
     if (settings.poison) std::memset(pointer, kPoisonByte, block.bytes);
     cache_[{block.stream, block.bytes}].push_back(pointer);
+    return true;
   }
 
   void record_stream(void* pointer, StreamId stream) {
@@ -119,17 +120,18 @@ class Pool {
   PoolStats stats_;
 };
 
-Pool& pool() {
-  static auto* instance = new Pool();  // leaked: tensors may be freed while the process exits
-  return *instance;
+Pool& pool(int device) {
+  static auto* pools = new Pool[kMaxDevices];  // leaked: tensors may be freed while the process exits
+  return pools[device];
 }
 
 struct DeviceAllocator final : c10::Allocator {
   static void release(void* pointer) {
-    if (pointer) pool().put(pointer);
+    for (int device = 0; pointer && device < kMaxDevices; device++)
+      if (pool(device).put(pointer)) return;
   }
   c10::DataPtr allocate(size_t bytes) override {
-    void* block = bytes ? pool().get(bytes) : nullptr;
+    void* block = bytes ? pool(current_device()).get(bytes) : nullptr;
     return {block, block, &release, c10::Device(kSim, (c10::DeviceIndex)current_device())};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
@@ -177,8 +179,9 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   at::Generator getNewGenerator(c10::DeviceIndex) const override { return at::detail::createCPUGenerator(); }
   bool isPinnedPtr(const void* pointer) const override { return is_pinned(pointer); }
   at::Allocator* getPinnedMemoryAllocator() const override { return &pinned_allocator_instance; }
-  at::Device getDeviceFromPtr(void*) const override { return {kSim, 0}; }
+  at::Device getDeviceFromPtr(void*) const override { return {kSim, (c10::DeviceIndex)current_device()}; }
   void resizePrivateUse1Bytes(const c10::Storage& storage, size_t bytes) const override {
+    DeviceScope scope(storage.device().index());
     auto block = device_allocator_instance.allocate(bytes);
     if (storage.nbytes()) std::memcpy(block.get(), storage.data(), std::min(bytes, storage.nbytes()));
     storage.unsafeGetStorageImpl()->set_data_ptr_noswap(std::move(block));
@@ -188,11 +191,19 @@ struct Hooks final : at::PrivateUse1HooksInterface {
 
 }  // namespace
 
-PoolStats pool_stats() { return pool().stats(); }
-void pool_reset_peak() { pool().reset_peak(); }
-void pool_set_limit(size_t bytes) { pool().set_limit(bytes); }
-void pool_trim() { pool().trim(); }
-void pool_record_stream(void* block, StreamId stream) { pool().record_stream(block, stream); }
+PoolStats pool_stats(int device) { return pool(device).stats(); }
+void pool_reset_peak() {
+  for (int device = 0; device < kMaxDevices; device++) pool(device).reset_peak();
+}
+void pool_set_limit(size_t bytes) {
+  for (int device = 0; device < kMaxDevices; device++) pool(device).set_limit(bytes);
+}
+void pool_trim() {
+  for (int device = 0; device < kMaxDevices; device++) pool(device).trim();
+}
+void pool_record_stream(void* block, StreamId stream) {
+  for (int device = 0; device < kMaxDevices; device++) pool(device).record_stream(block, stream);
+}
 void* device_allocator() { return static_cast<c10::Allocator*>(&device_allocator_instance); }
 void register_hooks() { at::RegisterPrivateUse1HooksInterface(new Hooks()); }
 

@@ -28,6 +28,7 @@ namespace {
 constexpr auto kSim = c10::DeviceType::PrivateUse1;
 c10::Allocator* allocator() { return static_cast<c10::Allocator*>(device_allocator()); }
 bool on_device(const at::Tensor& t) { return t.device().type() == kSim; }
+int index_of(const at::Tensor& t) { return t.device().index(); }
 
 // The same bytes seen as a CPU tensor; does not own them.
 at::Tensor host_view(const at::Tensor& t) {
@@ -65,13 +66,14 @@ void host_waits_here() {
 // ---- allocation and views
 at::Tensor empty_memory_format(c10::SymIntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
                                std::optional<at::Device> device, std::optional<bool>, std::optional<at::MemoryFormat> format) {
-  if (device && device->index() >= 0) set_current_device(device->index());
+  DeviceScope scope(device ? device->index() : -1);
   return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), allocator(),
                                    c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), c10::dtype_or_default(dtype), format);
 }
 
 at::Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride, std::optional<at::ScalarType> dtype,
-                         std::optional<at::Layout>, std::optional<at::Device>, std::optional<bool>) {
+                         std::optional<at::Layout>, std::optional<at::Device> device, std::optional<bool>) {
+  DeviceScope scope(device ? device->index() : -1);
   return at::detail::empty_strided_generic(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), allocator(),
                                            c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), c10::dtype_or_default(dtype));
 }
@@ -124,12 +126,12 @@ void record_stream(at::Tensor& self, at::Stream stream) {
 
 // ---- copies
 void copy_later(const at::Tensor& from, const at::Tensor& to) {
-  static std::mutex to_device_engine, to_host_engine;
+  static std::mutex to_device_engine[kMaxDevices], to_host_engine[kMaxDevices];
   counters.async_copies++;
   // Host tensors are kept alive by the queued copy. Device tensors are not: their memory may be freed and reused before
   // the copy runs, as on a GPU, and then the race check and the poison tell.
   at::Tensor keep_from = on_device(from) ? at::Tensor() : from, keep_to = on_device(to) ? at::Tensor() : to;
-  std::mutex* engine = on_device(to) ? &to_device_engine : &to_host_engine;
+  std::mutex* engine = on_device(to) ? &to_device_engine[index_of(to)] : &to_host_engine[index_of(from)];
   at::Tensor source = host_view(from), target = host_view(to);
   const auto bytes = (double)to.nbytes();
   enqueue(current_stream(), [source, target, keep_from, keep_to, engine, bytes]() mutable {
@@ -145,17 +147,37 @@ void copy_later(const at::Tensor& from, const at::Tensor& to) {
   });
 }
 
+// Between two devices both streams wait for each other, before the copy and after it, as torch does for CUDA.
+void copy_across(const at::Tensor& from, const at::Tensor& to) {
+  const StreamId source = current_stream_of(index_of(from)), target = current_stream_of(index_of(to));
+  race::stream_joins(source, race::snapshot(target));
+  {
+    DeviceScope scope(index_of(from));
+    touch(from, false, "copy between devices");
+    touch(to, true, "copy between devices");
+  }
+  race::stream_joins(target, race::snapshot(source));
+  drain(source);
+  drain(target);
+}
+
 at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
   const bool from_device = on_device(from), to_device = on_device(to);
+  DeviceScope scope(index_of(to_device ? to : from));
   if (inside_kernel) {
     at::NoGradGuard no_grad;
     host_view(to).copy_(host_view(from));
     return to;
   }
   (from_device ? (to_device ? counters.d2d_bytes : counters.d2h_bytes) : counters.h2d_bytes) += (long long)to.nbytes();
-  touch(from, false, "copy");
-  touch(to, true, "copy");
-  if (from_device && to_device) {
+  const bool across = from_device && to_device && from.device() != to.device();
+  if (!across) {
+    touch(from, false, "copy");
+    touch(to, true, "copy");
+  }
+  if (across) {
+    copy_across(from, to);
+  } else if (from_device && to_device) {
     counters.kernels++;  // a kernel like any other
     drain(current_stream());
   } else {
@@ -179,6 +201,7 @@ at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
 
 at::Scalar local_scalar_dense(const at::Tensor& self) {
   if (!inside_kernel) {
+    DeviceScope scope(index_of(self));
     counters.item_syncs++;
     touch(self, false, "item");
     host_waits_here();
@@ -192,6 +215,7 @@ const char* kMixedDevices = "Expected all tensors to be on the same device, but 
 at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                        c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, bool transposed,
                        c10::SymIntArrayRef output_padding, c10::SymInt groups) {
+  DeviceScope device(index_of(x));
   KernelScope scope;
   TORCH_CHECK(x.device() == weight.device(), kMixedDevices, x.device(), " and ", weight.device(), " (convolution)");
   touch(x, false, "convolution");
@@ -209,14 +233,28 @@ at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const std:
   return result;
 }
 
+// The device that an operator runs on: that of its first operand on one of ours.
+int device_of(const torch::jit::Stack& stack, size_t count) {
+  for (size_t i = stack.size() - count; i < stack.size(); i++) {
+    const auto& value = stack[i];
+    if (value.isTensor() && value.toTensor().defined() && on_device(value.toTensor())) return index_of(value.toTensor());
+    if (value.isTensorList())
+      for (const at::Tensor& t : value.toTensorVector())
+        if (t.defined() && on_device(t)) return index_of(t);
+    if (value.isDevice() && value.toDevice().type() == kSim) return value.toDevice().index();
+  }
+  return -1;
+}
+
 // A GPU refuses CPU operands other than 0-dim ones, except where an operator takes indices or copies; so do we.
 bool may_be_on_host(const at::Tensor& t, const std::string& op) {
   return on_device(t) || t.dim() == 0 || op.find("index") != std::string::npos || op.find("_copy") != std::string::npos;
 }
 
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  KernelScope scope;
   const auto& arguments = op.schema().arguments();
+  DeviceScope device(device_of(*stack, arguments.size()));
+  KernelScope scope;
   const std::string& name = op.operator_name().name;
   const size_t first = stack->size() - arguments.size();
   for (size_t i = 0; i < arguments.size(); i++) {
@@ -226,6 +264,8 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     if (value.isTensor() && value.toTensor().defined()) {
       const auto& t = value.toTensor();
       TORCH_CHECK(may_be_on_host(t, name), kMixedDevices, t.device(), " and the simulated one (", name, ")");
+      TORCH_CHECK(!on_device(t) || index_of(t) == current_device(), kMixedDevices, t.device(), " and npu:", current_device(),
+                  " (", name, ")");
       touch(t, write, name);
     } else if (value.isTensorList()) {
       for (const at::Tensor& t : value.toTensorVector()) touch(t, write, name);

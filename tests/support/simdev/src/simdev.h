@@ -31,14 +31,27 @@ struct Counters {
 };
 extern Counters counters;
 
-// ---- streams (streams_events.cpp). A stream is a worker thread with a queue; id 0 is the default stream.
+// ---- devices: this many can be had (settings.devices says how many there are); each has a link, a pool and streams of its own
+constexpr int kMaxDevices = 4;
+
+// ---- streams (streams_events.cpp). A stream is a worker thread with a queue; id N is the default stream of device N.
 using StreamId = int64_t;
-StreamId current_stream();
+StreamId current_stream();               // of the thread's current device
+StreamId current_stream_of(int device);
 void enqueue(StreamId stream, std::function<void()> work);
 void drain(StreamId stream);  // blocks the calling thread; says nothing to the race check and counts nothing
-void drain_all();
+void drain_all();                         // the streams of every device
 int current_device();
 void set_current_device(int device);
+
+// Makes a device the current one of this thread for a block, as torch's guards do around an operator.
+struct DeviceScope {
+  explicit DeviceScope(int device) : previous(current_device()) {
+    if (device >= 0) set_current_device(device);
+  }
+  ~DeviceScope() { set_current_device(previous); }
+  const int previous;
+};
 
 // ---- vector clocks and the race check (race_check.cpp)
 using Clock = std::map<StreamId, long long>;
@@ -57,8 +70,8 @@ struct PoolStats {
   size_t used = 0, peak = 0, reserved = 0, reserved_peak = 0, limit = (size_t)8 << 30;
   long long allocs = 0, frees = 0;
 };
-PoolStats pool_stats();
-void pool_reset_peak();
+PoolStats pool_stats(int device);
+void pool_reset_peak();                                      // of every device, as are the limit and the trim
 void pool_set_limit(size_t bytes);
 void pool_trim();                                            // gives cached blocks back, as empty_cache() does
 void pool_record_stream(void* block, StreamId stream);

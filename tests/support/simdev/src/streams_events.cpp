@@ -19,6 +19,7 @@ namespace simdev {
 
 Settings settings;
 Counters counters;
+static_assert(kMaxDevices == 4, "the tables of default streams below have one entry per device");
 
 void Counters::reset() {
   for (auto* counter : {&h2d_bytes, &d2h_bytes, &d2d_bytes, &async_copies, &blocking_copies, &kernels, &stream_syncs,
@@ -30,8 +31,23 @@ namespace {
 
 constexpr auto kSim = c10::DeviceType::PrivateUse1;
 thread_local int device_of_thread = 0;
-thread_local StreamId stream_of_thread = 0;
-std::atomic<StreamId> next_stream{1};
+thread_local StreamId stream_of_thread[kMaxDevices] = {0, 1, 2, 3};  // per device; at first its default stream
+std::mutex streams_mutex;
+std::vector<int> device_of_stream = {0, 1, 2, 3};
+
+StreamId new_stream(int device) {
+  std::lock_guard<std::mutex> lock(streams_mutex);
+  device_of_stream.push_back(device);
+  return (StreamId)device_of_stream.size() - 1;
+}
+
+std::vector<StreamId> streams_of(int device) {  // -1: of all devices
+  std::lock_guard<std::mutex> lock(streams_mutex);
+  std::vector<StreamId> found;
+  for (StreamId id = 0; id < (StreamId)device_of_stream.size(); id++)
+    if (device < 0 || device_of_stream[id] == device) found.push_back(id);
+  return found;
+}
 
 class Worker {
  public:
@@ -117,7 +133,10 @@ void host_waits_for(StreamId id) {
 }
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
-  static c10::Device device(c10::DeviceIndex index) { return {kSim, index < 0 ? (c10::DeviceIndex)0 : index}; }
+  static int index_of(c10::Device d) { return d.index() < 0 ? device_of_thread : d.index(); }
+  static c10::Device device(c10::DeviceIndex index) {
+    return {kSim, index < 0 ? (c10::DeviceIndex)device_of_thread : index};
+  }
   static c10::Stream stream(c10::Device d, StreamId id) {
     return c10::Stream(c10::Stream::UNSAFE, device(d.index()), id);
   }
@@ -125,19 +144,21 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceIndex deviceCount() const noexcept override { return (c10::DeviceIndex)settings.devices.load(); }
   c10::Device getDevice() const override { return device((c10::DeviceIndex)device_of_thread); }
   void setDevice(c10::Device d) const override { uncheckedSetDevice(d); }
-  void uncheckedSetDevice(c10::Device d) const noexcept override { device_of_thread = d.index() < 0 ? 0 : d.index(); }
+  void uncheckedSetDevice(c10::Device d) const noexcept override {
+    if (d.index() >= 0) device_of_thread = d.index();
+  }
   c10::Device exchangeDevice(c10::Device d) const override {
     c10::Device old = getDevice();
     if (d.index() >= 0) device_of_thread = d.index();
     return old;
   }
-  c10::Stream getStream(c10::Device d) const override { return stream(d, stream_of_thread); }
-  c10::Stream getDefaultStream(c10::Device d) const override { return stream(d, 0); }
-  c10::Stream getStreamFromGlobalPool(c10::Device d, bool) const override { return stream(d, next_stream++); }
-  c10::Stream getNewStream(c10::Device d, int) const override { return stream(d, next_stream++); }
-  c10::Stream exchangeStream(c10::Stream s) const override {
-    auto old = stream(s.device(), stream_of_thread);
-    stream_of_thread = s.id();
+  c10::Stream getStream(c10::Device d) const override { return stream(d, stream_of_thread[index_of(d)]); }
+  c10::Stream getDefaultStream(c10::Device d) const override { return stream(d, index_of(d)); }
+  c10::Stream getStreamFromGlobalPool(c10::Device d, bool) const override { return stream(d, new_stream(index_of(d))); }
+  c10::Stream getNewStream(c10::Device d, int) const override { return stream(d, new_stream(index_of(d))); }
+  c10::Stream exchangeStream(c10::Stream s) const override {  // of the stream's device, whichever is current
+    auto old = getStream(s.device());
+    stream_of_thread[index_of(s.device())] = s.id();
     return old;
   }
   bool queryStream(const c10::Stream& s) const override { return worker(s.id()).idle(); }
@@ -145,9 +166,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     counters.stream_syncs++;
     host_waits_for(s.id());
   }
-  void synchronizeDevice(const c10::DeviceIndex) const override {
+  void synchronizeDevice(const c10::DeviceIndex index) const override {
     counters.device_syncs++;
-    for (StreamId id = 0; id < next_stream; id++) host_waits_for(id);
+    for (StreamId id : streams_of(index < 0 ? device_of_thread : index)) host_waits_for(id);
   }
 
   void record(void** event, const c10::Stream& s, const c10::DeviceIndex, const c10::EventFlag) const override {
@@ -191,13 +212,14 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard)
 
 }  // namespace
 
-StreamId current_stream() { return stream_of_thread; }
+StreamId current_stream() { return stream_of_thread[device_of_thread]; }
+StreamId current_stream_of(int device) { return stream_of_thread[device]; }
 int current_device() { return device_of_thread; }
 void set_current_device(int device) { device_of_thread = device; }
 void enqueue(StreamId id, std::function<void()> work) { worker(id).push(std::move(work)); }
 void drain(StreamId id) { worker(id).drain(); }
 void drain_all() {
-  for (StreamId id = 0; id < next_stream; id++) drain(id);
+  for (StreamId id : streams_of(-1)) drain(id);
 }
 
 }  // namespace simdev

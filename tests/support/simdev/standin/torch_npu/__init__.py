@@ -4,7 +4,8 @@ That is the one vendor backend that ComfyUI probes for by `import torch_npu`, so
 device up as its main device when this folder's parent is on PYTHONPATH.
 
 Environment: SIMDEV_LIB (the compiled library), SIMDEV_MB (memory limit, default 8192), SIMDEV_BW (bytes per second of
-asynchronous copies, 0 = memcpy), SIMDEV_POISON (1), SIMDEV_RACE (0).
+asynchronous copies, 0 = memcpy), SIMDEV_POISON (1), SIMDEV_RACE (0), SIMDEV_DEVICES (1; memory limit and bandwidth are
+each one's own).
 """
 
 import os
@@ -12,13 +13,13 @@ import os
 import torch
 
 from .device_module import make_module
-from .library import configure, lib, reset, stat, stats
+from .library import configure, init, lib, reset, stat, stats
 
 __all__ = ["configure", "lib", "reset", "stat", "stats"]
 
 
 def _register():
-    lib.sim_init(1)
+    init(int(os.environ.get("SIMDEV_DEVICES", "1")))
     torch.utils.rename_privateuse1_backend("npu")
     torch._register_device_module("npu", make_module())
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)

@@ -5,14 +5,20 @@ import types
 import torch
 
 from . import library
-from .library import lib, stat
+from .library import lib
+
+
+def _device(device) -> torch.device:
+    """A device with its index; None and a bare "npu" mean the current one."""
+    found = torch.device("npu" if device is None else device)
+    return found if found.index is not None else torch.device("npu", lib.sim_current_device())
 
 
 class Stream(torch.Stream):
     """torch.npu.Stream(device=..., priority=...) in the manner of torch.cuda.Stream."""
 
     def __new__(cls, device=None, priority=0, **kwargs):
-        return super().__new__(cls, device=torch.device(device or "npu:0"), priority=priority)
+        return super().__new__(cls, device=_device(device), priority=priority)
 
 
 class stream:  # noqa: N801 - named as torch.cuda.stream is
@@ -32,14 +38,18 @@ class stream:  # noqa: N801 - named as torch.cuda.stream is
             torch.accelerator.set_stream(self.previous)
 
 
+def _memory(device) -> dict:
+    return library.memory(device if isinstance(device, int) else _device(device).index)
+
+
 def mem_get_info(device=None):
     """(free, total); free counts what is not reserved, and is never negative even after the limit was lowered."""
-    limit, reserved = stat("limit"), stat("reserved")
-    return max(0, limit - reserved), limit
+    now = _memory(device)
+    return max(0, now["limit"] - now["reserved"]), now["limit"]
 
 
 def memory_stats(device=None):
-    now = library.stats()
+    now = _memory(device)
     return {
         "active_bytes.all.current": now["used"],
         "allocated_bytes.all.current": now["used"],
@@ -50,13 +60,13 @@ def memory_stats(device=None):
 
 
 def set_device(device):
-    lib.sim_set_device(device if isinstance(device, int) else torch.device(device).index or 0)
+    lib.sim_set_device(device if isinstance(device, int) else _device(device).index)
 
 
 def make_module() -> types.ModuleType:
     module = types.ModuleType("torch.npu")
     entries = {
-        "device_count": lambda: 1,
+        "device_count": lambda: library.device_count,
         "is_available": lambda: True,
         "is_initialized": lambda: True,
         "_is_in_bad_fork": lambda: False,
@@ -70,18 +80,18 @@ def make_module() -> types.ModuleType:
         "manual_seed_all": lambda seed: None,
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
-        "synchronize": lambda device=None: torch.accelerator.synchronize(),
+        "synchronize": lambda device=None: torch.accelerator.synchronize(device),
         "Stream": Stream,
         "Event": torch.Event,
         "stream": stream,
-        "current_stream": lambda device=None: torch.accelerator.current_stream(),
+        "current_stream": lambda device=None: torch.accelerator.current_stream(device),
         "empty_cache": lib.sim_trim,
         "mem_get_info": mem_get_info,
         "memory_stats": memory_stats,
-        "memory_allocated": lambda device=None: stat("used"),
-        "max_memory_allocated": lambda device=None: stat("peak"),
-        "memory_reserved": lambda device=None: stat("reserved"),
-        "max_memory_reserved": lambda device=None: stat("reserved_peak"),
+        "memory_allocated": lambda device=None: _memory(device)["used"],
+        "max_memory_allocated": lambda device=None: _memory(device)["peak"],
+        "memory_reserved": lambda device=None: _memory(device)["reserved"],
+        "max_memory_reserved": lambda device=None: _memory(device)["reserved_peak"],
         "reset_peak_memory_stats": lambda device=None: library.reset(),
         # ours, for tests
         "configure": library.configure,

@@ -47,11 +47,23 @@ def _open() -> ctypes.CDLL:
     lib.sim_stats.argtypes = [ctypes.POINTER(ctypes.c_longlong), ctypes.c_int]
     lib.sim_host_register.argtypes = [ctypes.c_void_p, ctypes.c_longlong]
     lib.sim_host_unregister.argtypes = [ctypes.c_void_p]
+    lib.sim_memory.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_longlong)]
     lib.sim_race_message.restype = ctypes.c_char_p
     return lib
 
 
 lib = _open()
+device_count = 1
+"""Set once, by init()."""
+
+
+def init(devices: int):
+    """Register the backend with so many devices of their own memory, link and streams."""
+    global device_count
+    if not 1 <= devices <= lib.sim_max_devices():
+        raise ImportError(f"SIMDEV_DEVICES={devices}: found that there can be 1 to {lib.sim_max_devices()}")
+    device_count = devices
+    lib.sim_init(devices)
 
 
 def configure(mb=None, bandwidth=None, poison=None, race=None):
@@ -66,14 +78,26 @@ def configure(mb=None, bandwidth=None, poison=None, race=None):
     )
 
 
+MEMORY_NAMES = ("used", "peak", "reserved", "reserved_peak", "limit")
+
+
+def memory(device: int) -> dict:
+    """The memory figures of one device, in bytes; a negative index means the current one."""
+    values = (ctypes.c_longlong * len(MEMORY_NAMES))()
+    lib.sim_memory(device, values)
+    return dict(zip(MEMORY_NAMES, values))
+
+
 def stats() -> dict:
-    """All counters. `host_syncs` sums every wait of the host that a program asked for (stream, event, device);
-    `item_syncs` and `blocking_copies` are the waits that hide in operators."""
+    """All counters, of all devices together; `limit` is that of each. `host_syncs` sums every wait of the host that a
+    program asked for (stream, event, device); `item_syncs` and `blocking_copies` are the waits that hide in operators.
+    `devices` has the memory figures of each."""
     values = (ctypes.c_longlong * len(STAT_NAMES))()
     count = lib.sim_stats(values, len(STAT_NAMES))
     assert count == len(STAT_NAMES), f"libsimdev.so reports {count} counters, this file names {len(STAT_NAMES)}"
     result = dict(zip(STAT_NAMES, values))
     result["host_syncs"] = result["stream_syncs"] + result["event_syncs"] + result["device_syncs"]
+    result["devices"] = [memory(index) for index in range(device_count)]
     result["race_message"] = lib.sim_race_message().decode()
     return result
 

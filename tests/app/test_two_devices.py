@@ -1,0 +1,129 @@
+"""Two devices: the app's device selectors and its CFG split give each device a ring and a queue of its own."""
+
+import pytest
+
+from tests.support import pixels, simdev
+from tests.support.app_server import AppServer
+from tests.support.workflows import (
+    CLIP,
+    CONTROL_NET,
+    MODEL,
+    NEGATIVE,
+    SAMPLER,
+    VAE,
+    behind,
+    build,
+    with_controlnet,
+    with_our_loaders,
+)
+
+pytestmark = pytest.mark.app
+
+SLOW_LINK = 300_000_000
+MEMORY = {"mode": "memory"}
+
+
+@pytest.fixture(scope="module")
+def started():
+    if not simdev.available():
+        pytest.skip("no simulated accelerator (no C++ compiler?)")
+    with AppServer("sim", devices=2, bandwidth=SLOW_LINK) as server:
+        yield server
+
+
+@pytest.fixture
+def server(started, request):
+    request.node.app_server = started
+    started.free()
+    started.sim_reset()
+    before = used(started)
+    yield started
+    started.free()
+    assert started.sim_stats()["races"] == 0, started.sim_stats()["race_message"]
+    assert used(started) == before, "device bytes were left behind"
+
+
+def used(server) -> list[int]:
+    return [device["used"] for device in server.sim_stats()["devices"]]
+
+
+def saved(server, prompt) -> str:
+    """The digest of what the prompt saved; the device is not emptied, so that the report is of this run."""
+    server.free()
+    server.sim_reset()
+    result = server.run(prompt).check()
+    arrays = server.latents(result) + server.images(result)
+    pixels.assert_sane(arrays)
+    return pixels.sha256(arrays)
+
+
+def streamed_on(server) -> set[tuple[str, str]]:
+    """(component, device) of all that have been streamed there: copied ahead, pass by pass."""
+    return {
+        (component["component"], component["plan"]["device"])
+        for component in server.report()["components"]
+        if component["summary"]["bytes_copied"] and component["summary"]["prefetch_hits"]
+    }
+
+
+def test_each_selector_moves_its_component_to_the_other_device(server):
+    prompt = build("flux")
+    reference = saved(server, prompt)
+    ours = with_our_loaders(prompt, {MODEL: {}, CLIP: {}}, MEMORY)
+    assert saved(server, ours) == reference
+    assert streamed_on(server) == {("dit", "npu:0"), ("text_encoder", "npu:0")}
+    moved = behind(ours, MODEL, "SelectModelDevice", "model", device="gpu:1")
+    assert saved(server, moved) == reference
+    assert streamed_on(server) == {("dit", "npu:1"), ("text_encoder", "npu:0")}
+    assert saved(server, behind(ours, CLIP, "SelectCLIPDevice", "clip", device="gpu:1")) == reference
+    assert streamed_on(server) == {("dit", "npu:0"), ("text_encoder", "npu:1")}
+    back = behind(moved, next(reversed(moved)), "SelectModelDevice", "model", device="default")
+    assert saved(server, back) == reference
+    assert streamed_on(server) == {("dit", "npu:0"), ("text_encoder", "npu:0")}
+
+
+def test_a_vae_on_the_other_device(server):
+    prompt = build("wan")
+    reference = saved(server, prompt)
+    ours = with_our_loaders(prompt, {VAE: {}}, MEMORY)
+    assert saved(server, behind(ours, VAE, "SelectVAEDevice", "vae", device="gpu:1")) == reference
+    assert [component["plan"]["device"] for component in server.report()["components"]] == ["npu:1"]
+    assert any(layer["placement"] == "streamed" for layer in server.report()["components"][0]["plan"]["layers"])
+
+
+def test_one_encoder_on_both_devices_in_one_graph(server):
+    """The module goes from device to device, with queue and masters."""
+    prompt = build("flux")
+    reference = saved(server, prompt)
+    ours = with_our_loaders(prompt, {CLIP: {}}, MEMORY)
+    moved = behind(ours, CLIP, "SelectCLIPDevice", "clip", device="gpu:1")
+    moved[NEGATIVE]["inputs"]["clip"] = [CLIP, 0]
+    assert saved(server, moved) == reference
+    moved[NEGATIVE]["inputs"]["clip"], moved["6"]["inputs"]["clip"] = moved["5"]["inputs"]["clip"], [CLIP, 0]
+    assert saved(server, moved) == reference
+
+
+@pytest.mark.parametrize("lora", [0.8, pytest.param(None, marks=pytest.mark.long)])
+def test_cfg_split_gives_each_device_its_own_ring(server, lora):
+    prompt = build("flux", lora=lora)
+    last = prompt[SAMPLER]["inputs"]["model"][0]
+    prompt[SAMPLER]["inputs"]["cfg"] = 4.0  # at 1 there is nothing to split
+    reference = saved(server, behind(prompt, last, "MultiGPU_WorkUnits", "model", max_gpus=2))
+    ours = with_our_loaders(prompt, {MODEL: {"placement": "layerwise", "budget_gb": 0.03}})
+    assert saved(server, behind(ours, last, "MultiGPU_WorkUnits", "model", max_gpus=2)) == reference
+    assert streamed_on(server) == {("dit", "npu:0"), ("dit", "npu:1")}
+    reports = [component for component in server.report()["components"] if component["component"] == "dit"]
+    passes = [component["summary"]["passes"] for component in reports]
+    assert passes[0] == passes[1] > 0, "each device has half of the work"
+    for component in reports:
+        assert component["summary"]["peak_device_bytes"] <= 30_000_000
+
+
+@pytest.mark.long
+def test_cfg_split_with_a_controlnet(server):
+    prompt = with_controlnet(build("flux"), "controlnet_flux")
+    prompt[SAMPLER]["inputs"]["cfg"] = 4.0
+    split = behind(prompt, MODEL, "MultiGPU_WorkUnits", "model", max_gpus=2)
+    reference = saved(server, split)
+    widgets = {MODEL: {"placement": "layerwise"}, CONTROL_NET: {"placement": "layerwise", "budget_gb": 0.02}}
+    assert saved(server, with_our_loaders(split, widgets, {**MEMORY, "dit_budget_gb": 0.05})) == reference
