@@ -21,7 +21,7 @@ BUDGETS_GB = {"dit": (0.03, 0.05), "clip": (0.015, 0.02), "vae": (0.04, 0.06)}
 def combination(seed: int) -> dict:
     """One combination, always the same for a seed. Every placement of every component comes up within a few seeds."""
     generator = random.Random(seed)
-    form = generator.choice(("loaders", "apply", "all_in_one"))
+    form = generator.choice(("loaders", "apply", "all_in_one", "graph"))
     widgets = {}
     for number, name in enumerate(("dit", "clip", "vae")):
         placement = PLACEMENTS[(seed >> (2 * number)) % 4] if seed < 64 else generator.choice(PLACEMENTS)
@@ -35,6 +35,8 @@ def combination(seed: int) -> dict:
 
 def prompt_for(form: str, widgets: dict, mode: str) -> dict:
     plain = build("flux", vae="vae_flux")
+    if form == "graph":
+        return _with_graph_options(plain, widgets, mode)
     if form == "all_in_one":
         return all_in_one(plain, mode=mode, **widgets)
     ids = {"dit": MODEL, "clip": CLIP, "vae": VAE}
@@ -45,6 +47,19 @@ def prompt_for(form: str, widgets: dict, mode: str) -> dict:
             settings[ids[name]][what] = value
         return with_our_loaders(plain, settings, {"mode": mode})
     return _with_apply(plain, widgets, mode)
+
+
+def _with_graph_options(plain: dict, widgets: dict, mode: str) -> dict:
+    """The loader of all with its widgets left alone, and everything said by the graph's options."""
+    names = {"dit": "dit", "clip": "text_encoder", "vae": "vae"}
+    components = {
+        names[name]: {
+            what: widgets[f"{name}_{what}"] for what in ("placement", "budget_gb") if f"{name}_{what}" in widgets
+        }
+        for name in names
+    }
+    said = {"schema": 1, "graph": {"mode": mode, "components": components}}
+    return all_in_one(plain, graph_options=json.dumps(said))
 
 
 def _with_apply(plain: dict, widgets: dict, mode: str) -> dict:
@@ -107,7 +122,7 @@ def check(server, references: dict, seed: int):
         asked = chosen["widgets"].get(f"{name}_placement", "auto")
         if asked != "auto":
             assert report["settings"]["placement"]["value"] == asked
-            assert report["settings"]["placement"]["source"] == "node"
+            assert report["settings"]["placement"]["source"] == ("graph" if chosen["form"] == "graph" else "node")
         budget = chosen["widgets"].get(f"{name}_budget_gb")
         if budget:
             assert report["summary"]["device_bytes"] <= round(budget * 1e9)

@@ -4,15 +4,17 @@ import { scenario } from './page.mjs';
 await scenario(async (page, task) => {
   const ids = await page.evaluate((prompt) => verbs.build(prompt), task.prompt);
   const built = await page.evaluate(() => verbs.apiForm());
+  const uiBuilt = await page.evaluate(() => verbs.uiForm());
   const run = await page.evaluate((ms) => verbs.run(ms), task.timeoutMs);
   await page.evaluate(() => app.canvas.ds && app.extensionManager.command.execute('Comfy.Canvas.FitView'));
   await page.waitForTimeout(800);
   await page.screenshot({ path: task.screenshot });
   const beforeReload = await page.evaluate(() => verbs.apiForm()); // the app draws a new seed after each run
+  const uiAfterRun = await page.evaluate(() => verbs.uiForm());
   // What nodes show: as widgets in either renderer, or as text of the page.
   const shown = await page.evaluate(() => document.body.innerText + JSON.stringify(app.graph.nodes.map((n) => n.widgets?.map((w) => w.value))));
   const vueElements = await page.locator('[data-node-id]').count();
   await page.evaluate(() => verbs.saveAndReload());
   const afterReload = await page.evaluate(() => verbs.apiForm());
-  return { ids, built, beforeReload, afterReload, run, shown, vueElements };
+  return { ids, built, uiBuilt, uiAfterRun, beforeReload, afterReload, run, shown, vueElements };
 });

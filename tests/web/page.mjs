@@ -52,6 +52,9 @@ function installVerbs() {
     async apiForm() {
       return clone((await app.graphToPrompt()).output);
     },
+    uiForm() {
+      return clone(app.graph.serialize());
+    },
     // Ends as success, error, invalid or timeout. queuePrompt's own result differs between versions of the frontend.
     async run(timeoutMs) {
       const ended = new Promise((resolve) => {
