@@ -328,6 +328,7 @@ class Component:
                 "ring_bytes": ring if isinstance(ring, int) else None,
                 "passes": self.kind.passes,
                 "placement": "resident" if resident else "layerwise",
+                "hold_spare": self.kind.passes <= MEASURED_FROM_PASSES,  # not measured, and may be many
                 **changes,
             }
         )

@@ -133,7 +133,8 @@ class _Draft:
         # A layer visited again within the pass is worth keeping for the same reason as one visited in the next.
         again = request.passes > 1 or len(set(self.inventory.visits)) < len(self.inventory.visits)
         if again if request.keep_residents is None else request.keep_residents:
-            return search.steady(), ()
+            chosen = search.steady()
+            return (search.filled(chosen) if chosen is not None and request.hold_spare else chosen), ()
         why = "no layer stays beyond the ring, as asked"
         if request.keep_residents is None:
             why = "one pass copies every layer once, resident or not: no layer stays beyond the ring"

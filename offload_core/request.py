@@ -23,6 +23,8 @@ class PlanRequest:
     placement         "layerwise": stream what does not stay; "resident": everything stays, or it is an error
     alignment         offsets in the ring are multiples of this many bytes
     keep_residents    may layers beyond the ring stay? None: yes if layers are visited more than once in a use
+    hold_spare        whether budget that buys no time keeps layers all the same, so that less is copied; else it is
+                      left to others
     pin_budget_bytes  page-locked host bytes the component may use; None: enough for every streamed layer
     """
 
@@ -36,6 +38,7 @@ class PlanRequest:
     placement: Literal["layerwise", "resident"] = "layerwise"
     alignment: int = 512
     keep_residents: bool | None = None
+    hold_spare: bool = False
     pin_budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -50,5 +53,7 @@ class PlanRequest:
         as_int("alignment", self.alignment, 1, 1 << 30)
         if self.placement not in ("layerwise", "resident"):
             raise PlanError.bad_field("placement", self.placement, "layerwise or resident")
+        if not isinstance(self.hold_spare, bool):
+            raise PlanError.bad_field("hold_spare", self.hold_spare, "true or false")
         if self.keep_residents is not None and not isinstance(self.keep_residents, bool):
             raise PlanError.bad_field("keep_residents", self.keep_residents, "true, false or nothing")

@@ -74,6 +74,16 @@ class Search:
         """No residents beyond `keep`, and this ring."""
         return self.evaluator.judge(frozenset(), ring_bytes)
 
+    def filled(self, chosen: Candidate) -> Candidate:
+        """`chosen` with more residents in the room that it leaves, those that are copied most first; never slower."""
+        sizes, counts = self.problem.sizes, self.evaluator.visit_counts
+        for layer in sorted(chosen.offsets, key=lambda layer: (-sizes[layer] * counts[layer], layer)):
+            if chosen.device_bytes + sizes[layer] <= self.problem.room_bytes:
+                more = self.evaluator.judge(chosen.residents | {layer}, chosen.ring_bytes, chosen.far_apart)
+                if more is not None and more.pass_ns <= chosen.pass_ns:
+                    chosen = more
+        return chosen
+
     # ---- where to start
 
     def _best_start(self) -> Candidate | None:

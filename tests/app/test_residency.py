@@ -80,6 +80,23 @@ def test_a_tiled_decode_moves_each_byte_at_most_twice(sim, tile_size):
     assert 0 < report["summary"]["bytes_copied"] <= 2 * sum(layer["bytes"] for layer in report["plan"]["layers"])
 
 
+def test_a_tiled_decode_within_a_small_budget_keeps_what_it_can(sim):
+    """Too small for all layers: those that stay are copied once, whatever the number of tiles; others every time."""
+    tiles = {"tile_size": 64, "overlap": 16, "temporal_size": 64, "temporal_overlap": 8}
+    prompt = decoding(decode="VAEDecodeTiled", size=256, **tiles)
+    del prompt["12"], prompt["13"]
+    saved(sim, with_our_loaders(prompt, {VAE: {"placement": "layerwise", "budget_gb": 0.06}}))
+    report = report_of(sim, "vae")
+    layers = {placement: [] for placement in ("resident", "streamed")}
+    for layer in report["plan"]["layers"]:
+        layers[layer["placement"]].append(layer["bytes"])
+    kept, streamed, passes = sum(layers["resident"]), sum(layers["streamed"]), report["summary"]["passes"]
+    assert passes >= 4 and kept > 20_000_000 and streamed > 0
+    assert report["summary"]["peak_device_bytes"] <= 60_000_000
+    ahead = report["plan"]["ring_bytes"]  # the next pass is fetched ahead, and may not come
+    assert report["summary"]["bytes_copied"] <= kept + passes * streamed + ahead
+
+
 def test_memory_mode_keeps_an_encoder_to_a_ring(sim):
     sim.run(sampled("one", {MODEL: {}, CLIP: {}}, {"mode": "memory"})).check()
     for name in ("dit", "text_encoder"):

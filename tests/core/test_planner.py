@@ -369,3 +369,22 @@ def test_pass_time_never_grows_with_the_budget_by_more_than_a_little() -> None:
     inv = flux(551)
     times = [planned(inv, budget * GB // 2).predicted.pass_ns for budget in range(2, 48, 4)]
     assert all(later <= earlier * 1.01 for earlier, later in zip(times, times[1:]))
+
+
+@pytest.mark.parametrize("budget_bytes", [40_000_000, 48_000_000, 55_000_000])
+def test_spare_budget_is_left_to_others_or_holds_layers_and_is_never_slower(budget_bytes):
+    """Slow layers: every copy hides, so that no resident buys time. Held all the same, fewer bytes move."""
+    layers = tuple(LayerSpec(f"up.{n}", bytes=(4 + n % 5) * 1_000_000, compute_ns=50_000_000) for n in range(12))
+    inventory = Inventory("vae", layers, loose_bytes=1_000_000)
+    plans = [
+        make_plan(PlanRequest(inventory, "cuda:0", budget_bytes=budget_bytes, passes=2, hold_spare=hold))
+        for hold in (False, True)
+    ]
+    for plan in plans:
+        assert check_plan(plan, inventory, budget_bytes=budget_bytes) == []
+    left, held = plans
+    assert held.predicted.pass_ns <= left.predicted.pass_ns
+    assert held.predicted.bytes_per_pass < left.predicted.bytes_per_pass
+    smallest_streamed = min(held.layers[index].bytes for index in held.streamed)
+    assert held.device_bytes + smallest_streamed > budget_bytes, "there was room for one more"
+    assert left.device_bytes < held.device_bytes
