@@ -41,6 +41,6 @@ def play(server):
         assert done.returncode == 0, done.stderr[-3000:]
         result = json.loads(done.stdout.strip().splitlines()[-1])
         assert "failure" not in result, result["failure"]
-        return result
+        return {**result, "screenshot": task["screenshot"]}
 
     return run

@@ -78,10 +78,25 @@ function installVerbs() {
   };
 }
 
-export async function openApp(url, { vueNodes }) {
+// Makes the app believe that these files are in its model folders.
+async function pretend(page, files) {
+  await page.route('**/object_info', async (route) => {
+    const response = await route.fetch();
+    const nodes = await response.json();
+    for (const { input } of Object.values(nodes)) {
+      for (const [kind, options] of [...Object.values(input?.required ?? {}), ...Object.values(input?.optional ?? {})]) {
+        const choices = Array.isArray(kind) ? kind : options?.options;
+        if (choices?.some((choice) => String(choice).endsWith('.safetensors'))) choices.push(...files);
+      }
+    }
+    await route.fulfill({ response, json: nodes });
+  });
+}
+
+export async function openApp(url, { vueNodes, files, viewport = { width: 1600, height: 1000 } }) {
   const executablePath = process.env.LAYERWISE_CHROMIUM;
   const browser = await chromium.launch({ executablePath, headless: true, args: BROWSER_ARGUMENTS });
-  const context = await browser.newContext({ viewport: { width: 1600, height: 1000 } });
+  const context = await browser.newContext({ viewport });
   const page = await context.newPage();
   const seen = { errors: [], external: [] };
   page.on('pageerror', (error) => seen.errors.push(error.message));
@@ -89,6 +104,7 @@ export async function openApp(url, { vueNodes }) {
     const address = request.url();
     if (!/^(data|blob):/.test(address) && !address.startsWith(url)) seen.external.push(address);
   });
+  if (files) await pretend(page, files);
   await page.goto(url, { waitUntil: 'domcontentloaded' });
   const ready = () => window.app?.vueAppReady && window.app.graph && window.app.extensionManager;
   await page.waitForFunction(ready, null, { timeout: 60000 });
