@@ -19,7 +19,7 @@ from .errors import BudgetError, OffloadError, PlanError
 
 __all__ = ["main", "read_json", "write_json"]
 
-_COMMANDS = ("plan", "advise", "resolve")
+_COMMANDS = ("plan", "advise", "resolve", "trace")
 _MAX_INPUT_BYTES = 64 * 1024 * 1024
 
 

@@ -15,8 +15,9 @@ from .errors import PlanError
 from .fields import MAX_NS, as_int, as_rate
 from .plan import Plan
 from .timeline import NO_WAIT, PassOrder, order_passes
+from .trace import Event
 
-__all__ = ["SimulationResult", "bound_ns", "copy_ns", "simulate"]
+__all__ = ["SimulationResult", "bound_ns", "copy_ns", "simulate", "steady_events"]
 
 _EXTRA_PASSES = 61  # how many passes may follow the asked ones until two are alike
 
@@ -76,6 +77,53 @@ def simulate(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float, pass
     """
     as_int("passes", passes, 1, 10_000)
     rate = as_rate("h2d_bytes_per_s", h2d_bytes_per_s)
+    sizes = [layer.bytes for layer in plan.layers]
+    offsets = [layer.offset if layer.placement == "streamed" else None for layer in plan.layers]
+    first, steady, traces = _run(plan, compute_ns, rate, passes)
+    durations = [trace.ends[-1] - before.ends[-1] for before, trace in zip(traces, traces[1:])] if plan.visits else [0]
+    alike = not plan.visits or _same_timing(traces[-2], traces[-1])
+    window = durations[-1:] if alike else durations[len(durations) // 2 :]
+    return SimulationResult(
+        pass_ns=round(sum(window) / len(window)),
+        bound_ns=bound_ns(plan, compute_ns, rate),
+        first_pass_ns=traces[0].ends[-1] if plan.visits else 0,
+        bytes_per_pass=_copied_bytes(steady, plan.visits, sizes),
+        first_pass_bytes=_copied_bytes(first, plan.visits, sizes),
+        stall_ns=_stalls(traces, plan.visits, len(sizes)),
+        peak_ring_bytes=_peak_ring_bytes(traces, plan.visits, sizes, offsets),
+        passes_simulated=len(traces),
+    )
+
+
+def steady_events(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float, source: str) -> list[Event]:
+    """What the lanes do in a steady pass, as the events that a recorder would have written; times from its begin.
+
+    Copies that reach over the ends of the pass are whole. Raises what `simulate` raises.
+    """
+    rate = as_rate("h2d_bytes_per_s", h2d_bytes_per_s)
+    _, _, traces = _run(plan, compute_ns, rate, 3)
+    if not plan.visits:
+        return []
+    begin, end = traces[-3].ends[-1], traces[-2].ends[-1]
+    events: list[Event] = []
+    for trace in traces[-3:]:
+        for layer, start in zip(plan.visits, trace.copy_starts):
+            size = plan.layers[layer].bytes
+            if start is not None and start < end and (arrived := start + copy_ns(size, rate)) > begin:
+                events.append(Event("copy", source, layer, start - begin, arrived - begin, size))
+    free = begin
+    for layer, start, done in zip(plan.visits, traces[-2].starts, traces[-2].ends):
+        if start > free:
+            events.append(Event("stall", source, layer, free - begin, start - begin, 0))
+        events.append(Event("visit", source, layer, start - begin, done - begin, 0))
+        free = done
+    return events
+
+
+def _run(
+    plan: Plan, compute_ns: Sequence[int], rate: float, passes: int
+) -> tuple[PassOrder, PassOrder, list[_PassTrace]]:
+    """Simulate at least `passes` passes, and on until two are alike."""
     if len(compute_ns) != len(plan.layers):
         raise PlanError.bad_field("number of compute_ns", len(compute_ns), f"one per layer, {len(plan.layers)}")
     for layer, value in zip(plan.layers, compute_ns):
@@ -91,19 +139,7 @@ def simulate(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float, pass
         traces.append(_run_pass(steady if traces else first, plan.visits, links, compute_ns, lanes))
         if len(traces) >= max(passes, 3) and _same_timing(traces[-2], traces[-1]):
             break
-    durations = [trace.ends[-1] - before.ends[-1] for before, trace in zip(traces, traces[1:])] if plan.visits else [0]
-    alike = not plan.visits or _same_timing(traces[-2], traces[-1])
-    window = durations[-1:] if alike else durations[len(durations) // 2 :]
-    return SimulationResult(
-        pass_ns=round(sum(window) / len(window)),
-        bound_ns=bound_ns(plan, compute_ns, rate),
-        first_pass_ns=traces[0].ends[-1] if plan.visits else 0,
-        bytes_per_pass=_copied_bytes(steady, plan.visits, sizes),
-        first_pass_bytes=_copied_bytes(first, plan.visits, sizes),
-        stall_ns=_stalls(traces, plan.visits, len(sizes)),
-        peak_ring_bytes=_peak_ring_bytes(traces, plan.visits, sizes, offsets),
-        passes_simulated=len(traces),
-    )
+    return first, steady, traces
 
 
 def bound_ns(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float) -> int:

@@ -12,6 +12,7 @@ nothing about the app.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from torch import nn
 from ..errors import PlanError
 from ..inventory import Inventory
 from ..plan import Plan
+from ..trace import Source, Trace
 from .counters import RunCounters
 from .device_port import DevicePort
 from .device_queue import DeviceQueue
@@ -32,6 +34,7 @@ from .layer import Layer
 from .loose import LooseTensors
 from .parts import is_plain, parts_of
 from .prefetcher import Prefetcher
+from .recorder import Recorder
 from .ring import link_overlaps, place_layers
 
 Entry = tuple[nn.Module, str]
@@ -53,11 +56,12 @@ class OffloadController:
         discovery: Discovery | None = None,
         entries: Sequence[Entry] | None = None,
         pinned: bool = True,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Attach to `root`, whose parameters are on the CPU.
 
         entries: the methods a pass goes through, by default `root.forward`. `pinned`: whether to ask for page-locked
-        host masters; the ones that cannot be had are pageable.
+        host masters; the ones that cannot be had are pageable. `progress(bytes, of_bytes)` is told how far they are.
         """
         self.root = root
         self.queue = queue
@@ -67,7 +71,7 @@ class OffloadController:
         self._time_to_ask: Callable[[], bool] = lambda: False
         found = discovery or discover(root)
         self.inventory: Inventory = found.inventory(component)
-        self.layers = _build_layers(found, queue.port, pinned)
+        self.layers = _build_layers(found, queue.port, pinned, progress)
         buffers = [layer.host.buffer for layer in self.layers]
         self._close_masters = weakref.finalize(self, _close_buffers, queue.port, buffers)
         self._close_masters.atexit = False
@@ -130,6 +134,16 @@ class OffloadController:
         """Page-locked host memory of the masters."""
         return sum(layer.nbytes for layer in self.layers if layer.host.pinned)
 
+    def record(self, trace: Trace, name: str) -> None:
+        """Write what happens from now on into `trace`, under `name`."""
+        layers = tuple(layer.name for layer in self.layers)
+        source = Source(name, self.component, str(self.queue.port.device), layers)
+        self.prefetcher.recorder = Recorder(trace, source, self.queue.clock)
+
+    def layer_states(self) -> str:
+        """One character a layer, in the plan's order: see `Layer.sign`. Any thread may ask."""
+        return "".join(layer.sign for layer in self.layers)
+
     def is_running(self) -> bool:
         """Whether one of the layers is in use at this moment, so that its bytes must stay where they are."""
         return any(layer.in_use for layer in self.layers)
@@ -159,6 +173,7 @@ class OffloadController:
 
     def _arrange(self, plan: Plan) -> None:
         """From whatever is in effect, or what an attempt at another plan has left behind, to `plan`."""
+        began_ns = time.monotonic_ns()
         self.prefetcher.forget_look_ahead()
         self._free_what_moves(plan)
         self._loose.load(self.queue.port)
@@ -166,9 +181,13 @@ class OffloadController:
         self.prefetcher.expect([self.layers[index] for index in plan.visits])
         self.prefetcher.loaded = True
         self.plan = plan
+        if self.prefetcher.recorder is not None:
+            self.prefetcher.recorder.planned(began_ns, plan.device_bytes)
 
     def unload(self) -> None:
         """Give all device memory back. Nothing is copied: the host masters were never out of date."""
+        if self.prefetcher.recorder is not None and self.plan is not None:
+            self.prefetcher.recorder.evicted(None, self.device_bytes())
         self.plan = None
         self._plan_again(None, None)
         self.prefetcher.loaded = False
@@ -273,6 +292,8 @@ class OffloadController:
                 if layer.keep_resident and not drained:  # its copy may be under way; the ring's are `lease`'s business
                     self.prefetcher.drain()
                     drained = True
+                if layer.keep_resident and self.prefetcher.recorder is not None:
+                    self.prefetcher.recorder.evicted(layer, layer.nbytes)
                 layer.unbind()
                 layer.overlaps = ()
                 layer.keep_resident = stays
@@ -367,12 +388,18 @@ class OffloadController:
         return self.plan is not None and bool(self._streamed) and self.queue.activate(self)
 
 
-def _build_layers(found: Discovery, port: DevicePort, pinned: bool) -> list[Layer]:
-    """All of the layers, or none: memory for the masters may run out on the way."""
+def _build_layers(
+    found: Discovery, port: DevicePort, pinned: bool, progress: Callable[[int, int], None] | None
+) -> list[Layer]:
+    """All of the layers, or none: memory for the masters may run out on the way, and `progress` may interrupt."""
     layers: list[Layer] = []
+    done, total = 0, sum(layer.nbytes for layer in found.layers)
     try:
         for index, layer in enumerate(found.layers):
             layers.append(Layer(index, layer, port, pinned))
+            done += layer.nbytes
+            if progress is not None:
+                progress(done, total)
     except BaseException:
         _close_buffers(port, [layer.host.buffer for layer in layers])
         raise

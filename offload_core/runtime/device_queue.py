@@ -15,6 +15,7 @@ import torch
 
 from ..errors import OffloadError
 from .device_port import DevicePort
+from .recorder import DeviceClock
 
 
 class Lessee(Protocol):
@@ -39,6 +40,14 @@ class DeviceQueue:
         self._leases: weakref.WeakKeyDictionary[Lessee, int] = weakref.WeakKeyDictionary()
         self._holder: weakref.ref[Lessee] | None = None
         self._fence = port.event()
+        self._clock: DeviceClock | None = None
+
+    @property
+    def clock(self) -> DeviceClock:
+        """One scale for the times of all components here. Made when first asked for."""
+        if self._clock is None:
+            self._clock = DeviceClock(self.port)
+        return self._clock
 
     @property
     def arena_bytes(self) -> int:

@@ -42,10 +42,9 @@ class Layer:
     __slots__ = (
         "arrived",
         "compute_ns",
+        "copies_timed",
         "copy_done",
-        "copy_end",
-        "copy_start",
-        "copy_timed",
+        "copy_marks",
         "device_bindings",
         "device_buffer",
         "finished",
@@ -108,9 +107,12 @@ class Layer:
         """`arrived`, `started` and `finished` belong to one visit whose times were not read yet."""
         self.timed_warm = False
         """That visit was not one of a first pass: it took as long as others will."""
-        self.copy_start: Event = port.event(timed=True)
-        self.copy_end: Event = port.event(timed=True)
-        self.copy_timed = False
+        self.copy_marks: list[tuple[Event, Event]] = [
+            (port.event(timed=True), port.event(timed=True)) for _ in range(2)
+        ]
+        """Begin and end of two copies: look-ahead issues the next one before the times of the last are read."""
+        self.copies_timed = 0
+        """How many of them, from the first on, belong to copies whose times were not read yet."""
         self.compute_ns: int | None = None
         """How long the last measured visit took, stalls left out."""
 
@@ -121,6 +123,17 @@ class Layer:
         if self.in_use:
             return LayerState.IN_USE
         return LayerState.IN_FLIGHT if self.valid and self.pending else LayerState.OFFLOADED
+
+    @property
+    def sign(self) -> str:
+        """The state for displays, in one character of `docs/formats.md`."""
+        if self.in_use:
+            return "U"
+        if self.keep_resident:
+            return "R" if self.valid else "r"
+        if self.valid:
+            return "F" if self.pending else "C"
+        return "O"
 
     def bind(self, buffer: torch.Tensor) -> None:
         """Give the layer its place on the device. Builds the device parameters, once for all visits to come."""

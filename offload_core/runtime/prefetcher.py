@@ -31,6 +31,7 @@ import torch
 from .counters import RunCounters
 from .device_port import DevicePort
 from .layer import Layer
+from .recorder import Recorder
 
 _TIMED_PASSES = 2
 _TIMED_EVERY = 8
@@ -55,6 +56,8 @@ class Prefetcher:
         """Asked at the start of a pass, and on a miss when it was lost: is the ring ours? If not, we go without it."""
         self.before_pass: Callable[[], None] | None = None
         """Called between passes, before each: the moment at which a plan may change."""
+        self.recorder: Recorder | None = None
+        """Gets the times of what was measured. Without one there is a test for it now and then, and nothing else."""
         self._ring_is_ours = False
         self._layers = tuple(layers)
         self._order: list[Layer] = list(layers)
@@ -86,6 +89,8 @@ class Prefetcher:
             self.before_pass()
         self.in_pass = True
         self._start_pass()
+        if self.recorder is not None:
+            self.recorder.begin_pass(self.counters)
 
     def end_pass(self, completed: bool) -> None:
         """The component has run, or failed to. After a failure nothing is in flight any more."""
@@ -95,6 +100,8 @@ class Prefetcher:
             self._look_ahead()
         else:
             self._abort()
+        if self.recorder is not None:
+            self.recorder.end_pass(self.counters, self._timing)
 
     def _start_pass(self) -> None:
         self._trace = []
@@ -102,6 +109,10 @@ class Prefetcher:
         passes = self.counters.passes
         wanted = passes < self._cold_pass + _TIMED_PASSES or self.before_pass is not None
         self._timing = wanted or passes % _TIMED_EVERY == 0
+        if self.recorder is not None:
+            self._timing = self._timing or self.recorder.watched
+            if self._timing:
+                self.recorder.clock.tick()
         self._ring_is_ours = self.may_use_ring()
         self._look_ahead()
 
@@ -238,15 +249,16 @@ class Prefetcher:
         if layer.read_since_copy:
             port.copy_waits(layer.last_read)
             layer.read_since_copy = False
-        timing = self._timing and not layer.copy_timed
+        timing = self._timing and layer.copies_timed < len(layer.copy_marks)
         if timing:
-            port.record_copy(layer.copy_start)
+            start, end = layer.copy_marks[layer.copies_timed]
+            port.record_copy(start)
         port.copy(buffer, layer.host.buffer)
         port.record_copy(layer.copy_done)
         layer.valid = True
         if timing:
-            port.record_copy(layer.copy_end)
-            layer.copy_timed = True
+            port.record_copy(end)
+            layer.copies_timed += 1
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
 
@@ -382,10 +394,24 @@ class Prefetcher:
         counters.timed_visits += 1
         counters.stall_ns += stall
         counters.compute_ns += compute
-        if layer.copy_timed:
-            copy = elapsed(layer.copy_start, layer.copy_end)
-            if copy is not None:
-                layer.copy_timed = False
-                counters.timed_copies += 1
-                counters.timed_copy_bytes += layer.nbytes
-                counters.copy_ns += copy
+        if self.recorder is not None:
+            self.recorder.visit(layer, stall, compute)
+        while layer.copies_timed:
+            start, end = layer.copy_marks[0]
+            copy = elapsed(start, end)
+            if copy is None:
+                return
+            layer.copy_marks.append(layer.copy_marks.pop(0))
+            layer.copies_timed -= 1
+            counters.timed_copies += 1
+            counters.timed_copy_bytes += layer.nbytes
+            counters.copy_ns += copy
+            if self.recorder is not None:
+                self.recorder.copy(layer, start, copy)
+
+    def read_times(self) -> None:
+        """Read what has arrived of the last measured visits, between passes. Waits for nothing."""
+        if not self.in_pass:
+            for layer in self._layers:
+                if layer.timed:
+                    self._collect(layer)

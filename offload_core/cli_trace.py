@@ -1,0 +1,105 @@
+"""`python3 -m offload_core trace`: reads a saved trace, or makes one of a plan that has never run.
+
+    trace FILE                 its summary, for people
+    trace FILE --json | --csv  the summary as JSON; every event as a line of CSV
+    trace --simulate           a planning request on stdin (as for `plan`), a Chrome trace of one steady pass on stdout
+
+FILE is Chrome trace JSON that the pack has saved: the panel's button, or the route in `docs/formats.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+from .cli_plan import request_from_json
+from .cost_model import compute_times
+from .errors import PlanError
+from .planner import make_plan
+from .simulate import steady_events
+from .trace import Event, Source
+from .trace_export import chrome_trace, events_from_chrome
+from .trace_summary import summarise
+
+__all__ = ["add_parser", "run"]
+
+_COLUMNS = ("id", "component", "kind", "layer", "start_ns", "end_ns", "bytes")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the sub-command."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "trace",
+        help="summarise a saved trace, or make the trace of a plan",
+        description="Summarise a trace that was saved, or make the trace of one steady pass of a plan.",
+    )
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a trace that the pack has saved")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="the summary as JSON")
+    form.add_argument("--csv", action="store_true", help="every event as a line of CSV")
+    form.add_argument(
+        "--simulate", action="store_true", help="read a planning request on stdin, write a Chrome trace of its plan"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it. Raises OffloadError for bad input."""
+    from .cli import read_json, write_json  # here: `cli` imports this module
+
+    if args.simulate == (args.file is not None):
+        raise PlanError("trace: give either a FILE or --simulate")
+    if args.simulate:
+        write_json(_simulated(read_json(sys.stdin.buffer, "request")))
+        return 0
+    with args.file.open("rb") as stream:
+        events, sources = events_from_chrome(read_json(stream, args.file.name))
+    if args.csv:
+        _write_csv(events, sources)
+    elif args.json:
+        write_json({"schema": 1, "components": [one.to_json() for one in summarise(events)]})
+    else:
+        print("\n".join(_lines(events, sources)))
+    return 0
+
+
+def _simulated(data: object) -> dict[str, Any]:
+    request = request_from_json(data)
+    plan = make_plan(request)
+    times, _ = compute_times(request.inventory)
+    name = f"{plan.component}-plan"
+    events = steady_events(plan, times, request.h2d_bytes_per_s, name)
+    return chrome_trace(events, [Source(name, plan.component, plan.device, tuple(layer.name for layer in plan.layers))])
+
+
+def _lines(events: list[Event], sources: list[Source]) -> list[str]:
+    known = {source.id: source for source in sources}
+    lines = []
+    for one in summarise(events):
+        source = known[one.source]
+        lines.append(f"{one.source}: {source.component} on {source.device}, {len(source.layers)} layers")
+        lines.append(
+            f"  measured {one.visits} visits in {one.span_ns / 1e6:.1f} ms: {one.compute_ns / 1e6:.1f} ms compute, "
+            f"{one.stall_ns / 1e6:.1f} ms waiting for copies ({one.stall_pct or 0:.1f} %)"
+        )
+        if one.copies:
+            hidden = one.hidden_ns / one.copy_ns if one.copy_ns else 0.0
+            lines.append(
+                f"  {one.copies} copies, {one.copied_bytes / 1e9:.3f} GB at {(one.copy_bytes_per_s or 0) / 1e9:.2f} "
+                f"GB/s, {hidden:.0%} of it while layers were at work"
+            )
+    return lines or ["no events of any component in it: nothing had run when it was saved"]
+
+
+def _write_csv(events: list[Event], sources: list[Source]) -> None:
+    known = {source.id: source for source in sources}
+    writer = csv.writer(sys.stdout)
+    writer.writerow(_COLUMNS)
+    for event in sorted(events, key=lambda e: (e.start_ns, e.end_ns)):
+        source = known.get(event.source)
+        layers = source.layers if source is not None else ()
+        layer = layers[event.layer] if event.layer is not None and event.layer < len(layers) else ""
+        component = source.component if source is not None else ""
+        writer.writerow([event.source, component, event.kind, layer, event.start_ns, event.end_ns, event.nbytes])
