@@ -23,7 +23,8 @@ from ..offload_core.runtime import OffloadController, discover
 from ..offload_core.settings import ComponentSettings
 from . import compat
 from .asked import Asked
-from .device import queue_for
+from .device import queue_for, ring_there
+from .giving_back import give_back, least_of, make_room, no_code_of_others
 from .kinds import Kind, entries_of, kind_of
 from .memory import DeviceAllowance, device_allowance, host_allowance
 from .placing import Neighbour, left_to_the_app, resolve_now
@@ -67,7 +68,10 @@ class Component:
         self._last_plan: Plan | None = None
         self._peak_device_bytes = 0
         self._resolved: ComponentSettings | None = None
-        self._request: PlanRequest | None = None
+        self.request: PlanRequest | None = None
+        """What was last planned for."""
+        self.crowded_bytes: int | None = None
+        """What it can have on a device that ran out of memory in the middle of a pass; None while none has."""
         self.shape: tuple[int, ...] | None = None
         """The shape that the app last estimated memory for: what the next passes will run on."""
         self._measuring_for: tuple[int, ...] | None = None
@@ -127,6 +131,7 @@ class Component:
             entries=entries_of(model, self.kind),
             pinned=pinned,
         )
+        self._controller.on_out_of_memory(self._make_room, no_code_of_others)
         self._mover = ForeignMove(model, self)
         if self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
             self._watch = ShapeWatch(model, self)
@@ -159,8 +164,15 @@ class Component:
         """What it holds on the device now."""
         return 0 if self._controller is None else self._controller.device_bytes()
 
-    def wanted_bytes(self, model: torch.nn.Module, asked: Asked) -> int:
-        """Device bytes to ask the app for before loading: the budget if one is set; else all, or only the ring's."""
+    def freeable_bytes(self) -> int:
+        """What comes free when it leaves the device: of a ring that others share, only what they do not need."""
+        return 0 if self._controller is None else self._controller.freed_by()
+
+    def wanted_bytes(self, model: torch.nn.Module, asked: Asked, device: torch.device) -> int:
+        """Device bytes to ask the app for before loading: the budget if one is set; else all, or only the ring's.
+
+        Of a ring, only what the one that is on the device already lacks.
+        """
         inventory = self._inventory(model)
         total = inventory.total_bytes
         budget = asked.value("budget_bytes")
@@ -169,8 +181,13 @@ class Component:
         if asked.value("placement") == "resident":
             return total
         if self.kind.asks_for_ring or asked.mode == "memory":
-            return _ring_bytes(inventory)
+            return _ring_bytes(inventory) - self._ring_shared(inventory, device)
         return total
+
+    def _ring_shared(self, inventory: Inventory, device: torch.device) -> int:
+        """How much of a usual ring is there already, because another component has leased it."""
+        _, ring = _kept_and_ring(inventory)
+        return min(ring, ring_there(device))
 
     def _inventory(self, model: torch.nn.Module) -> Inventory:
         if self._controller is not None:
@@ -184,18 +201,22 @@ class Component:
     def load(self, asked: Asked, offered_bytes: float) -> None:
         """Load within what `asked` or else the policy and the app allow; a plan that is still right is kept."""
         settings = asked.settings
+        if not self.loaded:  # a ring that is there for others is there for it, if it can do with a ring
+            inventory = self.controller.inventory
+            shared = self._ring_shared(inventory, self.device)
+            offered_bytes = max(offered_bytes, min(offered_bytes + shared, _ring_bytes(inventory)))
         wishes = (settings, asked.mode, asked.selection)
         allowance = device_allowance(settings, self.device, offered_bytes)
         others = self._neighbours()
         if settings.is_explicitly_set("budget_bytes"):
             if not (self.loaded and self._planned_for == wishes):
-                self._put_into_effect(self._plan(settings, allowance))  # its own errors name the smallest budget
+                self.put_into_effect(self._plan(settings, allowance))  # its own errors name the smallest budget
             self._resolved = self._resolve(asked, others)
         else:
             self._resolved = self._resolve(asked, others)
             allowance = self._within_policy(asked, allowance, others)
             if not (self.loaded and self._planned_for == wishes and self._still_good(allowance)):
-                self._put_into_effect(self._plan(settings, allowance))
+                self.put_into_effect(self._plan(settings, allowance))
         self._planned_for = wishes
         assert self._mover is not None
         self._mover.install()
@@ -220,7 +241,7 @@ class Component:
             return None
         room = 0
         if patcher.streams and self.kind.asks_for_ring and not self.loaded:
-            room = math.ceil(APPS_MARGIN * self.wanted_bytes(patcher.model, patcher.asked))
+            room = math.ceil(APPS_MARGIN * self.wanted_bytes(patcher.model, patcher.asked, patcher.load_device))
         return Neighbour(patcher.asked, self._inventory(patcher.model).total_bytes, self.device_bytes(), room)
 
     def _within_policy(self, asked: Asked, allowance: DeviceAllowance, others: list[Neighbour]) -> DeviceAllowance:
@@ -230,7 +251,11 @@ class Component:
         if asked.mode == "memory" and not explicit:
             ring = max(smallest_budget(self.controller.inventory), _ring_bytes(self.controller.inventory))
             return DeviceAllowance(ring, "memory mode: a ring and nothing more")
-        if allowance.budget_bytes is None or asked.value("placement") == "resident":
+        if asked.value("placement") == "resident":
+            return allowance
+        if self.crowded_bytes is not None and self.crowded_bytes < (allowance.budget_bytes or math.inf):
+            return DeviceAllowance(self.crowded_bytes, "the device ran out of memory with more, in the middle of a pass")
+        if allowance.budget_bytes is None:
             return allowance
         room = 0 if self.kind.asks_for_ring else max((other.room_bytes for other in others), default=0)
         if room and self.total_bytes > allowance.budget_bytes - room:
@@ -248,19 +273,41 @@ class Component:
             self._mover.remove()
             self._controller.unload()
 
-    def give_back(self, asked: Asked, nbytes: int) -> int:
-        """Demote residents so that at least `nbytes` come free. Returns the bytes freed, 0 if it has less."""
-        held = self.device_bytes()
-        smallest = smallest_budget(self.controller.inventory) if held else 0
-        if held - nbytes < smallest or asked.value("placement") == "resident":
-            return 0
-        allowance = DeviceAllowance(held - nbytes, f"{nbytes / 1e9:.2f} GB given back to the app")
-        self._put_into_effect(self._plan(ComponentSettings(self.name), allowance))
-        self._planned_for = None  # what is offered next time counts afresh
-        return held - self.device_bytes()
+    def leave_device(self) -> None:
+        """Off the device by our own choice; the app finds it gone. Patched weights stay as they are."""
+        model = self.controller.root
+        self.unload()
+        self._planned_for = None
+        model.model_loaded_weight_memory = 0
+        model.device = torch.device("cpu")
 
-    def _put_into_effect(self, plan: Plan) -> None:
-        self.controller.load(plan)
+    def give_back(self, asked: Asked, nbytes: int) -> int:
+        """Free at least `nbytes`, if it has them, layer by layer; what was asked to be resident goes whole or not at all.
+
+        Returns the bytes freed; 0: it cannot, or not in part.
+        """
+        if asked.value("placement") == "resident":
+            return 0
+        freed = give_back(self, nbytes)
+        self._planned_for = None  # what is offered next time counts afresh
+        return freed
+
+    def _make_room(self, plan: Plan) -> Plan | None:
+        return make_room(self, plan, [other for other in list(_live) if other is not self])
+
+    def put_into_effect(self, plan: Plan) -> None:
+        """Load `plan`, or the least that works if the device has no room for it after all."""
+        try:
+            self.controller.load(plan)
+        except torch.OutOfMemoryError:
+            assert self.request is not None
+            if self.request.placement == "resident":
+                raise
+            held, plan = plan.device_bytes, make_plan(least_of(self.request))
+            if plan.device_bytes >= held:
+                raise
+            self.warn(f"{held / 1e9:.2f} GB could not be had on {self.device}: using {plan.device_bytes / 1e9:.2f} GB")
+            self.controller.load(plan)
         self._last_plan = plan
         self._peak_device_bytes = max(self._peak_device_bytes, self.device_bytes())
         log.info("Layerwise Offload, %s:\n%s", self.source, plan.to_text())
@@ -276,13 +323,13 @@ class Component:
 
     def _better_plan(self, current: Plan, inventory: Inventory, link: float | None) -> Plan | None:
         """Within the same limits and with measured times: a plan worth moving layers for, if there is one."""
-        assert self._request is not None
-        self._request = replace(self._request, inventory=inventory)
+        assert self.request is not None
+        self.request = replace(self.request, inventory=inventory)
         if link is not None:
-            self._request = replace(self._request, h2d_bytes_per_s=link, link_source=f"measured on {self.device}")
-        self._settled = (self.shape, self._request.budget_bytes or 0)
+            self.request = replace(self.request, h2d_bytes_per_s=link, link_source=f"measured on {self.device}")
+        self._settled = (self.shape, self.request.budget_bytes or 0)
         try:
-            plan = better_plan(current, self._request)
+            plan = better_plan(current, self.request)
         except OffloadError as error:  # the pass that is about to begin can do without
             log.warning("Layerwise Offload, %s: not planned again: %s", self.source, error)
             return None
@@ -306,7 +353,7 @@ class Component:
 
     def _plan(self, settings: ComponentSettings, allowance: DeviceAllowance, **changes: Any) -> Plan:
         """The plan for a budget. One nobody set is raised to what is needed at least, and a warning says so."""
-        known = self._request if self._settled_here() else None
+        known = self.request if self._settled_here() else None
         inventory = known.inventory if known is not None else self.controller.inventory
         budget = allowance.budget_bytes
         resident = settings.value("placement") == "resident"
@@ -334,7 +381,7 @@ class Component:
         )
         if known is not None:
             request = replace(request, h2d_bytes_per_s=known.h2d_bytes_per_s, link_source=known.link_source)
-        self._request = request
+        self.request = request
         return make_plan(request)
 
     def warn(self, text: str) -> None:
@@ -378,9 +425,13 @@ class Component:
 
 def _ring_bytes(inventory: Inventory) -> int:
     """Device bytes of a component that keeps nothing but what it must and a ring of the usual size."""
+    return sum(_kept_and_ring(inventory))
+
+
+def _kept_and_ring(inventory: Inventory) -> tuple[int, int]:
     kept = inventory.loose_bytes + sum(layer.bytes for layer in inventory.layers if layer.keep)
     largest = max((layer.bytes for layer in inventory.layers if not layer.keep), default=0)
-    return min(inventory.total_bytes, kept + USUAL_RING_LAYERS * largest)
+    return kept, min(inventory.total_bytes - kept, USUAL_RING_LAYERS * largest)
 
 
 def live_reports() -> list[dict[str, Any]]:

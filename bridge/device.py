@@ -26,6 +26,12 @@ def queue_for(device: torch.device) -> DeviceQueue:
         return queue
 
 
+def ring_there(device: torch.device) -> int:
+    """Bytes of the ring on `device`, whoever leases it; 0 where there is none yet."""
+    queue = _queues.get(str(device))
+    return 0 if queue is None else queue.arena_bytes
+
+
 def streams_to(device: torch.device) -> bool:
     """Whether there is anything to stream to: a device with memory of its own."""
     return not mm.is_device_cpu(device)

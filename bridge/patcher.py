@@ -17,6 +17,7 @@ from . import weights
 from .asked import Asked
 from .component import Component
 from .device import streams_to
+from .giving_back import asked_first_bytes
 from .kinds import TEXT_ENCODER
 from .placing import left_to_the_app
 
@@ -53,6 +54,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     def clone(self, *args: Any, **kwargs: Any) -> LayerwiseModelPatcher:
         clone = super().clone(*args, **kwargs)
         clone.asked = self.asked
+        clone.size = self.size  # the app has filled in what we hold now, which is not the size of the model
         return clone
 
     def deepclone_multigpu(
@@ -72,15 +74,21 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     # ------------------------------------------------------------------ sizes, as the app's accounting wants them
 
     def model_size(self) -> int:
-        """Device bytes this model wants: what it holds once loaded, so that nobody is evicted for more."""
+        """Device bytes this model wants: what it holds once loaded, so that nobody is evicted for more.
+
+        And a few that are not there, by which the app knows whom to ask for room first (see `giving_back`).
+        """
         if not self.streams:
             return super().model_size()
-        if self.component.loaded:
-            return self.component.device_bytes()
-        return self.component.wanted_bytes(self.model, self.asked)
+        component = self.component
+        if not component.loaded:
+            return component.wanted_bytes(self.model, self.asked, self.load_device)
+        whole = self.asked.value("placement") == "resident"
+        return component.freeable_bytes() + (0 if whole else asked_first_bytes(component.kind.passes))
 
     def loaded_size(self) -> int:
-        return self.component.device_bytes() if self.streams else super().loaded_size()
+        """Device bytes that come free when it is unloaded."""
+        return self.component.freeable_bytes() if self.streams else super().loaded_size()
 
     # ------------------------------------------------------------------ loading and unloading
 
@@ -133,7 +141,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         model.device = device
         model.model_lowvram = False
         model.lowvram_patch_counter = 0
-        model.model_loaded_weight_memory = self.component.device_bytes()
+        model.model_loaded_weight_memory = self.loaded_size()
         model.model_offload_buffer_memory = 0
         model.current_weight_patches_uuid = self.patches_uuid
 
@@ -143,11 +151,11 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         if not self.streams:
             return super().partially_load(device_to, extra_memory, force_patch_weights)
         with self.use_ejected(skip_and_inject_on_exit_only=True):
-            before = self.loaded_size()
+            before, held = self.loaded_size(), self.component.device_bytes()
             super().unpatch_model(None, unpatch_weights=False)  # another clone's objects, not its weights
             self.patch_model(load_weights=False)
             try:
-                self.load(device_to, before + extra_memory, force_patch_weights)
+                self.load(device_to, held + extra_memory, force_patch_weights)
             except BaseException:
                 self.detach()
                 raise
@@ -159,7 +167,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         if not self.streams or not self.component.loaded:
             return super().partially_unload(device_to, memory_to_free, force_patch_weights)
         freed = self.component.give_back(self.asked, int(memory_to_free))
-        self.model.model_loaded_weight_memory = self.component.device_bytes()
+        self.model.model_loaded_weight_memory = self.loaded_size()
         return freed
 
     def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> None:
@@ -177,6 +185,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         """Give the device back and put every untouched value back into its master."""
         component, model = self.component, self.model
         component.unload()
+        component.crowded_bytes = None
         weights.restore_all(self, component.controller)
         component.applied = {}
         model.current_weight_patches_uuid = None

@@ -20,7 +20,7 @@ from torch import nn
 from ..errors import OffloadError
 from ..inventory import Inventory
 from ..plan import Plan
-from ..planner import PlanRequest, make_plan
+from ..planner import PlanRequest, make_plan, smallest_budget
 from ..replan import better_plan, several_passes
 from .controller import Entry, OffloadController
 from .device_port import port_for
@@ -110,6 +110,7 @@ def attach(
             controller.replan_when_measured(partial(_replan, request))
         else:
             controller.replan_on_second_pass(partial(_replan, several_passes(request)))
+        controller.on_out_of_memory(partial(_less, request))
     except BaseException:
         if attachment is not None:
             attachment.detach()
@@ -124,6 +125,12 @@ def _replan(request: PlanRequest, current: Plan, measured: Inventory, link: floa
     if link is not None and request.link_source != _CALLERS_WORD:
         request = replace(request, h2d_bytes_per_s=link, link_source="measured")
     return better_plan(current, replace(request, inventory=measured))
+
+
+def _less(request: PlanRequest, current: Plan) -> Plan | None:
+    """The least that works, for a device that has turned out to be full; None if that is what is in effect."""
+    plan = make_plan(replace(request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None))
+    return plan if plan.device_bytes < current.device_bytes else None
 
 
 def _check_module(module: nn.Module, component: str) -> None:

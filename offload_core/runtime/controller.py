@@ -16,6 +16,8 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +41,12 @@ from .ring import link_overlaps, place_layers
 
 Entry = tuple[nn.Module, str]
 """A module and the name of its method that runs a pass."""
+
+AskForRoom = Callable[[Plan], Plan | None]
+"""The plan in effect in; one of fewer device bytes out, or None if there is none, though others may have made room."""
+
+MayRepeat = Callable[[tuple[Any, ...], dict[str, Any]], bool]
+"""The arguments of a layer's call in; whether the call may be made twice as far as they go out."""
 
 AskForPlan = Callable[[Plan, Inventory, float | None], Plan | None]
 """The plan in effect, the measured inventory and link rate in; a better plan or None out."""
@@ -113,6 +121,15 @@ class OffloadController:
         residents = sum(layer.nbytes for layer in self.layers if layer.keep_resident and not layer.is_in_place)
         return self.plan.ring_bytes + residents + (self._loose.nbytes if self._loose.loaded else 0)
 
+    def freed_by(self, plan: Plan | None = None) -> int:
+        """Device bytes that would come free if `plan` took effect, or none did. Others may still need the ring."""
+        residents = sum(layer.nbytes for layer in self.layers if layer.keep_resident and not layer.is_in_place)
+        if self.plan is None:
+            return 0
+        if plan is not None:
+            return residents - plan.resident_bytes + self.queue.freed_by(self, plan.ring_bytes)
+        return residents + self.queue.freed_by(self) + (self._loose.nbytes if self._loose.loaded else 0)
+
     def compute_ns(self) -> tuple[int | None, ...]:
         """How long each layer's last measured visit took, stalls left out; None where none was measured yet."""
         return tuple(layer.compute_ns for layer in self.layers)
@@ -148,8 +165,12 @@ class OffloadController:
         """Whether one of the layers is in use at this moment, so that its bytes must stay where they are."""
         return any(layer.in_use for layer in self.layers)
 
+    def in_pass(self) -> bool:
+        """Whether a pass is under way: the plan may not change now."""
+        return self.prefetcher.in_pass or self.is_running()
+
     def _require_no_pass(self, asked: str) -> None:
-        if self.prefetcher.in_pass or self.is_running():
+        if self.in_pass():
             raise PlanError(f"{self.component}: asked {asked}; found a pass under way; do it between passes")
 
     # ------------------------------------------------------------------ plan
@@ -370,6 +391,34 @@ class OffloadController:
         except BaseException:
             self.unload()
             raise
+
+    # ------------------------------------------------------------------ out of memory
+
+    def on_out_of_memory(self, ask: AskForRoom | None, may_repeat: MayRepeat | None = None) -> None:
+        """When the device runs out of memory in a layer: ask for a plan of less, and try the layer once more. None: do not.
+
+        Tried again is what failed in our own work, before the layer began; and a layer whose call leaves nothing
+        behind (see `repeat.py`), if `may_repeat` says of its arguments that no code of others hides in them. `ask`
+        answers with the plan it was given if somebody else has made room.
+        """
+        self.prefetcher.make_room = None if ask is None else partial(self._make_room, ask)
+        self.prefetcher.may_repeat = may_repeat
+
+    def _make_room(self, ask: AskForRoom) -> bool:
+        """In the middle of a pass, between layers. Whoever is not in use may move."""
+        before = self.plan
+        plan = None if before is None else ask(before)
+        if plan is None:
+            return False
+        if plan is not before:
+            self._check(plan)
+            self._plan_again(None, None)
+            try:
+                self._arrange(plan)
+            except BaseException:
+                self.unload()
+                raise
+        return True
 
     # ------------------------------------------------------------------ the queue's lessee
 

@@ -19,6 +19,7 @@ class RunCounters:
     unplaced_visits  visits for which the ring had no room; the layer got memory of its own for the visit
     order_misses     visits that came in another order than the recorded one
     aborted_passes   passes that ended in an exception or interrupt
+    retried_visits   visits tried a second time, with more room, after the device had run out of memory
     timed_visits     visits whose times were measured
     stall_ns         how long compute waited for copies in these visits
     compute_ns       how long the layers took in these visits, without stalls
@@ -37,6 +38,7 @@ class RunCounters:
     unplaced_visits: int = 0
     order_misses: int = 0
     aborted_passes: int = 0
+    retried_visits: int = 0
     timed_visits: int = 0
     stall_ns: int = 0
     compute_ns: int = 0

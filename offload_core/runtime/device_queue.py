@@ -89,6 +89,11 @@ class DeviceQueue:
         """End a lease. The arena shrinks to the largest that is left."""
         self.lease(lessee, 0)
 
+    def freed_by(self, lessee: Lessee, nbytes: int = 0) -> int:
+        """By how much the arena would shrink if `lessee` needed only `nbytes` of it."""
+        others = max((self._leases[other] for other in self._leases if other is not lessee), default=0)
+        return max(0, self.arena_bytes - max(nbytes, others))
+
     def activate(self, lessee: Lessee) -> bool:
         """`lessee` starts to run. False: there is no arena, or a component has a layer in use there right now."""
         if self.arena is None:

@@ -12,10 +12,12 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from .layer import Layer
 from .prefetcher import Prefetcher
+from .repeat import can_repeat
 
 
 class Interposed:
@@ -81,6 +83,27 @@ class LayerForward(Interposed):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         prefetcher = self.prefetcher
         layer = self.layer
+        entered = again = False
+        try:
+            prefetcher.enter(layer)
+            entered = True
+            result = self.call(*args, **kwargs)
+        except BaseException as error:
+            try:
+                again = self._may_try_again(error, entered, args, kwargs) and prefetcher.retry(layer)
+            finally:
+                if not again:
+                    prefetcher.fail(layer)
+            if not again:
+                raise
+        else:
+            prefetcher.leave(layer)
+            return result
+        # Out here the error is gone, and with its frames the device memory that they held.
+        return self._once_more(args, kwargs)
+
+    def _once_more(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        prefetcher, layer = self.prefetcher, self.layer
         try:
             prefetcher.enter(layer)
             result = self.call(*args, **kwargs)
@@ -89,6 +112,21 @@ class LayerForward(Interposed):
             raise
         prefetcher.leave(layer)
         return result
+
+    def _may_try_again(
+        self, error: BaseException, entered: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Out of device memory, in our own work before the layer began, or in a layer that can be repeated soundly."""
+        prefetcher, module = self.prefetcher, self.module
+        if not isinstance(error, torch.OutOfMemoryError) or not prefetcher.may_retry(self.layer):
+            return False
+        if not entered:
+            return True
+        if prefetcher.may_repeat is None or not prefetcher.may_repeat(args, kwargs):
+            return False
+        if any(isinstance(vars(inner).get("forward"), LayerForward) for inner in module.modules() if inner is not module):
+            return False  # trying it out would run the layers inside it
+        return can_repeat(module, self.call, args, kwargs)
 
 
 class PassBoundary(Interposed):

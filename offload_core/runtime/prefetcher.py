@@ -25,6 +25,7 @@ Knows nothing about modules, plans or the app. Not thread-safe: one thread runs 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -58,6 +59,10 @@ class Prefetcher:
         """Called between passes, before each: the moment at which a plan may change."""
         self.recorder: Recorder | None = None
         """Gets the times of what was measured. Without one there is a test for it now and then, and nothing else."""
+        self.make_room: Callable[[], bool] | None = None
+        """Asked when the device is out of memory and none of our layers is in use: has room been made?"""
+        self.may_repeat: Callable[[tuple[Any, ...], dict[str, Any]], bool] | None = None
+        """Asked with the arguments of a layer that failed for want of memory: may its call be made a second time?"""
         self._ring_is_ours = False
         self._layers = tuple(layers)
         self._order: list[Layer] = list(layers)
@@ -192,6 +197,22 @@ class Prefetcher:
         self._put_back(layer)
         if not self.in_pass and not any(other.in_use for other in self._layers):
             self._abort()
+
+    def may_retry(self, layer: Layer) -> bool:
+        """Whether the layer is our outermost one under way, so that everything else of ours may move."""
+        mine = layer.in_use < 2 and not any(other.in_use for other in self._layers if other is not layer)
+        return mine and self.make_room is not None
+
+    def retry(self, layer: Layer) -> bool:
+        """The device ran out of memory in the layer: leave it, as if never entered, and make room. False: no room."""
+        self._put_back(layer)
+        layer.timed = False
+        if self.make_room is None or not self.make_room():
+            return False
+        while self._trace and self._trace.pop() is not layer:
+            pass
+        self.counters.retried_visits += 1
+        return True
 
     def _put_back(self, layer: Layer) -> None:
         if layer.in_use != 1:

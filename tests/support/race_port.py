@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HOST, COMPUTE, COPY = 0, 1, 2
@@ -286,6 +287,8 @@ class RacePort:
     def _ranges_of(self, tensor: torch.Tensor) -> list[tuple[Region, int, int]]:
         """Where a tensor lies in watched memory. Whole span: strides that leave gaps are not looked at more closely."""
         if tensor.numel() == 0 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            return []
+        if isinstance(tensor, FakeTensor):  # has no memory
             return []
         span = (sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride())) + 1) * tensor.element_size()
         first = tensor.data_ptr()

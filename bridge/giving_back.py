@@ -1,0 +1,93 @@
+"""Device memory given back: to the app when it asks for some, and to our own pass when the device turns out to be full.
+
+Nothing is ever copied back. Layers are given up in the order that costs least, then the ring shrinks, then all goes. Of
+a ring that several components share, only what no other needs comes free: that is what counts here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..offload_core.demote import demoted
+from ..offload_core.errors import BudgetError
+from ..offload_core.plan import Plan
+from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
+
+if TYPE_CHECKING:
+    from .component import Component
+
+ASKED_FIRST_BYTES = 4096
+"""The app asks for room where most is missing on the device, first. What we give costs no copy back, so each of our
+models says that this much is missing, divided by its passes a use: ours are asked before the app's own that are there
+whole, and a layer of an encoder before one of a diffusion model, which is worth its bytes at every step."""
+
+_CODE_OF_OTHERS = ("patches", "patches_replace", "optimized_attention_override")
+"""Entries of `transformer_options` through which other nodes' code runs inside a layer."""
+
+
+def asked_first_bytes(passes: int) -> int:
+    return ASKED_FIRST_BYTES // max(1, passes)
+
+
+def give_back(component: Component, nbytes: int) -> int:
+    """Free at least `nbytes`, if the component holds them and may part with some only. Returns the bytes freed.
+
+    In the middle of a pass of its own it gives nothing. What it gives counts until the app offers room again.
+    """
+    controller = component.controller
+    before, plan, request = component.freeable_bytes(), controller.plan, component.request
+    if plan is None or request is None or nbytes > before or controller.in_pass():
+        return 0
+    smallest = smallest_budget(request.inventory)
+    budget = plan.device_bytes - nbytes
+    while budget >= smallest:
+        try:
+            less = demoted(plan, replace(request, budget_bytes=budget))
+        except BudgetError:  # a ring that somebody has set leaves no room for less
+            break
+        freed = controller.freed_by(less)
+        if freed >= nbytes:
+            component.put_into_effect(less)
+            return before - component.freeable_bytes()
+        budget -= nbytes - freed  # another component still needs the ring that this one could do without
+    component.leave_device()
+    return before
+
+
+def make_room(component: Component, plan: Plan, others: Iterable[Component]) -> Plan | None:
+    """The device is full in the middle of our own pass: idle components go, and this one keeps the least it can do with.
+
+    None if there is nothing to give. What is given up here stays given up while the component is in use.
+    """
+    given = 0
+    for other in others:
+        if other.loaded and other.device == component.device and not other.controller.in_pass():
+            given += other.freeable_bytes()
+            other.leave_device()
+    request = component.request
+    assert request is not None
+    less = make_plan(least_of(request))
+    given += max(0, plan.device_bytes - less.device_bytes)
+    if not given:
+        return None
+    component.warn(
+        f"{component.device} ran out of memory in the middle of a pass: {given / 1e9:.2f} GB of layers were given up "
+        "and the layer was run again"
+    )
+    component.crowded_bytes = less.device_bytes
+    return less if less.device_bytes < plan.device_bytes else plan
+
+
+def least_of(request: PlanRequest) -> PlanRequest:
+    """The same component with a ring for one layer and what must stay."""
+    return replace(
+        request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None, placement="layerwise"
+    )
+
+
+def no_code_of_others(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a layer's arguments bring no code of other nodes, which might count or collect something as it runs."""
+    options = [value for value in (*args, *kwargs.values()) if isinstance(value, dict)]
+    return not any(one.get(key) for one in options for key in _CODE_OF_OTHERS)
