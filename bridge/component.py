@@ -254,7 +254,7 @@ class Component:
         if asked.value("placement") == "resident":
             return allowance
         if self.crowded_bytes is not None and self.crowded_bytes < (allowance.budget_bytes or math.inf):
-            return DeviceAllowance(self.crowded_bytes, "the device ran out of memory with more, in the middle of a pass")
+            return DeviceAllowance(self.crowded_bytes, "the device ran out of memory with more, during a pass")
         if allowance.budget_bytes is None:
             return allowance
         room = 0 if self.kind.asks_for_ring else max((other.room_bytes for other in others), default=0)
@@ -282,7 +282,7 @@ class Component:
         model.device = torch.device("cpu")
 
     def give_back(self, asked: Asked, nbytes: int) -> int:
-        """Free at least `nbytes`, if it has them, layer by layer; what was asked to be resident goes whole or not at all.
+        """Free at least `nbytes` layer by layer, if it has them. What was asked to be resident goes whole, or stays.
 
         Returns the bytes freed; 0: it cannot, or not in part.
         """

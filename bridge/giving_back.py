@@ -57,7 +57,7 @@ def give_back(component: Component, nbytes: int) -> int:
 
 
 def make_room(component: Component, plan: Plan, others: Iterable[Component]) -> Plan | None:
-    """The device is full in the middle of our own pass: idle components go, and this one keeps the least it can do with.
+    """The device is full in the middle of our own pass: idle components go, and this one keeps the least it needs.
 
     None if there is nothing to give. What is given up here stays given up while the component is in use.
     """
@@ -82,9 +82,7 @@ def make_room(component: Component, plan: Plan, others: Iterable[Component]) -> 
 
 def least_of(request: PlanRequest) -> PlanRequest:
     """The same component with a ring for one layer and what must stay."""
-    return replace(
-        request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None, placement="layerwise"
-    )
+    return replace(request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None, placement="layerwise")
 
 
 def no_code_of_others(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

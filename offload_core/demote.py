@@ -1,4 +1,4 @@
-"""Fewer device bytes, at the least cost: a plan for less that, if it can, keeps what is there instead of fetching others.
+"""Fewer device bytes, at the least cost: a plan for less that keeps what is there, if it can, and fetches nothing.
 
 The best plan for a smaller budget may keep layers that are streamed now. Each of those is copied once to get there; a
 layer of the same size that is resident already would do nearly as well. Pure arithmetic on plans. Knows nothing about
@@ -43,11 +43,13 @@ def demoted(current: Plan, request: PlanRequest) -> Plan:
         bytes_per_pass=result.bytes_per_pass,
         first_pass_ns=result.first_pass_ns,
     )
-    return replace(staying, predicted=predicted, decisions=(*best.decisions, "residents were given up, none was fetched"))
+    return replace(
+        staying, predicted=predicted, decisions=(*best.decisions, "residents were given up, none was fetched")
+    )
 
 
 def _exchanged(best: Plan, current: Plan) -> Plan:
-    """`best` with each newly resident layer in the place of one of its size that is resident in `current` and not in it."""
+    """`best` with each newly resident layer in the place of one of its size that only `current` keeps."""
     had, wanted = set(current.residents), set(best.residents)
     leaving = sorted(had - wanted)
     layers = list(best.layers)

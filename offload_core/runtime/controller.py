@@ -395,7 +395,7 @@ class OffloadController:
     # ------------------------------------------------------------------ out of memory
 
     def on_out_of_memory(self, ask: AskForRoom | None, may_repeat: MayRepeat | None = None) -> None:
-        """When the device runs out of memory in a layer: ask for a plan of less, and try the layer once more. None: do not.
+        """When the device runs out of memory in a layer, ask for a plan of less and try it once more. None: do not.
 
         Tried again is what failed in our own work, before the layer began; and a layer whose call leaves nothing
         behind (see `repeat.py`), if `may_repeat` says of its arguments that no code of others hides in them. `ask`

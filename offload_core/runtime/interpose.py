@@ -19,6 +19,23 @@ from .layer import Layer
 from .prefetcher import Prefetcher
 from .repeat import can_repeat
 
+_set_eval_frame: Callable[[Any], Any]
+try:
+    from torch._C._dynamo.eval_frame import set_eval_frame as _set_eval_frame  # type: ignore[no-redef]
+except ImportError:  # a private part of torch: without it, what we do may become part of a compiled graph
+    _set_eval_frame = bool
+
+
+def _outside_graphs() -> Any:
+    """From here on nothing is compiled, until `_set_eval_frame` gets back what this returns. Costs nothing otherwise.
+
+    A call that torch.compile may not follow, in a `try`: it leaves the whole function alone that makes it.
+    """
+    return _set_eval_frame(None)
+
+
+_outside_graphs._torchdynamo_disable = True  # type: ignore[attr-defined]
+
 
 class Interposed:
     """A callable that was put in place of `module.<method>`. Subclasses say what happens around the call."""
@@ -84,11 +101,16 @@ class LayerForward(Interposed):
         prefetcher = self.prefetcher
         layer = self.layer
         entered = again = False
+        compiling = None
         try:
+            compiling = _outside_graphs()
             prefetcher.enter(layer)
             entered = True
+            _set_eval_frame(compiling)
             result = self.call(*args, **kwargs)
+            _set_eval_frame(None)
         except BaseException as error:
+            _set_eval_frame(None)
             try:
                 again = self._may_try_again(error, entered, args, kwargs) and prefetcher.retry(layer)
             finally:
@@ -99,19 +121,29 @@ class LayerForward(Interposed):
         else:
             prefetcher.leave(layer)
             return result
+        finally:
+            _set_eval_frame(compiling)
         # Out here the error is gone, and with its frames the device memory that they held.
         return self._once_more(args, kwargs)
 
     def _once_more(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         prefetcher, layer = self.prefetcher, self.layer
+        compiling = None
         try:
+            compiling = _outside_graphs()
             prefetcher.enter(layer)
+            _set_eval_frame(compiling)
             result = self.call(*args, **kwargs)
+            _set_eval_frame(None)
         except BaseException:
+            _set_eval_frame(None)
             prefetcher.fail(layer)
             raise
-        prefetcher.leave(layer)
-        return result
+        else:
+            prefetcher.leave(layer)
+            return result
+        finally:
+            _set_eval_frame(compiling)
 
     def _may_try_again(
         self, error: BaseException, entered: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -124,7 +156,9 @@ class LayerForward(Interposed):
             return True
         if prefetcher.may_repeat is None or not prefetcher.may_repeat(args, kwargs):
             return False
-        if any(isinstance(vars(inner).get("forward"), LayerForward) for inner in module.modules() if inner is not module):
+        if any(
+            isinstance(vars(inner).get("forward"), LayerForward) for inner in module.modules() if inner is not module
+        ):
             return False  # trying it out would run the layers inside it
         return can_repeat(module, self.call, args, kwargs)
 
@@ -143,13 +177,20 @@ class PassBoundary(Interposed):
         if prefetcher.in_pass:  # an entry that calls another one
             return self.call(*args, **kwargs)
         completed = False
+        compiling = None
         try:
+            compiling = _outside_graphs()
             prefetcher.begin_pass()
+            _set_eval_frame(compiling)
             result = self.call(*args, **kwargs)
             completed = True
             return result
         finally:
-            prefetcher.end_pass(completed)
+            _set_eval_frame(None)
+            try:
+                prefetcher.end_pass(completed)
+            finally:
+                _set_eval_frame(compiling)
 
 
 class HostGather(Interposed):
@@ -160,3 +201,8 @@ class HostGather(Interposed):
     def __call__(self, indices: Any, *args: Any, **kwargs: Any) -> Any:
         device = indices.device
         return self.call(indices.to("cpu"), *args, **kwargs).to(device)
+
+
+for _call in (LayerForward.__call__, PassBoundary.__call__, HostGather.__call__):
+    # torch.compile ends its graph here and goes on with the module's own forward: what swaps and waits is never in one.
+    vars(_call)["_torchdynamo_disable"] = True

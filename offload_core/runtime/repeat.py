@@ -9,6 +9,7 @@ besides (a counter of a patch, say) cannot be seen here: whoever allows repeatin
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -19,16 +20,18 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 __all__ = ["can_repeat"]
 
+log = logging.getLogger(__name__)
+
 
 class _LeavesTraces(Exception):
     """Private: the call does something that must not be done twice."""
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises as soon as an operation draws random numbers or writes into memory that was there before."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._own: dict[int, Any] = {}
         """Storages made by the call, by address. Held, so that no address is used twice."""
 
@@ -36,17 +39,33 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in func.tags and not _drops_nothing(func, args, kwargs):
             raise _LeavesTraces(f"{func} draws random numbers")
         for position, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                value = args[position] if position < len(args) else kwargs.get(argument.name)
+                value = _given(argument, position, args, kwargs)
                 if any(key not in self._own for key in _storages(value)):
                     raise _LeavesTraces(f"{func} writes to what was there before")
         before = _storages((args, kwargs))
         result = func(*args, **kwargs)
         self._own.update((key, storage) for key, storage in _storages(result).items() if key not in before)
         return result
+
+
+def _drops_nothing(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Attention counts as drawing random numbers: it does for its dropout, and only if there is some."""
+    return any(
+        argument.name == "dropout_p" and _given(argument, position, args, kwargs) == 0
+        for position, argument in enumerate(func._schema.arguments)
+    )
+
+
+def _given(argument: Any, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
+
+
+def _faked(mode: Any, leaf: Any) -> Any:
+    return mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _storages(value: Any) -> dict[int, Any]:
@@ -66,13 +85,14 @@ def can_repeat(module: nn.Module, call: Callable[..., Any], args: tuple[Any, ...
     notes = _Notes(module)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            given = tree_map(lambda leaf: fake.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf, [args, kwargs])
+            given = tree_map(lambda leaf: _faked(fake, leaf), [args, kwargs])
             before, shape = tree_flatten(given)
             with _Watch():
                 call(*given[0], **given[1])
             after, shape_after = tree_flatten(given)
         return shape == shape_after and all(a is b for a, b in zip(before, after)) and notes.unchanged()
-    except Exception:  # it writes, it draws, or it cannot be told: data decides the way, a kernel has no fake
+    except Exception as error:  # it writes, it draws, or it cannot be told: data decides, a kernel has no fake
+        log.info("Layerwise Offload: %s ran out of memory and is not repeated: %s", type(module).__name__, error)
         return False
     finally:
         notes.restore()
@@ -101,8 +121,8 @@ class _Notes:
             if not _same(now, was):
                 now.clear()
                 now.update(was)
-        for now, was in zip(self._lists, self._lists_were):
-            now[:] = was
+        for items, items_were in zip(self._lists, self._lists_were):
+            items[:] = items_were
 
 
 def _same(now: dict[Any, Any], was: dict[Any, Any]) -> bool:

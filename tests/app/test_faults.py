@@ -66,7 +66,7 @@ def test_no_fault_is_not_seen(faulty):
     assert faulty.sim_stats()["races"] == 0
 
 
-@pytest.mark.parametrize("name", ["interrupt", "failure", "out_of_memory"])
+@pytest.mark.parametrize("name", ["interrupt", "failure", "out_of_memory_twice"])
 @pytest.mark.parametrize("at", [0, 5, 11, 12])
 def test_after_a_run_that_stopped_in_a_layer_the_next_is_right(faulty, name, at):
     """Twelve layers: the first and last of a pass, the first of the second, and some in between."""
@@ -82,3 +82,34 @@ def test_after_a_run_that_stopped_in_a_layer_the_next_is_right(faulty, name, at)
     assert faulty.sim_stats()["races"] == 0
     faulty.free()
     assert faulty.sim_stats()["used"] <= before, "device memory was leaked"
+
+
+def test_a_layer_that_finds_the_device_full_runs_again_with_room(faulty):
+    """Somebody takes all that is free in the middle of a pass: in a first pass, then in a later one."""
+    reference = latent(faulty, build("flux", "app"))
+    for at in (3, 12):
+        faulty.free()
+        faulty.sim_reset()
+        faulty.sim_configure(mb=2000)
+        faulty.post("/fault", {"name": "device_filled", "at": at})
+        assert latent(faulty, build("flux", "layerwise")) == reference
+        report = next(one for one in faulty.report()["components"] if one["component"] == "dit")
+        faulty.post("/fault", {"name": ""})
+        assert report["summary"]["retried_visits"] == 1
+        assert any("ran out of memory in the middle of a pass" in line for line in report["warnings"])
+        kept = report["plan"]["resident_bytes"] + report["plan"]["ring_bytes"]
+        assert kept < 0.5 * sum(layer["bytes"] for layer in report["plan"]["layers"])
+        copied = report["summary"]["bytes_copied"]
+        assert latent(faulty, build("flux", "layerwise", seed=2)) != reference
+        again = next(one for one in faulty.report()["components"] if one["component"] == "dit")
+        streamed_bytes = sum(one["bytes"] for one in again["plan"]["layers"] if one["placement"] == "streamed")
+        assert again["summary"]["bytes_copied"] - copied <= 2 * streamed_bytes, "a run after it moves no more than that"
+        assert faulty.sim_stats()["races"] == 0
+
+
+def test_one_failure_for_want_of_memory_is_survived(faulty):
+    reference = latent(faulty, build("flux", "app"))
+    faulty.free()
+    faulty.post("/fault", {"name": "out_of_memory", "at": 5})
+    assert latent(faulty, streamed()) == reference
+    assert faulty.sim_stats()["races"] == 0

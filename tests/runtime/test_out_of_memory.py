@@ -1,4 +1,4 @@
-"""The device runs out of memory in the middle of a pass: room is made, the layer runs once more, or the error goes on."""
+"""The device runs out of memory in the middle of a pass: room is made and the layer runs again, or the error stays."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ class Stage:
 
     def less(self, plan):
         self.asked += 1
-        smallest = make_plan(
-            PlanRequest(self.controller.inventory, "cpu", smallest_budget(self.controller.inventory))
-        )
+        smallest = make_plan(PlanRequest(self.controller.inventory, "cpu", smallest_budget(self.controller.inventory)))
         return smallest if smallest.device_bytes < plan.device_bytes else None
 
     def run(self):
@@ -226,7 +224,7 @@ def test_a_layer_with_layers_inside_is_not_tried_out():
 
 def test_a_call_is_tried_out_without_memory_and_without_being_seen():
     layer = Layer(DIM)
-    x = torch.randn(2, DIM)
+    x, heads = torch.randn(2, DIM), torch.randn(1, 2, 4, DIM)
     state = torch.get_rng_state()
     assert can_repeat(layer, layer.forward, (x,), {})
     assert can_repeat(layer, layer.forward, (), {"x": x, "options": {"a": [x]}})
@@ -235,6 +233,8 @@ def test_a_call_is_tried_out_without_memory_and_without_being_seen():
     assert not can_repeat(layer, lambda x: x.view(-1)[0:2].copy_(x.view(-1)[2:4]), (x,), {})
     assert can_repeat(layer, lambda x: x.clone().add_(1).view(-1)[0:2].zero_(), (x,), {})
     assert not can_repeat(layer, lambda x: F.dropout(x, 0.5), (x,), {})
+    assert can_repeat(layer, lambda q: F.scaled_dot_product_attention(q, q, q), (heads,), {})
+    assert not can_repeat(layer, lambda q: F.scaled_dot_product_attention(q, q, q, dropout_p=0.1), (heads,), {})
     assert torch.equal(torch.get_rng_state(), state)
     with torch.inference_mode():
         made = torch.ones(2, DIM)

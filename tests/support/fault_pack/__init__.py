@@ -2,7 +2,7 @@
 
 POST /fault {"name": ..., "at": N} seeds one of `FAULTS`; {"name": ""} takes it out. Faults are made here, around the
 engine's own methods: the engine has no switch for them. `at` is the visit, counted from now, at which those that
-raise do so, once.
+raise or fill the device do so.
 """
 
 import importlib
@@ -73,14 +73,14 @@ def overlaps_forgotten() -> None:
     _replace(_engine("controller"), "link_overlaps", lambda layers, offsets: None)
 
 
-def _raise_at(visit: int, make) -> None:
+def _raise_at(visit: int, make, times: int = 1) -> None:
     prefetcher = _engine("prefetcher").Prefetcher
     enter, left = prefetcher.enter, [visit]
 
     def counting(self, layer):
         enter(self, layer)
         left[0] -= 1
-        if left[0] == -1:
+        if -times <= left[0] < 0:
             # inside the layer's call as far as the engine can tell: it is entered, and its forward never returns
             prefetcher.leave(self, layer)
             raise make()
@@ -100,6 +100,31 @@ def out_of_memory(at: int) -> None:
     _raise_at(at, lambda: torch.OutOfMemoryError("seeded: out of memory"))
 
 
+def out_of_memory_twice(at: int) -> None:
+    """The second time on the visit right after, which is the first one tried again."""
+    _raise_at(at, lambda: torch.OutOfMemoryError("seeded: out of memory"), times=2)
+
+
+def device_filled(at: int) -> None:
+    """Somebody takes all of the device that is free, at a visit, before the layer has run."""
+    prefetcher = _engine("prefetcher").Prefetcher
+    enter, left, taken = prefetcher.enter, [at], []
+
+    def filling(self, layer):
+        enter(self, layer)
+        left[0] -= 1
+        if left[0] == -1:
+            size = 1 << 30
+            while size >= 512:
+                try:
+                    taken.append(torch.empty(size, dtype=torch.uint8, device=self.port.device))
+                except torch.OutOfMemoryError:
+                    size //= 2
+
+    _replace(prefetcher, "enter", filling)
+    _undo.append(taken.clear)
+
+
 SILENT = (
     no_wait_for_the_copy,
     no_wait_for_the_last_reader,
@@ -108,7 +133,7 @@ SILENT = (
     layer_taken_for_present,
     overlaps_forgotten,
 )
-RAISING = (interrupt, failure, out_of_memory)
+RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled)
 FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING)}
 
 
