@@ -65,13 +65,13 @@ class Component:
         self._watch: ShapeWatch | None = None
         self._found_inventory: Inventory | None = None
         self._planned_for: tuple[Any, ...] | None = None
-        self._last_plan: Plan | None = None
+        self.last_plan: Plan | None = None
         self._peak_device_bytes = 0
         self._resolved: ComponentSettings | None = None
         self.request: PlanRequest | None = None
         """What was last planned for."""
-        self.crowded_bytes: int | None = None
-        """What it can have on a device that ran out of memory in the middle of a pass; None while none has."""
+        self.crowded: tuple[tuple[int, ...] | None, int] | None = None
+        """The shape on which the device ran out of memory in the middle of a pass, and the bytes it can have there."""
         self.shape: tuple[int, ...] | None = None
         """The shape that the app last estimated memory for: what the next passes will run on."""
         self._measuring_for: tuple[int, ...] | None = None
@@ -253,8 +253,9 @@ class Component:
             return DeviceAllowance(ring, "memory mode: a ring and nothing more")
         if asked.value("placement") == "resident":
             return allowance
-        if self.crowded_bytes is not None and self.crowded_bytes < (allowance.budget_bytes or math.inf):
-            return DeviceAllowance(self.crowded_bytes, "the device ran out of memory with more, during a pass")
+        crowded = self.crowded[1] if self.crowded is not None and self.crowded[0] == self.shape else math.inf
+        if crowded < (math.inf if allowance.budget_bytes is None else allowance.budget_bytes):
+            return DeviceAllowance(int(crowded), "the device ran out of memory with more, during a pass")
         if allowance.budget_bytes is None:
             return allowance
         room = 0 if self.kind.asks_for_ring else max((other.room_bytes for other in others), default=0)
@@ -292,8 +293,8 @@ class Component:
         self._planned_for = None  # what is offered next time counts afresh
         return freed
 
-    def _make_room(self, plan: Plan) -> Plan | None:
-        return make_room(self, plan, [other for other in list(_live) if other is not self])
+    def _make_room(self, plan: Plan, too_late: bool) -> Plan | None:
+        return make_room(self, plan, too_late, [other for other in list(_live) if other is not self])
 
     def put_into_effect(self, plan: Plan) -> None:
         """Load `plan`, or the least that works if the device has no room for it after all."""
@@ -308,7 +309,7 @@ class Component:
                 raise
             self.warn(f"{held / 1e9:.2f} GB could not be had on {self.device}: using {plan.device_bytes / 1e9:.2f} GB")
             self.controller.load(plan)
-        self._last_plan = plan
+        self.last_plan = plan
         self._peak_device_bytes = max(self._peak_device_bytes, self.device_bytes())
         log.info("Layerwise Offload, %s:\n%s", self.source, plan.to_text())
 
@@ -394,7 +395,7 @@ class Component:
     def report(self) -> dict[str, Any] | None:
         """Plan and run summary as plain data; None if it has never been loaded."""
         controller = self._controller
-        plan = (controller.plan if controller is not None else None) or self._last_plan
+        plan = (controller.plan if controller is not None else None) or self.last_plan
         if controller is None or plan is None:
             return None
         summary = controller.counters.as_dict() | {

@@ -56,10 +56,10 @@ def give_back(component: Component, nbytes: int) -> int:
     return before
 
 
-def make_room(component: Component, plan: Plan, others: Iterable[Component]) -> Plan | None:
+def make_room(component: Component, plan: Plan, too_late: bool, others: Iterable[Component]) -> Plan | None:
     """The device is full in the middle of our own pass: idle components go, and this one keeps the least it needs.
 
-    None if there is nothing to give. What is given up here stays given up while the component is in use.
+    None if there is nothing to give. What is given up here stays given up while it runs on the same shape.
     """
     given = 0
     for other in others:
@@ -73,10 +73,11 @@ def make_room(component: Component, plan: Plan, others: Iterable[Component]) -> 
     if not given:
         return None
     component.warn(
-        f"{component.device} ran out of memory in the middle of a pass: {given / 1e9:.2f} GB of layers were given up "
-        "and the layer was run again"
+        f"{component.device} ran out of memory in the middle of a pass: {given / 1e9:.2f} GB were given up, and "
+        + ("the layer could not be run twice: run the prompt again" if too_late else "the layer was run again")
     )
-    component.crowded_bytes = less.device_bytes
+    component.crowded = component.shape, less.device_bytes
+    component.last_plan = less
     return less if less.device_bytes < plan.device_bytes else plan
 
 

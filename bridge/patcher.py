@@ -185,7 +185,6 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         """Give the device back and put every untouched value back into its master."""
         component, model = self.component, self.model
         component.unload()
-        component.crowded_bytes = None
         weights.restore_all(self, component.controller)
         component.applied = {}
         model.current_weight_patches_uuid = None

@@ -42,8 +42,9 @@ from .ring import link_overlaps, place_layers
 Entry = tuple[nn.Module, str]
 """A module and the name of its method that runs a pass."""
 
-AskForRoom = Callable[[Plan], Plan | None]
-"""The plan in effect in; one of fewer device bytes out, or None if there is none, though others may have made room."""
+AskForRoom = Callable[[Plan, bool], Plan | None]
+"""The plan in effect in, and whether it is too late for the layer that failed; a plan of fewer device bytes out, the
+same one if others have made room, or None if there is none to be had."""
 
 MayRepeat = Callable[[tuple[Any, ...], dict[str, Any]], bool]
 """The arguments of a layer's call in; whether the call may be made twice as far as they go out."""
@@ -404,10 +405,10 @@ class OffloadController:
         self.prefetcher.make_room = None if ask is None else partial(self._make_room, ask)
         self.prefetcher.may_repeat = may_repeat
 
-    def _make_room(self, ask: AskForRoom) -> bool:
+    def _make_room(self, ask: AskForRoom, too_late: bool) -> bool:
         """In the middle of a pass, between layers. Whoever is not in use may move."""
         before = self.plan
-        plan = None if before is None else ask(before)
+        plan = None if before is None else ask(before, too_late)
         if plan is None:
             return False
         if plan is not before:

@@ -17,7 +17,7 @@ from torch import nn
 
 from .layer import Layer
 from .prefetcher import Prefetcher
-from .repeat import can_repeat
+from .repeat import can_repeat, where_it_failed
 
 _set_eval_frame: Callable[[Any], Any]
 try:
@@ -112,7 +112,8 @@ class LayerForward(Interposed):
         except BaseException as error:
             _set_eval_frame(None)
             try:
-                again = self._may_try_again(error, entered, args, kwargs) and prefetcher.retry(layer)
+                if isinstance(error, torch.OutOfMemoryError) and prefetcher.may_retry(layer):
+                    again = prefetcher.retry(layer, entered and not self._may_repeat(error, args, kwargs))
             finally:
                 if not again:
                     prefetcher.fail(layer)
@@ -145,22 +146,16 @@ class LayerForward(Interposed):
         finally:
             _set_eval_frame(compiling)
 
-    def _may_try_again(
-        self, error: BaseException, entered: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> bool:
-        """Out of device memory, in our own work before the layer began, or in a layer that can be repeated soundly."""
+    def _may_repeat(self, error: BaseException, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the layer's call, which failed, can soundly be made once more."""
         prefetcher, module = self.prefetcher, self.module
-        if not isinstance(error, torch.OutOfMemoryError) or not prefetcher.may_retry(self.layer):
-            return False
-        if not entered:
-            return True
         if prefetcher.may_repeat is None or not prefetcher.may_repeat(args, kwargs):
             return False
         if any(
             isinstance(vars(inner).get("forward"), LayerForward) for inner in module.modules() if inner is not module
         ):
             return False  # trying it out would run the layers inside it
-        return can_repeat(module, self.call, args, kwargs)
+        return can_repeat(module, self.call, args, kwargs, where_it_failed(error, LayerForward.__call__.__code__))
 
 
 class PassBoundary(Interposed):

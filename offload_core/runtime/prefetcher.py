@@ -59,8 +59,9 @@ class Prefetcher:
         """Called between passes, before each: the moment at which a plan may change."""
         self.recorder: Recorder | None = None
         """Gets the times of what was measured. Without one there is a test for it now and then, and nothing else."""
-        self.make_room: Callable[[], bool] | None = None
-        """Asked when the device is out of memory and none of our layers is in use: has room been made?"""
+        self.make_room: Callable[[bool], bool] | None = None
+        """Asked when the device is out of memory and none of our layers is in use: has room been made? It is told
+        whether that is too late for the layer that failed."""
         self.may_repeat: Callable[[tuple[Any, ...], dict[str, Any]], bool] | None = None
         """Asked with the arguments of a layer that failed for want of memory: may its call be made a second time?"""
         self._ring_is_ours = False
@@ -203,11 +204,14 @@ class Prefetcher:
         mine = layer.in_use < 2 and not any(other.in_use for other in self._layers if other is not layer)
         return mine and self.make_room is not None
 
-    def retry(self, layer: Layer) -> bool:
-        """The device ran out of memory in the layer: leave it, as if never entered, and make room. False: no room."""
+    def retry(self, layer: Layer, too_late: bool) -> bool:
+        """The device ran out of memory in the layer: leave it, as if never entered, and make room. False: no room.
+
+        `too_late`: the layer cannot be run again; room is then made for passes to come.
+        """
         self._put_back(layer)
         layer.timed = False
-        if self.make_room is None or not self.make_room():
+        if self.make_room is None or not self.make_room(too_late) or too_late:
             return False
         while self._trace and self._trace.pop() is not layer:
             pass

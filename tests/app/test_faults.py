@@ -103,7 +103,7 @@ def test_a_layer_that_finds_the_device_full_runs_again_with_room(faulty):
         assert latent(faulty, build("flux", "layerwise", seed=2)) != reference
         again = next(one for one in faulty.report()["components"] if one["component"] == "dit")
         streamed_bytes = sum(one["bytes"] for one in again["plan"]["layers"] if one["placement"] == "streamed")
-        assert again["summary"]["bytes_copied"] - copied <= 2 * streamed_bytes, "a run after it moves no more than that"
+        assert again["summary"]["bytes_copied"] - copied <= 3 * streamed_bytes, "two passes, and what comes next"
         assert faulty.sim_stats()["races"] == 0
 
 
