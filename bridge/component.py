@@ -20,11 +20,12 @@ from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
 from ..offload_core.replan import better_plan
 from ..offload_core.runtime import OffloadController, discover
+from ..offload_core.runtime.full_device import when_full
 from ..offload_core.settings import ComponentSettings
 from . import compat
 from .asked import Asked
 from .device import queue_for, ring_there
-from .giving_back import give_back, least_of, make_room, no_code_of_others
+from .giving_back import give_back, kept_and_ring, least_of, make_room, no_code_of_others, ring_bytes
 from .kinds import Kind, entries_of, kind_of
 from .memory import DeviceAllowance, device_allowance, host_allowance
 from .placing import Neighbour, left_to_the_app, resolve_now
@@ -34,9 +35,6 @@ from .weights import Applied
 log = logging.getLogger(__name__)
 
 _ATTRIBUTE = "layerwise_offload_component"
-
-USUAL_RING_LAYERS = 3
-"""A ring of three of the largest layers: enough for unequal layers and jitter."""
 
 APPS_MARGIN = 1.1
 """The app frees this many times the bytes that a model says it wants."""
@@ -131,7 +129,7 @@ class Component:
             entries=entries_of(model, self.kind),
             pinned=pinned,
         )
-        self._controller.on_out_of_memory(self._make_room, no_code_of_others)
+        when_full(self._controller, self._make_room, no_code_of_others)
         self._mover = ForeignMove(model, self)
         if self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
             self._watch = ShapeWatch(model, self)
@@ -181,12 +179,12 @@ class Component:
         if asked.value("placement") == "resident":
             return total
         if self.kind.asks_for_ring or asked.mode == "memory":
-            return _ring_bytes(inventory) - self._ring_shared(inventory, device)
+            return ring_bytes(inventory) - self._ring_shared(inventory, device)
         return total
 
     def _ring_shared(self, inventory: Inventory, device: torch.device) -> int:
         """How much of a usual ring is there already, because another component has leased it."""
-        _, ring = _kept_and_ring(inventory)
+        _, ring = kept_and_ring(inventory)
         return min(ring, ring_there(device))
 
     def _inventory(self, model: torch.nn.Module) -> Inventory:
@@ -204,7 +202,7 @@ class Component:
         if not self.loaded:  # a ring that is there for others is there for it, if it can do with a ring
             inventory = self.controller.inventory
             shared = self._ring_shared(inventory, self.device)
-            offered_bytes = max(offered_bytes, min(offered_bytes + shared, _ring_bytes(inventory)))
+            offered_bytes = max(offered_bytes, min(offered_bytes + shared, ring_bytes(inventory)))
         wishes = (settings, asked.mode, asked.selection)
         allowance = device_allowance(settings, self.device, offered_bytes)
         others = self._neighbours()
@@ -249,7 +247,7 @@ class Component:
         assert self._resolved is not None
         explicit = asked.settings.is_explicitly_set("placement")
         if asked.mode == "memory" and not explicit:
-            ring = max(smallest_budget(self.controller.inventory), _ring_bytes(self.controller.inventory))
+            ring = max(smallest_budget(self.controller.inventory), ring_bytes(self.controller.inventory))
             return DeviceAllowance(ring, "memory mode: a ring and nothing more")
         if asked.value("placement") == "resident":
             return allowance
@@ -422,17 +420,6 @@ class Component:
             "settings": self._resolved.to_json() if self._resolved is not None else {},
             "warnings": warnings,
         }
-
-
-def _ring_bytes(inventory: Inventory) -> int:
-    """Device bytes of a component that keeps nothing but what it must and a ring of the usual size."""
-    return sum(_kept_and_ring(inventory))
-
-
-def _kept_and_ring(inventory: Inventory) -> tuple[int, int]:
-    kept = inventory.loose_bytes + sum(layer.bytes for layer in inventory.layers if layer.keep)
-    largest = max((layer.bytes for layer in inventory.layers if not layer.keep), default=0)
-    return kept, min(inventory.total_bytes - kept, USUAL_RING_LAYERS * largest)
 
 
 def live_reports() -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from .controller import Entry, OffloadController
 from .device_port import port_for
 from .device_queue import DeviceQueue
 from .discovery import MIN_LAYER_BYTES, discover
+from .full_device import when_full
 from .host_parameter import is_adopted
 
 _CALLERS_WORD = "given by the caller"
@@ -110,7 +111,7 @@ def attach(
             controller.replan_when_measured(partial(_replan, request))
         else:
             controller.replan_on_second_pass(partial(_replan, several_passes(request)))
-        controller.on_out_of_memory(partial(_less, request))
+        when_full(controller, partial(_less, request))
     except BaseException:
         if attachment is not None:
             attachment.detach()

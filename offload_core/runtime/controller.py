@@ -16,8 +16,6 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,13 +39,6 @@ from .ring import link_overlaps, place_layers
 
 Entry = tuple[nn.Module, str]
 """A module and the name of its method that runs a pass."""
-
-AskForRoom = Callable[[Plan, bool], Plan | None]
-"""The plan in effect in, and whether it is too late for the layer that failed; a plan of fewer device bytes out, the
-same one if others have made room, or None if there is none to be had."""
-
-MayRepeat = Callable[[tuple[Any, ...], dict[str, Any]], bool]
-"""The arguments of a layer's call in; whether the call may be made twice as far as they go out."""
 
 AskForPlan = Callable[[Plan, Inventory, float | None], Plan | None]
 """The plan in effect, the measured inventory and link rate in; a better plan or None out."""
@@ -176,6 +167,16 @@ class OffloadController:
 
     # ------------------------------------------------------------------ plan
 
+    def change_to(self, plan: Plan) -> None:
+        """As `load`, but also in the middle of a pass, as long as none of the layers is in use."""
+        self._check(plan)
+        self._plan_again(None, None)
+        try:
+            self._arrange(plan)
+        except BaseException:
+            self.unload()
+            raise
+
     def load(self, plan: Plan) -> None:
         """Put `plan` into effect, from nothing or from another plan; layers that stay where they are do not move.
 
@@ -184,14 +185,9 @@ class OffloadController:
         """
         self._check(plan)
         self._require_no_pass("for a new plan")
-        self._plan_again(None, None)
         if self.plan is None:
             self._take_hold()
-        try:
-            self._arrange(plan)
-        except BaseException:
-            self.unload()
-            raise
+        self.change_to(plan)
 
     def _arrange(self, plan: Plan) -> None:
         """From whatever is in effect, or what an attempt at another plan has left behind, to `plan`."""
@@ -392,34 +388,6 @@ class OffloadController:
         except BaseException:
             self.unload()
             raise
-
-    # ------------------------------------------------------------------ out of memory
-
-    def on_out_of_memory(self, ask: AskForRoom | None, may_repeat: MayRepeat | None = None) -> None:
-        """When the device runs out of memory in a layer, ask for a plan of less and try it once more. None: do not.
-
-        Tried again is what failed in our own work, before the layer began; and a layer whose call leaves nothing
-        behind (see `repeat.py`), if `may_repeat` says of its arguments that no code of others hides in them. `ask`
-        answers with the plan it was given if somebody else has made room.
-        """
-        self.prefetcher.make_room = None if ask is None else partial(self._make_room, ask)
-        self.prefetcher.may_repeat = may_repeat
-
-    def _make_room(self, ask: AskForRoom, too_late: bool) -> bool:
-        """In the middle of a pass, between layers. Whoever is not in use may move."""
-        before = self.plan
-        plan = None if before is None else ask(before, too_late)
-        if plan is None:
-            return False
-        if plan is not before:
-            self._check(plan)
-            self._plan_again(None, None)
-            try:
-                self._arrange(plan)
-            except BaseException:
-                self.unload()
-                raise
-        return True
 
     # ------------------------------------------------------------------ the queue's lessee
 

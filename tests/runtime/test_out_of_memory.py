@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from offload_core.planner import PlanRequest, make_plan, smallest_budget
 from offload_core.runtime import DeviceQueue, OffloadController, discover, port_for
+from offload_core.runtime.full_device import when_full
 from offload_core.runtime.repeat import can_repeat
 from tests.runtime.world import Interrupt, World, a_world, hand_plan
 from tests.support import simdev
@@ -89,7 +90,7 @@ class Stage:
         self.plan = hand_plan(self.controller, ring, residents)
         self.controller.load(self.plan)
         self.asked = 0
-        self.controller.on_out_of_memory(self.less, lambda args, kwargs: True)
+        when_full(self.controller, self.less, lambda args, kwargs: True)
         self.x = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
 
     def less(self, plan, too_late):
@@ -191,7 +192,7 @@ def test_a_layer_that_failed_before_it_left_its_trace_is_repeated(trace):
 def test_without_leave_only_our_own_work_is_repeated():
     with a_world() as world:
         stage = Stage(world)
-        stage.controller.on_out_of_memory(stage.less)  # nobody says of a layer's arguments that they are harmless
+        when_full(stage.controller, stage.less)  # nobody says of a layer's arguments that they are harmless
         stage.model.layers[1].failures = 1
         with pytest.raises(torch.OutOfMemoryError):
             stage.model(stage.x)
@@ -208,7 +209,7 @@ def test_memory_for_a_visit_outside_the_ring_is_made():
         one.run()
         other.load(8192)
         less = hand_plan(one.controller, 8192)
-        one.controller.on_out_of_memory(lambda plan, too_late: None if plan is less else less)
+        when_full(one.controller, lambda plan, too_late: None if plan is less else less)
 
         def inside():
             world.port.limit_bytes = world.port.live_bytes
@@ -239,8 +240,10 @@ def test_a_layer_with_layers_inside_is_not_tried_out():
         one = world.add((4, 4, 4, 4))
         one.load(8192, residents=(3,))
         asked = []
-        one.controller.on_out_of_memory(
-            lambda plan, too_late: asked.append(plan) if not too_late else None, lambda args, kwargs: True
+        when_full(
+            one.controller,
+            lambda plan, too_late: asked.append(plan) if not too_late else None,
+            lambda args, kwargs: True,
         )
         one.fail(1, torch.OutOfMemoryError)
         assert not asked, "a layer that looks at its data cannot be repeated"
@@ -283,7 +286,7 @@ def test_on_a_device_that_really_is_full():
     inventory = controller.inventory
     controller.load(make_plan(PlanRequest(inventory, "npu", inventory.total_bytes)))
     small = make_plan(PlanRequest(inventory, "npu", smallest_budget(inventory)))
-    controller.on_out_of_memory(lambda plan, too_late: small, lambda args, kwargs: True)
+    when_full(controller, lambda plan, too_late: small, lambda args, kwargs: True)
     x = torch.randn(2048, WIDE, generator=torch.Generator().manual_seed(3)).to("npu")  # 4 MiB
     with torch.inference_mode():
         expected = twin(x).cpu()

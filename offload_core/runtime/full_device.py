@@ -1,0 +1,39 @@
+"""What to do when the device runs out of memory in a layer: ask for a plan of less, and try the layer once more.
+
+Tried again is what failed in our own work, before the layer began; and a layer whose call had left nothing behind when
+it failed (`repeat.py`), if somebody says of its arguments that no code of others hides in them. Everything else is
+passed on as it is. Knows nothing about what the component can do with less of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..plan import Plan
+
+if TYPE_CHECKING:
+    from .controller import OffloadController
+
+AskForRoom = Callable[[Plan, bool], Plan | None]
+"""The plan in effect in, and whether it is too late for the layer that failed; a plan of fewer device bytes out, the
+same one if others have made room, or None if there is none to be had."""
+
+MayRepeat = Callable[[tuple[Any, ...], dict[str, Any]], bool]
+"""The arguments of a layer's call in; whether the call may be made twice as far as they go out."""
+
+
+def when_full(controller: OffloadController, ask: AskForRoom | None, may_repeat: MayRepeat | None = None) -> None:
+    """From now on `ask` is asked when the device is full in the middle of a pass; None: nobody, errors pass on."""
+    controller.prefetcher.make_room = None if ask is None else partial(_make_room, controller, ask)
+    controller.prefetcher.may_repeat = may_repeat
+
+
+def _make_room(controller: OffloadController, ask: AskForRoom, too_late: bool) -> bool:
+    """In the middle of a pass, with none of the component's layers in use. Whether there is more room now."""
+    before = controller.plan
+    plan = None if before is None else ask(before, too_late)
+    if plan is not None and plan is not before:
+        controller.change_to(plan)
+    return plan is not None
