@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from . import paths, versions
@@ -32,6 +33,16 @@ def install_chromium(log: Log):
         raise Missing(f"chromium was installed but is not on the path: {EFFECT}")
 
 
+def install_font(log: Log):
+    """A font with Chinese and Japanese, for people who look at the screenshots. No test needs it."""
+    have = shutil.which("fc-list") and subprocess.run(["fc-list", ":lang=zh"], capture_output=True).stdout
+    if have or not shutil.which("apt-get") or os.geteuid() != 0:
+        return
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    log.run("apt-get", "update", env=env)
+    log.run("apt-get", "install", "-y", "--no-install-recommends", "fonts-droid-fallback", env=env)
+
+
 def install_playwright(log: Log):
     if not shutil.which("node") or not shutil.which("npm"):
         raise Missing(f"no Node.js with npm: {EFFECT}")
@@ -45,6 +56,8 @@ def install_playwright(log: Log):
 def step(steps: Steps) -> bool:
     """True if the web tier can run."""
     have_browser = chromium() is not None or steps.run("chromium", [], install_chromium, makes=DEBIAN_CHROMIUM)
+    if have_browser:
+        steps.run("font", [], install_font)
     return have_browser and steps.run(
         "playwright", [versions.PLAYWRIGHT_CORE], install_playwright, makes=paths.NODE_MODULES
     )

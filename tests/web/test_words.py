@@ -1,0 +1,20 @@
+"""Our words in the app's interface: node texts in each language, and the help page beside the graph."""
+
+import pytest
+
+from tests.support import words
+
+pytestmark = pytest.mark.web
+
+NODE = "LayerwiseOffloadDiffusionModelLoader"
+
+
+@pytest.mark.parametrize("language", (words.ENGLISH, *words.TRANSLATED))
+def test_the_node_and_its_help_page_are_shown_in_the_language(play, language):
+    shown = play("words.mjs", f"words-{language}", language=language, type=NODE, vueNodes=True)
+    expected = words.load(language, words.NODE_DEFS)[NODE]
+    assert shown["node"]["title"] == expected["display_name"]
+    assert shown["node"]["inputs"] == {name: entry["name"] for name, entry in expected["inputs"].items()}
+    assert expected["inputs"]["placement"]["name"] in shown["page"], "the widget's label is not to be seen"
+    assert all(name in shown["help"] for name in expected["inputs"])
+    assert shown["errors"] == [] and shown["external"] == []
