@@ -1,0 +1,81 @@
+// Why each component is where it is: what was chosen, by whom, for what reason, and what a GB more or less would do.
+import { element } from './dom.js';
+import { GB, bytes, duration, settingValue } from './format.js';
+
+/** A place for the cards; `update(state, focusedId)` builds them anew, which happens with a new report and not live. */
+export function explanations(say) {
+  const root = element('div', { class: 'lwo-cards' });
+  return {
+    root,
+    update(state, focusedId) {
+      const cards = state.components.map((one) => card(say, one, one.id === focusedId));
+      const others = state.bystanders.map((one) => bystander(say, one));
+      root.replaceChildren(...cards, ...others);
+    },
+    show(id) {
+      const target = [...root.children].find((one) => one.dataset.component === id);
+      target?.scrollIntoView({ block: 'nearest' });
+      target?.focus();
+    },
+  };
+}
+
+function card(say, component, isFocused) {
+  const head = element('h3', {}, component.component, element('span', { class: 'lwo-model', text: component.model, title: component.model }));
+  const made = element(
+    'article',
+    { class: `lwo-card${isFocused ? ' lwo-focused' : ''}`, tabindex: -1, 'data-component': component.id },
+    head,
+    settingsTable(say, component),
+    whatIf(say, component),
+    ...(component.warnings ?? []).map((text) => element('p', { class: 'lwo-warning', text })),
+  );
+  made.setAttribute('aria-label', `${component.component} ${component.model}`);
+  return made;
+}
+
+function settingsTable(say, component) {
+  const rows = Object.entries(component.settings ?? {}).map(([name, one]) =>
+    element(
+      'tr',
+      {},
+      element('th', { scope: 'row', text: say(`setting.${name}`) }),
+      element('td', { class: 'lwo-value', text: settingValue(name, one.value) }),
+      element('td', {}, element('span', { class: `lwo-source lwo-by-${one.source}`, text: say(`source.${one.source}`) })),
+      element('td', { class: 'lwo-reason', text: one.reason }),
+    ),
+  );
+  const heads = ['setting', 'value', 'who', 'why'].map((name) => element('th', { scope: 'col', text: say(`explain.${name}`) }));
+  return element('table', { class: 'lwo-settings' }, element('thead', {}, element('tr', {}, ...heads)), element('tbody', {}, ...rows));
+}
+
+/** What the simulator says about a budget of a GB more and of a GB less, against the plan as it is. */
+export function whatIfLines(say, component) {
+  const now = component.plan?.predicted?.pass_ns;
+  return (component.what_if ?? []).map((one) => {
+    const delta = `${one.delta_bytes > 0 ? '+' : '−'}${Math.abs(one.delta_bytes / GB)} GB`;
+    if (one.error) return { delta, text: one.error, bad: true };
+    const change = now ? Math.round((100 * (one.pass_ns - now)) / now) : null;
+    const key = change ? 'explain.what_if' : 'explain.what_if_same';
+    const values = { pass: duration(one.pass_ns), change: change > 0 ? `+${change}` : `−${Math.abs(change ?? 0)}`, resident: one.resident_layers };
+    return { delta, text: say(key, values), bad: false };
+  });
+}
+
+function whatIf(say, component) {
+  const lines = whatIfLines(say, component);
+  if (!lines.length) return null;
+  const now = component.plan?.predicted?.pass_ns;
+  const rows = lines.map((line) => element('li', { class: line.bad ? 'lwo-quiet' : '' }, element('b', { text: line.delta }), ' ', line.text));
+  const title = say('explain.budget', { budget: bytes(component.budget_bytes), pass: duration(now) });
+  return element('div', { class: 'lwo-what-if' }, element('p', { text: title }), element('ul', {}, ...rows));
+}
+
+function bystander(say, one) {
+  return element(
+    'article',
+    { class: 'lwo-card lwo-bystander' },
+    element('h3', {}, one.component, element('span', { class: 'lwo-model', text: one.model, title: one.model })),
+    element('p', { class: 'lwo-quiet', text: `${say('explain.left_to_app')} ${one.reason}` }),
+  );
+}

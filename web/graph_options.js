@@ -1,0 +1,56 @@
+// Options of the whole graph and the user's defaults, as plain data, and the text that our nodes carry to the server:
+//   {"schema": 1, "graph": {"mode", "components": {selector: {placement, budget_gb, ring_gb}}}, "settings": {same}}
+// Says nothing where nobody set anything: `auto` and 0 are unset. Pure.
+
+export const SCHEMA = 1;
+export const MODES = ['auto', 'memory', 'speed', 'manual'];
+export const PLACEMENTS = ['auto', 'layerwise', 'resident', 'whole', 'cpu'];
+export const GROUPS = ['dit', 'text_encoder', 'image_encoder', 'vae'];
+const SIZES = ['budget_gb', 'ring_gb'];
+
+/** One source's word with everything that is unset left out; null if nothing is left. Unknown members are kept out. */
+export function said(word) {
+  const components = {};
+  for (const [selector, settings] of Object.entries(word?.components ?? {})) {
+    const kept = {};
+    if (settings?.placement && settings.placement !== 'auto') kept.placement = settings.placement;
+    for (const name of SIZES) if (Number(settings?.[name]) > 0) kept[name] = Number(settings[name]);
+    if (Object.keys(kept).length) components[selector] = kept;
+  }
+  const result = {};
+  if (word?.mode && word.mode !== 'auto') result.mode = word.mode;
+  if (Object.keys(components).length) result.components = components;
+  return Object.keys(result).length ? result : null;
+}
+
+/** A copy of `word` in which `selector`'s setting `name` has `value`; `selector` null sets the mode. */
+export function changed(word, selector, name, value) {
+  const copy = { schema: SCHEMA, ...(word?.mode ? { mode: word.mode } : {}), components: { ...(word?.components ?? {}) } };
+  if (selector === null) copy.mode = value;
+  else copy.components[selector] = { ...(copy.components[selector] ?? {}), [name]: value };
+  const kept = said(copy);
+  return kept && { schema: SCHEMA, ...kept };
+}
+
+/** What the nodes' `graph_options` input says at queue time; '' if nobody said anything. Keys in one order, for the cache. */
+export function optionsText(graph, settings) {
+  const parts = { graph: said(graph), settings: said(settings) };
+  if (!parts.graph && !parts.settings) return '';
+  const content = { schema: SCHEMA };
+  for (const [name, word] of Object.entries(parts)) if (word) content[name] = sorted(word);
+  return JSON.stringify(content);
+}
+
+/** The graph's part of such a text, as it came with a workflow in API form; null if it has none. */
+export function graphPart(text) {
+  try {
+    return said(JSON.parse(text)?.graph);
+  } catch {
+    return null;
+  }
+}
+
+function sorted(value) {
+  if (value === null || typeof value !== 'object') return value;
+  return Object.fromEntries(Object.keys(value).sort().map((key) => [key, sorted(value[key])]));
+}

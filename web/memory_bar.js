@@ -1,0 +1,105 @@
+// Memory bars: one for each device and one for the host, with what is in them and a mark where our budgets end.
+import { element, setAttribute, setText } from './dom.js';
+import { bytes } from './format.js';
+
+const DEVICE_PARTS = ['resident', 'loose', 'ring', 'others'];
+const HOST_PARTS = ['pinned', 'pageable', 'mapped', 'others'];
+
+/** A place for the bars; `update(state)` draws them anew from the devices, the host and the components' budgets. */
+export function memoryBars(say) {
+  const root = element('div', { class: 'lwo-memory' });
+  const bars = new Map();
+  const bar = (key, parts) => {
+    if (!bars.has(key)) bars.set(key, oneBar(say, parts));
+    return bars.get(key);
+  };
+  return {
+    root,
+    update(state) {
+      const shown = [];
+      for (const device of state.devices) {
+        const one = bar(`device ${device.name}`, DEVICE_PARTS);
+        one.update(devicePart(device, state.components));
+        shown.push(one.root);
+      }
+      if (state.host) {
+        const one = bar('host', HOST_PARTS);
+        one.update(hostPart(state.host, say));
+        shown.push(one.root);
+      }
+      if (shown.length !== root.children.length || shown.some((one, index) => root.children[index] !== one)) {
+        root.replaceChildren(...shown);
+      }
+    },
+  };
+}
+
+/** Bytes and ceiling of a device's bar. The ceiling is where all budgets of loaded components end; null without one. */
+export function devicePart(device, components) {
+  const loaded = components.filter((one) => one.loaded && one.device === device.name && Number.isFinite(one.budget_bytes));
+  const ceiling = loaded.reduce((sum, one) => sum + one.budget_bytes, 0);
+  return {
+    title: device.name,
+    total: device.total_bytes,
+    free: device.free_bytes,
+    ceiling: loaded.length ? Math.min(ceiling, device.total_bytes) : null,
+    parts: { resident: device.resident_bytes, loose: device.loose_bytes, ring: device.ring_bytes, others: device.others_bytes },
+  };
+}
+
+/** Bytes of the host's bar. Files that are only mapped do not count as used: the system takes their pages back. */
+export function hostPart(host, say) {
+  const ours = host.pinned_bytes + host.pageable_bytes;
+  const others = Math.max(0, host.total_bytes - host.available_bytes - ours);
+  return {
+    title: say('memory.host'),
+    total: host.total_bytes,
+    free: host.available_bytes,
+    ceiling: null,
+    parts: { pinned: host.pinned_bytes, pageable: host.pageable_bytes, mapped: host.mapped_bytes, others },
+  };
+}
+
+function oneBar(say, names) {
+  const title = element('span', { class: 'lwo-bar-title' });
+  const free = element('span', { class: 'lwo-bar-free' });
+  const segments = names.map((name) => element('span', { class: `lwo-segment lwo-${name}` }));
+  const mark = element('span', { class: 'lwo-ceiling' });
+  const track = element('div', { class: 'lwo-track', role: 'img' }, ...segments, mark);
+  const legend = names.map((name) => {
+    const value = element('b');
+    const item = element('span', { class: 'lwo-key' }, element('i', { class: `lwo-swatch lwo-${name}` }), say(`memory.${name}`), ' ', value);
+    return { item, value };
+  });
+  const ceiling = element('b');
+  const ceilingKey = element('span', { class: 'lwo-key' }, element('i', { class: 'lwo-swatch lwo-ceiling-key' }), say('memory.ceiling'), ' ', ceiling);
+  const root = element(
+    'div',
+    { class: 'lwo-bar' },
+    element('div', { class: 'lwo-bar-head' }, title, free),
+    track,
+    element('div', { class: 'lwo-keys' }, ...legend.map((one) => one.item), ceilingKey),
+  );
+  return {
+    root,
+    update(data) {
+      setText(title, data.title);
+      setText(free, say('memory.free', { free: bytes(data.free), total: bytes(data.total) }));
+      const share = (value) => `${(100 * Math.min(1, Math.max(0, value / (data.total || 1)))).toFixed(2)}%`;
+      names.forEach((name, index) => {
+        segments[index].style.width = share(data.parts[name] ?? 0);
+        segments[index].title = `${say(`memory.${name}`)}: ${bytes(data.parts[name])}`;
+        setText(legend[index].value, bytes(data.parts[name]));
+        legend[index].item.hidden = !data.parts[name] && name !== 'others';
+      });
+      mark.hidden = ceilingKey.hidden = data.ceiling === null;
+      if (data.ceiling !== null) {
+        mark.style.left = share(data.ceiling);
+        mark.title = `${say('memory.ceiling')}: ${bytes(data.ceiling)}`;
+        setText(ceiling, bytes(data.ceiling));
+      }
+      const words = names.map((name) => `${say(`memory.${name}`)} ${bytes(data.parts[name])}`);
+      setAttribute(track, 'aria-label', `${data.title}: ${words.join(', ')}; ${free.textContent}`);
+    },
+  };
+}

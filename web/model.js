@@ -1,0 +1,136 @@
+// What is known about the components: the last report, and the live messages that came after it. Pure; no page, no app.
+//
+// A report and a live message speak of the same components by `id`. A live message knows no layer names, no settings and
+// no predictions: those stay as the last report said them.
+
+export const KEPT_EVENTS = 4000;
+const KEPT_NS = 30e9;
+export const LIVE_FIELDS = ['loaded', 'running', 'layer_states', 'numbers', 'pass'];
+
+export function emptyState() {
+  return { known: false, components: [], bystanders: [], devices: [], host: null, events: [] };
+}
+
+/** The state after a report. Events and live fields are kept where the component is still the same one. */
+export function withReport(state, report) {
+  return {
+    ...state,
+    known: true,
+    components: report.components.map((one) => ({ pass: null, ...one })),
+    bystanders: report.bystanders ?? [],
+    devices: report.devices ?? [],
+    host: report.host ?? null,
+  };
+}
+
+/** The state after a live message; `stale` is set when it speaks of a component or layers that the report did not have. */
+export function withLive(state, message) {
+  const fresh = new Map((message.components ?? []).map((one) => [one.id, one]));
+  let stale = false;
+  const components = state.components.map((one) => {
+    const live = fresh.get(one.id);
+    if (!live) return one;
+    fresh.delete(one.id);
+    stale ||= (live.layer_states ?? '').length !== (one.plan?.layers ?? []).length;
+    return { ...one, ...Object.fromEntries(LIVE_FIELDS.filter((name) => name in live).map((name) => [name, live[name]])) };
+  });
+  return {
+    ...state,
+    components,
+    stale: stale || fresh.size > 0 || (message.events ?? []).some(([kind]) => kind === 'plan'),
+    devices: message.devices ?? state.devices,
+    host: message.host ?? state.host,
+    events: keptEvents(state.events, message.events ?? []),
+  };
+}
+
+function keptEvents(old, added) {
+  const all = [...old, ...added.filter(([kind]) => kind === 'visit' || kind === 'copy' || kind === 'stall')];
+  const latest = all.reduce((most, event) => Math.max(most, event[4]), 0);
+  return all.filter((event) => event[4] >= latest - KEPT_NS).slice(-KEPT_EVENTS);
+}
+
+/** The component that numbers and timeline are about: the chosen one, else the running one, else the largest. */
+export function focused(state, chosenId) {
+  const bytes = (one) => (one.plan?.layers ?? []).reduce((sum, layer) => sum + layer.bytes, 0);
+  return (
+    state.components.find((one) => one.id === chosenId) ??
+    state.components.find((one) => one.running) ??
+    [...state.components].sort((a, b) => bytes(b) - bytes(a))[0] ??
+    null
+  );
+}
+
+/** The events of the last `passes` passes of a component, its copies and stalls with them: {events, start_ns, end_ns}. */
+export function lastPasses(events, id, passes = 2) {
+  const mine = events.filter((event) => event[1] === id);
+  const visits = mine.filter(([kind]) => kind === 'visit').sort((a, b) => a[3] - b[3]);
+  if (!visits.length) return null;
+  const first = Math.min(...visits.map((event) => event[2]));
+  const starts = visits.filter((event) => event[2] === first).map((event) => event[3]);
+  const start_ns = starts[Math.max(0, starts.length - passes)];
+  const shown = mine.filter((event) => event[4] > start_ns);
+  return { events: shown, start_ns, end_ns: shown.reduce((most, event) => Math.max(most, event[4]), start_ns) };
+}
+
+// ---- the components of a graph, before anything has been loaded
+
+const OUTPUTS = {
+  LayerwiseOffloadDiffusionModelLoader: ['dit'],
+  LayerwiseOffloadCLIPLoader: ['text_encoder'],
+  LayerwiseOffloadVAELoader: ['vae'],
+  LayerwiseOffloadCLIPVisionLoader: ['image_encoder'],
+  LayerwiseOffloadControlNetLoader: ['controlnet'],
+  LayerwiseOffloadCheckpointLoader: ['dit', 'text_encoder', 'vae'],
+  LayerwiseOffloadLoader: ['dit', 'text_encoder', 'vae', 'image_encoder'],
+  LayerwiseOffloadApply: ['dit', 'text_encoder', 'vae', 'image_encoder', 'controlnet'],
+};
+const APPLY = 'LayerwiseOffloadApply';
+const APPLY_INPUT = { dit: 'model', text_encoder: 'clip', vae: 'vae', image_encoder: 'clip_vision', controlnet: 'control_net' };
+const PLACEMENT_WIDGET = { dit: 'dit_placement', text_encoder: 'clip_placement', vae: 'vae_placement', image_encoder: 'clip_vision_placement', controlnet: 'control_net_placement' };
+
+export const isOurs = (type) => type in OUTPUTS;
+
+/** The kinds of components that a node brings: what an Apply node has no input for, and an image encoder not chosen, are not. */
+export function kindsOf(node) {
+  const type = node.comfyClass ?? node.type;
+  const connected = (name) => node.inputs?.some((input) => input.name === name && input.link !== null && input.link !== undefined);
+  const widget = (name) => node.widgets?.find((one) => one.name === name)?.value;
+  return (OUTPUTS[type] ?? []).filter((kind) => {
+    if (type === APPLY) return connected(APPLY_INPUT[kind]);
+    if (type === 'LayerwiseOffloadLoader' && kind === 'image_encoder') return ![undefined, '', 'none'].includes(widget('clip_vision_name'));
+    return true;
+  });
+}
+
+/** What a node's placement widget for a component of `kind` is set to; null if it has none. */
+export function placementWidget(node, kind) {
+  const value = (name) => node.widgets?.find((one) => one.name === name)?.value;
+  const own = value(PLACEMENT_WIDGET[kind]);
+  if (own !== undefined) return own;
+  const single = (OUTPUTS[node.comfyClass ?? node.type] ?? []).length === 1 || kind === 'dit';
+  return single ? (value('placement') ?? null) : null;
+}
+
+/**
+ * The names of the components of a graph, as the server will give them: a kind's second component is `kind_2`, by the
+ * order of node ids. `active`: [{id, node}]. An Apply node behind one of our own loaders adds none; where it gets its
+ * model from another node of ours cannot be told here across subgraphs, so its components count only if no loader of ours
+ * brings one of that kind.
+ */
+export function componentNames(active) {
+  const natural = ({ id }) => id.split(':').map((part) => part.padStart(12, '0')).join(':');
+  const ordered = [...active].sort((a, b) => (natural(a) < natural(b) ? -1 : 1));
+  const counts = {};
+  const isApply = ({ node }) => (node.comfyClass ?? node.type) === APPLY;
+  for (const one of ordered.filter((each) => !isApply(each))) {
+    for (const kind of kindsOf(one.node)) counts[kind] = (counts[kind] ?? 0) + 1;
+  }
+  const loaded = new Set(Object.keys(counts));
+  for (const one of ordered.filter(isApply)) {
+    for (const kind of kindsOf(one.node)) if (!loaded.has(kind)) counts[kind] = (counts[kind] ?? 0) + 1;
+  }
+  return Object.entries(counts).flatMap(([kind, count]) =>
+    Array.from({ length: count }, (_, index) => (index ? `${kind}_${index + 1}` : kind)),
+  );
+}

@@ -1,0 +1,78 @@
+// What a node says about itself: for each of its components, what `auto` came to, on whose word, and what it takes.
+// Makes elements and texts; where they go on the node is app-side business of layerwise_offload.js.
+import { element } from './dom.js';
+import { bytes } from './format.js';
+import { kindsOf, placementWidget } from './model.js';
+
+export const LINE_HEIGHT = 20;
+const PADDING = 8;
+
+/** The group a component's name belongs to: `dit_2` and `audio_vae` are shown where `dit` and `vae` are asked for. */
+export function kindOf(component) {
+  const base = component.replace(/_\d+$/, '');
+  return base === 'audio_vae' ? 'vae' : base;
+}
+
+/** One line about a resolved component: {text, title, warned}. `resolved`: as in the message of that name. */
+export function line(say, node, resolved) {
+  const asked = placementWidget(node, kindOf(resolved.component));
+  const isAuto = asked === null || asked === 'auto';
+  const placement = isAuto ? `auto → ${resolved.placement}` : resolved.placement;
+  const used = Number.isFinite(resolved.budget_bytes)
+    ? say('node.used_of', { used: bytes(resolved.device_bytes), budget: bytes(resolved.budget_bytes) })
+    : Number.isFinite(resolved.device_bytes) ? bytes(resolved.device_bytes) : '';
+  const warnings = resolved.warnings ?? [];
+  return {
+    component: resolved.component,
+    placement,
+    rest: [say(`source.${resolved.source}`), used].filter(Boolean).join(' · '),
+    title: [resolved.reason, ...warnings].filter(Boolean).join('\n'),
+    warned: warnings.length > 0,
+  };
+}
+
+/** The element of a node's text; `show(list)` fills it from resolved components, empty before the first run. */
+export function nodeText(say, node) {
+  const root = element('div', { class: 'lwo-node' });
+  const show = (resolved) => {
+    const lines = [...resolved].sort((a, b) => order(a.component) - order(b.component)).map((one) => {
+      const { component, placement, rest, title, warned } = line(say, node, one);
+      return element(
+        'div',
+        { class: `lwo-node-line${warned ? ' lwo-warned' : ''}`, title },
+        element('span', { class: 'lwo-node-name', text: component }),
+        element('b', { text: placement }),
+        element('span', { class: 'lwo-node-rest', text: rest }),
+        warned ? element('span', { class: 'lwo-node-mark', text: '⚠', role: 'img', 'aria-label': title }) : null,
+      );
+    });
+    if (!lines.length) lines.push(element('div', { class: 'lwo-node-line lwo-quiet', text: say('node.not_run'), title: say('node.not_run.tip') }));
+    root.replaceChildren(...lines);
+  };
+  show([]);
+  return { root, show };
+}
+
+const ORDER = ['dit', 'text_encoder', 'image_encoder', 'vae', 'controlnet'];
+const order = (component) => ORDER.indexOf(kindOf(component));
+
+/** The height of the text of a node, the same before and after a run, so that no run changes a node's size. */
+export const heightFor = (node) => PADDING + LINE_HEIGHT * Math.max(1, kindsOf(node).length);
+
+/** What the report says about the components of the node `id`, in the shape of the `resolved` message. */
+export function fromReport(report, id) {
+  const asked = (one) => (one.nodes ?? []).map(String).includes(id);
+  const ours = report.components.filter(asked).map((one) => ({
+    component: one.component,
+    placement: one.settings?.placement?.value ?? 'layerwise',
+    source: one.settings?.placement?.source ?? 'policy',
+    reason: one.settings?.placement?.reason ?? '',
+    budget_bytes: one.budget_bytes,
+    device_bytes: one.summary?.peak_device_bytes ?? null,
+    warnings: one.warnings,
+  }));
+  const others = (report.bystanders ?? []).filter(asked).map((one) => ({
+    component: one.component, placement: one.placement ?? 'whole', source: one.source ?? 'policy', reason: one.reason, warnings: [],
+  }));
+  return [...ours, ...others];
+}

@@ -1,0 +1,90 @@
+// What our nodes carry in the browser: the text widget, and the hidden input with the options of the whole graph.
+// Gets the app's node objects from its hooks; all other contact with the app is by `contact`.
+import { graphPart, optionsText } from './graph_options.js';
+import { isOurs } from './model.js';
+import { fromReport, heightFor, kindOf, nodeText } from './node_text.js';
+import { word } from './settings.js';
+
+const TEXT_WIDGET = 'layerwise_offload_text';
+const OPTIONS_WIDGET = 'graph_options';
+
+/** Looks after the nodes of the graph. `say` must be ready before nodes are made; see `ready`. */
+export function nodeWidgets(contact) {
+  const shown = new WeakMap(); // node -> {text, resolved: Map by component}
+  let say = null;
+  let toasted = new Set();
+
+  const put = (node, list) => {
+    const entry = shown.get(node);
+    if (!entry) return;
+    entry.resolved = new Map(list.map((one) => [one.component, one]));
+    entry.text.show(list);
+  };
+  const find = (id) => contact.activeNodes().find((one) => one.id === String(id))?.node;
+  return {
+    async ready() {
+      say = await contact.words();
+    },
+    /** A node has been made: by hand, by loading, or by pasting. */
+    created(node) {
+      const type = node.comfyClass ?? node.type;
+      if (!isOurs(type)) return;
+      carryOptions(contact, node);
+      const text = nodeText(say, node);
+      shown.set(node, { text, resolved: new Map() });
+      const size = [...node.size];
+      const widget = node.addDOMWidget(TEXT_WIDGET, 'layerwise_offload_text', text.root, {
+        serialize: false, // not into the prompt
+        hideOnZoom: false,
+        margin: 6,
+        getValue: () => '',
+        setValue: () => {},
+        getMinHeight: () => heightFor(node),
+        getMaxHeight: () => heightFor(node),
+      });
+      widget.serialize = false; // nor into the workflow; being last, it leaves no hole there
+      widget.computeLayoutSize = () => ({ minHeight: heightFor(node), maxHeight: heightFor(node), minWidth: 0 });
+      const least = node.computeSize();
+      node.setSize([Math.max(size[0], least[0]), Math.max(size[1], least[1])]);
+    },
+    /** The message that a component has been placed. One toast for warnings that were not there before. */
+    resolved(message) {
+      const node = find(message.node);
+      if (node && shown.has(node)) put(node, [...new Map(shown.get(node).resolved).set(message.component, message).values()]);
+      const fresh = (message.warnings ?? []).filter((text) => !toasted.has(`${message.component}: ${text}`));
+      if (!fresh.length) return;
+      toasted = new Set([...toasted, ...fresh.map((text) => `${message.component}: ${text}`)]);
+      contact.toast('warn', fresh.map((text) => `${message.component}: ${text}`).join('\n'));
+    },
+    /** After a reload: what the last runs came to, for nodes that still load the same files. */
+    async fill() {
+      const active = contact.activeNodes().filter(({ node }) => shown.has(node));
+      if (!active.length) return;
+      const report = await contact.fetchReport().catch(() => null);
+      if (!report) return;
+      for (const { id, node } of active) {
+        const list = fromReport(report, id).filter((one) => sameFile(node, report, one.component, id));
+        if (list.length) put(node, list);
+      }
+    },
+  };
+}
+
+/** The `graph_options` input: filled when the prompt is made, never shown, its own value left as it came. */
+function carryOptions(contact, node) {
+  const widget = node.widgets?.find((one) => one.name === OPTIONS_WIDGET);
+  if (!widget) return; // a server side without it
+  widget.hidden = true;
+  widget.options = { ...(widget.options ?? {}), hidden: true };
+  widget.serializeValue = () => optionsText(contact.readGraphOptions() ?? graphPart(widget.value), word(contact.settingValue));
+}
+
+/** Another workflow may use the same node id: a component is this node's only if one of its widgets names its file. */
+function sameFile(node, report, component, id) {
+  const entries = [...report.components, ...(report.bystanders ?? [])];
+  const one = entries.find((each) => each.component === component && (each.nodes ?? []).map(String).includes(id));
+  const names = (node.widgets ?? []).map((widget) => widget.value).filter((value) => typeof value === 'string' && value.includes('.'));
+  return !names.length || names.some((name) => one.model.includes(name.split('/').pop()) || name.includes(one.model));
+}
+
+export { kindOf };

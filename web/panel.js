@@ -1,0 +1,178 @@
+// The bottom panel: its views, its life (it listens only while it can be seen) and what its buttons do. Touches the app
+// through the object `contact` alone.
+import { element, rovingFocus, setText } from './dom.js';
+import { explanations } from './explain.js';
+import { graphOptionsForm } from './graph_options_form.js';
+import { said } from './graph_options.js';
+import { memoryBars } from './memory_bar.js';
+import { componentNames, emptyState, focused, isOurs, withLive, withReport } from './model.js';
+import { numberTiles } from './numbers.js';
+import { placementMap } from './placement_map.js';
+import { timeline } from './timeline.js';
+
+const VIEWS = ['overview', 'explain', 'options'];
+const LOADER = 'LayerwiseOffloadLoader';
+
+/** A panel that can be mounted and unmounted any number of times; what it knows outlives that. */
+export function createPanel(contact) {
+  let state = emptyState();
+  let chosen = null;
+  let view = 'overview';
+  let mounted = null;
+  const refresh = async () => {
+    try {
+      state = withReport(state, await contact.fetchReport());
+      mounted?.draw(true);
+    } catch (error) {
+      mounted?.tell(error.message);
+    }
+  };
+  const panel = {
+    async mount(place) {
+      panel.unmount();
+      const say = await contact.words();
+      const parts = {
+        choose: (id) => {
+          chosen = id;
+          mounted?.draw(true);
+        },
+        view: (name) => {
+          view = name;
+          mounted?.draw(true);
+        },
+      };
+      const page = buildPage(say, contact, parts);
+      place.replaceChildren(page.root);
+      const draw = (all) => page.draw(state, view, focused(state, chosen), all);
+      const listening = listen(contact, place, (message) => {
+        state = withLive(state, message);
+        draw(false);
+        if (state.stale) refresh();
+      }, refresh, panel.unmount);
+      mounted = { draw, tell: page.tell, page, stop: () => (listening.stop(), page.close()) };
+      draw(true);
+      await refresh();
+    },
+    unmount() {
+      mounted?.stop();
+      mounted = null;
+    },
+    /** Draws anew what comes from the graph. */
+    graphChanged: () => mounted?.draw(true),
+    /** Turns to the reasons for the component that the node `id` asked for; false if the report has none of it. */
+    async explain(id) {
+      await refresh();
+      const found = state.components.find((one) => (one.nodes ?? []).map(String).includes(id));
+      const bystander = state.bystanders.some((one) => (one.nodes ?? []).map(String).includes(id));
+      if (!found && !bystander) return false;
+      chosen = found?.id ?? chosen;
+      view = 'explain';
+      mounted?.draw(true);
+      mounted?.page.showExplained(found?.id);
+      return true;
+    },
+  };
+  return panel;
+}
+
+/** Live messages while the page is visible, a new report after each run; `gone` when the panel's place has left the page. */
+function listen(contact, place, live, refresh, gone) {
+  let on = false;
+  const set = (wanted) => {
+    if (wanted === on) return;
+    on = wanted;
+    contact.subscribe(on).catch(() => {}); // a server without live messages still has reports
+  };
+  const visible = () => set(document.visibilityState === 'visible');
+  const stops = [
+    contact.onMessage('live', (message) => (place.isConnected ? live(message) : gone())),
+    contact.onRunEnd(() => {
+      on = false; // after a lost connection the server has forgotten us
+      visible();
+      refresh();
+    }),
+  ];
+  document.addEventListener('visibilitychange', visible);
+  visible();
+  return {
+    stop() {
+      document.removeEventListener('visibilitychange', visible);
+      stops.forEach((stop) => stop());
+      set(false);
+    },
+  };
+}
+
+function buildPage(say, contact, parts) {
+  const status = element('span', { class: 'lwo-told', role: 'status' });
+  const tell = (text) => setText(status, text ?? '');
+  const tabs = VIEWS.map((name) => element('button', { class: 'lwo-tab', type: 'button', role: 'tab', id: `lwo-tab-${name}`, 'aria-controls': `lwo-view-${name}`, text: say(`view.${name}`), onclick: () => parts.view(name) }));
+  const list = element('div', { class: 'lwo-tabs', role: 'tablist', 'aria-label': 'Layerwise Offload' }, ...tabs);
+  rovingFocus(list, () => tabs, (tab) => tab.click());
+  const save = element('button', { class: 'lwo-button', type: 'button', title: say('trace.tip'), text: say('trace.save'), onclick: () => saveTrace(say, contact, tell) });
+  const memory = memoryBars(say);
+  const numbers = numberTiles(say);
+  const map = placementMap(say, parts.choose);
+  const overlap = timeline(say);
+  const reasons = explanations(say);
+  const form = graphOptionsForm(say, (options) => contact.writeGraphOptions(options));
+  const empty = emptyView(say, contact);
+  const overview = element('div', { class: 'lwo-overview' }, element('div', { class: 'lwo-top' }, numbers.root, memory.root), map.root, overlap.root);
+  const views = { overview, explain: reasons.root, options: form.root };
+  const bodies = VIEWS.map((name) => element('div', { class: 'lwo-view', role: 'tabpanel', id: `lwo-view-${name}`, 'aria-labelledby': `lwo-tab-${name}`, tabindex: 0 }, views[name]));
+  const root = element('div', { class: 'lwo-panel' }, element('div', { class: 'lwo-head' }, list, status, save), ...bodies, empty.root);
+
+  function draw(state, view, component, all) {
+    const nothing = state.known && !state.components.length && !(view === 'explain' && state.bystanders.length);
+    VIEWS.forEach((name, index) => {
+      tabs[index].setAttribute('aria-selected', String(name === view));
+      tabs[index].tabIndex = name === view ? 0 : -1;
+      bodies[index].hidden = name !== view || (nothing && name !== 'options');
+    });
+    empty.root.hidden = !(nothing && view !== 'options');
+    save.disabled = !state.components.length;
+    if (!empty.root.hidden) empty.update(state);
+    if (view === 'overview') {
+      memory.update(state);
+      numbers.update(component);
+      map.update(state, component?.id);
+      overlap.update(state, component);
+    } else if (all && view === 'explain') reasons.update(state, component?.id);
+    else if (all) form.update(contact.readGraphOptions(), componentNames(contact.activeNodes()));
+  }
+  return { root, draw, tell, showExplained: (id) => reasons.show(id), close: overlap.close };
+}
+
+async function saveTrace(say, contact, tell) {
+  tell('');
+  try {
+    const name = `trace-${new Date().toISOString().slice(0, 19).replace(/[:T]/g, '-')}`;
+    tell(say('trace.saved', { file: (await contact.saveTrace(name)).file }));
+  } catch (error) {
+    tell(say('trace.failed', { error: error.message }));
+  }
+}
+
+/** What to do before there is anything to see: differs with what the graph has. */
+function emptyView(say, contact) {
+  const title = element('h3');
+  const text = element('p');
+  const list = element('ul', { class: 'lwo-asked' });
+  const add = element('button', { class: 'lwo-button lwo-primary', type: 'button', text: say('empty.add'), onclick: () => (contact.addNode(LOADER), contact.graphChanged()) });
+  return {
+    root: element('div', { class: 'lwo-empty' }, title, text, list, add),
+    update(state) {
+      const active = contact.activeNodes().filter(({ node }) => isOurs(node.comfyClass ?? node.type));
+      const ready = active.length > 0;
+      const names = componentNames(active);
+      setText(title, say(ready ? 'empty.ready' : 'empty.title'));
+      setText(text, say(ready ? 'empty.ready_text' : 'empty.text'));
+      const options = said(contact.readGraphOptions())?.components ?? {};
+      list.replaceChildren(
+        ...(ready ? names : []).map((name) => element('li', {}, element('b', { text: name }), ' ', options[name]?.placement ?? say('empty.decided'))),
+        ...state.bystanders.map((one) => element('li', {}, element('b', { text: one.component }), ` ${say('explain.left_to_app')} ${one.reason}`)),
+      );
+      add.hidden = ready;
+    },
+  };
+}

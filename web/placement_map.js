@@ -1,0 +1,106 @@
+// The placement map: a strip for each component, a cell for each layer, as wide as its bytes, coloured by where it is.
+// A cell's name is read out on the line below when it is pointed at or has the focus.
+import { element, rovingFocus, setAttribute, setClass, setText } from './dom.js';
+import { bytes } from './format.js';
+
+export const STATES = { R: 'resident', r: 'arriving', U: 'in_use', F: 'in_flight', C: 'used', O: 'offloaded' };
+
+/** The state letters of a component's layers; from its plan alone where nothing is known of them yet. */
+export function statesOf(component) {
+  const layers = component.plan?.layers ?? [];
+  if (component.layer_states?.length === layers.length) return component.layer_states;
+  return layers.map((layer) => (component.loaded && layer.placement === 'resident' ? 'R' : 'O')).join('');
+}
+
+/** `update(state, focusedId)` draws; `choose(id)` is called when the user picks a component. */
+export function placementMap(say, choose) {
+  const rows = new Map();
+  const body = element('div', { class: 'lwo-map-rows' });
+  const readout = element('div', { class: 'lwo-readout', 'aria-live': 'polite' });
+  const legend = element(
+    'div',
+    { class: 'lwo-keys' },
+    ...Object.values(STATES).map((name) => element('span', { class: 'lwo-key' }, element('i', { class: `lwo-swatch lwo-cell lwo-is-${name}` }), say(`state.${name}`))),
+  );
+  const root = element('section', { class: 'lwo-map', 'aria-label': say('map.title') }, element('h3', { text: say('map.title') }), body, element('div', { class: 'lwo-foot' }, legend, readout));
+  const read = (text) => setText(readout, text);
+  return {
+    root,
+    update(state, focusedId) {
+      const ids = new Set(state.components.map((one) => one.id));
+      for (const [id, row] of rows) {
+        if (!ids.has(id)) {
+          row.root.remove();
+          rows.delete(id);
+        }
+      }
+      state.components.forEach((component, index) => {
+        if (!rows.has(component.id)) rows.set(component.id, mapRow(say, choose, read));
+        const row = rows.get(component.id);
+        row.update(component, component.id === focusedId);
+        if (body.children[index] !== row.root) body.insertBefore(row.root, body.children[index] ?? null);
+      });
+    },
+  };
+}
+
+function mapRow(say, choose, read) {
+  const name = element('b');
+  const model = element('span', { class: 'lwo-model' });
+  const status = element('span', { class: 'lwo-status' });
+  const pick = element('button', { class: 'lwo-pick', type: 'button' }, name, model, status);
+  const strip = element('div', { class: 'lwo-strip', role: 'group' });
+  const root = element('div', { class: 'lwo-map-row' }, pick, strip);
+  let component = null;
+  let cells = [];
+  pick.addEventListener('click', () => choose(component.id));
+  const tell = (event) => {
+    const index = cells.indexOf(event.target);
+    if (index >= 0) read(cellText(say, component, index));
+  };
+  for (const kind of ['pointerover', 'focusin']) strip.addEventListener(kind, tell);
+  for (const kind of ['pointerleave', 'focusout']) strip.addEventListener(kind, () => read(''));
+  rovingFocus(strip, () => cells);
+
+  function build() {
+    cells = component.plan.layers.map((layer, index) =>
+      element('span', { role: 'img', tabindex: index ? -1 : 0, style: { 'flex-grow': Math.max(1, Math.round(layer.bytes / 1e5)) } }),
+    );
+    strip.replaceChildren(...cells);
+  }
+  return {
+    root,
+    update(next, isFocused) {
+      const rebuilt = component?.plan?.layers.length !== next.plan.layers.length || component?.id !== next.id;
+      component = next;
+      if (rebuilt) build();
+      setText(name, next.component);
+      setText(model, next.model);
+      model.title = next.model;
+      const working = next.running ? say('map.pass', { pass: next.pass ?? 0 }) : say(next.loaded ? 'map.loaded' : 'map.unloaded');
+      setText(status, working);
+      setClass(root, `lwo-map-row${isFocused ? ' lwo-focused' : ''}${next.running ? ' lwo-running' : ''}`);
+      setAttribute(pick, 'aria-pressed', String(isFocused));
+      const states = statesOf(next);
+      cells.forEach((cell, index) => {
+        const before = cell.className;
+        setClass(cell, `lwo-cell lwo-is-${STATES[states[index]] ?? 'offloaded'}`);
+        if (before !== cell.className) setAttribute(cell, 'aria-label', cellText(say, next, index));
+      });
+      setAttribute(strip, 'aria-label', stripText(say, next, states));
+    },
+  };
+}
+
+function cellText(say, component, index) {
+  const layer = component.plan.layers[index];
+  const state = STATES[statesOf(component)[index]] ?? 'offloaded';
+  const parts = [`${component.component} · ${layer.name}`, bytes(layer.bytes), say(`state.${state}`)];
+  if (layer.placement !== 'resident' && layer.host_tier) parts.push(say(`memory.${layer.host_tier}`));
+  return parts.join(' · ');
+}
+
+function stripText(say, component, states) {
+  const resident = component.plan.layers.filter((layer) => layer.placement === 'resident').length;
+  return say('map.strip', { component: component.component, layers: states.length, resident, streamed: states.length - resident });
+}

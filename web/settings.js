@@ -1,0 +1,54 @@
+// The user's defaults: which settings there are, and what they say as one source. Pure; the app keeps the values.
+import { GROUPS, MODES, PLACEMENTS } from './graph_options.js';
+
+const CATEGORY = 'Layerwise Offload';
+const PREFIX = 'LayerwiseOffload';
+const TITLES = { dit: 'Diffusion model', text_encoder: 'Text encoders', image_encoder: 'Image encoder', vae: 'VAE' };
+const KEYS = { dit: 'Dit', text_encoder: 'TextEncoder', image_encoder: 'ImageEncoder', vae: 'Vae' };
+const WITHOUT_CPU = ['dit', 'image_encoder'];
+
+const placementId = (group) => `${PREFIX}.${KEYS[group]}.Placement`;
+const budgetId = (group) => `${PREFIX}.${KEYS[group]}.BudgetGB`;
+const MODE_ID = `${PREFIX}.Mode`;
+
+/** The settings to register. The app shows a category's sections and entries in the reverse of this order. */
+export function definitions() {
+  const mode = {
+    id: MODE_ID,
+    category: [CATEGORY, 'General', 'Mode'],
+    name: 'How components that nobody placed are treated',
+    tooltip: 'auto: kept in VRAM where everything fits, else streamed. memory: streamed with a ring and nothing more. speed: as auto, with less VRAM kept free. manual: left to ComfyUI. Workflows and nodes that say something else are stronger.',
+    type: 'combo',
+    options: MODES,
+    defaultValue: 'auto',
+  };
+  const groups = GROUPS.flatMap((group) => [
+    {
+      id: placementId(group),
+      category: [CATEGORY, TITLES[group], 'Placement'],
+      name: 'Placement',
+      tooltip: 'Where the weights live while the component runs, in every workflow that does not say it itself. auto: the pack decides.',
+      type: 'combo',
+      options: PLACEMENTS.filter((one) => one !== 'cpu' || !WITHOUT_CPU.includes(group)),
+      defaultValue: 'auto',
+    },
+    {
+      id: budgetId(group),
+      category: [CATEGORY, TITLES[group], 'Budget'],
+      name: 'VRAM budget in GB',
+      tooltip: 'VRAM that the weights of the component may take, in every workflow that does not say it itself. 0: the pack decides.',
+      type: 'number',
+      attrs: { min: 0, max: 1024, step: 0.1, minFractionDigits: 0, maxFractionDigits: 2 },
+      defaultValue: 0,
+    },
+  ]);
+  return [...groups.reverse(), mode];
+}
+
+/** What the settings say, in the shape of a graph option; `read(id)` gives a setting's value. */
+export function word(read) {
+  const components = Object.fromEntries(
+    GROUPS.map((group) => [group, { placement: read(placementId(group)), budget_gb: read(budgetId(group)) }]),
+  );
+  return { mode: read(MODE_ID), components };
+}
