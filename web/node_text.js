@@ -5,7 +5,7 @@ import { bytes } from './format.js';
 import { kindsOf, placementWidget } from './model.js';
 
 export const LINE_HEIGHT = 20;
-const PADDING = 8;
+export const MARGIN = 6;
 
 /** The group a component's name belongs to: `dit_2` and `audio_vae` are shown where `dit` and `vae` are asked for. */
 export function kindOf(component) {
@@ -57,7 +57,7 @@ const ORDER = ['dit', 'text_encoder', 'image_encoder', 'vae', 'controlnet'];
 const order = (component) => ORDER.indexOf(kindOf(component));
 
 /** The height of the text of a node, the same before and after a run, so that no run changes a node's size. */
-export const heightFor = (node) => PADDING + LINE_HEIGHT * Math.max(1, kindsOf(node).length);
+export const heightFor = (node) => 2 * MARGIN + LINE_HEIGHT * Math.max(1, kindsOf(node).length);
 
 /** What the report says about the components of the node `id`, in the shape of the `resolved` message. */
 export function fromReport(report, id) {

@@ -2,7 +2,7 @@
 // Gets the app's node objects from its hooks; all other contact with the app is by `contact`.
 import { graphPart, optionsText } from './graph_options.js';
 import { isOurs } from './model.js';
-import { fromReport, heightFor, kindOf, nodeText } from './node_text.js';
+import { MARGIN, fromReport, heightFor, nodeText } from './node_text.js';
 import { word } from './settings.js';
 
 const TEXT_WIDGET = 'layerwise_offload_text';
@@ -36,7 +36,7 @@ export function nodeWidgets(contact) {
       const widget = node.addDOMWidget(TEXT_WIDGET, 'layerwise_offload_text', text.root, {
         serialize: false, // not into the prompt
         hideOnZoom: false,
-        margin: 6,
+        margin: MARGIN,
         getValue: () => '',
         setValue: () => {},
         getMinHeight: () => heightFor(node),
@@ -75,7 +75,7 @@ function carryOptions(contact, node) {
   const widget = node.widgets?.find((one) => one.name === OPTIONS_WIDGET);
   if (!widget) return; // a server side without it
   widget.hidden = true;
-  widget.options = { ...(widget.options ?? {}), hidden: true };
+  widget.options = { ...(widget.options ?? {}), hidden: true, advanced: false };
   widget.serializeValue = () => optionsText(contact.readGraphOptions() ?? graphPart(widget.value), word(contact.settingValue));
 }
 
@@ -86,5 +86,3 @@ function sameFile(node, report, component, id) {
   const names = (node.widgets ?? []).map((widget) => widget.value).filter((value) => typeof value === 'string' && value.includes('.'));
   return !names.length || names.some((name) => one.model.includes(name.split('/').pop()) || name.includes(one.model));
 }
-
-export { kindOf };

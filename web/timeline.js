@@ -51,7 +51,7 @@ function totals(say, { events, start_ns, end_ns }) {
 function colours(root) {
   const style = getComputedStyle(root);
   const get = (name) => style.getPropertyValue(name).trim();
-  return { copy: get('--lwo-copy'), visit: get('--lwo-visit'), stall: get('--lwo-stall'), lane: get('--lwo-lane'), text: get('--lwo-muted'), font: style.fontFamily };
+  return { copy: get('--lwo-flight'), visit: get('--lwo-use'), stall: get('--lwo-stall'), lane: get('--lwo-surface'), text: get('--lwo-muted'), font: style.fontFamily };
 }
 
 /** Draws `passes` ({events, start_ns, end_ns}) over the whole width of the canvas, sharp on any display. */

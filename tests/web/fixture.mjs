@@ -1,0 +1,76 @@
+// A report and live messages as docs/formats.md describes them, for looks that a small model on a fast machine hardly
+// shows: a large model in the middle of a run, warnings, every state of a layer, stalls.
+
+const GB = 1e9;
+
+function plan(component, layers, residents) {
+  return {
+    schema: 1, component, device: 'cuda:0', ring_bytes: 1.2 * GB, resident_bytes: residents * layers[0].bytes, loose_bytes: 0.2 * GB,
+    layers: layers.map((layer, index) => ({ ...layer, offset: null, host_tier: index % 9 ? 'pinned' : 'mapped', placement: index % 3 === 1 ? 'resident' : 'streamed' })),
+    visits: layers.map((_, index) => index),
+    predicted: { pass_ns: 1.21e9, bound_ns: 1.1e9, stall_ns: 0.1e9, bytes_per_pass: 7.4 * GB, first_pass_ns: 2e9 }, decisions: [],
+  };
+}
+
+const blocks = (name, count, bytes) => Array.from({ length: count }, (_, index) => ({ name: `${name}.${index}`, bytes }));
+const setting = (value, source, reason) => ({ value, source, reason });
+
+export function report(running = false) {
+  const flux = [...blocks('double_blocks', 19, 0.34 * GB), ...blocks('single_blocks', 38, 0.14 * GB)];
+  const dit = {
+    id: 'dit-1', component: 'dit', model: 'flux1-dev-bf16.safetensors', kind: 'dit', device: 'cuda:0', loaded: true, running,
+    layer_states: states(flux.length, running ? 24 : null), plan: plan('dit', flux, 19), plan_text: '', budget_bytes: 6 * GB, summary: { peak_device_bytes: 5.93 * GB },
+    numbers: { stall_pct: 31.4, bytes_per_pass: 7.41 * GB, copy_bytes_per_s: 21.3 * GB, hit_rate: 0.982, headroom_bytes: 1.74 * GB },
+    host: { pinned_bytes: 11 * GB, pageable_bytes: 0, mapped_bytes: 0.9 * GB },
+    what_if: [{ delta_bytes: GB, pass_ns: 1.04e9, resident_layers: 23 }, { delta_bytes: -GB, pass_ns: 1.37e9, resident_layers: 14 }],
+    nodes: ['1'], warnings: [],
+    settings: {
+      placement: setting('layerwise', 'policy', '11.9 GB do not fit beside what else is needed: streamed, 19 of 57 layers stay'),
+      budget_bytes: setting(6 * GB, 'graph', "set by the graph's options"), ring_bytes: setting(null, 'policy', 'left to the planner'),
+    },
+  };
+  const encoder = {
+    ...dit, id: 'text_encoder-1', component: 'text_encoder', model: 't5xxl_fp16.safetensors', kind: 'text_encoder', loaded: false, running: false,
+    plan: plan('text_encoder', blocks('block', 24, 0.38 * GB), 8), layer_states: 'O'.repeat(24), budget_bytes: 1.4 * GB, nodes: ['1'],
+    numbers: { stall_pct: 3.2, bytes_per_pass: 9.1 * GB, copy_bytes_per_s: 22.8 * GB, hit_rate: 0.96, headroom_bytes: null },
+    what_if: [{ delta_bytes: GB, pass_ns: 1.21e9, resident_layers: 10 }, { delta_bytes: -GB, error: 'asked 0.40 GB; found that 1.36 GB are needed at least' }],
+    settings: { placement: setting('layerwise', 'policy', 'encoders are streamed by default, so that nothing is evicted for them') },
+    warnings: ['9.12 GB of page-locked memory are not to be had: copies are slower; free system memory, or set a smaller pin budget'],
+  };
+  return {
+    schema: 1, components: [dit, encoder], devices: devices(), host: host(),
+    bystanders: [{ component: 'vae', model: 'ae.safetensors', reason: 'asked for by the node: whole', nodes: ['1'] }],
+  };
+}
+
+const devices = () => [{ name: 'cuda:0', total_bytes: 12 * GB, free_bytes: 1.74 * GB, ring_bytes: 1.2 * GB, resident_bytes: 4.53 * GB, loose_bytes: 0.2 * GB, others_bytes: 4.33 * GB }];
+const host = () => ({ pinned_bytes: 11 * GB, pageable_bytes: 9.1 * GB, mapped_bytes: 0.9 * GB, available_bytes: 9 * GB, total_bytes: 34 * GB });
+
+/** States in the middle of a pass, the layer `at` in use; between runs with null. */
+function states(count, at) {
+  return Array.from({ length: count }, (_, index) => {
+    if (index % 3 === 1) return at !== null && index > count - 6 ? 'r' : 'R';
+    if (at === null || index > at + 6 || index < at - 4) return 'O';
+    return index === at ? 'U' : index < at ? 'C' : 'F';
+  }).join('');
+}
+
+/** A live message in which the layer `at` of pass `pass` is in use, with the events of three passes before. */
+export function live(at = 24, pass = 3) {
+  const events = [];
+  for (let one = 0; one < 3; one += 1) {
+    for (let index = 0; index < 57; index += 1) {
+      const start = (one * 57 + index) * 20e6;
+      const stalled = index % 11 === 4 ? 9e6 : 0;
+      if (index % 3 !== 1) events.push(['copy', 'dit-1', index, start - 24e6, start - 3e6 + stalled, 0.2 * GB]);
+      if (stalled) events.push(['stall', 'dit-1', index, start, start + stalled, 0]);
+      events.push(['visit', 'dit-1', index, start + stalled, start + 19.5e6, 0]);
+    }
+  }
+  const { components } = report(true);
+  const [dit] = components;
+  return {
+    schema: 1, time_ns: 4e9, devices: devices(), host: host(), events,
+    components: [{ id: 'dit-1', component: 'dit', model: dit.model, loaded: true, running: true, layer_states: states(57, at), numbers: dit.numbers, pass }],
+  };
+}
