@@ -22,6 +22,7 @@ export function nodeWidgets(contact) {
   };
   const find = (id) => contact.activeNodes().find((one) => one.id === String(id))?.node;
   return {
+    /** Has the words of the app's language at hand: before any node is made, and again for each workflow. */
     async ready() {
       say = await contact.words();
     },
@@ -30,7 +31,7 @@ export function nodeWidgets(contact) {
       const type = node.comfyClass ?? node.type;
       if (!isOurs(type)) return;
       carryOptions(contact, node);
-      const text = nodeText(say, node);
+      const text = nodeText((...words) => say(...words), node);
       shown.set(node, { text, resolved: new Map() });
       const size = [...node.size];
       const widget = node.addDOMWidget(TEXT_WIDGET, 'layerwise_offload_text', text.root, {
@@ -60,6 +61,8 @@ export function nodeWidgets(contact) {
     async fill() {
       const active = contact.activeNodes().filter(({ node }) => shown.has(node));
       if (!active.length) return;
+      await this.ready();
+      for (const { node } of active) put(node, [...shown.get(node).resolved.values()]);
       const report = await contact.fetchReport().catch(() => null);
       if (!report) return;
       for (const { id, node } of active) {

@@ -22,7 +22,7 @@ export function placementMap(say, choose) {
     { class: 'lwo-keys' },
     ...Object.values(STATES).map((name) => element('span', { class: 'lwo-key' }, element('i', { class: `lwo-swatch lwo-cell lwo-is-${name}` }), say(`state.${name}`))),
   );
-  const root = element('section', { class: 'lwo-map', 'aria-label': say('map.title') }, element('h3', { text: say('map.title') }), body, element('div', { class: 'lwo-foot' }, legend, readout));
+  const root = element('section', { class: 'lwo-map', 'aria-label': say('map.title') }, element('div', { class: 'lwo-section-head' }, element('h3', { text: say('map.title') }), legend, readout), body);
   const read = (text) => setText(readout, text);
   return {
     root,

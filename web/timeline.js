@@ -19,10 +19,9 @@ export function timeline(say) {
   const root = element(
     'section',
     { class: 'lwo-timeline', 'aria-label': say('timeline.title') },
-    element('h3', { text: say('timeline.title') }),
+    element('div', { class: 'lwo-section-head' }, element('h3', { text: say('timeline.title') }), element('div', { class: 'lwo-keys' }, ...keys), summary),
     frame,
     empty,
-    element('div', { class: 'lwo-foot' }, element('div', { class: 'lwo-keys' }, ...keys), summary),
   );
   let last = null;
   const draw = () => last && paint(canvas, last, colours(root));

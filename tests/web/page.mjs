@@ -10,6 +10,12 @@ const BROWSER_ARGUMENTS = [
   '--disable-background-networking', '--disable-component-update', '--disable-sync',
 ];
 
+// What the app itself writes to the console of a page without our pack.
+const OF_THE_APP = [
+  /legacy queue\/history menu/, /ComfyApp\.open_maskeditor is deprecated/, /graph accessed before initialization/,
+  /^Failed to load resource/, // which one is seen by its answer, see below
+];
+
 // Runs inside the page. Verbs throw with a sentence that says what was missing.
 function installVerbs() {
   const clone = (value) => JSON.parse(JSON.stringify(value ?? null));
@@ -69,6 +75,12 @@ function installVerbs() {
       await new Promise((resolve) => setTimeout(resolve, 300)); // the last node's output message may come after the end
       return { ...result, outputs: clone(app.nodeOutputs) };
     },
+    node(id) {
+      return app.graph.getNodeById(Number(id));
+    },
+    settings: (values) => Promise.all(Object.entries(values).map(([id, value]) => app.extensionManager.setting.set(id, value))),
+    // What a user has put into the nodes, as far as it is saved: to compare before and after.
+    savedWidgets: () => Object.fromEntries(clone(app.graph.serialize()).nodes.map((node) => [node.id, node.widgets_values])),
     async saveAndReload() {
       const saved = JSON.parse(JSON.stringify(app.graph.serialize()));
       app.graph.clear();
@@ -93,31 +105,49 @@ async function pretend(page, files) {
   });
 }
 
-export async function openApp(url, { vueNodes, files, viewport = { width: 1600, height: 1000 } }) {
+const SETTINGS = { 'Comfy.ColorPalette': 'dark', 'Comfy.Locale': 'en' };
+
+const isReady = () => window.app?.vueAppReady && window.app.graph && window.app.extensionManager;
+
+/** Waits until the app is there, and gives the page its verbs: after opening and after a reload. */
+export async function settle(page) {
+  await page.waitForFunction(isReady, null, { timeout: 60000 });
+  await page.keyboard.press('Escape');
+  await page.evaluate(installVerbs);
+}
+
+export async function openApp(url, { vueNodes = false, files, width = 1600, viewport = { width, height: 1000 }, settings = {}, routes = async () => {} }) {
   const executablePath = process.env.LAYERWISE_CHROMIUM;
   const browser = await chromium.launch({ executablePath, headless: true, args: BROWSER_ARGUMENTS });
-  const context = await browser.newContext({ viewport });
+  const context = await browser.newContext({ viewport, reducedMotion: 'reduce' });
   const page = await context.newPage();
   const seen = { errors: [], external: [] };
   page.on('pageerror', (error) => seen.errors.push(error.message));
+  page.on('console', (message) => {
+    const text = message.text();
+    if (['error', 'warning'].includes(message.type()) && !OF_THE_APP.some((pattern) => pattern.test(text))) seen.errors.push(text);
+  });
+  page.on('response', (answer) => {
+    if (answer.status() >= 400 && /layerwise/.test(answer.url())) seen.errors.push(`${answer.status()} ${answer.url()}`);
+  });
   page.on('request', (request) => {
     const address = request.url();
     if (!/^(data|blob):/.test(address) && !address.startsWith(url)) seen.external.push(address);
   });
+  // Before the page is opened, for some of them take effect only then; the server keeps them from one scenario to the next.
+  await context.request.post(`${url}/settings`, { data: { ...SETTINGS, 'Comfy.VueNodes.Enabled': vueNodes, ...settings } });
   if (files) await pretend(page, files);
+  await routes(page);
   await page.goto(url, { waitUntil: 'domcontentloaded' });
-  const ready = () => window.app?.vueAppReady && window.app.graph && window.app.extensionManager;
-  await page.waitForFunction(ready, null, { timeout: 60000 });
-  await page.keyboard.press('Escape');
-  await page.evaluate((on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on), vueNodes);
-  await page.evaluate(installVerbs);
+  await settle(page);
   return { browser, page, seen };
 }
 
 // A scenario is a function of (page, task); its result and what the page saw are printed as one JSON line.
-export async function scenario(body) {
+// `options.routes(page)` may answer requests in the server's place.
+export async function scenario(body, options = {}) {
   const task = JSON.parse(process.argv[2]);
-  const { browser, page, seen } = await openApp(task.url, task);
+  const { browser, page, seen } = await openApp(task.url, { ...task, ...options });
   let result;
   try {
     result = await body(page, task);

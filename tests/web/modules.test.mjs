@@ -1,0 +1,151 @@
+// The pure modules of web/, without a browser: node --test. What they draw is for the browser tests.
+import assert from 'node:assert/strict';
+import test from 'node:test';
+
+import * as format from '../../web/format.js';
+import { changed, graphPart, optionsText, said } from '../../web/graph_options.js';
+import { devicePart, hostPart } from '../../web/memory_bar.js';
+import { KEPT_EVENTS, componentNames, emptyState, focused, lastPasses, withLive, withReport } from '../../web/model.js';
+import { fromReport, line } from '../../web/node_text.js';
+import { statesOf } from '../../web/placement_map.js';
+import { definitions, word } from '../../web/settings.js';
+import { tickStep } from '../../web/timeline.js';
+import { languageFor, speaker } from '../../web/words.js';
+import { whatIfLines } from '../../web/explain.js';
+import * as fixture from './fixture.mjs';
+
+const say = (key, values = {}) => `${key}${Object.values(values).map((one) => ` ${one}`).join('')}`;
+const node = (comfyClass, widgets = {}, inputs = []) => ({
+  comfyClass, inputs, widgets: Object.entries(widgets).map(([name, value]) => ({ name, value })),
+});
+
+test('numbers are read by people', () => {
+  assert.equal(format.bytes(12.34e9), '12.3 GB');
+  assert.equal(format.bytes(99_600_000), '0.10 GB');
+  assert.equal(format.bytes(36_500_000), '37 MB');
+  assert.equal(format.bytes(0), '0 MB');
+  assert.equal(format.bytes(null), format.UNKNOWN);
+  assert.equal(format.percent(0.34), '0.3 %');
+  assert.equal(format.duration(1.5e9), '1.50 s');
+  assert.equal(format.settingValue('budget_bytes', 6e9), '6.00 GB');
+  assert.equal(format.settingValue('placement', null), format.UNKNOWN);
+});
+
+test('what is on auto or 0 is not said', () => {
+  assert.equal(said({ mode: 'auto', components: { dit: { placement: 'auto', budget_gb: 0 } } }), null);
+  assert.equal(optionsText(null, { mode: 'auto' }), '');
+  const text = optionsText({ components: { dit: { ring_gb: 0.5, placement: 'layerwise', colour: 1 } } }, { mode: 'memory' });
+  assert.deepEqual(JSON.parse(text), { schema: 1, graph: { components: { dit: { placement: 'layerwise', ring_gb: 0.5 } } }, settings: { mode: 'memory' } });
+});
+
+test('the same options are the same text, whatever their order', () => {
+  const one = { components: { vae: { placement: 'whole' }, dit: { budget_gb: 8, placement: 'layerwise' } } };
+  const other = { components: { dit: { placement: 'layerwise', budget_gb: 8 }, vae: { placement: 'whole' } } };
+  assert.equal(optionsText(one, null), optionsText(other, null));
+  assert.deepEqual(graphPart(optionsText(one, null)), said(one));
+  assert.equal(graphPart('{'), null);
+});
+
+test('a change keeps what else was said; the last one undone leaves nothing', () => {
+  const first = changed(null, 'dit', 'budget_gb', 8);
+  const second = changed(first, null, 'mode', 'memory');
+  assert.deepEqual(second, { schema: 1, mode: 'memory', components: { dit: { budget_gb: 8 } } });
+  assert.deepEqual(first, { schema: 1, components: { dit: { budget_gb: 8 } } });
+  assert.equal(changed(first, 'dit', 'budget_gb', 0), null);
+});
+
+test('settings say nothing until somebody sets one', () => {
+  const values = Object.fromEntries(definitions().map((one) => [one.id, one.defaultValue]));
+  assert.equal(said(word((id) => values[id])), null);
+  values['LayerwiseOffload.Vae.BudgetGB'] = 2;
+  assert.deepEqual(said(word((id) => values[id])), { components: { vae: { budget_gb: 2 } } });
+});
+
+test('components are named as the server names them', () => {
+  const active = [
+    { id: '10', node: node('LayerwiseOffloadDiffusionModelLoader') },
+    { id: '2', node: node('LayerwiseOffloadLoader', { clip_vision_name: 'none' }) },
+    { id: '3:1', node: node('LayerwiseOffloadApply', {}, [{ name: 'model', link: 4 }, { name: 'control_net', link: 5 }]) },
+    { id: '4', node: node('KSampler') },
+  ];
+  assert.deepEqual(componentNames(active), ['dit', 'dit_2', 'text_encoder', 'vae', 'controlnet']);
+});
+
+test('live messages move layers and keep what the report said', () => {
+  const state = withLive(withReport(emptyState(), fixture.report()), fixture.live(12, 7));
+  const [dit] = state.components;
+  assert.equal(dit.pass, 7);
+  assert.equal(dit.layer_states[12], 'U');
+  assert.equal(dit.plan.layers[12].name, 'double_blocks.12');
+  assert.equal(state.stale, false);
+  assert.equal(focused(state, null).id, 'dit-1');
+  assert.equal(focused(state, 'text_encoder-1').id, 'text_encoder-1');
+});
+
+test('a message about what the report did not have asks for a new report', () => {
+  const state = withReport(emptyState(), fixture.report());
+  const message = fixture.live();
+  assert.ok(withLive(state, { ...message, components: [{ ...message.components[0], id: 'dit-2' }] }).stale);
+  assert.ok(withLive(state, { ...message, components: [{ ...message.components[0], layer_states: 'RR' }] }).stale);
+  assert.ok(withLive(state, { ...message, events: [['plan', 'dit-1', null, 0, 0, 0]] }).stale);
+});
+
+test('events are bounded', () => {
+  let state = withReport(emptyState(), fixture.report());
+  for (let round = 0; round < 100; round += 1) state = withLive(state, fixture.live());
+  assert.ok(state.events.length <= KEPT_EVENTS);
+  const late = fixture.live().events.map(([kind, id, layer, start, end, size]) => [kind, id, layer, start + 1e12, end + 1e12, size]);
+  state = withLive(state, { ...fixture.live(), events: late });
+  assert.ok(state.events.every((event) => event[4] > 1e11), 'old events go');
+});
+
+test('the timeline shows whole passes', () => {
+  const { events } = withLive(withReport(emptyState(), fixture.report()), fixture.live());
+  const shown = lastPasses(events, 'dit-1', 2);
+  assert.equal(shown.start_ns, 57 * 20e6);
+  assert.equal(shown.events.filter(([kind, , layer]) => kind === 'visit' && layer === 0).length, 2);
+  assert.equal(lastPasses(events, 'nobody'), null);
+  assert.equal(tickStep(1e9, 1000), 1e8);
+});
+
+test('bars add up', () => {
+  const { components, devices, host } = fixture.report();
+  const part = devicePart(devices[0], components);
+  assert.equal(part.ceiling, 6e9, 'only loaded components count');
+  assert.equal(devicePart(devices[0], []).ceiling, null);
+  assert.ok(Object.values(part.parts).reduce((sum, one) => sum + one, part.free) <= part.total);
+  assert.ok(Math.abs(hostPart(host, say).parts.others - 4.9e9) < 1);
+});
+
+test('states come from the plan where nothing else is known', () => {
+  const [dit] = fixture.report().components;
+  assert.equal(statesOf({ ...dit, layer_states: '' }).slice(0, 4), 'ORO' + 'O');
+  assert.equal(statesOf({ ...dit, layer_states: '', loaded: false })[1], 'O');
+});
+
+test('a node says what auto came to, and on whose word', () => {
+  const resolved = { component: 'dit', placement: 'layerwise', source: 'policy', reason: 'why', budget_bytes: 6e9, device_bytes: 5e9, warnings: [] };
+  const auto = line(say, node('LayerwiseOffloadLoader', { dit_placement: 'auto' }), resolved);
+  assert.equal(auto.placement, 'auto → layerwise');
+  assert.equal(auto.rest, 'source.policy · node.used_of 5.00 GB 6.00 GB');
+  const set = line(say, node('LayerwiseOffloadLoader', { dit_placement: 'resident' }), { ...resolved, placement: 'resident', source: 'node' });
+  assert.equal(set.placement, 'resident');
+  assert.equal(line(say, node('LayerwiseOffloadVAELoader', { placement: 'whole' }), { ...resolved, component: 'audio_vae_2' }).placement, 'layerwise');
+});
+
+test('a node finds itself in the report', () => {
+  assert.deepEqual(fromReport(fixture.report(), '1').map((one) => one.component), ['dit', 'text_encoder', 'vae']);
+  assert.deepEqual(fromReport(fixture.report(), '2'), []);
+});
+
+test('what a gigabyte more or less would do', () => {
+  const [dit, encoder] = fixture.report().components;
+  assert.deepEqual(whatIfLines(say, dit).map((one) => one.text), ['explain.what_if 1.04 s −14 23', 'explain.what_if 1.37 s +13 14']);
+  assert.ok(whatIfLines(say, encoder)[1].bad);
+});
+
+test('words fall back to English, languages to the nearest', () => {
+  assert.equal(languageFor('zh-TW'), 'zh');
+  assert.equal(languageFor('fr'), 'en');
+  assert.equal(speaker({}, { hello: 'Hello {name}' })('hello', { name: 'you' }), 'Hello you');
+});

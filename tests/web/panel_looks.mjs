@@ -1,0 +1,94 @@
+// The panel over a made-up large model in the middle of a run, in themes, renderers and widths; a picture of each view.
+// What the server would answer comes from fixture.mjs, so that every look is there on any machine.
+import * as fixture from './fixture.mjs';
+import { scenario } from './page.mjs';
+
+const PANEL = 'layerwise-offload';
+
+const routes = async (page) => {
+  await page.route('**/layerwise_offload/report', (route) => route.fulfill({ json: fixture.report() }));
+  await page.route('**/layerwise_offload/subscribe', (route) => route.fulfill({ json: {} }));
+};
+
+// Runs in the page: what does not fit into the panel, and what has no name for a screen reader.
+function faults() {
+  const root = document.querySelector('.lwo-panel');
+  const found = [];
+  if (root.scrollWidth > root.clientWidth) found.push(`the panel is ${root.scrollWidth} wide in ${root.clientWidth}`);
+  for (const one of root.querySelectorAll('.lwo-number, .lwo-tab, .lwo-button, .lwo-bar-title, .lwo-source, th')) {
+    if (one.offsetParent && one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).display !== 'inline') found.push(`cut: ${one.textContent}`);
+  }
+  for (const one of root.querySelectorAll('button, select, input, [role=img], [role=tabpanel], [role=group]')) {
+    const named = one.textContent.trim() || one.getAttribute('aria-label') || one.getAttribute('aria-labelledby');
+    if (one.offsetParent && !named) found.push(`no name: ${one.outerHTML.slice(0, 80)}`);
+  }
+  return found;
+}
+
+// Runs in the page: contrast of texts with what is behind them, by the formula of WCAG 2.
+function paleTexts() {
+  const number = (text) => (text.match(/[\d.]+/g) ?? []).map((one, index) => Number(one) * (text.startsWith('color(') && index < 3 ? 255 : 1));
+  const light = ([red, green, blue]) => {
+    const [r, g, b] = [red, green, blue].map((one) => (one / 255 <= 0.03928 ? one / 255 / 12.92 : ((one / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (one) => {
+    for (let at = one; at; at = at.parentElement) {
+      const colour = number(getComputedStyle(at).backgroundColor);
+      if (colour.length === 3 || colour[3] > 0.5) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const one of document.querySelectorAll('.lwo-panel *, .lwo-node *')) {
+    const text = [...one.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+    if (!text || !one.offsetParent || one.disabled || one.closest(':disabled')) continue;
+    const [a, b] = [light(number(getComputedStyle(one).color)), light(ground(one))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) found.push(`${ratio.toFixed(1)}: ${one.className} ${one.textContent.slice(0, 30)}`);
+  }
+  return found;
+}
+
+await scenario(async (page, task) => {
+  await page.evaluate(async () => {
+    app.graph.clear();
+    verbs.add('LayerwiseOffloadLoader', [60, 60]).setSize([420, 640]);
+    await verbs.saveAndReload();
+  });
+  const send = (kind, detail) => page.evaluate(([name, content]) => app.api.dispatchEvent(new CustomEvent(`layerwise_offload.${name}`, { detail: content })), [kind, detail]);
+  const picture = (name) => page.screenshot({ path: task.screenshot.replace('.png', `-${name}.png`) });
+  const onNode = await page.locator('.lwo-node').innerText();
+  await page.evaluate(() => app.extensionManager.command.execute('Comfy.Canvas.FitView'));
+  await page.waitForTimeout(300);
+  await picture('node');
+  await page.evaluate((id) => app.extensionManager.bottomPanel.toggleBottomPanelTab(id), PANEL);
+  await page.waitForSelector('.lwo-map-row');
+  await picture('after');
+  await send('live', fixture.live());
+  const found = [];
+  for (const view of ['overview', 'explain', 'options']) {
+    await page.click(`#lwo-tab-${view}`);
+    await page.waitForTimeout(100);
+    found.push(...(await page.evaluate(faults)), ...(await page.evaluate(paleTexts)));
+    await picture(view);
+  }
+  await page.focus('#lwo-tab-options');
+  await page.keyboard.press('Home');
+  const keyboard = { tab: await page.evaluate(() => document.activeElement.id), view: await page.isVisible('#lwo-view-overview') };
+  await page.focus('.lwo-strip .lwo-cell');
+  await page.keyboard.press('ArrowRight');
+  keyboard.readout = await page.locator('.lwo-readout').innerText();
+  keyboard.outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
+  const states = await page.evaluate(() => [...document.querySelectorAll('.lwo-strip')[0].children].map((one) => one.className.split('lwo-is-')[1]));
+  const drawn = await page.evaluate(() => {
+    const canvas = document.querySelector('.lwo-canvas');
+    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    const colours = new Set();
+    for (let at = 0; at < data.length; at += 4) if (data[at + 3] === 255) colours.add(`${data[at]},${data[at + 1]},${data[at + 2]}`);
+    return [...colours];
+  });
+  await page.click('.lwo-map-row:nth-child(2) .lwo-pick');
+  const focusedNumbers = await page.locator('.lwo-numbers').innerText();
+  return { onNode, found, keyboard, states, drawn, focusedNumbers };
+}, { routes });

@@ -1,0 +1,26 @@
+"""What the panel looks like, over a made-up run: nothing cut off, nothing too pale, all of it by the keyboard."""
+
+import pytest
+
+pytestmark = pytest.mark.web
+
+FLIGHT, USE, STALL = "47,168,138", "242,177,52", "229,72,77"
+
+
+@pytest.mark.parametrize(
+    ("theme", "vue", "width", "locale"),
+    [("dark", False, 1600, "en"), ("light", True, 1600, "zh"), ("light", False, 700, "en")],
+)
+def test_looks(play, theme, vue, width, locale):
+    settings = {"Comfy.ColorPalette": theme, "Comfy.Locale": locale}
+    name = f"panel-{theme}-{'vue' if vue else 'canvas'}-{width}-{locale}"
+    played = play("panel_looks.mjs", name, vueNodes=vue, width=width, settings=settings)
+
+    assert played["found"] == [], "\n".join(played["found"])
+    assert set(played["states"]) == {"resident", "arriving", "in_use", "in_flight", "used", "offloaded"}
+    assert {FLIGHT, USE, STALL} <= set(played["drawn"]), "copies, compute or stalls are not drawn"
+    assert played["keyboard"]["tab"] == "lwo-tab-overview" and played["keyboard"]["view"]
+    assert "double_blocks.1 " in played["keyboard"]["readout"] and played["keyboard"]["outline"] == "solid"
+    assert "text_encoder" in played["focusedNumbers"] and "3.2 %" in played["focusedNumbers"]
+    assert played["onNode"] == {"en": "auto is resolved when it runs", "zh": "auto 在运行时决定"}[locale]
+    assert played["errors"] == [] and played["external"] == []
