@@ -18,9 +18,13 @@ PLACEHOLDER = re.compile(r"\{\w+\}")
 def test_one_file_touches_the_app_and_one_registers():
     assert [name for name, text in SCRIPTS.items() if "/scripts/" in text] == ["app_contact.js"]
     imported = re.findall(r"from '(\.\./[^']+)'", "".join(SCRIPTS.values()))
-    assert sorted(imported) == ["../../scripts/api.js", "../../scripts/app.js"], "the app's other scripts are deprecated"
+    assert sorted(imported) == ["../../scripts/api.js", "../../scripts/app.js"], (
+        "the app's other scripts are deprecated"
+    )
     assert [name for name, text in SCRIPTS.items() if re.search(r"\bregister\(\{", text)] == ["layerwise_offload.js"]
-    assert not [name for name, text in SCRIPTS.items() if name != "app_contact.js" and re.search(r"\bwindow\.app\b", text)]
+    assert not [
+        name for name, text in SCRIPTS.items() if name != "app_contact.js" and re.search(r"\bwindow\.app\b", text)
+    ]
 
 
 def test_nothing_is_loaded_from_elsewhere_or_built_from_text():
