@@ -1,5 +1,6 @@
 """Locales and help pages, as far as files tell. That English is what the schemas say: tests/app/test_words.py."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -89,3 +90,13 @@ def test_help_pages_name_every_input_and_output():
         assert page.startswith(f"# {entry['display_name']}\n")
         named = [*entry["inputs"], *(output["name"] for output in entry["outputs"].values() if "name" in output)]
         assert [name for name in named if name not in page] == [], node_id
+
+
+@pytest.mark.parametrize("language", words.TRANSLATED)
+@pytest.mark.parametrize("node_id", sorted(words.load(words.ENGLISH, words.NODE_DEFS)))
+def test_help_pages_are_translated_whole(node_id, language):
+    docs = paths.ROOT / "web" / "docs"
+    english, page = (docs / f"{node_id}.md").read_text(), (docs / node_id / f"{language}.md").read_text()
+    assert page.startswith(f"# {words.load(language, words.NODE_DEFS)[node_id]['display_name']}\n")
+    for pattern in (r"`[^`]+`", r"(?m)^#+ ", r"(?m)^ *- ", r"\d[\d.,]*\d|\d"):
+        assert sorted(re.findall(pattern, page)) == sorted(re.findall(pattern, english)), pattern

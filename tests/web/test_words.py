@@ -16,5 +16,6 @@ def test_the_node_and_its_help_page_are_shown_in_the_language(play, language):
     assert shown["node"]["title"] == expected["display_name"]
     assert shown["node"]["inputs"] == {name: entry["name"] for name, entry in expected["inputs"].items()}
     assert expected["inputs"]["placement"]["name"] in shown["page"], "the widget's label is not to be seen"
+    assert shown["help"].startswith(expected["display_name"]), "a help page of another language, or none"
     assert all(name in shown["help"] for name in expected["inputs"])
     assert shown["errors"] == [] and shown["external"] == []
