@@ -10,8 +10,10 @@ import pytest
 
 from tests.support import simdev
 from tests.support.app_server import APP_RESERVE_MB, AppServer
+from tests.support.devkit import paths
 
 PROBE_PACK = Path(__file__).parent / "probe_pack"
+FAULT_PACK = paths.SUPPORT / "fault_pack"
 SIM_DEFAULTS = {"mb": 8192, "bandwidth": 0, "poison": 1, "race": 1}
 
 
@@ -53,6 +55,20 @@ def sim(server_pool, request):
     server.sim_reset()
     request.node.app_server = server
     return server
+
+
+@pytest.fixture
+def faulty(server_pool, request):
+    """A server whose engine can be made to fail; sound and empty at the start of each test."""
+    server = server_pool.get("faulty", lambda: AppServer("sim", extra_packs=(FAULT_PACK,)))
+    request.node.app_server = server
+    server.post("/fault", {"name": ""})
+    server.sim_configure(**SIM_DEFAULTS)
+    server.free()
+    server.sim_reset()
+    yield server
+    if server.alive:
+        server.post("/fault", {"name": ""})
 
 
 @pytest.fixture

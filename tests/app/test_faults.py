@@ -3,8 +3,6 @@
 import pytest
 
 from tests.support import pixels
-from tests.support.app_server import AppServer
-from tests.support.devkit import paths
 from tests.support.workflows import build
 
 pytestmark = pytest.mark.app
@@ -19,20 +17,6 @@ SILENT_FAULTS = (
 )
 BUDGET_GB = 0.03
 SLOW_LINK = 300_000_000
-
-
-@pytest.fixture
-def faulty(server_pool, request):
-    """A server whose engine can be made to fail; sound and empty at the start of each test."""
-    server = server_pool.get("faulty", lambda: AppServer("sim", extra_packs=(paths.SUPPORT / "fault_pack",)))
-    request.node.app_server = server
-    server.post("/fault", {"name": ""})
-    server.sim_configure(mb=8192, bandwidth=0, poison=1, race=1)
-    server.free()
-    server.sim_reset()
-    yield server
-    if server.alive:
-        server.post("/fault", {"name": ""})
 
 
 def streamed(seed=1, **settings):

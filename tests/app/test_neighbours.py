@@ -70,12 +70,15 @@ def outcomes_of(tests, tree, packs: dict) -> dict[str, str]:
 
 
 def apps_own_tests(folder, packs: dict) -> dict[str, str]:
-    """Outcome by test id. What fails is tried a second time: on a busy machine some of them fail without anybody."""
+    """Outcome by test id. What fails is tried again: the tests give a server only 20 s to start."""
     tree = apps_tree(folder, packs)
     found = outcomes_of(APPS_OWN_TESTS, tree, packs)
-    failed = [name for name, outcome in found.items() if outcome not in ("passed", "skipped")]
-    print("tried again:", {name: found[name] for name in failed})
-    return {**found, **outcomes_of(failed, tree, packs)} if failed else found
+    for _ in range(2):
+        failed = [name for name, outcome in found.items() if outcome not in ("passed", "skipped")]
+        if failed:
+            print("tried again:", {name: found[name] for name in failed})
+            found |= outcomes_of(failed, tree, packs)
+    return found
 
 
 @pytest.mark.long

@@ -1,0 +1,73 @@
+"""Workflows that no test names: each equals the app's bit for bit, or is refused with a reason, and leaves nothing.
+
+A failure shows the seed and the simplest case that still fails; `python -m tests.support.random_workflows SEED` runs a
+seed again, `--prompt SEED` shows its workflow.
+"""
+
+import pytest
+
+from tests.support.devkit import paths
+from tests.support.random_workflows.case import Case, draw, seeds_by_version, shrink
+from tests.support.random_workflows.judge import RAN, REFUSED, Judge
+
+pytestmark = pytest.mark.app
+
+SEEDS = range(300)
+BATCH = 20
+FEW = (1, 11, 23, 42)
+"""Of every run, in the app of this session: a clone, a fault, a quantised type and a LoRA stack are among them."""
+
+
+def problems(judge: Judge, cases: list[Case]) -> list[str]:
+    """What is wrong, with the simplest case for the first one; asserts that a batch is not all refusals."""
+    found = []
+    verdicts = [judge(case) for case in cases]
+    for verdict in verdicts:
+        print(verdict.outcome, verdict.case.text(), verdict.detail)
+        if verdict.problem:
+            found.append(f"{verdict.case.text()}: {verdict.problem}")
+    if found:
+        failing = next(verdict.case for verdict in verdicts if verdict.problem)
+        simplest = shrink(failing, lambda case: bool(judge(case).problem))
+        found.append(f"the first of them at its simplest: {simplest.text()}")
+    assert sum(verdict.outcome == RAN for verdict in verdicts) > sum(verdict.outcome == REFUSED for verdict in verdicts)
+    return found
+
+
+def test_a_few_random_workflows(faulty):
+    assert problems(Judge(faulty), [draw(seed, faulty.version) for seed in FEW]) == []
+
+
+def batches():
+    """(version, seeds), each worth a server."""
+    for version, seeds in seeds_by_version(SEEDS).items():
+        for start in range(0, len(seeds), BATCH):
+            yield pytest.param(version, seeds[start : start + BATCH], id=f"{version}-{seeds[start]}")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("version", "seeds"), list(batches()))
+def test_random_workflows(version, seeds, app_server_factory):
+    if not paths.app_tree(version).is_dir():
+        pytest.skip(f"python3 dev.py setup --comfyui {version}")
+    server = app_server_factory("sim", version=version, extra_packs=(paths.SUPPORT / "fault_pack",))
+    assert problems(Judge(server), [draw(seed) for seed in seeds]) == []
+
+
+def test_the_judge_sees_a_fault_of_the_engine(faulty):
+    """Seeded: a layer gets the bytes of the layer before it."""
+    judge = Judge(faulty, engine_fault="bytes_of_the_layer_before")
+    verdict = judge(Case(7, budget_share=0.4, dit="layerwise"))
+    assert "differs from the app's" in verdict.problem
+
+
+def test_cases_are_drawn_from_their_seed_and_shrink_towards_the_simplest():
+    assert draw(5) == draw(5)
+    assert len({draw(seed).text() for seed in SEEDS}) == len(SEEDS)
+    drawn = [draw(seed) for seed in SEEDS]
+    assert {case.version for case in drawn} == {"0.30.0", "0.27.0", "0.24.1", "0.18.2", "0.16.3"}
+    assert {case.fault for case in drawn} == {"", "interrupt", "failure", "out_of_memory"}
+    case = next(one for one in drawn if one.controlnet and one.loras)
+    simplest = shrink(case, lambda one: one.controlnet)
+    assert simplest == Case(case.seed, case.version, controlnet=True)

@@ -1,0 +1,155 @@
+"""Runs a case and judges it: the same as the app bit for bit, or refused with a reason; and nothing left behind."""
+
+import json
+import re
+from dataclasses import dataclass, field
+
+from tests.support import pixels
+from tests.support.app_server import APP_RESERVE_MB, AppServer, Result
+
+from .case import Case
+from .prompts import app_prompts, budget_gb, our_prompts
+
+SLOW_LINK = 300_000_000
+PLENTY_MB = 8192
+RAN, REFUSED, APP_CANNOT = "ran", "refused", "the app cannot"
+_OURS = ("OffloadError", "SettingsError", "BudgetError", "PlanError")
+_TOO_SMALL = re.compile(r"at least ([0-9.]+) GB")
+
+
+@dataclass
+class Verdict:
+    """`problem` is empty if all is well; `detail` is the reason of a refusal."""
+
+    case: Case
+    outcome: str
+    problem: str = ""
+    detail: str = ""
+    streamed: bool = False
+
+
+class Refused(Exception):
+    """One of ours, with its message."""
+
+
+@dataclass
+class Judge:
+    """One server, with the app's results by prompt: many cases share them. The server has the fault pack.
+
+    `engine_fault` is in the engine while our prompts run: for the test that looks at the judge.
+    """
+
+    server: AppServer
+    engine_fault: str = ""
+    known: dict[str, str] = field(default_factory=dict)
+    clean: bool = False
+    """Whether the last case left the server empty: emptying it is a good part of what a case costs."""
+
+    def __call__(self, case: Case) -> Verdict:
+        if not self.clean:
+            self._clean()
+        self.server.sim_reset()
+        before = self._held()
+        self.clean = False
+        expected = self._expected(case)
+        if isinstance(expected, str):
+            return Verdict(case, APP_CANNOT, detail=expected)
+        self.server.free()
+        verdict = self._run(case, expected)
+        self.server.post("/fault", {"name": ""})
+        self.server.sim_configure(mb=PLENTY_MB, bandwidth=0)
+        self.server.free()
+        stats = self.server.sim_stats()
+        if stats["races"]:
+            verdict.problem = verdict.problem or f"{stats['races']} races: {stats['race_message']}"
+        held = self._held()
+        self.clean = held == before
+        if not self.clean:
+            verdict.problem = verdict.problem or f"left behind: {held} instead of {before}"
+        return verdict
+
+    def _clean(self) -> None:
+        self.server.post("/fault", {"name": ""})
+        self.server.sim_configure(mb=PLENTY_MB, bandwidth=0, poison=1, race=1)
+        self.server.free()
+
+    def _held(self) -> dict[str, int]:
+        """Device bytes, page-locked bytes and live components."""
+        stats = self.server.sim_stats()
+        components = len(self.server.report()["components"])
+        return {"device": stats["used"], "pinned": stats["pinned"], "components": components}
+
+    def _expected(self, case: Case) -> list[str] | str:
+        """What the app saves, per prompt; or, if it cannot run one of them, its error."""
+        digests = []
+        for prompt in app_prompts(case):
+            key = json.dumps(prompt, sort_keys=True)
+            if key not in self.known:
+                result = self.server.run(prompt)
+                self.known[key] = digest(self.server, result) if result.ok else f"error: {result.message}"
+            if self.known[key].startswith("error"):
+                return self.known[key]
+            digests.append(self.known[key])
+        return digests
+
+    def _run(self, case: Case, expected: list[str]) -> Verdict:
+        server = self.server
+        server.sim_configure(
+            mb=APP_RESERVE_MB + case.weights_mb if case.weights_mb else PLENTY_MB,
+            bandwidth=SLOW_LINK if case.slow_link else 0,
+        )
+        try:
+            prompts = self._prompts(case)
+            if case.fault:
+                server.post("/fault", {"name": case.fault, "at": case.at})
+                ended = server.run(prompts[0])
+                if not ended.ok and not _seeded(ended):
+                    refuse_or_fail(ended)
+            server.post("/fault", {"name": self.engine_fault})
+            streamed = False
+            for number, (prompt, digest_) in enumerate(zip(prompts, expected)):
+                result = server.run(prompt)
+                if not result.ok:
+                    refuse_or_fail(result)
+                if digest(server, result) != digest_:
+                    return Verdict(case, RAN, f"prompt {number} of {len(prompts)} differs from the app's")
+                streamed = streamed or self._streams()
+            return Verdict(case, RAN, streamed=streamed)
+        except Refused as refusal:
+            return Verdict(case, REFUSED, detail=str(refusal))
+        except AssertionError as error:
+            return Verdict(case, RAN, str(error))
+
+    def _prompts(self, case: Case) -> list[dict]:
+        """With a budget that is too small raised to what the error names, as a person would."""
+        budget = budget_gb(case)
+        prompts = our_prompts(case, budget)
+        if budget:
+            result = self.server.run(prompts[0])
+            found = _TOO_SMALL.search(result.message)
+            if found and not result.ok:
+                prompts = our_prompts(case, float(found.group(1)))
+        return prompts
+
+    def _streams(self) -> bool:
+        components = self.server.report()["components"]
+        return any(layer["placement"] == "streamed" for one in components for layer in one["plan"]["layers"])
+
+
+def digest(server: AppServer, result: Result) -> str:
+    arrays = server.latents(result) + server.images(result)
+    pixels.assert_sane(arrays)
+    return pixels.sha256(arrays)
+
+
+def refuse_or_fail(result: Result) -> None:
+    """Raise Refused for an error of ours that says what was asked and what was found; AssertionError for others."""
+    kind = result.error.get("exception_type", "")
+    if result.status == "error" and kind.split(".")[-1] in _OURS and "found" in result.message:
+        raise Refused(result.message)
+    trace = "".join(result.error.get("traceback", []))
+    raise AssertionError(f"ended as {result.status}: {result.message}\n{trace[-3000:]}")
+
+
+def _seeded(result: Result) -> bool:
+    return result.status == "interrupted" or "seeded" in result.message
