@@ -4,8 +4,8 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 
-PLACEMENTS = ("auto", "auto", "layerwise", "layerwise", "resident", "whole")
-MODES = ("auto", "auto", "memory", "speed", "manual")
+PLACEMENTS = ("auto", "auto", "layerwise", "layerwise", "layerwise", "layerwise", "resident", "whole")
+MODES = ("auto", "memory", "memory", "speed", "manual")
 LORA_FAMILIES = ("flux", "flux_fp8", "flux_fp8_scaled", "flux_int8")
 FAMILIES = (
     *("flux", "flux", "flux", "flux_fp8", "flux_fp8_scaled", "flux_int8", "flux_nvfp4", "flux_mxfp8"),
@@ -95,7 +95,7 @@ def draw(seed: int, version: str | None = None) -> Case:
         clip=rng.choice(PLACEMENTS),
         vae=rng.choice(PLACEMENTS),
         mode=rng.choice(MODES),
-        budget_share=rng.choice((0.0, 0.05, 0.2, 0.4, 0.7, 1.2)),
+        budget_share=rng.choice((0.0, 0.05, 0.2, 0.3, 0.5, 0.8)),
         loras=stack() if has_lora else (),
         then_loras=maybe(0.4, stack) if has_lora else None,
         twin_loras=maybe(0.3, stack) if has_lora else None,
@@ -108,7 +108,7 @@ def draw(seed: int, version: str | None = None) -> Case:
         batch=rng.choice((1, 1, 1, 1, 2)),
         fault=maybe(0.35, lambda: rng.choice(("interrupt", "interrupt", "failure", "out_of_memory"))) or "",
         at=rng.randrange(40),
-        weights_mb=rng.choice((0, 0, 0, 400, 150, 60)),
+        weights_mb=rng.choice((0, 0, 0, 150, 60)),
         slow_link=rng.random() < 0.5,
     )
     if case.dit in ("resident", "whole"):
