@@ -49,13 +49,15 @@ class Judge:
         if not self.clean:
             self._clean()
         self.server.sim_reset()
-        before = self._held()
         self.clean = False
         expected = self._expected(case)
         if isinstance(expected, str):
             return Verdict(case, APP_CANNOT, detail=expected)
         self.server.free()
-        verdict = self._run(case, expected)
+        before = self._held()
+        verdict = self._run(case, expected, budget_gb(case))
+        if case.budget_share and (named := _TOO_SMALL.search(verdict.detail)):
+            verdict = self._run(case, expected, float(named.group(1)))  # as a person would who reads the error
         self.server.post("/fault", {"name": ""})
         self.server.sim_configure(mb=PLENTY_MB, bandwidth=0)
         self.server.free()
@@ -92,14 +94,14 @@ class Judge:
             digests.append(self.known[key])
         return digests
 
-    def _run(self, case: Case, expected: list[str]) -> Verdict:
+    def _run(self, case: Case, expected: list[str], budget: float) -> Verdict:
         server = self.server
         server.sim_configure(
             mb=APP_RESERVE_MB + case.weights_mb if case.weights_mb else PLENTY_MB,
             bandwidth=SLOW_LINK if case.slow_link else 0,
         )
         try:
-            prompts = self._prompts(case)
+            prompts = our_prompts(case, budget)
             if case.fault:
                 server.post("/fault", {"name": case.fault, "at": case.at})
                 ended = server.run(prompts[0])
@@ -120,17 +122,6 @@ class Judge:
         except AssertionError as error:
             return Verdict(case, RAN, str(error))
 
-    def _prompts(self, case: Case) -> list[dict]:
-        """With a budget that is too small raised to what the error names, as a person would."""
-        budget = budget_gb(case)
-        prompts = our_prompts(case, budget)
-        if budget:
-            result = self.server.run(prompts[0])
-            found = _TOO_SMALL.search(result.message)
-            if found and not result.ok:
-                prompts = our_prompts(case, float(found.group(1)))
-        return prompts
-
     def _streams(self) -> bool:
         components = self.server.report()["components"]
         return any(layer["placement"] == "streamed" for one in components for layer in one["plan"]["layers"])
@@ -143,9 +134,9 @@ def digest(server: AppServer, result: Result) -> str:
 
 
 def refuse_or_fail(result: Result) -> None:
-    """Raise Refused for an error of ours that says what was asked and what was found; AssertionError for others."""
+    """Raise Refused for an error of ours that says what was asked and why not; AssertionError for others."""
     kind = result.error.get("exception_type", "")
-    if result.status == "error" and kind.split(".")[-1] in _OURS and "found" in result.message:
+    if result.status == "error" and kind.split(".")[-1] in _OURS and "asked" in result.message:
         raise Refused(result.message)
     trace = "".join(result.error.get("traceback", []))
     raise AssertionError(f"ended as {result.status}: {result.message}\n{trace[-3000:]}")

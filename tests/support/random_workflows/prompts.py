@@ -131,8 +131,8 @@ def _applied(case: Case, prompt: dict, budget: float) -> dict:
     for number, sampler in enumerate(("8", "50")):
         if sampler in prompt:
             inputs = prompt[sampler]["inputs"]
-            prompt[f"91{number}"] = node(APPLY, model=inputs["model"], **widgets)
-            prompt[sampler] = node("KSampler", **(inputs | {"model": [f"91{number}", 0]}))
+            prompt[f"apply{number}"] = node(APPLY, model=inputs["model"], **widgets)
+            prompt[sampler] = node("KSampler", **(inputs | {"model": [f"apply{number}", 0]}))
     return prompt
 
 
