@@ -5,7 +5,6 @@ from ..offload_core.load_order import load_order
 from ..offload_core.policy import MODES
 from ..offload_core.settings import ComponentSettings, bytes_from_gb
 from .asked import Asked, Word
-from .component import live_bystanders, live_reports
 from .file_kinds import kind_of_vae, payloads
 from .graph import check_options
 from .loaders import (
@@ -19,6 +18,7 @@ from .loaders import (
     load_diffusion_model,
     load_vae,
 )
+from .report import live_document, report_image
 from .report_text import report_json, report_text, show_on_node
 from .surroundings import Surroundings
 from .wrapping import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
@@ -37,8 +37,7 @@ __all__ = [
     "bytes_from_gb",
     "check_options",
     "kind_of_vae",
-    "live_bystanders",
-    "live_reports",
+    "live_document",
     "load_checkpoint",
     "load_clip",
     "load_clip_vision",
@@ -47,6 +46,7 @@ __all__ = [
     "load_order",
     "load_vae",
     "payloads",
+    "report_image",
     "report_json",
     "report_text",
     "show_on_node",

@@ -63,6 +63,8 @@ class Asked:
     modes: tuple[tuple[str, str], ...] = ()
     """(source, mode) of everybody who chose one, strongest first."""
     selection: tuple[str, ...] | None = None
+    nodes: tuple[str, ...] = ()
+    """Ids of the graph's nodes that asked."""
 
     @property
     def component(self) -> str:

@@ -6,9 +6,12 @@ with the graph; this lives as long as the module.
 
 from __future__ import annotations
 
+import collections
+import itertools
 import logging
 import math
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +31,8 @@ from .device import queue_for, ring_there
 from .giving_back import give_back, kept_and_ring, least_of, make_room, no_code_of_others, ring_bytes
 from .kinds import Kind, entries_of, kind_of
 from .memory import DeviceAllowance, device_allowance, host_allowance
-from .placing import Neighbour, left_to_the_app, resolve_now
+from .placing import Neighbour, resolve_now
+from .recording import progress_bar, recording
 from .watch import ForeignMove, ShapeWatch
 from .weights import Applied
 
@@ -44,6 +48,8 @@ MEASURED_FROM_PASSES = 2
 free memory it has: its next use is another prompt."""
 
 _live: weakref.WeakSet[Component] = weakref.WeakSet()
+_numbers: collections.defaultdict[str, itertools.count[int]] = collections.defaultdict(lambda: itertools.count(1))
+"""How many components of a kind there have been: ids are never used twice."""
 
 
 class Component:
@@ -51,6 +57,8 @@ class Component:
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
+        self.id = f"{kind.name}-{next(_numbers[kind.name])}"
+        """For programs: see `docs/formats.md`."""
         self.name = kind.name
         self._is_named = False
         self.source = ""
@@ -64,10 +72,13 @@ class Component:
         self._found_inventory: Inventory | None = None
         self._planned_for: tuple[Any, ...] | None = None
         self.last_plan: Plan | None = None
-        self._peak_device_bytes = 0
-        self._resolved: ComponentSettings | None = None
+        self.peak_device_bytes = 0
+        self.resolved: ComponentSettings | None = None
+        """The settings of the last load, with what the policy filled in."""
         self.request: PlanRequest | None = None
         """What was last planned for."""
+        self.run_began: dict[str, int] = {}
+        """The counters when it was last loaded, which the app does for each use."""
         self.crowded: tuple[tuple[int, ...] | None, int] | None = None
         """The shape on which the device ran out of memory in the middle of a pass, and the bytes it can have there."""
         self.shape: tuple[int, ...] | None = None
@@ -128,7 +139,9 @@ class Component:
             discovery=found,
             entries=entries_of(model, self.kind),
             pinned=pinned,
+            progress=_bytes_bar(streamable),
         )
+        self._controller.record(recording().trace, self.id)
         when_full(self._controller, self._make_room, no_code_of_others)
         self._mover = ForeignMove(model, self)
         if self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
@@ -171,7 +184,7 @@ class Component:
 
         Of a ring, only what the one that is on the device already lacks.
         """
-        inventory = self._inventory(model)
+        inventory = self.inventory_of(model)
         total = inventory.total_bytes
         budget = asked.value("budget_bytes")
         if isinstance(budget, int):
@@ -187,7 +200,7 @@ class Component:
         _, ring = kept_and_ring(inventory)
         return min(ring, ring_there(device))
 
-    def _inventory(self, model: torch.nn.Module) -> Inventory:
+    def inventory_of(self, model: torch.nn.Module) -> Inventory:
         if self._controller is not None:
             return self._controller.inventory
         if self._found_inventory is None:
@@ -209,13 +222,14 @@ class Component:
         if settings.is_explicitly_set("budget_bytes"):
             if not (self.loaded and self._planned_for == wishes):
                 self.put_into_effect(self._plan(settings, allowance))  # its own errors name the smallest budget
-            self._resolved = self._resolve(asked, others)
+            self.resolved = self._resolve(asked, others)
         else:
-            self._resolved = self._resolve(asked, others)
+            self.resolved = self._resolve(asked, others)
             allowance = self._within_policy(asked, allowance, others)
             if not (self.loaded and self._planned_for == wishes and self._still_good(allowance)):
                 self.put_into_effect(self._plan(settings, allowance))
         self._planned_for = wishes
+        self.run_began = self.controller.counters.as_dict()
         assert self._mover is not None
         self._mover.install()
         self._measure()
@@ -240,11 +254,11 @@ class Component:
         room = 0
         if patcher.streams and self.kind.asks_for_ring and not self.loaded:
             room = math.ceil(APPS_MARGIN * self.wanted_bytes(patcher.model, patcher.asked, patcher.load_device))
-        return Neighbour(patcher.asked, self._inventory(patcher.model).total_bytes, self.device_bytes(), room)
+        return Neighbour(patcher.asked, self.inventory_of(patcher.model).total_bytes, self.device_bytes(), room)
 
     def _within_policy(self, asked: Asked, allowance: DeviceAllowance, others: list[Neighbour]) -> DeviceAllowance:
         """What the app offers, cut to what the policy leaves to the component and to what others will ask for."""
-        assert self._resolved is not None
+        assert self.resolved is not None
         explicit = asked.settings.is_explicitly_set("placement")
         if asked.mode == "memory" and not explicit:
             ring = max(smallest_budget(self.controller.inventory), ring_bytes(self.controller.inventory))
@@ -261,10 +275,10 @@ class Component:
             reason = f"{allowance.reason}, less {room / 1e9:.2f} GB that the next encoder or VAE will ask for"
             left = max(allowance.budget_bytes - room, smallest_budget(self.controller.inventory))
             allowance = DeviceAllowance(left, reason)
-        budget = self._resolved.value("budget_bytes")
+        budget = self.resolved.value("budget_bytes")
         if explicit or not isinstance(budget, int) or allowance.budget_bytes <= budget:
             return allowance
-        return DeviceAllowance(budget, self._resolved.reason("budget_bytes"))
+        return DeviceAllowance(budget, self.resolved.reason("budget_bytes"))
 
     def unload(self) -> None:
         """Give the device back. Nothing is copied."""
@@ -308,7 +322,7 @@ class Component:
             self.warn(f"{held / 1e9:.2f} GB could not be had on {self.device}: using {plan.device_bytes / 1e9:.2f} GB")
             self.controller.load(plan)
         self.last_plan = plan
-        self._peak_device_bytes = max(self._peak_device_bytes, self.device_bytes())
+        self.peak_device_bytes = max(self.peak_device_bytes, self.device_bytes())
         log.info("Layerwise Offload, %s:\n%s", self.source, plan.to_text())
 
     def _measure(self) -> None:
@@ -388,55 +402,28 @@ class Component:
             self.warnings.append(text)
             log.warning("Layerwise Offload: %s: %s", self.source, text)
 
-    # ------------------------------------------------------------------ report
+    # ------------------------------------------------------------------ for reports
 
-    def report(self) -> dict[str, Any] | None:
-        """Plan and run summary as plain data; None if it has never been loaded."""
-        controller = self._controller
-        plan = (controller.plan if controller is not None else None) or self.last_plan
-        if controller is None or plan is None:
+    @property
+    def plan(self) -> Plan | None:
+        """The plan in effect, else the last one; None if it has never been loaded."""
+        if self._controller is None:
             return None
-        summary = controller.counters.as_dict() | {
-            "peak_device_bytes": max(self._peak_device_bytes, self.device_bytes()),
-            "device_bytes": self.device_bytes(),
-            "ring_bytes": plan.ring_bytes,
-            "resident_bytes": plan.resident_bytes,
-            "loose_bytes": plan.loose_bytes,
-            "pinned_bytes": controller.pinned_bytes(),
-        }
-        warnings = list(self.warnings)
-        if touched := controller.outside_touches:
-            names = ", ".join(sorted(touched)[:3])
-            warnings.append(
-                f"weights of {len(touched)} layers ({names}, ...) used outside their layer's call: copied each time"
-            )
-        return {
-            "component": self.name,
-            "model": self.source,
-            "loaded": controller.loaded,
-            "plan": plan.to_json(),
-            "plan_text": plan.to_text(),
-            "summary": summary,
-            "settings": self._resolved.to_json() if self._resolved is not None else {},
-            "warnings": warnings,
-        }
+        return self._controller.plan or self.last_plan
+
+    def nodes(self) -> tuple[str, ...]:
+        """Ids of the graph's nodes that asked for it, as far as their patchers are alive."""
+        return tuple(sorted({node for patcher in list(self.patchers) for node in patcher.asked.nodes}))
 
 
-def live_reports() -> list[dict[str, Any]]:
-    """The reports of all components that have been loaded and still exist, in the order of their names."""
-    reports = [report for component in list(_live) if (report := component.report()) is not None]
-    return sorted(reports, key=lambda report: (report["component"], report["model"]))
+def _bytes_bar(total_bytes: int) -> Callable[[int, int], None]:
+    show = progress_bar(total_bytes)
+    return lambda done, of: show(done)
 
 
-def live_bystanders() -> list[dict[str, str]]:
-    """The components that nodes of ours have handled and that go the app's own way, with the reason."""
-    found = []
-    for component in list(_live):
-        patcher = next(iter(component.patchers), None)
-        if patcher is not None and (reason := left_to_the_app(patcher.asked)):
-            model = component.source or type(patcher.model).__name__
-            found.append({"component": component.name, "model": model, "reason": reason})
-    return sorted(found, key=lambda one: (one["component"], one["model"]))
+def live_components() -> list[Component]:
+    """All components that exist."""
+    return list(_live)
 
 
 def _fill_in_missing(model: torch.nn.Module) -> None:

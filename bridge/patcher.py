@@ -13,7 +13,7 @@ import torch
 
 from ..offload_core.errors import OffloadError
 from ..offload_core.settings import ComponentSettings
-from . import weights
+from . import telemetry, weights
 from .asked import Asked
 from .component import Component
 from .device import streams_to
@@ -101,6 +101,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     ) -> None:
         if not self.streams or device_to is None:
             super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
+            if device_to is not None:
+                telemetry.tell_left_to_the_app(self.component, self.asked, super().loaded_size())
             return
         with self.use_ejected():
             self.unpatch_hooks()
@@ -118,6 +120,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             for callback in self.get_all_callbacks(comfy.model_patcher.CallbacksMP.ON_LOAD):
                 callback(self, device_to, lowvram_model_memory, force_patch_weights, full_load)
             self.apply_hooks(self.forced_hooks, force_apply=True)
+            telemetry.tell_resolved(component)
 
     def _prepare_modules(self, device: torch.device) -> None:
         """What the app does to each module it loads whole: weights cast where asked, weight functions in place."""

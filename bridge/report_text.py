@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from . import compat
 
-REPORT_SCHEMA = 1
 
-
-def report_json(components: Sequence[dict[str, Any]]) -> str:
+def report_json(document: Mapping[str, Any]) -> str:
     """The same document that `/layerwise_offload/report` answers with."""
-    return json.dumps({"schema": REPORT_SCHEMA, "components": list(components)}, indent=1)
+    return json.dumps(document, indent=1)
 
 
-def report_text(components: Sequence[dict[str, Any]], bystanders: Sequence[dict[str, str]]) -> str:
+def report_text(document: Mapping[str, Any]) -> str:
     """Settings, plan, last run and warnings of each component, one paragraph each; then who goes the app's own way."""
-    paragraphs = ["\n".join(_paragraph(component)) for component in components]
-    paragraphs += [f"{one['component']}: {one['model']}: ComfyUI's own way: {one['reason']}" for one in bystanders]
+    paragraphs = ["\n".join(_paragraph(component)) for component in document["components"]]
+    paragraphs += ["\n".join(_expected(one)) for one in document["expected"]]
+    paragraphs += [
+        f"{one['component']}: {one['model']}: ComfyUI's own way: {one['reason']}" for one in document["bystanders"]
+    ]
     return "\n\n".join(paragraphs) or "Layerwise Offload: no component has been loaded yet."
+
+
+def _expected(one: Mapping[str, Any]) -> list[str]:
+    lines = [f"{one['component']}: {one['model']} (not loaded yet; as things stand now:)"]
+    return lines + [f"  {line}" for line in one.get("plan_text", one.get("error", "")).splitlines()]
 
 
 def _paragraph(component: dict[str, Any]) -> list[str]:

@@ -1,20 +1,142 @@
-"""HTTP routes of the pack: read-only, JSON, no arguments."""
+"""HTTP routes of the pack. JSON in and out; the only files they write are traces, in the app's output folder.
+
+The app's own middleware stands before them: on a loopback address it answers 403 to a request whose Origin is another
+host's, whatever the method, and to one that a browser marks as cross-site.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import folder_paths
 from aiohttp import web
 
+from ..offload_core.trace_export import chrome_trace
 from . import compat
-from .component import live_reports
-from .report_text import REPORT_SCHEMA
+from .recording import recording
+from .report import live_document
+from .telemetry import Subscriptions
+
+FOLDER = "layerwise_offload"
+"""In the app's output folder."""
+
+MAX_BODY_BYTES = 4096
+MAX_SAVED_FILES = 1000
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+"""Names that are devices on Windows, with any ending."""
 
 
 def register() -> None:
     """Add the routes to the running server. Called once, before the app freezes its route table."""
     server = compat.server()
     if server is not None:
-        server.routes.get("/layerwise_offload/report")(_report)
+        routes = Routes(Subscriptions(server))
+        server.routes.get("/layerwise_offload/report")(routes.report)
+        server.routes.post("/layerwise_offload/subscribe")(routes.subscribe)
+        server.routes.get("/layerwise_offload/trace")(routes.trace)
+        server.routes.post("/layerwise_offload/trace/save")(routes.save_trace)
 
 
-async def _report(request: web.Request) -> web.Response:
-    return web.json_response({"schema": REPORT_SCHEMA, "components": live_reports()})
+class Routes:
+    """The handlers, and the subscriptions that they change."""
+
+    def __init__(self, subscriptions: Subscriptions) -> None:
+        self._subscriptions = subscriptions
+
+    async def report(self, request: web.Request) -> web.Response:
+        return web.json_response(await _in_thread(live_document))
+
+    async def subscribe(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        client, on = body.get("client_id"), body.get("on")
+        if not isinstance(client, str) or not client or not isinstance(on, bool):
+            return _refused(f'asked {_short(body)}; found no {{"client_id": text, "on": true or false}} in it')
+        if not on:
+            self._subscriptions.remove(client)
+        elif not self._subscriptions.add(client):
+            return _refused(f"asked for client {_short(client)}; found no open websocket of that id", 404)
+        return web.json_response({"client_id": client, "on": on})
+
+    async def trace(self, request: web.Request) -> web.Response:
+        return web.json_response(await _in_thread(_document))
+
+    async def save_trace(self, request: web.Request) -> web.Response:
+        name = (await _body(request)).get("name")
+        if not isinstance(name, str) or not is_file_name(name):
+            return _refused(
+                f"asked to save a trace as {_short(name)}; found that it is no plain file name; use 1 to 64 letters, "
+                "digits, - and _, and dots between them"
+            )
+        try:
+            return web.json_response({"file": await _in_thread(save, name)})
+        except OSError as error:
+            return _refused(f"asked to save a trace as {name}; found that it cannot be written ({error.strerror})")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether `name` is a plain name: no folders, no hidden file, nothing that any system takes for something else."""
+    return bool(_NAME.fullmatch(name)) and not name.endswith(".") and ".." not in name and not _RESERVED.match(name)
+
+
+def save(name: str) -> str:
+    """Write the trace under a name that is free. Answers the file's name relative to the output folder."""
+    output = Path(folder_paths.get_output_directory()).resolve()
+    folder = output / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() != folder:  # a link to somewhere else
+        raise OSError(0, f"{FOLDER} in the output folder leads out of it")
+    stem = name.removesuffix(".json")
+    text = json.dumps(_document())
+    for number in range(MAX_SAVED_FILES):
+        path = folder / f"{stem}{f'_{number}' if number else ''}.json"
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            continue
+        return f"{FOLDER}/{path.name}"
+    raise OSError(0, f"there are {MAX_SAVED_FILES} files of this name")
+
+
+def _document() -> dict[str, Any]:
+    trace = recording().trace
+    events, _ = trace.since()
+    return chrome_trace(events, trace.sources())
+
+
+async def _in_thread(function: Any, *arguments: Any) -> Any:
+    """What may take some milliseconds must not keep the app's event loop."""
+    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    """The JSON object in a request; an HTTP 400 for anything else."""
+    data = await request.content.read(MAX_BODY_BYTES + 1)
+    if len(data) > MAX_BODY_BYTES:
+        raise _bad_request(f"asked with more than {MAX_BODY_BYTES} bytes; send a small JSON object")
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        raise _bad_request("asked with something that is not JSON; send a JSON object") from None
+    if not isinstance(body, dict):
+        raise _bad_request("asked with JSON that is not an object; send a JSON object")
+    return body
+
+
+def _bad_request(text: str) -> web.HTTPBadRequest:
+    return web.HTTPBadRequest(text=json.dumps({"error": text}), content_type="application/json")
+
+
+def _refused(text: str, status: int = 400) -> web.Response:
+    return web.json_response({"error": text}, status=status)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

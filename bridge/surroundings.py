@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..offload_core.errors import SettingsError, shown
@@ -61,7 +61,9 @@ class Surroundings:
 
     def ask(self, settings: ComponentSettings, mode: str = AUTO, before: Asked | None = None) -> Asked:
         """What the node's widgets in `settings` and `mode` and everybody weaker ask of a component."""
-        return ask(settings, self.words, mode, before)
+        asked = ask(settings, self.words, mode, before)
+        nodes = (*(before.nodes if before is not None else ()), *((self.node_id,) if self.node_id else ()))
+        return replace(asked, nodes=tuple(dict.fromkeys(nodes)))
 
 
 def parse_graph_options(text: str) -> tuple[Word, ...]:

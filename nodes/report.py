@@ -2,7 +2,7 @@
 
 from comfy_api.v0_0_2 import io, ui
 
-from ..bridge.api import live_bystanders, live_reports, report_json, report_text, show_on_node
+from ..bridge.api import live_document, report_image, report_json, report_text, show_on_node
 
 
 class LayerwiseOffloadReport(io.ComfyNode):
@@ -29,6 +29,10 @@ class LayerwiseOffloadReport(io.ComfyNode):
                 io.AnyType.Output(display_name="value", tooltip="What went in, unchanged."),
                 io.String.Output(display_name="text", tooltip="The report for people."),
                 io.String.Output(display_name="plan_json", tooltip="The report for programs, as by HTTP."),
+                io.Image.Output(
+                    display_name="image",
+                    tooltip="The report as a picture: memory, where every layer is, copies over compute in one pass.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -40,7 +44,8 @@ class LayerwiseOffloadReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, value) -> io.NodeOutput:
-        reports = live_reports()
-        text = report_text(reports, live_bystanders())
+        document = live_document()
+        text = report_text(document)
         show_on_node(text, cls.hidden.unique_id)
-        return io.NodeOutput(value, text, report_json(reports), ui=ui.PreviewText(text))
+        image = report_image(document)
+        return io.NodeOutput(value, text, report_json(document), image, ui=ui.PreviewText(text))

@@ -51,7 +51,7 @@ class Source:
 
 
 class Trace:
-    """The ring. One thread writes at a time; any thread may read."""
+    """The ring. Any thread may read. One should write at a time: of two records at the same instant one may be lost."""
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         self._capacity = as_int("capacity", capacity, 1, 1 << 20)

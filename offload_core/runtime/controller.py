@@ -16,13 +16,14 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import nn
 
 from ..errors import PlanError
 from ..inventory import Inventory
-from ..plan import Plan
+from ..plan import HostTier, Plan
 from ..trace import Source, Trace
 from .counters import RunCounters
 from .device_port import DevicePort
@@ -141,7 +142,14 @@ class OffloadController:
 
     def pinned_bytes(self) -> int:
         """Page-locked host memory of the masters."""
-        return sum(layer.nbytes for layer in self.layers if layer.host.pinned)
+        return self.host_bytes()["pinned"]
+
+    def host_bytes(self) -> dict[HostTier, int]:
+        """Host memory of the masters, by tier."""
+        found: dict[HostTier, int] = dict.fromkeys(get_args(HostTier), 0)
+        for layer in self.layers:
+            found[layer.host.tier] += layer.nbytes
+        return found
 
     def record(self, trace: Trace, name: str) -> None:
         """Write what happens from now on into `trace`, under `name`."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..plan import HostTier
 from .device_port import DevicePort
 from .host_parameter import OutsideTouches, adopt, release
 from .parts import Parts, UnmovableTensor, parts_of, plain
@@ -136,6 +137,11 @@ class HostLayer:
                 view = slot.host_view(self.buffer)
                 copy_span(view, plain(leaf).data)
                 leaf.data = view
+
+    @property
+    def tier(self) -> HostTier:
+        """Where the bytes are now."""
+        return "pinned" if self.pinned else "pageable"
 
     @property
     def layout(self) -> LayerLayout:

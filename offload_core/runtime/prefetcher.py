@@ -24,6 +24,7 @@ Knows nothing about modules, plans or the app. Not thread-safe: one thread runs 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,6 +77,9 @@ class Prefetcher:
         self._last_trace: list[Layer] = []
         self._misses = 0
         self._timing = False
+        self._at_rest = True
+        """No pass is under way, so that `read_times` may read what else only passes do."""
+        self._reading = threading.Lock()
         self._cold_pass = 0
         """The pass that is measured for the counters only."""
         self._fence = port.event()
@@ -108,8 +112,11 @@ class Prefetcher:
             self._abort()
         if self.recorder is not None:
             self.recorder.end_pass(self.counters, self._timing)
+        self._at_rest = True
 
     def _start_pass(self) -> None:
+        with self._reading:
+            self._at_rest = False
         self._trace = []
         self._misses = 0
         passes = self.counters.passes
@@ -435,8 +442,9 @@ class Prefetcher:
                 self.recorder.copy(layer, start, copy)
 
     def read_times(self) -> None:
-        """Read what has arrived of the last measured visits, between passes. Waits for nothing."""
-        if not self.in_pass:
-            for layer in self._layers:
-                if layer.timed:
-                    self._collect(layer)
+        """Read what has arrived of the last measured visits, if no pass is under way. Waits for nothing. Any thread."""
+        with self._reading:
+            if self._at_rest:
+                for layer in self._layers:
+                    if layer.timed:
+                        self._collect(layer)

@@ -1,0 +1,172 @@
+"""What browsers are told while things happen: live messages to those that asked, and what became of each `auto`.
+
+Live messages are made by one task on the app's event loop, which runs only while somebody is subscribed: nothing is
+sampled, sent or measured otherwise. It makes one message for all of them, and the latest state wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..offload_core.settings import Setting
+from . import compat
+from .component import Component, live_components
+from .placing import left_to_the_app
+from .recording import recording
+from .report import SCHEMA, devices, host, live_state
+
+if TYPE_CHECKING:
+    from .asked import Asked
+
+log = logging.getLogger(__name__)
+
+LIVE_EVENT = "layerwise_offload.live"
+RESOLVED_EVENT = "layerwise_offload.resolved"
+
+INTERVAL_S = 0.25
+MAX_EVENTS = 400
+
+_NOTABLE_BYTES = 1 << 27
+
+
+class Subscriptions:
+    """Who looks, and the task that tells them. Lives on the event loop; all calls are made there."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._clients: dict[str, bool] = {}
+        """By client id: whether it has had a message since it subscribed."""
+        self._task: asyncio.Task[None] | None = None
+        self._sent_at = 0.0
+        self._last: Any = None
+
+    def add(self, client_id: str) -> bool:
+        """Tell this client from now on. False: it has no open websocket."""
+        if client_id not in self._server.sockets:
+            return False
+        self._clients[client_id] = False
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        return True
+
+    def remove(self, client_id: str) -> None:
+        self._clients.pop(client_id, None)
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        return tuple(self._clients)
+
+    async def _run(self) -> None:
+        trace = recording().trace
+        trace.watched = True
+        cursor = max(0, trace.written - MAX_EVENTS)
+        try:
+            while True:
+                await asyncio.sleep(max(0.0, self._sent_at + INTERVAL_S - time.monotonic()))
+                self._clients = {c: told for c, told in self._clients.items() if c in self._server.sockets}
+                if not self._clients:
+                    return
+                self._sent_at = time.monotonic()
+                try:
+                    cursor = await self._tell(cursor)
+                except Exception:  # a model that is being dropped this moment; the next message will do
+                    log.debug("Layerwise Offload: no live message this time", exc_info=True)
+        finally:
+            trace.watched = False
+            self._task = None
+
+    async def _tell(self, cursor: int) -> int:
+        """One message to everybody if there is news, else to those who have had none yet."""
+        state = live_message()
+        events, after = recording().trace.since(cursor, MAX_EVENTS)
+        running = any(component["running"] for component in state["components"])
+        signature = _signature(state)
+        news = running or bool(events) or signature != self._last
+        self._last = signature
+        message = {"schema": SCHEMA, "time_ns": time.monotonic_ns(), **state, "events": [_row(e) for e in events]}
+        to = [client for client, told in self._clients.items() if news or not told]
+        for client in to:
+            self._clients[client] = True
+        await asyncio.gather(*(self._server.send_json(LIVE_EVENT, message, client) for client in to))
+        return after
+
+
+def _row(event: Any) -> list[Any]:
+    return [event.kind, event.source, event.layer, event.start_ns, event.end_ns, event.nbytes]
+
+
+def _signature(state: dict[str, Any]) -> Any:
+    """What makes a message worth sending. Others' memory always moves a little, on the host all the time."""
+    devices = [
+        {
+            name: value // _NOTABLE_BYTES if name in ("free_bytes", "others_bytes") else value
+            for name, value in d.items()
+        }
+        for d in state["devices"]
+    ]
+    ours = {name: state["host"][name] for name in ("pinned_bytes", "pageable_bytes", "mapped_bytes")}
+    components = [one | {"numbers": one["numbers"] | {"headroom_bytes": 0}} for one in state["components"]]
+    return devices, ours, components
+
+
+def live_message() -> dict[str, Any]:
+    """The state part of a live message. What has arrived of the last measured visits is read first."""
+    components = [component for component in live_components() if component.plan is not None]
+    for component in components:
+        component.controller.prefetcher.read_times()
+    states = sorted((live_state(component) for component in components), key=lambda one: str(one["id"]))
+    return {"devices": devices(), "host": host(), "components": states}
+
+
+# ---------------------------------------------------------------------- what became of each auto
+
+
+def tell_resolved(component: Component) -> None:
+    """A component has been loaded by us: what its placement is, on whose word, and what it took."""
+    placement = component.resolved.to_json().get(Setting.PLACEMENT, {}) if component.resolved is not None else {}
+    plan = component.plan
+    _send(
+        component.nodes(),
+        {
+            "id": component.id,
+            "component": component.name,
+            "placement": placement.get("value"),
+            "source": placement.get("source"),
+            "reason": placement.get("reason"),
+            "budget_bytes": component.request.budget_bytes if component.request is not None else None,
+            "device_bytes": plan.device_bytes if plan is not None else component.device_bytes(),
+            "warnings": list(component.warnings),
+        },
+    )
+
+
+def tell_left_to_the_app(component: Component, asked: Asked, device_bytes: int) -> None:
+    """A component has been loaded by the app in its own way."""
+    reason = left_to_the_app(asked) or "this device has no memory of its own: there is nothing to stream to"
+    said = asked.settings
+    explicit = said.is_explicitly_set(Setting.PLACEMENT)
+    placement = said.value(Setting.PLACEMENT)
+    _send(
+        component.nodes(),
+        {
+            "id": None,
+            "component": component.name,
+            "placement": placement if placement in ("whole", "cpu") else "whole",
+            "source": said.source(Setting.PLACEMENT) if explicit and left_to_the_app(asked) else "policy",
+            "reason": reason,
+            "budget_bytes": None,
+            "device_bytes": device_bytes,
+            "warnings": list(component.warnings),
+        },
+    )
+
+
+def _send(nodes: tuple[str, ...], message: dict[str, Any]) -> None:
+    """To the client whose prompt runs, as the app's own messages about nodes; to all where there is none."""
+    server = compat.server()
+    if server is not None:
+        for node in nodes or (None,):
+            server.send_sync(RESOLVED_EVENT, {"schema": SCHEMA, "node": node, **message}, server.client_id)
