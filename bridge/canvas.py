@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -62,7 +61,8 @@ class Canvas:
 
     def tensor(self) -> torch.Tensor:
         """As the app's IMAGE: float32, [1, height, width, 3], 0 to 1."""
-        return torch.from_numpy(np.array(self._image, dtype=np.float32) / 255.0)[None]
+        pixels = torch.frombuffer(bytearray(self._image.tobytes()), dtype=torch.uint8)
+        return pixels.reshape(1, self.height, self.width, 3).float() / 255.0
 
     def save(self, path: str) -> None:
         self._image.save(path)

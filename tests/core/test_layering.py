@@ -15,7 +15,7 @@ ALLOWED = {
     "offload_core": set(sys.stdlib_module_names),
     "offload_core/runtime": set(sys.stdlib_module_names) | {"torch", "safetensors"},
     "bridge": set(sys.stdlib_module_names)
-    | {"torch", "safetensors", "psutil", "aiohttp"}
+    | {"torch", "safetensors", "psutil", "aiohttp", "PIL"}
     | (APP - {"comfy_api", "nodes"}),
     "nodes": set(sys.stdlib_module_names) | {"comfy_api", "folder_paths"},
 }

@@ -1,0 +1,148 @@
+"""The report's picture, drawn without a server: nothing clipped, whatever there is to show. PICTURES=dir keeps them."""
+
+import importlib
+import os
+import sys
+import types
+
+import pytest
+
+from offload_core.cost_model import compute_times
+from offload_core.planner import make_plan
+from offload_core.request import PlanRequest
+from offload_core.simulate import steady_events
+from tests.core.shapes import GB, flux
+from tests.support.devkit import paths
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """The module, by way of a package of another name: the root has no package that can be imported without the app."""
+    package = types.ModuleType("pack_without_app")
+    package.__path__ = [str(paths.ROOT)]
+    sys.modules[package.__name__] = package
+    yield importlib.import_module("pack_without_app.bridge.picture")
+    for name in [name for name in sys.modules if name.split(".")[0] == package.__name__]:
+        del sys.modules[name]
+
+
+def component(name, budget_bytes, model="flux1-dev.safetensors", **changes):
+    request = PlanRequest(
+        inventory=flux(300), device="cuda:0", budget_bytes=budget_bytes, h2d_bytes_per_s=25e9, passes=20
+    )
+    plan = make_plan(request)
+    times, _ = compute_times(request.inventory)
+    states = "".join("R" if layer.placement == "resident" else "O" for layer in plan.layers)
+    numbers = {"stall_pct": 12.5, "bytes_per_pass": 9 * GB, "copy_bytes_per_s": 24e9, "hit_rate": 0.991}
+    report = {
+        "id": f"{name}-1",
+        "component": name,
+        "model": model,
+        "device": "cuda:0",
+        "loaded": True,
+        "layer_states": states,
+        "numbers": {**numbers, "headroom_bytes": 3 * GB},
+        "plan": plan.to_json(),
+        "budget_bytes": budget_bytes,
+        "settings": {"placement": {"value": "layerwise", "source": "policy", "reason": ""}},
+        "warnings": ["one"],
+    } | changes
+    return report, (steady_events(plan, times, 25e9, f"{name}-1"), True)
+
+
+def document(*components, expected=(), bystanders=(), devices=1):
+    memory = {"ring_bytes": 2 * GB, "resident_bytes": 3 * GB, "loose_bytes": GB // 2, "others_bytes": 3 * GB}
+    device = {"name": "cuda:0", "total_bytes": 24 * GB, "free_bytes": 24 * GB - sum(memory.values()), **memory}
+    host = {"pinned_bytes": 20 * GB, "pageable_bytes": 3 * GB, "mapped_bytes": 8 * GB}
+    return {
+        "schema": 1,
+        "components": list(components),
+        "expected": list(expected),
+        "bystanders": list(bystanders),
+        "devices": [device] * devices,
+        "host": {**host, "available_bytes": 30 * GB, "total_bytes": 64 * GB},
+    }
+
+
+def drawn(picture, name, made, timelines=None):
+    canvas = picture.draw_report(made, timelines or {})
+    if folder := os.environ.get("PICTURES"):
+        canvas.save(f"{folder}/{name}.png")
+    for text, (left, top, right, bottom) in canvas.texts:
+        assert left >= 0 and top >= 0 and right <= canvas.width and bottom <= canvas.height, f"clipped: {text}"
+    boxes = [(text, box) for text, box in canvas.texts if text]
+    for number, (text, (left, top, right, bottom)) in enumerate(boxes):
+        for other, (l2, t2, r2, b2) in boxes[number + 1 :]:
+            apart = right <= l2 + 1 or r2 <= left + 1 or bottom <= t2 + 1 or b2 <= top + 1
+            assert apart, f"{text!r} lies over {other!r}"
+    tensor = canvas.tensor()
+    assert tensor.shape == (1, canvas.height, 1024, 3) and 0 <= tensor.min() < tensor.max() <= 1
+    return canvas, tensor
+
+
+def count(tensor, colour):
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return int(((tensor[0] * 255).round().int() == tensor.new_tensor(wanted).int()).all(-1).sum())
+
+
+def test_a_run_with_stalls_is_red_and_one_without_is_not(picture):
+    report, timeline = component("dit", 6 * GB)
+    _, stalled = drawn(picture, "stalls", document(report), {"dit-1": timeline})
+    events, _ = timeline
+    smooth = ([e for e in events if e.kind != "stall"], True)
+    _, hidden = drawn(picture, "smooth", document(report), {"dit-1": smooth})
+    assert count(stalled, picture.STALL) > 500 and count(hidden, picture.STALL) == 0
+    assert count(stalled, picture.USE) > 5000 and count(stalled, picture.FLIGHT) > 5000
+
+
+def test_more_budget_shows_more_residents(picture):
+    blue = []
+    for budget in (4 * GB, 20 * GB):
+        report, timeline = component("dit", budget)
+        _, tensor = drawn(picture, f"budget{budget}", document(report), {"dit-1": timeline})
+        blue.append(count(tensor, picture.RESIDENT))
+    assert blue[1] > blue[0] + 5000
+
+
+def test_nothing_loaded(picture):
+    canvas, _ = drawn(picture, "empty", document())
+    assert any("No component has been loaded yet" in text for text, _ in canvas.texts)
+
+
+def test_before_the_run_it_says_that_it_is_a_plan(picture):
+    report, (events, _) = component("dit", 6 * GB)
+    for gone in ("settings", "numbers", "layer_states", "loaded", "warnings"):
+        del report[gone]
+    canvas, _ = drawn(picture, "before", document(expected=[report]), {"dit-1": (events, False)})
+    words = " ".join(text for text, _ in canvas.texts)
+    assert "as the simulator expects it" in words and "as planned" in words and "not loaded yet" in words
+
+
+def test_long_names_many_components_and_what_cannot_be_planned(picture):
+    long = "a_very_long_name_of_a_file_" * 6 + "fp8_e4m3fn_scaled.safetensors"
+    reports, timelines = [], {}
+    for name in ("dit", "dit_2", "text_encoder", "text_encoder_2", "image_encoder", "vae", "condition_image_encoder"):
+        report, timeline = component(name, 6 * GB, model=long)
+        reports.append(report)
+        timelines[report["id"]] = timeline
+    more = [component(f"vae_{i}", 6 * GB, loaded=False)[0] for i in range(2, 9)]
+    error = {"id": "x-1", "component": "controlnet", "model": "画.safetensors", "device": "cuda:0", "nodes": []}
+    bystander = {"component": "audio_vae", "model": long, "reason": "nobody asked for it " * 8, "nodes": []}
+    made = document(*reports, *more, expected=[error | {"error": "e " * 400}], bystanders=[bystander] * 3, devices=2)
+    canvas, _ = drawn(picture, "many", made, timelines)
+    assert any(text.startswith("and 7 more: vae_3") for text, _ in canvas.texts)
+    drawn(picture, "error", document(expected=[error | {"error": "budget too small " * 40}]))
+
+
+def test_a_budget_that_is_passed_is_red(picture):
+    report, timeline = component("dit", 6 * GB)
+    made = document(report | {"budget_bytes": GB})
+    _, over = drawn(picture, "over", made, {"dit-1": ([e for e in timeline[0] if e.kind != "stall"], True)})
+    assert count(over, picture.STALL) > 50
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"), [(0, "0"), (512, "0.5 kB"), (2_500_000, "2.5 MB"), (1.5e9, "1.50 GB"), (2.5e11, "250 GB")]
+)
+def test_sizes(picture, nbytes, text):
+    assert picture.size_text(nbytes) == text
