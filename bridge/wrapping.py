@@ -15,7 +15,7 @@ from ..offload_core.errors import OffloadError
 from ..offload_core.settings import ComponentSettings
 from . import compat
 from .kinds import kind_of
-from .loading import check_placement
+from .loading import check_placement, patcher_class
 from .patcher import LayerwiseModelPatcher, become_ours
 from .surroundings import Surroundings
 
@@ -106,4 +106,6 @@ def _without_dynamic_vram(model: comfy.model_patcher.ModelPatcher) -> comfy.mode
             "to load it without; use a Layerwise Offload loader node for it, or start the app with "
             "--disable-dynamic-vram"
         )
-    return model.clone(disable_dynamic=True)
+    # The app's factory for VAEs does not listen to `disable_dynamic`: its weights would be the file's, uncast.
+    with patcher_class(comfy.model_patcher.ModelPatcher):
+        return model.clone(disable_dynamic=True)

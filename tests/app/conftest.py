@@ -14,6 +14,7 @@ from tests.support.devkit import paths
 
 PROBE_PACK = Path(__file__).parent / "probe_pack"
 FAULT_PACK = paths.SUPPORT / "fault_pack"
+EXTENSION_PACK = Path(__file__).parent / "extension_pack"
 SIM_DEFAULTS = {"mb": 8192, "bandwidth": 0, "poison": 1, "race": 1}
 
 
@@ -49,7 +50,7 @@ def sim(server_pool, request):
     """A server on the simulated accelerator: nothing loaded, counters at zero, plenty of memory, fast copies."""
     if not simdev.available():
         pytest.skip("no simulated accelerator (no C++ compiler?)")
-    server = server_pool.get("sim", lambda: AppServer("sim", extra_packs=(PROBE_PACK,)))
+    server = server_pool.get("sim", lambda: AppServer("sim", extra_packs=(PROBE_PACK, EXTENSION_PACK)))
     server.sim_configure(**SIM_DEFAULTS)
     server.free()
     server.sim_reset()

@@ -50,10 +50,25 @@ def test_no_fault_is_not_seen(faulty):
     assert faulty.sim_stats()["races"] == 0
 
 
-@pytest.mark.parametrize("name", ["interrupt", "failure", "out_of_memory_twice"])
+STOPS = ("interrupt", "failure", "out_of_memory_twice")
+
+
+@pytest.mark.parametrize("name", STOPS)
 @pytest.mark.parametrize("at", [0, 5, 11, 12])
 def test_after_a_run_that_stopped_in_a_layer_the_next_is_right(faulty, name, at):
     """Twelve layers: the first and last of a pass, the first of the second, and some in between."""
+    stop_and_run_again(faulty, name, at)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", STOPS)
+@pytest.mark.parametrize("at", range(24))
+def test_after_a_run_that_stopped_anywhere_the_next_is_right(faulty, name, at):
+    stop_and_run_again(faulty, name, at)
+
+
+def stop_and_run_again(faulty, name: str, at: int):
+    """The next picture is right, nothing is leaked, and it moves no more bytes and waits no more often than any."""
     reference = latent(faulty, build("flux", "app"))
     faulty.free()
     faulty.sim_reset()
@@ -62,10 +77,19 @@ def test_after_a_run_that_stopped_in_a_layer_the_next_is_right(faulty, name, at)
     stopped = faulty.run(streamed())
     assert not stopped.ok
     faulty.post("/fault", {"name": ""})
+    counted = dit(faulty)["summary"]
     assert latent(faulty, streamed()) == reference
+    again, plan = dit(faulty)["summary"], dit(faulty)["plan"]
+    moving = sum(layer["bytes"] for layer in plan["layers"] if layer["placement"] == "streamed")
+    assert again["bytes_copied"] - counted["bytes_copied"] <= plan["resident_bytes"] + 3 * moving
+    assert again["demand_loads"] - counted["demand_loads"] <= 2
     assert faulty.sim_stats()["races"] == 0
     faulty.free()
     assert faulty.sim_stats()["used"] <= before, "device memory was leaked"
+
+
+def dit(server) -> dict:
+    return next(one for one in server.report()["components"] if one["component"] == "dit")
 
 
 def test_a_layer_that_finds_the_device_full_runs_again_with_room(faulty):
@@ -77,7 +101,7 @@ def test_a_layer_that_finds_the_device_full_runs_again_with_room(faulty):
         faulty.sim_configure(mb=2000)
         faulty.post("/fault", {"name": "device_filled", "at": at})
         assert latent(faulty, build("flux", "layerwise")) == reference
-        report = next(one for one in faulty.report()["components"] if one["component"] == "dit")
+        report = dit(faulty)
         faulty.post("/fault", {"name": ""})
         assert report["summary"]["retried_visits"] == 1
         assert any("ran out of memory in the middle of a pass" in line for line in report["warnings"])
@@ -85,7 +109,7 @@ def test_a_layer_that_finds_the_device_full_runs_again_with_room(faulty):
         assert kept < 0.5 * sum(layer["bytes"] for layer in report["plan"]["layers"])
         copied = report["summary"]["bytes_copied"]
         assert latent(faulty, build("flux", "layerwise", seed=2)) != reference
-        again = next(one for one in faulty.report()["components"] if one["component"] == "dit")
+        again = dit(faulty)
         streamed_bytes = sum(one["bytes"] for one in again["plan"]["layers"] if one["placement"] == "streamed")
         assert again["summary"]["bytes_copied"] - copied <= 3 * streamed_bytes, "two passes, and what comes next"
         assert faulty.sim_stats()["races"] == 0

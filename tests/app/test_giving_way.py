@@ -3,7 +3,7 @@
 import pytest
 
 from tests.app.test_bit_identity import dit_report, outcome
-from tests.support.workflows import build
+from tests.support.workflows import CLIP, MODEL, build, with_our_loaders
 
 pytestmark = pytest.mark.app
 
@@ -45,3 +45,65 @@ def test_all_of_it_is_given_back_when_all_of_it_is_needed(sim, weights_mb):
     assert outcome(sim, build("flux", "layerwise")) == reference
     sim.free()
     assert sim.sim_stats()["used"] == 0
+
+
+def decoded(settings: dict, seed: int = 1) -> dict:
+    """A whole picture, decoded by a VAE of 75 MB that the app loads in its own way."""
+    return with_our_loaders(build("flux", vae="vae_flux", seed=seed), settings)
+
+
+def held(server, name: str) -> int:
+    return next(one for one in server.report()["components"] if one["component"] == name)["summary"]["device_bytes"]
+
+
+def test_an_encoder_gives_before_a_diffusion_model_does(sim, weights_mb):
+    """A layer of the diffusion model is worth its bytes at every step. The app by itself would ask the smaller one."""
+    ours = {MODEL: {}, CLIP: {}}
+    reference = outcome(sim, decoded({}, seed=2))
+    sim.free()
+    outcome(sim, decoded(ours))
+    before = held(sim, "dit"), held(sim, "text_encoder")
+    weights_mb(180 + 30)
+    sim.sim_reset()
+    assert outcome(sim, decoded(ours, seed=2)) == reference
+    assert held(sim, "dit") == before[0]
+    assert held(sim, "text_encoder") < before[1] - 20_000_000
+    assert sim.sim_stats()["races"] == 0
+
+
+def test_what_was_asked_to_be_resident_goes_whole_or_stays(sim, weights_mb):
+    ours = {MODEL: {}, CLIP: {"placement": "resident"}}
+    outcome(sim, decoded(ours))
+    before = held(sim, "dit"), held(sim, "text_encoder")
+    weights_mb(180 + 30)
+    outcome(sim, decoded(ours, seed=2))
+    assert held(sim, "text_encoder") == before[1]
+    assert held(sim, "dit") < before[0] - 20_000_000
+
+
+def test_ours_give_before_a_model_of_the_apps_is_unloaded(sim, weights_mb):
+    """Giving back is free; the app would copy its encoder of 99 MB back."""
+    ours = {MODEL: {}}
+    outcome(sim, decoded(ours))
+    before = held(sim, "dit")
+    weights_mb(180 + 30)
+    sim.sim_reset()
+    outcome(sim, decoded(ours, seed=2))
+    assert held(sim, "dit") < before - 20_000_000
+    assert sim.sim_stats()["d2h_bytes"] < 8_000_000
+
+
+def test_three_models_on_a_small_device_do_not_thrash(sim, weights_mb):
+    """Two of ours and one of the app's, none of which fits beside the others: a prompt moves each about once."""
+    weights_mb(140)
+    ours = {MODEL: {}, CLIP: {}}
+    moved = []
+    for number, text in enumerate(("one", "two", "three", "four")):
+        sim.sim_reset()
+        sim.run(with_our_loaders(build("flux", vae="vae_flux", text=text, seed=number), ours)).check()
+        moved.append(sim.sim_stats()["h2d_bytes"])
+    model, encoder, vae = 81e6, 99e6, 75e6
+    steps = 2
+    assert max(moved[1:]) <= encoder + vae + steps * model + 20e6
+    assert moved[-1] <= 1.1 * moved[1] + 5e6
+    assert sim.sim_stats()["races"] == 0

@@ -68,7 +68,8 @@ class Result:
 
 
 class AppServer:
-    """One server process. `device` is "sim", "cpu" or "cuda"; `pack=False` leaves the pack under test out."""
+    """One server process. `device` is "sim", "cpu" or "cuda"; `pack=False` leaves the pack under test out,
+    `dynamic_vram` turns the app's Dynamic VRAM on (sim only)."""
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class AppServer:
         extra_packs: tuple[Path, ...] = (),
         env: dict | None = None,
         pack: bool = True,
+        dynamic_vram: bool = False,
         port: int | None = None,
     ):
         if device not in ("sim", "cpu", "cuda"):
@@ -95,6 +97,7 @@ class AppServer:
             **{"memory_mb": memory_mb, "bandwidth": bandwidth, "devices": devices},
             **{"poison": poison, "race": race},
         }
+        self._dynamic_vram = dynamic_vram
         self._extra_args, self._extra_packs, self._extra_env, self._pack = extra_args, extra_packs, env or {}, pack
         self._process: subprocess.Popen | None = None
         self.base = Path()
@@ -190,6 +193,7 @@ class AppServer:
         frontend = app_tree.frontend_root(self.version)
         words += ["--front-end-root", frontend] if frontend else []
         words += ["--cpu"] if self.device == "cpu" else []
+        words += ["--enable-dynamic-vram"] if self._dynamic_vram else []
         return [str(word) for word in (*words, *self._extra_args)]
 
     def _models_args(self) -> list:
@@ -213,6 +217,8 @@ class AppServer:
             env["SIMDEV_DEVICES"] = str(self._sim["devices"])
             env["SIMDEV_POISON"] = str(int(self._sim["poison"]))
             env["SIMDEV_RACE"] = str(int(self._sim["race"]))
+        if self._dynamic_vram:  # a stand-in for its native library
+            env["PYTHONPATH"] = os.pathsep.join((str(paths.SUPPORT / "simdev" / "dynamic"), env["PYTHONPATH"]))
         env.update(self._extra_env)
         return env
 

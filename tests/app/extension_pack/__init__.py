@@ -1,0 +1,177 @@
+"""TEST ONLY node pack: does to a MODEL what other packs do to it, each in one node: `ProbeExtension`. Made for Flux.
+
+GET /probe/dynamic answers what the app's Dynamic VRAM models hold on the device.
+"""
+
+import hashlib
+import importlib
+
+import comfy.model_patcher
+import comfy.patcher_extension
+import torch
+from aiohttp import web
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from server import PromptServer
+
+
+def injection(model):
+    """Changes the forward of a module deep inside, while the model is in use, and puts it back."""
+
+    def inject(patcher):
+        inner = patcher.model.diffusion_model.single_blocks[1]
+        call = inner.forward
+        inner.forward = lambda *args, **kwargs: call(*args, **kwargs) * 1.25
+        inner.before_the_probe = call
+
+    def eject(patcher):
+        inner = patcher.model.diffusion_model.single_blocks[1]
+        inner.forward = inner.before_the_probe
+        del inner.before_the_probe
+
+    model.set_injections("probe", [comfy.patcher_extension.PatcherInjection(inject, eject)])
+
+
+class _Scaled(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs) * 0.75
+
+
+def object_patch(model):
+    """A block replaced by a module around it."""
+    name = "diffusion_model.single_blocks.2"
+    model.add_object_patch(name, _Scaled(model.get_model_object(name)))
+
+
+def wrapper(model):
+    """Stands around the whole forward; every third call is answered without it."""
+    calls = []
+
+    def wrapped(executor, x, *args, **kwargs):
+        calls.append(0)
+        return x * 0.5 if len(calls) % 3 == 0 else executor(x, *args, **kwargs)
+
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "probe", wrapped)
+
+
+def skipped_blocks(model):
+    """As step caches do: a block is left out every other time."""
+    calls = []
+
+    def skipping(args, extra):
+        calls.append(0)
+        return {"img": args["img"], "txt": args["txt"]} if len(calls) % 2 == 0 else extra["original_block"](args)
+
+    model.set_model_patch_replace(skipping, "dit", "double_block", 1)
+    model.set_model_patch_replace(skipping, "dit", "double_block", 2)
+
+
+def weight_wrapper(model):
+    """A function over a weight, applied whenever the weight is used."""
+    for index in (0, 3):
+        model.add_weight_wrapper(f"diffusion_model.single_blocks.{index}.linear2.weight", lambda weight: weight * 0.5)
+
+
+def compiled(model):
+    keys = [f"diffusion_model.{kind}_blocks.{index}" for kind in ("double", "single") for index in range(4)]
+    set_torch_compile_wrapper(model=model, backend="eager", keys=keys)
+
+
+def compiled_whole(model):
+    set_torch_compile_wrapper(model=model, backend="eager")
+
+
+EXTENSIONS = (injection, object_patch, wrapper, skipped_blocks, weight_wrapper, compiled, compiled_whole)
+
+
+class ProbeExtension:
+    """A clone of the model with one of `EXTENSIONS`."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "_test", "run", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802 - the app's name
+        return {"required": {"model": ("MODEL",), "name": ([extension.__name__ for extension in EXTENSIONS],)}}
+
+    def run(self, model, name):
+        clone = model.clone()
+        next(extension for extension in EXTENSIONS if extension.__name__ == name)(clone)
+        return (clone,)
+
+
+CLONES = {
+    "plain": lambda model: model.clone(),
+    "disable_dynamic": lambda model: model.clone(disable_dynamic=True),
+    "model_override": lambda model: model.clone(model_override=model.get_clone_model_override()),
+    "positional": lambda model: model.clone(False, model.get_clone_model_override()),
+    "force_deepcopy": lambda model: model.clone(force_deepcopy=True),
+    "of_a_clone": lambda model: model.clone().clone(),
+}
+
+
+class ProbeClone:
+    """A clone of the model, made in one of the ways that the app and other packs use."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "_test", "run", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802 - the app's name
+        return {"required": {"model": ("MODEL",), "how": (list(CLONES),)}}
+
+    def run(self, model, how):
+        clone = CLONES[how](model)
+        if type(clone) is not type(model) or clone.patches_uuid != model.patches_uuid:
+            raise AssertionError(f"a {type(clone).__name__} with other patches")
+        return (clone,)
+
+
+class ProbeState:
+    """A digest of everything in the model's state dict, with its shapes, as it is once `after` is there."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "_test", "run", ("STRING",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802 - the app's name
+        return {"required": {"model": ("MODEL",), "after": ("LATENT",)}}
+
+    def run(self, model, after):
+        digest = hashlib.sha256()
+        for name, tensor in sorted(model.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return (digest.hexdigest(),)
+
+
+NODE_CLASS_MAPPINGS = {"ProbeExtension": ProbeExtension, "ProbeClone": ProbeClone, "ProbeState": ProbeState}
+
+
+@PromptServer.instance.routes.get("/probe/dynamic")
+async def _dynamic(request):
+    """Bytes that the app's Dynamic VRAM models hold on the device."""
+    control = importlib.import_module("comfy_aimdo.control")
+    return web.json_response({"resident_bytes": control.get_total_vram_usage()})
+
+
+def _move_as_torch_allows():
+    """The app assigns device data to host parameters outside leaf modules, which torch allows its own back ends. On
+    the simulated device the parameter is replaced instead."""
+    app_way = comfy.model_patcher.ModelPatcher._load_list
+
+    def load_list(self, for_dynamic=False, default_device=None):
+        for module in self.model.modules() if default_device is not None else ():
+            own = dict(module.named_parameters(recurse=False))
+            if len(list(module.parameters())) > len(own):
+                for name, parameter in own.items():
+                    dtype = getattr(module, f"{name}_comfy_model_dtype", None)
+                    moved = parameter.data.to(device=default_device, dtype=dtype)
+                    module._parameters[name] = torch.nn.Parameter(moved, requires_grad=False)
+        return app_way(self, for_dynamic)
+
+    comfy.model_patcher.ModelPatcher._load_list = load_list
+
+
+if hasattr(importlib.import_module("comfy_aimdo.control"), "devices_are_simulated"):
+    _move_as_torch_allows()

@@ -1,0 +1,50 @@
+"""Clones, and who looks at the weights of a streamed model: the same picture however it was cloned, true values."""
+
+import pytest
+
+from tests.app.test_bit_identity import outcome
+from tests.support.workflows import SAMPLER, build, node
+
+pytestmark = pytest.mark.app
+
+OURS = {"placement": "layerwise", "budget_gb": 0.03}
+HOW = ("plain", "disable_dynamic", "model_override", "positional", "force_deepcopy", "of_a_clone")
+
+
+def cloned(prompt: dict, how: str) -> dict:
+    source = prompt[SAMPLER]["inputs"]["model"]
+    sampler = node("KSampler", **(prompt[SAMPLER]["inputs"] | {"model": ["60", 0]}))
+    return {**prompt, "60": node("ProbeClone", model=source, how=how), SAMPLER: sampler}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_clone_is_streamed_and_gives_the_same_picture(sim, how):
+    reference = outcome(sim, build("flux"))
+    for loader in ("layerwise", "apply"):
+        sim.free()
+        assert outcome(sim, cloned(build("flux", loader, **OURS), how)) == reference
+        running = [one for one in sim.report()["components"] if one["summary"]["passes"]]
+        assert len(running) == 1
+        assert any(layer["placement"] == "streamed" for layer in running[0]["plan"]["layers"])
+        assert running[0]["summary"]["device_bytes"] <= 30_000_000, "a clone keeps the budget"
+
+
+def digest(server, prompt: dict) -> str:
+    source = prompt[SAMPLER]["inputs"]["model"]
+    probed = {
+        **prompt,
+        "61": node("ProbeState", model=source, after=[SAMPLER, 0]),
+        "62": node("PreviewAny", source=["61", 0]),
+    }
+    return server.run(probed).check().outputs["62"]["text"][0]
+
+
+def test_the_state_dict_of_a_streamed_model_is_true(sim):
+    """While it is loaded, with residents on the device and layers off it: true shapes, true values, nothing else."""
+    reference = digest(sim, build("flux"))
+    sim.free()
+    assert digest(sim, build("flux", "layerwise", **OURS)) == reference
+    assert digest(sim, build("flux", "layerwise", **OURS, seed=2)) == reference
+    sim.free()
+    assert digest(sim, build("flux", "apply", **OURS)) == reference
+    assert digest(sim, build("sd15", "layerwise", placement="layerwise")) != reference

@@ -1,0 +1,111 @@
+"""What other nodes do to a model, streamed and not: the same picture to the bit, or a refusal that says why."""
+
+import pytest
+
+from tests.app.test_bit_identity import outcome, smallest_budget_gb
+from tests.support.workflows import LATENT, NEGATIVE, POSITIVE, SAMPLER, build, node, with_controlnet
+
+pytestmark = pytest.mark.app
+
+PATCH, PATCH_2 = "60", "61"
+STEPS = 4
+
+
+def patched(prompt: dict, class_type: str, **widgets) -> dict:
+    """The prompt with a node between the last of the model chain and the sampler."""
+    source = prompt[SAMPLER]["inputs"]["model"]
+    where = PATCH_2 if PATCH in prompt else PATCH
+    sampler = node("KSampler", **(prompt[SAMPLER]["inputs"] | {"model": [where, 0]}))
+    return {**prompt, where: node(class_type, model=source, **widgets), SAMPLER: sampler}
+
+
+def probe(name: str):
+    return lambda prompt: patched(prompt, "ProbeExtension", name=name)
+
+
+def by_node(class_type: str, **widgets):
+    return lambda prompt: patched(prompt, class_type, **widgets)
+
+
+def regional(prompt: dict) -> dict:
+    """Two conditionings, each for half of the picture."""
+    prompt[LATENT]["inputs"].update(width=128, height=128)
+    halves = {
+        str(70 + side): node(
+            "ConditioningSetArea",
+            **{"conditioning": [(POSITIVE, NEGATIVE)[side], 0], "width": 64, "height": 128, "x": 64 * side, "y": 0},
+            strength=1.0,
+        )
+        for side in (0, 1)
+    }
+    both = node("ConditioningCombine", conditioning_1=["70", 0], conditioning_2=["71", 0])
+    sampler = node("KSampler", **(prompt[SAMPLER]["inputs"] | {"positive": ["72", 0]}))
+    return {**prompt, **halves, "72": both, SAMPLER: sampler}
+
+
+def windows(prompt: dict) -> dict:
+    """More frames than a window holds."""
+    prompt[LATENT]["inputs"]["length"] = 33
+    return patched(
+        prompt,
+        "WanContextWindowsManual",
+        **{"context_length": 17, "context_overlap": 5, "context_schedule": "standard_static", "context_stride": 1},
+        **{"closed_loop": False, "fuse_method": "pyramid", "freenoise": True},
+        **{"retain_first_frame": False, "split_conds_to_windows": False},
+    )
+
+
+CACHE = {"reuse_threshold": 3.0, "start_percent": 0.0, "end_percent": 1.0, "verbose": False}
+SLG = {"double_layers": "1, 2", "single_layers": "0, 3", "scale": 3.0, "rescaling_scale": 0.0} | {
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+}
+CASES = {
+    "injection": ("flux", probe("injection")),
+    "object patch": ("flux", probe("object_patch")),
+    "wrapper around the forward": ("flux", probe("wrapper")),
+    "blocks left out": ("flux", probe("skipped_blocks")),
+    "weight wrapper": ("flux", probe("weight_wrapper")),
+    "compiled blocks": ("flux", probe("compiled")),
+    "compiled whole": ("flux", probe("compiled_whole")),
+    "model sampling": (
+        "flux",
+        by_node("ModelSamplingFlux", max_shift=1.3, base_shift=0.6, width=64, height=64),
+    ),
+    "step cache": (
+        "flux",
+        by_node("EasyCache", **CACHE),
+    ),
+    "lazy cache": (
+        "sd15",
+        by_node("LazyCache", **CACHE),
+    ),
+    "layer skipping guidance": (
+        "flux",
+        by_node("SkipLayerGuidanceDiT", **SLG),
+    ),
+    "perturbed attention": ("sd15", by_node("PerturbedAttentionGuidance", scale=3.0)),
+    "token merging": ("sd15", by_node("TomePatchModel", ratio=0.3)),
+    "regional prompting": ("sd15", regional),
+    "context windows": ("wan", windows),
+    "controlnet": ("sd15", lambda prompt: with_controlnet(prompt, "controlnet_sd15")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_other_nodes_do_works_on_a_streamed_model(sim, name):
+    family, change = CASES[name]
+    plain = outcome(sim, build(family, steps=STEPS))
+    reference = outcome(sim, change(build(family, steps=STEPS)))
+    assert reference != plain or name.startswith("compiled"), "the node did nothing: nothing is tested"
+    budget = 1.3 * smallest_budget_gb(sim, family)
+    for loader in ("layerwise", "apply"):
+        sim.free()
+        prompt = change(build(family, loader, steps=STEPS, placement="layerwise", budget_gb=budget))
+        assert outcome(sim, prompt) == reference, loader
+        report = next(one for one in sim.report()["components"] if one["component"] == "dit")
+        assert report["summary"]["bytes_copied"] > 0
+        assert any(layer["placement"] == "streamed" for layer in report["plan"]["layers"])
+    # And without the node again: it has left nothing behind on the module.
+    assert outcome(sim, build(family, loader, steps=STEPS, placement="layerwise", budget_gb=budget)) == plain
+    assert sim.sim_stats()["races"] == 0
