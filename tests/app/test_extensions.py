@@ -29,11 +29,10 @@ def by_node(class_type: str, **widgets):
 
 def regional(prompt: dict) -> dict:
     """Two conditionings, each for half of the picture."""
-    prompt[LATENT]["inputs"].update(width=128, height=128)
     halves = {
         str(70 + side): node(
-            "ConditioningSetArea",
-            **{"conditioning": [(POSITIVE, NEGATIVE)[side], 0], "width": 64, "height": 128, "x": 64 * side, "y": 0},
+            "ConditioningSetAreaPercentage",
+            **{"conditioning": [(POSITIVE, NEGATIVE)[side], 0], "width": 0.5, "height": 1.0, "x": 0.5 * side, "y": 0.0},
             strength=1.0,
         )
         for side in (0, 1)
