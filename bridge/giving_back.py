@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..offload_core.demote import demoted
-from ..offload_core.errors import BudgetError
+from ..offload_core.errors import BudgetError, OffloadError
 from ..offload_core.inventory import Inventory
 from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
@@ -53,7 +53,10 @@ def give_back(component: Component, nbytes: int) -> int:
             break
         freed = controller.freed_by(less)
         if freed >= nbytes:
-            component.put_into_effect(less)
+            try:
+                component.put_into_effect(less)
+            except OffloadError:  # the ring would have to grow under another component that is running
+                break
             return before - component.freeable_bytes()
         budget -= nbytes - freed  # another component still needs the ring that this one could do without
     component.leave_device()

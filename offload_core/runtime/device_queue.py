@@ -90,7 +90,9 @@ class DeviceQueue:
         self.lease(lessee, 0)
 
     def freed_by(self, lessee: Lessee, nbytes: int = 0) -> int:
-        """By how much the arena would shrink if `lessee` needed only `nbytes` of it."""
+        """By how much the arena would shrink if `lessee` needed only `nbytes` of it. Not at all while another runs."""
+        if self.others_running(lessee):
+            return 0
         others = max((self._leases[other] for other in self._leases if other is not lessee), default=0)
         return max(0, self.arena_bytes - max(nbytes, others))
 

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from ..errors import OffloadError
 from ..plan import Plan
 
 if TYPE_CHECKING:
@@ -34,6 +37,14 @@ def _make_room(controller: OffloadController, ask: AskForRoom, too_late: bool) -
     """In the middle of a pass, with none of the component's layers in use. Whether there is more room now."""
     before = controller.plan
     plan = None if before is None else ask(before, too_late)
-    if plan is not None and plan is not before:
-        controller.change_to(plan)
-    return plan is not None
+    if plan is None:
+        return False
+    try:
+        if plan is not before:
+            controller.change_to(plan)
+    except (
+        torch.OutOfMemoryError,
+        OffloadError,
+    ):  # not even for less: the first error passes on
+        return False
+    return True

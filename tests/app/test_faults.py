@@ -121,3 +121,18 @@ def test_one_failure_for_want_of_memory_is_survived(faulty):
     faulty.post("/fault", {"name": "out_of_memory", "at": 5})
     assert latent(faulty, streamed()) == reference
     assert faulty.sim_stats()["races"] == 0
+
+
+def test_a_device_that_has_less_room_than_it_seemed_to_is_loaded_with_less(faulty):
+    reference = latent(faulty, build("flux", "app"))
+    faulty.free()
+    faulty.post("/fault", {"name": "less_than_it_looked", "at": 0})
+    assert latent(faulty, build("flux", "layerwise")) == reference
+    report = dit(faulty)
+    assert any("could not be had" in line for line in report["warnings"])
+    assert any(layer["placement"] == "streamed" for layer in report["plan"]["layers"])
+    faulty.post("/fault", {"name": ""})
+    stopped = build("flux", "layerwise", placement="resident", seed=2)
+    faulty.free()
+    faulty.post("/fault", {"name": "less_than_it_looked", "at": 0})
+    assert not faulty.run(stopped).ok, "what was asked to be resident is all there or an error"

@@ -235,6 +235,27 @@ def test_a_retry_that_repeats_whatever_it_is_would_be_seen(monkeypatch):
         stage.controller.detach()
 
 
+def test_when_there_is_no_room_even_for_less_the_first_error_passes_on(monkeypatch):
+    with a_world() as world:
+        stage = Stage(world)
+        stage.run()
+        stage.model.layers[3].failures = 1
+
+        def full(self, plan):
+            self.unload()
+            raise torch.OutOfMemoryError("no room for less")
+
+        monkeypatch.setattr(OffloadController, "change_to", full)
+        with pytest.raises(torch.OutOfMemoryError, match="on purpose"):
+            stage.model(stage.x)
+        monkeypatch.undo()
+        assert not stage.controller.loaded and world.port.live_bytes == 0
+        stage.run()
+        stage.controller.load(stage.plan)
+        stage.run()
+        stage.controller.detach()
+
+
 def test_a_layer_with_layers_inside_is_not_tried_out():
     with a_world() as world:
         one = world.add((4, 4, 4, 4))

@@ -145,7 +145,7 @@ class ProbeState:
         return (digest.hexdigest(),)
 
 
-NODE_CLASS_MAPPINGS = {"ProbeExtension": ProbeExtension, "ProbeClone": ProbeClone, "ProbeState": ProbeState}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ProbeExtension, ProbeClone, ProbeState)}
 
 
 @PromptServer.instance.routes.get("/probe/dynamic")

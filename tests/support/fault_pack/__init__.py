@@ -125,6 +125,20 @@ def device_filled(at: int) -> None:
     _undo.append(taken.clear)
 
 
+def less_than_it_looked(at: int) -> None:
+    """The device has less room for a plan than it seemed to have: loading one fails, once, at the `at`-th time."""
+    controller = _engine("controller").OffloadController
+    load, left = controller.load, [at]
+
+    def failing(self, plan):
+        left[0] -= 1
+        if left[0] == -1:
+            raise torch.OutOfMemoryError("seeded: out of memory while loading")
+        load(self, plan)
+
+    _replace(controller, "load", failing)
+
+
 SILENT = (
     no_wait_for_the_copy,
     no_wait_for_the_last_reader,
@@ -133,7 +147,7 @@ SILENT = (
     layer_taken_for_present,
     overlaps_forgotten,
 )
-RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled)
+RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled, less_than_it_looked)
 FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING)}
 
 
