@@ -1,10 +1,7 @@
-// Switches the app to the task's language, shows one of our nodes and its help page, and takes a picture.
+// Shows one of our nodes and its help page, and takes a picture.
 import { scenario } from './page.mjs';
 
 await scenario(async (page, task) => {
-  await page.evaluate((language) => app.extensionManager.setting.set('Comfy.Locale', language), task.language);
-  await page.reload({ waitUntil: 'domcontentloaded' });
-  await page.waitForFunction(() => window.app?.vueAppReady && window.app.graph && window.app.extensionManager, null, { timeout: 60000 });
   // the app's first workflow comes in late, and would take our node away
   await page.waitForFunction(() => app.graph.nodes.length > 0, null, { timeout: 60000 });
   await page.waitForTimeout(500);
