@@ -35,25 +35,24 @@ def test_nothing_of_the_app_is_replaced(sim):
         sim.free()
 
 
-def apps_tree(folder, packs: dict):
-    """A copy of the app's tree with `packs` in its custom_nodes: its own tests write into the tree they run in."""
+def apps_own_tests(folder, packs: dict) -> dict[str, str]:
+    """ "passed", "skipped" or the text of the failure, by test id, of the app's own tests with `packs` in custom_nodes.
+
+    In a copy of the app's tree, because they write into the tree they run in.
+    """
     tree = folder / "app"
     shutil.copytree(paths.app_tree(DEFAULT_APP), tree)
     for name, target in packs.items():
         (tree / "custom_nodes" / name).symlink_to(target, target_is_directory=True)
-    return tree
-
-
-def outcomes_of(tests, tree, packs: dict) -> dict[str, str]:
-    """ "passed", "skipped" or the text of the failure, by test id, of some of the app's own tests."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    report = tree / "report.xml"
+    report = folder / "report.xml"
     env = {**os.environ, "PATH": f"{paths.PYTHON.parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
-    env.pop("PYTHONPATH", None)
-    command = [paths.PYTHON, "-m", "pytest", *tests, "-o", "addopts=", "-s", "-p", "no:cacheprovider", "-q"]
-    command += ["--port", port, "--skip-timing-checks", f"--junitxml={report}", f"--output_dir={tree / 'output'}"]
+    env["PYTHONPATH"] = str(paths.SUPPORT / "patient_client")
+    command = [paths.PYTHON, "-m", "pytest", *APPS_OWN_TESTS, "-o", "addopts=", "-s", "-p", "no:cacheprovider", "-q"]
+    command += ["-p", "patient_client", "--skip-timing-checks"]
+    command += ["--port", port, f"--junitxml={report}", f"--output_dir={folder / 'output'}"]
     done = subprocess.run([str(word) for word in command], cwd=tree, env=env, capture_output=True, text=True)
     text = done.stdout + done.stderr
     assert report.is_file(), text[-3000:]
@@ -62,22 +61,8 @@ def outcomes_of(tests, tree, packs: dict) -> dict[str, str]:
     found = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         broken = [part for part in case if part.tag in ("failure", "error")]
-        *module, owner = case.get("classname").split(".")
-        name = f"{'/'.join(module)}.py::{owner}::{case.get('name')}"
         skipped = "skipped" if case.find("skipped") is not None else "passed"
-        found[name] = broken[0].get("message") if broken else skipped
-    return found
-
-
-def apps_own_tests(folder, packs: dict) -> dict[str, str]:
-    """Outcome by test id. What fails is tried again: the tests give a server only 20 s to start."""
-    tree = apps_tree(folder, packs)
-    found = outcomes_of(APPS_OWN_TESTS, tree, packs)
-    for _ in range(2):
-        failed = [name for name, outcome in found.items() if outcome not in ("passed", "skipped")]
-        if failed:
-            print("tried again:", {name: found[name] for name in failed})
-            found |= outcomes_of(failed, tree, packs)
+        found[f"{case.get('classname')}::{case.get('name')}"] = broken[0].get("message") if broken else skipped
     return found
 
 
