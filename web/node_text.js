@@ -25,7 +25,7 @@ export function line(say, node, resolved) {
   return {
     component: resolved.component,
     placement,
-    rest: [say(`source.${resolved.source}`), used].filter(Boolean).join(' · '),
+    rest: [resolved.source && say(`source.${resolved.source}`), used].filter(Boolean).join(' · '),
     title: [resolved.reason, ...warnings].filter(Boolean).join('\n'),
     warned: warnings.length > 0,
   };
@@ -59,20 +59,18 @@ const order = (component) => ORDER.indexOf(kindOf(component));
 /** The height of the text of a node, the same before and after a run, so that no run changes a node's size. */
 export const heightFor = (node) => 2 * MARGIN + LINE_HEIGHT * Math.max(1, kindsOf(node).length);
 
-/** What the report says about the components of the node `id`, in the shape of the `resolved` message. */
-export function fromReport(report, id) {
+/** What the report says about the components of `node`, whose id in the prompt is `id`, as the `resolved` message would. */
+export function fromReport(report, node, id) {
   const asked = (one) => (one.nodes ?? []).map(String).includes(id);
-  const ours = report.components.filter(asked).map((one) => ({
-    component: one.component,
-    placement: one.settings?.placement?.value ?? 'layerwise',
-    source: one.settings?.placement?.source ?? 'policy',
-    reason: one.settings?.placement?.reason ?? '',
-    budget_bytes: one.budget_bytes,
-    device_bytes: one.summary?.peak_device_bytes ?? null,
-    warnings: one.warnings,
-  }));
-  const others = (report.bystanders ?? []).filter(asked).map((one) => ({
-    component: one.component, placement: one.placement ?? 'whole', source: one.source ?? 'policy', reason: one.reason, warnings: [],
-  }));
+  const ours = report.components.filter(asked).map((one) => {
+    const { value = 'layerwise', source = null, reason = '' } = one.settings?.placement ?? {};
+    const { component, budget_bytes, warnings } = one;
+    return { component, placement: value, source, reason, budget_bytes, device_bytes: one.summary?.peak_device_bytes ?? null, warnings };
+  });
+  const others = (report.bystanders ?? []).filter(asked).map(({ component, reason }) => {
+    const widget = placementWidget(node, kindOf(component));
+    const isSet = widget !== null && widget !== 'auto'; // the report of a bystander has its reason, and no source
+    return { component, placement: isSet ? widget : 'whole', source: isSet ? 'node' : null, reason, warnings: [] };
+  });
   return [...ours, ...others];
 }

@@ -66,7 +66,7 @@ export function nodeWidgets(contact) {
       const report = await contact.fetchReport().catch(() => null);
       if (!report) return;
       for (const { id, node } of active) {
-        const list = fromReport(report, id).filter((one) => sameFile(node, report, one.component, id));
+        const list = fromReport(report, node, id).filter((one) => sameFile(node, report, one.component, id));
         if (list.length) put(node, list);
       }
     },

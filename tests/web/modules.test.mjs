@@ -134,8 +134,13 @@ test('a node says what auto came to, and on whose word', () => {
 });
 
 test('a node finds itself in the report', () => {
-  assert.deepEqual(fromReport(fixture.report(), '1').map((one) => one.component), ['dit', 'text_encoder', 'vae']);
-  assert.deepEqual(fromReport(fixture.report(), '2'), []);
+  const loader = node('LayerwiseOffloadLoader', { dit_placement: 'auto', vae_placement: 'cpu' });
+  const found = fromReport(fixture.report(), loader, '1');
+  assert.deepEqual(found.map((one) => [one.component, one.placement, one.source]), [
+    ['dit', 'layerwise', 'policy'], ['text_encoder', 'layerwise', 'policy'], ['vae', 'cpu', 'node'],
+  ]);
+  assert.equal(line(say, node('LayerwiseOffloadLoader', { vae_placement: 'auto' }), { ...found[2], placement: 'whole', source: null }).rest, '');
+  assert.deepEqual(fromReport(fixture.report(), loader, '2'), []);
 });
 
 test('what a gigabyte more or less would do', () => {

@@ -60,7 +60,15 @@ await scenario(async (page, task) => {
   const picture = (name) => page.screenshot({ path: task.screenshot.replace('.png', `-${name}.png`) });
   const onNode = await page.locator('.lwo-node').innerText();
   await page.evaluate(() => app.extensionManager.command.execute('Comfy.Canvas.FitView'));
-  await page.waitForTimeout(300);
+  for (const [component, placement, source, budget_bytes, warnings] of [
+    ['dit', 'layerwise', 'policy', 6e9, []], ['text_encoder', 'layerwise', 'graph', 1.4e9, ['copies are slower: close other programs']], ['vae', 'whole', 'settings', null, []],
+  ]) {
+    const device_bytes = budget_bytes && budget_bytes - 0.07e9;
+    await send('resolved', { schema: 1, node: '1', id: null, component, placement, source, reason: 'a reason', budget_bytes, device_bytes, warnings });
+  }
+  await page.waitForTimeout(400);
+  const toasts = await page.locator('.p-toast-message').allInnerTexts();
+  const resolved = (await page.locator('.lwo-node-line').allInnerTexts()).map((one) => one.replace(/\s*\n\s*/g, ' '));
   await picture('node');
   await page.evaluate((id) => app.extensionManager.bottomPanel.toggleBottomPanelTab(id), PANEL);
   await page.waitForSelector('.lwo-map-row');
@@ -90,5 +98,5 @@ await scenario(async (page, task) => {
   });
   await page.click('.lwo-map-row:nth-child(2) .lwo-pick');
   const focusedNumbers = await page.locator('.lwo-numbers').innerText();
-  return { onNode, found, keyboard, states, drawn, focusedNumbers };
+  return { onNode, resolved, toasts, found, keyboard, states, drawn, focusedNumbers };
 }, { routes });

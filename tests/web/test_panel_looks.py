@@ -23,4 +23,7 @@ def test_looks(play, theme, vue, width, locale):
     assert "double_blocks.1 " in played["keyboard"]["readout"] and played["keyboard"]["outline"] == "solid"
     assert "text_encoder" in played["focusedNumbers"] and "3.2 %" in played["focusedNumbers"]
     assert played["onNode"] == {"en": "auto is resolved when it runs", "zh": "auto 在运行时决定"}[locale]
+    assert [line.split(" ")[0] for line in played["resolved"]] == ["dit", "text_encoder", "vae"]
+    assert "auto → layerwise" in played["resolved"][0] and "5.93 GB" in played["resolved"][0]
+    assert len(played["toasts"]) == 1 and "close other programs" in played["toasts"][0]
     assert played["errors"] == [] and played["external"] == []

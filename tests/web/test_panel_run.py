@@ -1,0 +1,72 @@
+"""A user with the real server and the panel: what is to be seen before, while and after, and that nothing of theirs changes."""
+
+import json
+
+import pytest
+
+from tests.support.workflows import MODEL, all_in_one, build
+
+pytestmark = pytest.mark.web
+
+BUDGET_GB = 0.03
+DEFAULTS = {"LayerwiseOffload.Vae.Placement": "layerwise", "LayerwiseOffload.Dit.Placement": "resident"}
+
+
+@pytest.mark.parametrize("renderer", ["vue", "canvas"])
+def test_run_set_ask_save_reload(server, play, renderer):
+    server.free()
+    prompt = all_in_one(build("flux", vae="vae_flux", seed=77, steps=6))
+    played = play(
+        *("panel_run.mjs", f"run-{renderer}"),
+        **{"prompt": prompt, "loader": MODEL, "vueNodes": renderer == "vue", "defaults": DEFAULTS},
+        **{"settings": dict.fromkeys(DEFAULTS, "auto")},
+    )
+    assert played["errors"] == [] and played["external"] == []
+    before_and_after(server, played)
+    options_and_reasons(played)
+    kept(played)
+
+
+def before_and_after(server, played: dict):
+    assert played["nodeBefore"].strip() == "auto is resolved when it runs"
+    assert "Ready to run" in played["idle"] and "text_encoder" in played["idle"]
+    assert played["run"] == "success" and played["ranVisibly"], "the panel never showed the run"
+    layers = [len(one["plan"]["layers"]) for one in server.report()["components"]]
+    assert sorted(played["states"]) == sorted(layers)
+    assert played["timeline"] and played["live"] >= 2
+    assert not [text for text in played["numbers"] if "not measured" in text], played["numbers"]
+    for component in ("dit", "text_encoder", "vae"):
+        assert component in played["nodeAfter"]
+    assert "auto → " in played["nodeAfter"] and "default policy" in played["nodeAfter"]
+    file = server.base / "output" / played["saved"].removeprefix("Saved as ")
+    assert json.loads(file.read_text())["traceEvents"]
+    assert played["runHidden"] == "success" and played["liveHidden"] == 0, "it listens although it is hidden"
+
+
+def options_and_reasons(played: dict):
+    graph = {"components": {"dit": {"budget_gb": BUDGET_GB, "placement": "layerwise"}}}
+    assert played["carried"] == played["carriedInFreshPage"] == {"schema": 1, "graph": graph}
+    assert played["extra"] == {"schema": 1, **graph}
+    assert played["runWithOptions"] == "success"
+    assert played["dit"] == {"placement": ["layerwise", "graph"], "budget": [round(BUDGET_GB * 1e9), "graph"]}
+    assert played["vae"]["placement"] == ["layerwise", "settings"]
+    assert "graph options" in played["nodeWithOptions"] and "ComfyUI settings" in played["nodeWithOptions"]
+    for text in ("graph options", "Placement", "Budget", "+1 GB", "-1 GB".replace("-", "−")):
+        assert text in played["why"]
+
+
+def kept(played: dict):
+    first, *later = played["widgets"]
+    assert all(one == first for one in without_seeds(later, first)), "a widget of the user's was changed"
+    assert played["copy"]["text"].strip() == "auto is resolved when it runs"
+    assert "auto → layerwise" in played["nodeReloaded"] and "graph options" in played["nodeReloaded"]
+    assert played["nodeInFreshPage"] == played["nodeReloaded"]
+    inside = played["subgraph"]
+    assert inside["status"] == "success" and json.loads(inside["carried"]) == played["carried"]
+    assert "auto → layerwise" in inside["text"] and "graph options" in inside["text"], inside
+
+
+def without_seeds(later: list[dict], first: dict) -> list[dict]:
+    """The app itself draws a new seed after each run: the sampler's first widget."""
+    samplers = [node_id for node_id, values in first.items() if values and "euler" in values]
+    return [{**one, **{node_id: [first[node_id][0], *one[node_id][1:]] for node_id in samplers}} for one in later]
