@@ -65,7 +65,9 @@ export function writeGraphOptions(options) {
   if (options) graph.extra[EXTRA] = options;
   else delete graph.extra[EXTRA];
   graph.setDirtyCanvas?.(true, true);
-  app.extensionManager.workflow?.activeWorkflow?.changeTracker?.checkState?.(); // the tab shows that there is something to save
+  const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker; // the tab shows that there is something to save
+  if (tracker?.captureCanvasState) tracker.captureCanvasState();
+  else tracker?.checkState?.();
 }
 
 /** Puts a node of `type` into the middle of what is seen, and selects it. */

@@ -9,33 +9,34 @@ import { MODES, PLACEMENTS, changed, said } from './graph_options.js';
 export function graphOptionsForm(say, save) {
   const root = element('div', { class: 'lwo-form' });
   let drawn = '';
+  let options = null;
   return {
     root,
-    update(options, names) {
-      const now = JSON.stringify([options, names]);
+    update(given, names) {
+      const now = JSON.stringify([given, names]);
       if (now === drawn) return; // keeps the focus where the user is typing
       drawn = now;
-      root.replaceChildren(...content(say, options, names, (next) => {
-        drawn = JSON.stringify([next, names]);
-        save(next);
-        if (shape(next) !== shape(options)) this.update(next, names);
+      options = given;
+      const clear = element('button', { class: 'lwo-button', type: 'button', text: say('form.clear'), onclick: () => (keep(null), this.update(null, names)) });
+      const keep = (next) => {
         options = next;
-      }, () => options));
+        drawn = next ? JSON.stringify([next, names]) : '';
+        clear.hidden = !said(next);
+        save(next);
+      };
+      clear.hidden = !said(options);
+      root.replaceChildren(...content(say, given, names, (...change) => keep(changed(options, ...change)), clear));
     },
   };
 }
 
-const shape = (options) => Object.keys(options?.components ?? {}).sort().join();
-
-function content(say, options, names, save, current) {
+function content(say, options, names, set, clear) {
   const unknown = Object.keys(options?.components ?? {}).filter((name) => !names.includes(name) && !['all', 'default'].includes(name));
   const rows = [...names, ...unknown, 'all'];
-  const set = (selector, name, value) => save(changed(current(), selector, name, value));
   const mode = choice(say('form.mode'), MODES, options?.mode ?? 'auto', (value) => set(null, 'mode', value));
-  const clear = element('button', { class: 'lwo-button', type: 'button', text: say('form.clear'), onclick: () => save(null) });
   return [
     element('p', { class: 'lwo-quiet', text: say('form.help') }),
-    element('div', { class: 'lwo-form-mode' }, element('label', {}, element('span', { text: say('form.mode') }), mode), said(options) ? clear : null),
+    element('div', { class: 'lwo-form-mode' }, element('label', {}, element('span', { text: say('form.mode') }), mode), clear),
     element(
       'table',
       { class: 'lwo-options' },
@@ -49,9 +50,9 @@ function row(say, selector, settings, isUnknown, set) {
   const label = selector === 'all' ? say('form.all') : selector;
   const number = (name) =>
     element('input', {
-      type: 'number', min: 0, max: 1024, step: 0.1, placeholder: 'auto', value: settings?.[name] || '',
+      type: 'number', min: 0, max: 1024, step: 0.01, placeholder: 'auto', value: settings?.[name] || '',
       'aria-label': `${label}: ${say(name === 'budget_gb' ? 'form.budget' : 'form.ring')}`,
-      onchange: (event) => event.target.checkValidity() && set(selector, name, Number(event.target.value)),
+      onchange: (event) => event.target.reportValidity() && set(selector, name, Number(event.target.value)),
       onkeydown: (event) => event.stopPropagation(), // the app has keys of its own
     });
   const placement = choice(`${label}: ${say('form.placement')}`, PLACEMENTS, settings?.placement ?? 'auto', (value) => set(selector, 'placement', value));

@@ -41,6 +41,7 @@ contact.register({
   async setup() {
     await nodes.ready();
     contact.onMessage('resolved', (message) => nodes.resolved(message));
+    contact.onRunEnd(() => nodes.fillMissing());
     contact.onMessage('live', () => {}); // the app complains of messages that nobody has asked for
   },
   nodeCreated: (node) => nodes.created(node),

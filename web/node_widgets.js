@@ -1,8 +1,8 @@
 // What our nodes carry in the browser: the text widget, and the hidden input with the options of the whole graph.
 // Gets the app's node objects from its hooks; all other contact with the app is by `contact`.
 import { graphPart, optionsText } from './graph_options.js';
-import { isOurs } from './model.js';
-import { MARGIN, fromReport, heightFor, nodeText } from './node_text.js';
+import { isOurs, kindsOf } from './model.js';
+import { MARGIN, fromReport, heightFor, kindOf, nodeText } from './node_text.js';
 import { word } from './settings.js';
 
 const TEXT_WIDGET = 'layerwise_offload_text';
@@ -21,7 +21,8 @@ export function nodeWidgets(contact) {
     entry.text.show(list);
   };
   const find = (id) => contact.activeNodes().find((one) => one.id === String(id))?.node;
-  return {
+  const textNodes = () => contact.activeNodes().filter(({ node }) => shown.has(node));
+  const nodes = {
     /** Has the words of the app's language at hand: before any node is made, and again for each workflow. */
     async ready() {
       say = await contact.words();
@@ -58,19 +59,35 @@ export function nodeWidgets(contact) {
       contact.toast('warn', fresh.map((text) => `${message.component}: ${text}`).join('\n'));
     },
     /** After a reload: what the last runs came to, for nodes that still load the same files. */
-    async fill() {
-      const active = contact.activeNodes().filter(({ node }) => shown.has(node));
+    async fill(active = textNodes()) {
       if (!active.length) return;
       await this.ready();
       for (const { node } of active) put(node, [...shown.get(node).resolved.values()]);
       const report = await contact.fetchReport().catch(() => null);
       if (!report) return;
+      const ids = new Set(contact.activeNodes().map((one) => one.id));
       for (const { id, node } of active) {
-        const list = fromReport(report, node, id).filter((one) => sameFile(node, report, one.component, id));
+        const list = resolvedOf(report, node, id, ids);
         if (list.length) put(node, list);
       }
     },
+    /** After a run: nodes that the app found in its cache have had no message; a loader put into a subgraph is one. */
+    fillMissing: () => nodes.fill(textNodes().filter(({ node }) => !shown.get(node).resolved.size)),
   };
+  return nodes;
+}
+
+/** What the report says of a node: by its id, else by its files, if the nodes that asked are no longer in the graph. */
+function resolvedOf(report, node, id, ids) {
+  const named = (one) => namesFile(node, one.model);
+  const mine = (one) => (one.nodes ?? []).map(String).includes(id);
+  const gone = (one) => !(one.nodes ?? []).some((each) => ids.has(String(each))) && kindsOf(node).includes(kindOf(one.component));
+  const pick = (list, test) => (list ?? []).filter((one) => test(one) && named(one)).map((one) => ({ ...one, nodes: [id] }));
+  for (const test of [mine, gone]) {
+    const found = fromReport({ components: pick(report.components, test), bystanders: pick(report.bystanders, test) }, node, id);
+    if (found.length) return found;
+  }
+  return [];
 }
 
 /** The `graph_options` input: filled when the prompt is made, never shown, its own value left as it came. */
@@ -83,9 +100,7 @@ function carryOptions(contact, node) {
 }
 
 /** Another workflow may use the same node id: a component is this node's only if one of its widgets names its file. */
-function sameFile(node, report, component, id) {
-  const entries = [...report.components, ...(report.bystanders ?? [])];
-  const one = entries.find((each) => each.component === component && (each.nodes ?? []).map(String).includes(id));
-  const names = (node.widgets ?? []).map((widget) => widget.value).filter((value) => typeof value === 'string' && value.includes('.'));
-  return !names.length || names.some((name) => one.model.includes(name.split('/').pop()) || name.includes(one.model));
+function namesFile(node, model) {
+  const files = (node.widgets ?? []).map((widget) => widget.value).filter((value) => typeof value === 'string' && /\.\w+$/.test(value));
+  return !files.length || files.some((name) => model.includes(name.split(/[\\/]/).pop()));
 }

@@ -10,6 +10,8 @@ const SHOWN = {
   headroom: { value: (numbers) => bytes(numbers.headroom_bytes) },
 };
 
+const streams = (component) => !component || component.plan?.layers.some((layer) => layer.placement === 'streamed');
+
 export function numberTiles(say) {
   const caption = element('h3');
   const tiles = Object.entries(SHOWN).map(([name, shown]) => {
@@ -29,7 +31,7 @@ export function numberTiles(say) {
         const text = component ? shown.value({ stall_pct: null, hit_rate: null, ...numbers }) : UNKNOWN;
         const planned = text === UNKNOWN && component?.plan?.predicted && shown.planned?.(component.plan.predicted);
         setText(value, planned || text);
-        setText(note, planned ? say('number.planned') : text === UNKNOWN ? say('number.unmeasured') : '');
+        setText(note, planned ? say('number.planned') : text !== UNKNOWN ? '' : say(streams(component) ? 'number.unmeasured' : 'number.nothing'));
         tile.classList.toggle('lwo-bad', !!shown.bad?.(numbers));
       }
     },

@@ -9,22 +9,31 @@ from tests.support.workflows import MODEL, all_in_one, build
 pytestmark = pytest.mark.web
 
 BUDGET_GB = 0.03
+LINK = 3e8
 DEFAULTS = {"LayerwiseOffload.Vae.Placement": "layerwise", "LayerwiseOffload.Dit.Placement": "resident"}
 
 
 @pytest.mark.parametrize("renderer", ["vue", "canvas"])
-def test_run_set_ask_save_reload(server, play, renderer):
+def test_run_set_ask_save_reload(server, play, request, renderer):
+    prompt = all_in_one(build("flux", vae="vae_flux", seed=77, steps=6), mode="memory")
     server.free()
-    prompt = all_in_one(build("flux", vae="vae_flux", seed=77, steps=6))
+    slow(server)
+    request.addfinalizer(lambda: slow(server, 0))
     played = play(
         *("panel_run.mjs", f"run-{renderer}"),
         **{"prompt": prompt, "loader": MODEL, "vueNodes": renderer == "vue", "defaults": DEFAULTS},
         **{"settings": dict.fromkeys(DEFAULTS, "auto")},
     )
-    assert played["errors"] == [] and played["external"] == []
     before_and_after(server, played)
     options_and_reasons(played)
     kept(played)
+    assert played["errors"] == [] and played["external"] == [], played["errors"]
+
+
+def slow(server, bytes_per_s: float = LINK):
+    """Copies as slow as those of a large model, so that there is something to see."""
+    if server.device == "sim":
+        server.sim_configure(bandwidth=bytes_per_s)
 
 
 def before_and_after(server, played: dict):
