@@ -14,8 +14,9 @@ export function explanations(say) {
     },
     show(id) {
       const target = [...root.children].find((one) => one.dataset.component === id);
-      target?.scrollIntoView({ block: 'nearest' });
-      target?.focus();
+      if (!target) return;
+      root.closest('.lwo-panel').scrollTop = target.offsetTop - root.offsetTop; // nothing but the panel is to move
+      target.focus({ preventScroll: true });
     },
   };
 }
@@ -49,25 +50,28 @@ function settingsTable(say, component) {
   return element('table', { class: 'lwo-settings' }, element('thead', {}, element('tr', {}, ...heads)), element('tbody', {}, ...rows));
 }
 
-/** What the simulator says about a budget of a GB more and of a GB less, against the plan as it is. */
+/** What the simulator makes of a budget of a GB more and of a GB less, against what it makes of this one (delta 0). */
 export function whatIfLines(say, component) {
-  const now = component.plan?.predicted?.pass_ns;
-  return (component.what_if ?? []).map((one) => {
+  const now = passNow(component);
+  return (component.what_if ?? []).filter((one) => one.delta_bytes !== 0).map((one) => {
     const delta = `${one.delta_bytes > 0 ? '+' : '−'}${Math.abs(one.delta_bytes / GB)} GB`;
     if (one.error) return { delta, text: one.error, bad: true };
-    const change = now ? Math.round((100 * (one.pass_ns - now)) / now) : null;
-    const key = change ? 'explain.what_if' : 'explain.what_if_same';
-    const values = { pass: duration(one.pass_ns), change: change > 0 ? `+${change}` : `−${Math.abs(change ?? 0)}`, resident: one.resident_layers };
-    return { delta, text: say(key, values), bad: false };
+    const pass = duration(one.pass_ns);
+    const change = now === null ? null : Math.round((100 * (one.pass_ns - now)) / now);
+    const comparison = change === null ? '' : change === 0 ? say('explain.same') : `${change > 0 ? '+' : '−'}${Math.abs(change)} %`;
+    return { delta, text: say('explain.what_if', { pass, change: comparison && ` (${comparison})`, resident: one.resident_layers }), bad: false };
   });
 }
+
+/** A pass by the times that are known now; null if the report does not say: its plan may be older than the times. */
+const passNow = (component) => component.what_if?.find((one) => one.delta_bytes === 0)?.pass_ns ?? null;
 
 function whatIf(say, component) {
   const lines = whatIfLines(say, component);
   if (!lines.length) return null;
-  const now = component.plan?.predicted?.pass_ns;
+  const now = passNow(component);
   const rows = lines.map((line) => element('li', { class: line.bad ? 'lwo-quiet' : '' }, element('b', { text: line.delta }), ' ', line.text));
-  const title = say('explain.budget', { budget: bytes(component.budget_bytes), pass: duration(now) });
+  const title = say(now === null ? 'explain.budget_only' : 'explain.budget', { budget: bytes(component.budget_bytes), pass: duration(now) });
   return element('div', { class: 'lwo-what-if' }, element('p', { text: title }), element('ul', {}, ...rows));
 }
 

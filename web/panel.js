@@ -42,6 +42,7 @@ export function createPanel(contact) {
         },
       };
       const page = buildPage(say, contact, parts);
+      place.style.height = '100%'; // what does not fit is scrolled in here, not with the app's tabs
       place.replaceChildren(page.root);
       const draw = (all) => page.draw(state, view, focused(state, chosen), all);
       const listening = listen(contact, place, (message) => {

@@ -145,8 +145,9 @@ test('a node finds itself in the report', () => {
 
 test('what a gigabyte more or less would do', () => {
   const [dit, encoder] = fixture.report().components;
-  assert.deepEqual(whatIfLines(say, dit).map((one) => one.text), ['explain.what_if 1.04 s −14 23', 'explain.what_if 1.37 s +13 14']);
+  assert.deepEqual(whatIfLines(say, dit).map((one) => one.text), ['explain.what_if 1.04 s  (−14 %) 23', 'explain.what_if 1.37 s  (+13 %) 14']);
   assert.ok(whatIfLines(say, encoder)[1].bad);
+  assert.equal(whatIfLines(say, encoder)[0].text, 'explain.what_if 1.21 s  10', 'nothing to compare with');
 });
 
 test('words fall back to English, languages to the nearest', () => {

@@ -13,7 +13,7 @@ const BROWSER_ARGUMENTS = [
 // What the app itself writes to the console of a page without our pack.
 const OF_THE_APP = [
   /legacy queue\/history menu/, /ComfyApp\.open_maskeditor is deprecated/, /graph accessed before initialization/,
-  /^Error loading (fuse options|core workflow templates)/, // its template index, which set-up leaves out
+  /^Error loading fuse options/, // its template index, which set-up leaves out
   /^Failed to load resource/, // which one is seen by its answer, see below
 ];
 
@@ -81,7 +81,9 @@ function installVerbs() {
     },
     settings: (values) => Promise.all(Object.entries(values).map(([id, value]) => app.extensionManager.setting.set(id, value))),
     // What a user has put into the nodes, as far as it is saved: to compare before and after.
-    savedWidgets: () => Object.fromEntries(clone(app.graph.serialize()).nodes.map((node) => [node.id, node.widgets_values])),
+    savedWidgets: () => Object.fromEntries(
+      clone(app.graph.serialize()).nodes.filter((node) => node.widgets_values?.length).map((node) => [node.id, node.widgets_values]),
+    ),
     async saveAndReload() {
       const saved = JSON.parse(JSON.stringify(app.graph.serialize()));
       app.graph.clear();
@@ -142,6 +144,21 @@ export async function openApp(url, { vueNodes = false, files, width = 1600, view
   await page.goto(url, { waitUntil: 'domcontentloaded' });
   await settle(page);
   return { browser, page, seen };
+}
+
+/** Runs in the page: what the graph covers of the screen, in pixels. */
+export function graphOnScreen(margin) {
+  const { scale, offset } = app.canvas.ds;
+  const boxes = app.graph.nodes.map((node) => node.boundingRect);
+  const left = Math.min(...boxes.map((box) => box[0])), top = Math.min(...boxes.map((box) => box[1]));
+  const right = Math.max(...boxes.map((box) => box[0] + box[2])), bottom = Math.max(...boxes.map((box) => box[1] + box[3]));
+  const { x, y } = app.canvas.canvas.getBoundingClientRect();
+  return {
+    x: x + (left + offset[0]) * scale - margin,
+    y: y + (top + offset[1]) * scale - margin,
+    width: (right - left) * scale + 2 * margin,
+    height: (bottom - top) * scale + 2 * margin,
+  };
 }
 
 // A scenario is a function of (page, task); its result and what the page saw are printed as one JSON line.

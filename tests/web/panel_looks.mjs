@@ -1,9 +1,10 @@
 // The panel over a made-up large model in the middle of a run, in themes, renderers and widths; a picture of each view.
 // What the server would answer comes from fixture.mjs, so that every look is there on any machine.
 import * as fixture from './fixture.mjs';
-import { scenario } from './page.mjs';
+import { graphOnScreen, scenario } from './page.mjs';
 
 const PANEL = 'layerwise-offload';
+const NODE_TOP = 0.62; // of a node, what its picture for the README leaves out
 
 const routes = async (page) => {
   await page.route('**/layerwise_offload/report', (route) => route.fulfill({ json: fixture.report() }));
@@ -15,6 +16,9 @@ function faults() {
   const root = document.querySelector('.lwo-panel');
   const found = [];
   if (root.scrollWidth > root.clientWidth) found.push(`the panel is ${root.scrollWidth} wide in ${root.clientWidth}`);
+  for (let at = root.parentElement; at; at = at.parentElement) {
+    if (/auto|scroll/.test(getComputedStyle(at).overflowY) && at.scrollHeight > at.clientHeight) found.push('the app scrolls in our place');
+  }
   for (const one of root.querySelectorAll('.lwo-number, .lwo-tab, .lwo-button, .lwo-bar-title, .lwo-source, th')) {
     if (one.offsetParent && one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).display !== 'inline') found.push(`cut: ${one.textContent}`);
   }
@@ -57,7 +61,8 @@ await scenario(async (page, task) => {
     await verbs.saveAndReload();
   });
   const send = (kind, detail) => page.evaluate(([name, content]) => app.api.dispatchEvent(new CustomEvent(`layerwise_offload.${name}`, { detail: content })), [kind, detail]);
-  const picture = (name) => page.screenshot({ path: task.screenshot.replace('.png', `-${name}.png`) });
+  const pathOf = (name) => task.screenshot.replace('.png', `-${name}.png`);
+  const picture = (name) => page.screenshot({ path: pathOf(name) });
   const onNode = await page.locator('.lwo-node').innerText();
   await page.evaluate(() => app.extensionManager.command.execute('Comfy.Canvas.FitView'));
   for (const [component, placement, source, budget_bytes, warnings] of [
@@ -70,6 +75,9 @@ await scenario(async (page, task) => {
   const toasts = await page.locator('.p-toast-message').allInnerTexts();
   const resolved = (await page.locator('.lwo-node-line').allInnerTexts()).map((one) => one.replace(/\s*\n\s*/g, ' '));
   await picture('node');
+  const cut = await page.evaluate(graphOnScreen, 12);
+  const top = cut.height * NODE_TOP;
+  await page.screenshot({ path: pathOf('node-cut'), clip: { ...cut, y: cut.y + top, height: cut.height - top } });
   await page.evaluate((id) => app.extensionManager.bottomPanel.toggleBottomPanelTab(id), PANEL);
   await page.waitForSelector('.lwo-map-row');
   await picture('after');
@@ -80,6 +88,7 @@ await scenario(async (page, task) => {
     await page.waitForTimeout(100);
     found.push(...(await page.evaluate(faults)), ...(await page.evaluate(paleTexts)));
     await picture(view);
+    if (view === 'overview') await page.locator('.lwo-panel').screenshot({ path: pathOf('panel-cut') });
   }
   await page.focus('#lwo-tab-options');
   await page.keyboard.press('Home');

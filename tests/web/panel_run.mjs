@@ -113,9 +113,10 @@ await scenario(async (page, task) => {
   // in a subgraph
   seen.subgraph = await inPage(async ([id, ms]) => {
     const { node } = app.graph.convertToSubgraph(new Set([verbs.node(id)]));
-    app.extensionManager.setting.get('Comfy.Locale');
     const [inner] = node.subgraph.nodes;
+    const before = verbs.textOf(inner);
     const { status } = await verbs.run(ms);
+    for (let wait = 0; wait < 50 && verbs.textOf(inner) === before; wait += 1) await new Promise((done) => setTimeout(done, 100));
     const { output } = await app.graphToPrompt();
     const [key] = Object.keys(output).filter((one) => one.startsWith(`${node.id}:`));
     return { status, key, text: verbs.textOf(inner), carried: output[key].inputs.graph_options };

@@ -1,22 +1,7 @@
 // Opens a workflow, or makes one from the task's prompt, places and note; takes a picture of its graph and no more.
-import { scenario } from './page.mjs';
+import { graphOnScreen, scenario } from './page.mjs';
 
 const MARGIN = 30; // pixels around the graph, for the nodes' badges
-
-// Runs in the page: what the graph covers of the screen, in pixels.
-function graphOnScreen(margin) {
-  const { scale, offset } = app.canvas.ds;
-  const boxes = app.graph.nodes.map((node) => node.boundingRect);
-  const left = Math.min(...boxes.map((box) => box[0])), top = Math.min(...boxes.map((box) => box[1]));
-  const right = Math.max(...boxes.map((box) => box[0] + box[2])), bottom = Math.max(...boxes.map((box) => box[1] + box[3]));
-  const { x, y } = app.canvas.canvas.getBoundingClientRect();
-  return {
-    x: x + (left + offset[0]) * scale - margin,
-    y: y + (top + offset[1]) * scale - margin,
-    width: (right - left) * scale + 2 * margin,
-    height: (bottom - top) * scale + 2 * margin,
-  };
-}
 
 await scenario(async (page, task) => {
   const workflow = task.workflow ?? (await page.evaluate(({ prompt, places, note, notePlace }) => {

@@ -1,9 +1,19 @@
-"""What the panel looks like, over a made-up run: nothing cut off, nothing too pale, all of it by the keyboard."""
+"""What the panel looks like, over a made-up run: nothing cut off, nothing too pale, all of it by the keyboard.
+
+The README's pictures come from here. On purpose changed? Delete them in assets/, run this test once, and look at both.
+"""
+
+from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from tests.support.devkit import paths
 
 pytestmark = pytest.mark.web
 
+PICTURES = {"panel-cut": "panel.png", "node-cut": "node.png"}
+PICTURE_MAX_BYTES = 150_000
 FLIGHT, USE, STALL = "47,168,138", "242,177,52", "229,72,77"
 
 
@@ -27,3 +37,21 @@ def test_looks(play, theme, vue, width, locale):
     assert "auto → layerwise" in played["resolved"][0] and "5.93 GB" in played["resolved"][0]
     assert len(played["toasts"]) == 1 and "close other programs" in played["toasts"][0]
     assert played["errors"] == [] and played["external"] == []
+    if (theme, vue, width) == ("dark", False, 1600):
+        keep_pictures(Path(played["screenshot"]))
+
+
+def keep_pictures(screenshot: Path):
+    missing = {cut: asset for cut, asset in PICTURES.items() if not (paths.ROOT / "assets" / asset).is_file()}
+    for cut, asset in missing.items():
+        picture = Image.open(screenshot.with_name(f"{screenshot.stem}-{cut}.png")).convert("RGB")
+        (paths.ROOT / "assets").mkdir(exist_ok=True)
+        picture.quantize(96, dither=Image.Dither.NONE).save(paths.ROOT / "assets" / asset, optimize=True)
+    assert not missing, f"{', '.join(missing.values())} in assets/ was missing; made anew: look at it and check it in"
+
+
+def test_pictures_of_the_readme_are_small_and_there():
+    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    for asset in PICTURES.values():
+        assert f"assets/{asset}" in readme
+        assert (paths.ROOT / "assets" / asset).stat().st_size <= PICTURE_MAX_BYTES
