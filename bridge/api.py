@@ -18,6 +18,7 @@ from .loaders import (
     load_diffusion_model,
     load_vae,
 )
+from .recording import progress_bar
 from .report import live_document, report_image
 from .report_text import report_json, report_text, show_on_node
 from .surroundings import Surroundings
@@ -46,6 +47,7 @@ __all__ = [
     "load_order",
     "load_vae",
     "payloads",
+    "progress_bar",
     "report_image",
     "report_json",
     "report_text",

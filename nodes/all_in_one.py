@@ -14,6 +14,7 @@ from ..bridge.api import (
     load_order,
     load_vae,
     payloads,
+    progress_bar,
 )
 from .loaders import encoder_paths
 from .widgets import (
@@ -152,7 +153,12 @@ class LayerwiseOffloadLoader(io.ComfyNode):
             "vae": lambda paths, asked: load_vae(paths[0], asked),
             "image_encoder": lambda paths, asked: load_clip_vision(paths[0], asked),
         }
-        loaded = {name: load[name](files[name], asked[name]) for name in load_order(payloads(files))}
+        order = load_order(payloads(files))
+        show_progress = progress_bar(len(order))
+        loaded = {}
+        for done, name in enumerate(order, 1):
+            loaded[name] = load[name](files[name], asked[name])
+            show_progress(done)
         return io.NodeOutput(*(loaded.get(name) for name in _WIDGETS))
 
 

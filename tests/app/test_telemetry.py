@@ -11,7 +11,7 @@ import websocket
 
 from tests.core.test_trace import check_chrome
 from tests.support.app_server import HttpError
-from tests.support.workflows import CLIP, MODEL, SAMPLER, VAE, build, node, with_our_loaders
+from tests.support.workflows import CLIP, MODEL, SAMPLER, VAE, all_in_one, build, node, with_our_loaders
 
 pytestmark = pytest.mark.app
 
@@ -307,3 +307,10 @@ def test_building_the_host_copies_shows_progress_on_the_node_that_waits_for_it(s
     assert values == sorted(values) and values[-1] == shown[-1]["max"], "bytes of the layers, to the last"
     steps = [data for data in page.of("progress") if data["node"] == SAMPLER and data["max"] == 2]
     assert steps, "then the sampler's own"
+
+
+def test_the_loader_of_all_shows_how_many_files_are_loaded(sim, browser):
+    page = browser("loader")
+    page.run(all_in_one(build("flux")))
+    (loader,) = {data["node"] for data in page.of("progress") if data["max"] == 3}
+    assert [data["value"] for data in page.of("progress") if data["node"] == loader] == [1, 2, 3]

@@ -43,6 +43,15 @@ def test_the_ring_keeps_the_newest_and_says_where_to_go_on() -> None:
     assert trace.since(0) == ([], 10)
 
 
+def test_records_that_were_overwritten_while_somebody_read_are_left_out() -> None:
+    trace = Trace(4)
+    source = trace.add_source(DIT)
+    for number in range(10):
+        trace.append(VISIT, source, number, number, number)
+    trace._written = 8  # a reader who looked at the count before the last two were written
+    assert [e.layer for e in trace.since()[0]] == [6, 7]
+
+
 def test_the_ring_takes_no_memory_when_written() -> None:
     trace = Trace(64)
     memory, size = id(trace._memory), len(trace._memory)

@@ -75,6 +75,21 @@ def test_watched_passes_are_all_measured() -> None:
     check_chrome(chrome_trace(events, trace.sources()))
 
 
+def test_copies_are_told_apart_when_the_host_is_a_pass_ahead(monkeypatch) -> None:
+    """Nothing of a pass can be read before it is over: look-ahead has issued the next copy of most layers by then."""
+    bench, trace = recording(watched=True)
+    port, elapsed, reached = bench.port, bench.port.elapsed_ns, 0
+    monkeypatch.setattr(port, "elapsed_ns", lambda a, b: None if max(a.ns or 0, b.ns or 0) > reached else elapsed(a, b))
+    for _ in range(12):
+        reached = port.compute_ns
+        bench.pass_()
+    reached = port.compute_ns + 10**9
+    bench.controller.prefetcher.read_times()
+    copies = [e for e in trace.since()[0] if e.kind == "copy"]
+    assert len(copies) >= bench.controller.counters.copies - 2 * len(KILOBYTES)
+    assert len({e.start_ns for e in copies}) == len(copies)
+
+
 def test_unwatched_passes_are_measured_now_and_then() -> None:
     bench, trace = recording()
     for _ in range(16):
