@@ -138,6 +138,16 @@ def detect_text_encoder() -> Callable[[Any], Any] | None:
     return find("comfy.sd.detect_te_model")
 
 
+def patched_shape() -> Callable[[Any, Any, str], Any] | None:
+    """The app's word on the shape that patches give a weight; None where it has none: the patching tells then."""
+    return find("comfy.lora.calculate_shape")
+
+
+def saves_lazily() -> bool:
+    """Whether the app computes the patched values of text encoders weight by weight while it saves (from 0.24 on)."""
+    return find("comfy.model_patcher.ModelPatcher.model_state_dict_for_saving") is not None
+
+
 def app_pin_room_bytes() -> int | None:
     """How many more bytes may be page-locked by the app's own account; None where it keeps none.
 

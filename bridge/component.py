@@ -34,7 +34,6 @@ from .memory import DeviceAllowance, device_allowance, host_allowance
 from .placing import Neighbour, resolve_now
 from .recording import progress_bar, recording
 from .watch import ForeignMove, ShapeWatch
-from .weights import Applied
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,6 @@ class Component:
         self._is_named = False
         self.source = ""
         self.warnings: list[str] = []
-        self.applied: Applied = {}
         self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
         """Our patchers over the module; the last one to go closes the component."""
         self._controller: OffloadController | None = None

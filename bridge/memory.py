@@ -48,6 +48,11 @@ def host_available_bytes() -> int:
     return int(psutil.virtual_memory().available) if available is None else available
 
 
+def may_keep_version(nbytes: int) -> bool:
+    """Whether `nbytes` more of host memory for a patched layer is reasonable now."""
+    return nbytes <= host_budget.host_budget(host_available_bytes()).copies_bytes
+
+
 def host_allowance(settings: ComponentSettings, held_bytes: int = 0, pinned_bytes: int = 0) -> HostBudget:
     """What a component may have of the host. `held_bytes`, `pinned_bytes`: what of it is already its own."""
     asked = settings.value(Setting.PIN_BUDGET_BYTES)

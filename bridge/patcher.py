@@ -12,13 +12,15 @@ import comfy.model_patcher
 import torch
 
 from ..offload_core.errors import OffloadError
+from ..offload_core.runtime import twin_of
 from ..offload_core.settings import ComponentSettings
-from . import telemetry, weights
+from . import compat, telemetry, weights
 from .asked import Asked
 from .component import Component
 from .device import streams_to
 from .giving_back import asked_first_bytes
 from .kinds import TEXT_ENCODER
+from .memory import may_keep_version
 from .placing import left_to_the_app
 
 
@@ -111,9 +113,14 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 self._take_off_device()  # a clone of this patcher was for another device: queue and masters go
                 component.detach()
             component.attach(self.model, self.load_device)
-            if self.model.current_weight_patches_uuid != self.patches_uuid or force_patch_weights:
-                component.unload()
-                component.applied = weights.apply_patches(self, component.controller, component.applied, device_to)
+            if force_patch_weights and self.patches and self.is_clip and not compat.saves_lazily():
+                raise OffloadError(
+                    f"asked to save a patched text encoder under layerwise offload in ComfyUI {compat.app_version()}; "
+                    "found that this version reads the weights where they hang, before they are patched; set the "
+                    "placement to whole for this encoder, or use ComfyUI 0.24 or later"
+                )
+            component.controller.versions.may_hold = may_keep_version
+            component.controller.revise(weights.changes_of(self, device_to))
             self._prepare_modules(device_to)
             component.load(self.asked, 10**30 if full_load else lowvram_model_memory)
             self._tell_model(device_to)
@@ -137,7 +144,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 if functions:
                     getattr(module, f"{kind}_function").extend(functions)
             comfy.model_patcher.move_weight_functions(module, device)
-            module.comfy_patched_weights = True
+            vars(module).pop("comfy_patched_weights", None)  # patched on arrival: the masters, which are saved, are not
 
     def _tell_model(self, device: torch.device) -> None:
         model = self.model
@@ -185,16 +192,12 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         super().unpatch_model(None, unpatch_weights=False)
 
     def _take_off_device(self) -> None:
-        """Give the device back and put every untouched value back into its master."""
+        """Give the device back. The masters hold the untouched values."""
         component, model = self.component, self.model
         component.unload()
-        weights.restore_all(self, component.controller)
-        component.applied = {}
         model.current_weight_patches_uuid = None
         model.model_loaded_weight_memory = 0
         model.device = self.offload_device
-        for module in model.modules():
-            vars(module).pop("comfy_patched_weights", None)
 
     def __del__(self) -> None:
         component = self.__dict__.get("component")
@@ -205,6 +208,36 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         if not component.patchers and component.attached:
             self._take_off_device()
             component.close()
+
+    # ------------------------------------------------------------------ true values for whoever reads weights
+
+    def get_key_patches(self, filter_prefix: str | None = None) -> dict[str, Any]:
+        """The untouched weights with the patches that are to go onto them: for merges, LoRA extraction and the like."""
+        if not self.component.loaded:
+            return super().get_key_patches(filter_prefix)  # type: ignore[no-any-return]
+        with self.component.controller.masters_shown():
+            found: dict[str, Any] = super().get_key_patches(filter_prefix)
+        # They are used later, when ours lend what they are on the device: out there go twins, which do not.
+        return {key: [(twin_of(weight), convert), *rest] for key, [(weight, convert), *rest] in found.items()}
+
+    def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Any]:
+        if not self.component.loaded:
+            return super().model_state_dict(filter_prefix)  # type: ignore[no-any-return]
+        with self.component.controller.masters_shown():
+            return weights.fill_in_patched(self, super().model_state_dict(filter_prefix))
+
+    def patch_weight_to_device(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        if not self.component.loaded:
+            return super().patch_weight_to_device(key, *args, **kwargs)
+        with self.component.controller.masters_shown():
+            return super().patch_weight_to_device(key, *args, **kwargs)
+
+    def model_state_dict_for_saving(self, model: torch.nn.Module | None = None, prefix: str = "") -> dict[str, Any]:
+        """As the app's, of which our models differ in one thing: nothing that hangs in the module is patched."""
+        if not self.streams or not self.component.attached:
+            return super().model_state_dict_for_saving(model, prefix)  # type: ignore[no-any-return]
+        with self.component.controller.masters_shown():
+            return weights.fill_in_patched(self, super().model_state_dict_for_saving(model, prefix), prefix)
 
     # ------------------------------------------------------------------ what is refused
 

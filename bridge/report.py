@@ -24,6 +24,7 @@ from .memory import device_allowance, host_available_bytes
 from .picture import draw_report
 from .placing import left_to_the_app
 from .recording import recording
+from .weights import not_kept
 
 SCHEMA = 1
 
@@ -67,8 +68,9 @@ def component_report(component: Component) -> dict[str, Any] | None:
         "resident_bytes": plan.resident_bytes,
         "loose_bytes": plan.loose_bytes,
         "pinned_bytes": controller.pinned_bytes(),
+        "version_bytes": controller.versions.held_bytes,
     }
-    warnings = list(component.warnings)
+    warnings = [*component.warnings, *not_kept(controller.versions)]
     if touched := controller.outside_touches:
         names = ", ".join(sorted(touched)[:3])
         warnings.append(

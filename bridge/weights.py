@@ -1,70 +1,107 @@
-"""Patch sets (LoRA and the like) written into the host masters, by the app's own arithmetic.
+"""Patch sets (LoRA and the like) as changes that the engine applies on arrival, by the app's own arithmetic.
 
 The app's fully loaded model is the reference: each weight is patched once, on the device, with the app's
-`patch_weight_to_device`, its intermediate type and its stochastic rounding, and the result becomes the master. So the
-streamed picture equals the loaded one to the bit, and a step costs the same with a LoRA as without.
-The untouched values are kept in the patcher's `backup`, where the app and other packs look for them.
+`patch_weight_to_device`, its intermediate type and its stochastic rounding. So the streamed picture equals the loaded
+one to the bit. The host masters keep the untouched values. Which patches are the same is told by what they are made
+of, not by the objects: the app makes new ones each time a LoRA is loaded or its strength changes.
 """
 
 from __future__ import annotations
 
-import collections
-from typing import TYPE_CHECKING, Any
+import functools
+import types
+from collections.abc import Hashable
+from typing import Any
 
 import comfy.model_patcher
 import torch
 
-if TYPE_CHECKING:
-    from ..offload_core.runtime import OffloadController
-
-_Backup = collections.namedtuple("_Backup", ["weight", "inplace_update"])
-"""The app's own shape of a backup entry. `inplace_update`: put back by copying, not by replacing the Parameter."""
-
-Applied = dict[str, list[Any]]
-"""The patches that the masters hold, by key, as the app lists them. Holding on to them keeps identities meaningful."""
+from ..offload_core.errors import OffloadError
+from ..offload_core.runtime import Change
+from ..offload_core.runtime.revision import Versions
+from . import compat
 
 
-def _alike(one: list[Any], other: list[Any]) -> bool:
-    """Whether two patch lists are the same patches at the same strengths. Clones share the patch values."""
-    return len(one) == len(other) and all(
-        a[0] == b[0] and a[1] is b[1] and a[2] == b[2] and a[3] == b[3] and a[4] is b[4] for a, b in zip(one, other)
-    )
-
-
-def apply_patches(
-    patcher: comfy.model_patcher.ModelPatcher, controller: OffloadController, applied: Applied, device: torch.device
-) -> Applied:
-    """Bring the masters from the patch set `applied` to the patcher's own. Returns what they hold then.
-
-    Only weights that the two sets treat differently are touched. The component must not be loaded on the device.
-    """
-    held = {key: patches for key, patches in applied.items() if key in patcher.backup}
-    for key in list(held):
-        if key not in patcher.patches or not _alike(held[key], patcher.patches[key]):
-            restore_weight(patcher, controller, key)
-            del held[key]
+def changes_of(patcher: comfy.model_patcher.ModelPatcher, device: torch.device) -> dict[str, Change]:
+    """What the patcher's patches make of which weights. Raises OffloadError for what cannot be patched."""
+    changes = {}
     for key, patches in patcher.patches.items():
-        if key not in held:
-            parameter = _own_parameter(patcher.model, key)
-            patcher.backup[key] = _Backup(parameter.detach().clone(), True)
-            patched = patcher.patch_weight_to_device(key, device_to=device, return_weight=True)
-            controller.write_master(parameter, patched)
-            held[key] = list(patches)
-    return held
+        own = list(patches)  # the app adds to its list in place
+        changes[key] = Change(
+            key=_identity(own),
+            compute=functools.partial(patched, patcher.model, key, own, device),
+            shape=_other_shape(patcher.model, key, own),
+        )
+    return changes
 
 
-def restore_all(patcher: comfy.model_patcher.ModelPatcher, controller: OffloadController) -> None:
-    """Put every untouched value back into its master."""
-    for key in list(patcher.backup):
-        restore_weight(patcher, controller, key)
+def patched(model: torch.nn.Module, key: str, patches: list[Any], device: torch.device) -> torch.Tensor:
+    """The value of a weight of `model` under `patches`, on `device`, from what hangs in the module now.
+
+    The app's method reads of its patcher only what is given here, and so no patcher has to be kept alive.
+    """
+    stand_in = types.SimpleNamespace(model=model, patches={key: patches}, weight_inplace_update=False, backup={})
+    value: torch.Tensor = comfy.model_patcher.ModelPatcher.patch_weight_to_device(
+        stand_in, key, device_to=device, return_weight=True
+    )
+    return value
 
 
-def restore_weight(patcher: comfy.model_patcher.ModelPatcher, controller: OffloadController, key: str) -> None:
-    backup = patcher.backup.pop(key)
-    controller.write_master(_own_parameter(patcher.model, key), backup.weight)
+def not_kept(versions: Versions) -> list[str]:
+    """For the report: that patched layers find no room on the host, if so."""
+    if not versions.refused:
+        return []
+    return [
+        f"host memory is short: patches (a LoRA, say) of {len(versions.refused)} layers are applied on each arrival"
+    ]
 
 
-def _own_parameter(model: torch.nn.Module, key: str) -> torch.nn.Parameter:
-    """The Parameter object behind a key; `get_key_weight` may answer with a converted value instead."""
-    owner, _, name = key.rpartition(".")
-    return model.get_submodule(owner)._parameters[name]
+def _other_shape(model: torch.nn.Module, key: str, patches: list[Any]) -> tuple[int, ...] | None:
+    """The shape that patches give a weight, if it is not its own (some control LoRAs widen an input)."""
+    weight, _, _ = comfy.model_patcher.get_key_weight(model, key)
+    if not isinstance(weight, torch.Tensor):
+        raise OffloadError(
+            f"asked to patch {key}; found no weight of that name in the {type(model).__name__}; use the patch with the "
+            "model it was made for"
+        )
+    if getattr(weight, "tensor_type", None) is not None:
+        raise OffloadError(
+            f"asked to patch {key}; found a GGUF weight, which its loader patches at each use and never in place; use "
+            "LoRAs on GGUF models without layerwise offload"
+        )
+    shape_of = compat.patched_shape()
+    shape = tuple(weight.shape) if shape_of is None else tuple(shape_of(patches, weight, key))
+    return None if shape == tuple(weight.shape) else shape
+
+
+def _identity(value: Any) -> Hashable:
+    """Equal for patches that are made of the same tensors and numbers. Meaningful for as long as these are alive."""
+    if value is None or isinstance(value, (str, bytes, bool, int, float, torch.dtype)):
+        return (type(value).__name__, value)
+    if isinstance(value, (list, tuple)):
+        return (type(value).__name__, *map(_identity, value))
+    if isinstance(value, dict):
+        return ("dict", *((_identity(name), _identity(item)) for name, item in value.items()))
+    if hasattr(value, "weights") and hasattr(value, "calculate_weight"):  # a weight adapter: LoRA, LoHa, LoKr ...
+        return (type(value), _identity(value.weights))
+    if isinstance(value, types.MethodType):
+        return ("method", id(value.__self__), value.__func__)
+    return (type(value).__name__, id(value))
+
+
+def fill_in_patched(patcher: Any, state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A state dict with the patched value of each patched weight for which the app does not ask by itself.
+
+    Who saves or extracts asks for the patched values of the app's own casting layers, one by one. Anything else it
+    takes for patched already, which under layerwise offload it is not.
+    """
+    for name in state:
+        key = prefix + name
+        owner, _, own_name = key.rpartition(".")
+        if key not in patcher.patches or (
+            own_name in ("weight", "bias") and hasattr(patcher.model.get_submodule(owner), "comfy_cast_weights")
+        ):
+            continue
+        weight = patcher.patch_weight_to_device(key, device_to=patcher.load_device, return_weight=True)
+        state[name] = weight.to("cpu")
+    return state

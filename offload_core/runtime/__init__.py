@@ -8,5 +8,17 @@ from .controller import OffloadController
 from .device_port import DevicePort, port_for
 from .device_queue import DeviceQueue
 from .discovery import discover
+from .host_parameter import twin_of
+from .revision import Change
 
-__all__ = ["Attachment", "DevicePort", "DeviceQueue", "OffloadController", "attach", "discover", "port_for"]
+__all__ = [
+    "Attachment",
+    "Change",
+    "DevicePort",
+    "DeviceQueue",
+    "OffloadController",
+    "attach",
+    "discover",
+    "port_for",
+    "twin_of",
+]

@@ -73,6 +73,9 @@ class SynchronousPort:
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         destination.copy_(source)
 
+    def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: Event) -> None:
+        destination.copy_(source)
+
     def drain(self) -> None:
         pass
 
@@ -105,6 +108,8 @@ class AcceleratorPort(SynchronousPort):
     def __init__(self, device: torch.device | str) -> None:
         super().__init__(device)
         self._stream = torch.Stream(self.device, priority=_HIGH_PRIORITY)
+        self._back: torch.Stream | None = None
+        """What is copied back has a stream of its own: links work in both directions at once."""
         # An event goes to the current device's stream unless told otherwise, and telling it costs more than recording.
         self._only_device = torch.accelerator.device_count() == 1
 
@@ -145,8 +150,24 @@ class AcceleratorPort(SynchronousPort):
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         destination.copy_(source, non_blocking=True)
 
+    def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: Event) -> None:
+        if self._back is None:
+            self._back = torch.Stream(self.device)
+        self.record_compute(done)
+        self._back.wait_event(done)
+        current = torch.accelerator.current_stream()
+        torch.accelerator.set_stream(self._back)
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                destination.copy_(source, non_blocking=True)
+        finally:
+            torch.accelerator.set_stream(current)
+            done.record(self._back)
+
     def drain(self) -> None:
         self._stream.synchronize()
+        if self._back is not None:
+            self._back.synchronize()
 
     def elapsed_ns(self, start: Event, end: Event) -> int | None:
         if not (start.query() and end.query()):

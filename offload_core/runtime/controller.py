@@ -12,9 +12,10 @@ nothing about the app.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -25,18 +26,18 @@ from ..errors import PlanError
 from ..inventory import Inventory
 from ..plan import HostTier, Plan
 from ..trace import Source, Trace
+from .changed_weights import ChangedWeights
 from .counters import RunCounters
-from .device_port import DevicePort
 from .device_queue import DeviceQueue
 from .discovery import Discovery, discover
-from .host_parameter import OutsideTouches, adopt, release
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
-from .layer import Layer
+from .layer import Layer, build_layers, close_buffers
 from .loose import LooseTensors
-from .parts import is_plain, parts_of
 from .prefetcher import Prefetcher
 from .recorder import Recorder
+from .revision import Change, Versions
 from .ring import link_overlaps, place_layers
+from .tables import HostTables
 
 Entry = tuple[nn.Module, str]
 """A module and the name of its method that runs a pass."""
@@ -72,13 +73,13 @@ class OffloadController:
         self._time_to_ask: Callable[[], bool] = lambda: False
         found = discovery or discover(root)
         self.inventory: Inventory = found.inventory(component)
-        self.layers = _build_layers(found, queue.port, pinned, progress)
+        self.layers = build_layers(found, queue.port, pinned, progress)
         buffers = [layer.host.buffer for layer in self.layers]
-        self._close_masters = weakref.finalize(self, _close_buffers, queue.port, buffers)
+        self._close_masters = weakref.finalize(self, close_buffers, queue.port, buffers)
         self._close_masters.atexit = False
-        self._tables = found.tables
-        self._table_touches = [OutsideTouches() for _ in found.tables]
+        self._tables = HostTables(found.tables)
         self._loose = self._find_loose()
+        self._weights = ChangedWeights(root, component, self.layers, queue.port)
         self.prefetcher = Prefetcher(queue.port, self.layers)
         self.prefetcher.may_use_ring = self._may_use_ring
         self._offsets: list[int] = []
@@ -102,9 +103,7 @@ class OffloadController:
     @property
     def outside_touches(self) -> dict[str, int]:
         """Layers and tables whose weights were used outside their own call, and how often. Each cost a copy."""
-        touches = {layer.name: layer.host.touches.count for layer in self.layers} | {
-            table.name: touched.count for table, touched in zip(self._tables, self._table_touches)
-        }
+        touches = {layer.name: layer.host.touches.count for layer in self.layers} | self._tables.touches()
         return {name: count for name, count in touches.items() if count}
 
     def device_bytes(self) -> int:
@@ -195,14 +194,17 @@ class OffloadController:
         self._require_no_pass("for a new plan")
         if self.plan is None:
             self._take_hold()
+            self._revise_layers()
         self.change_to(plan)
 
     def _arrange(self, plan: Plan) -> None:
         """From whatever is in effect, or what an attempt at another plan has left behind, to `plan`."""
         began_ns = time.monotonic_ns()
         self.prefetcher.forget_look_ahead()
+        self.versions.settle(self.layers)
         self._free_what_moves(plan)
         self._loose.load(self.queue.port)
+        self._weights.put_on_loose(self._loose)
         self._place(plan)
         self.prefetcher.expect([self.layers[index] for index in plan.visits])
         self.prefetcher.loaded = True
@@ -227,6 +229,7 @@ class OffloadController:
                 layer.keep_resident = False
                 layer.overlaps = ()
             self._offsets, self._streamed = [], []
+            self._weights.take_off_loose()
             self._loose.unload()
             self._let_go()
 
@@ -240,32 +243,29 @@ class OffloadController:
                     "another shape or type since it was attached; detach and attach the module again"
                 )
         self._loose = self._find_loose()
-        for table, touches in zip(self._tables, self._table_touches):
-            for parameter in table.module.parameters():
-                if is_plain(parameter) and isinstance(parameter, nn.Parameter) and parameter.device.type == "cpu":
-                    adopt(parameter, touches, parts_of(parameter))
+        self._tables.lend()
         for interposed in self._interposed:
             interposed.install()
 
     def _find_loose(self) -> LooseTensors:
         masters = {id(p) for layer in self.layers for p in layer.host.parameters}
-        return LooseTensors(self.root, masters | {id(p) for table in self._tables for p in table.module.parameters()})
+        return LooseTensors(self.root, masters | self._tables.parameter_ids())
 
     def _let_go(self) -> None:
         for interposed in reversed(self._interposed):
             interposed.remove()
+        self._stop_lending()
+
+    def _stop_lending(self) -> None:
         for layer in self.layers:
             layer.let_go()
-        for table in self._tables:
-            for parameter in table.module.parameters():
-                release(parameter)
+        self._tables.stop_lending()
 
     def detach(self) -> None:
         """Leave the module as it was found: the same parameter objects, values included, and its own forward."""
         self.unload()
+        self.prefetcher.versions.close()
         self._interposed = []
-        for layer in self.layers:
-            layer.let_go()
         self._close_masters()
         self.layers = []
 
@@ -283,14 +283,50 @@ class OffloadController:
                 self.prefetcher.drain()
                 layer.host.write(master, value)
                 self._refetch(layer)
+                self._revise_layers()
                 return
-        was_loaded = self._loose.loaded
-        loose = self._loose.host_of(parameter)
-        self._loose.unload()
-        with torch.inference_mode(loose.is_inference()), torch.no_grad():
-            loose.data.copy_(value)
-        if was_loaded:
-            self._loose.load(self.queue.port)
+        self._weights.take_off_loose()
+        self._loose.write(parameter, value, self.queue.port)
+        if self.plan is not None:
+            self._weights.put_on_loose(self._loose)
+
+    @property
+    def versions(self) -> Versions:
+        return self.prefetcher.versions
+
+    def revise(self, changes: Mapping[str, Change]) -> None:
+        """From now on these parameters, by their full names, have other values on the device; all others the masters'.
+
+        Layers are changed when they next arrive; those whose changes have the same keys as before are left alone.
+        Between passes only. Raises OffloadError for a change that cannot be made.
+        """
+        if self._weights.alike(changes):
+            return
+        self._require_no_pass("to change weights")
+        self._weights.want(changes)
+        self.prefetcher.forget_look_ahead()
+        self._revise_layers()
+        if self.loaded:
+            self._weights.put_on_loose(self._loose)
+
+    def _revise_layers(self) -> None:
+        for layer in self._weights.put_on_layers(self.versions):
+            self._refetch(layer)
+
+    @contextlib.contextmanager
+    def masters_shown(self) -> Iterator[None]:
+        """Between passes: the module holds its masters, as the ordinary parameters they are when it is not loaded."""
+        self._require_no_pass("for the masters")
+        if self._weights.aside:
+            yield
+            return
+        with self._weights.put_aside(lent=self.loaded), self._loose.put_aside():
+            self._tables.stop_lending()
+            try:
+                yield
+            finally:
+                if self.loaded:
+                    self._tables.lend()
 
     def _refetch(self, layer: Layer) -> None:
         """The device copy of a layer is out of date: fetch it again on its next visit, after its last reader."""
@@ -338,7 +374,7 @@ class OffloadController:
             if layer.keep_resident and layer.device_buffer is None:
                 # The memory is taken now, so that what the device has left is true; the bytes come in the order of
                 # the first pass.
-                if self.queue.port.shares_host_memory:
+                if self.queue.port.shares_host_memory and layer.revision is None:
                     layer.stay_in_place()
                 else:
                     with torch.inference_mode(False):
@@ -412,31 +448,3 @@ class OffloadController:
 
     def _may_use_ring(self) -> bool:
         return self.plan is not None and bool(self._streamed) and self.queue.activate(self)
-
-
-def _build_layers(
-    found: Discovery, port: DevicePort, pinned: bool, progress: Callable[[int, int], None] | None
-) -> list[Layer]:
-    """All of the layers, or none: memory for the masters may run out on the way, and `progress` may interrupt."""
-    layers: list[Layer] = []
-    done, total = 0, sum(layer.nbytes for layer in found.layers)
-    try:
-        for index, layer in enumerate(found.layers):
-            layers.append(Layer(index, layer, port, pinned))
-            done += layer.nbytes
-            if progress is not None:
-                progress(done, total)
-    except BaseException:
-        _close_buffers(port, [layer.host.buffer for layer in layers])
-        raise
-    return layers
-
-
-def _close_buffers(port: DevicePort, buffers: list[torch.Tensor]) -> None:
-    """End the page-locks of host masters. Also runs for a component that was dropped and never detached.
-
-    The finalizer that calls it holds the buffers and nothing else, so that it keeps no module alive.
-    """
-    port.drain()
-    for buffer in buffers:
-        port.host_release(buffer)

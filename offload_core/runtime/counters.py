@@ -20,6 +20,8 @@ class RunCounters:
     order_misses     visits that came in another order than the recorded one
     aborted_passes   passes that ended in an exception or interrupt
     retried_visits   visits tried a second time, with more room, after the device had run out of memory
+    revised_layers   arrivals of layers whose weights were changed on the device (a LoRA applied)
+    copied_back      bytes of changed layers that were copied to the host, each once
     timed_visits     visits whose times were measured
     stall_ns         how long compute waited for copies in these visits
     compute_ns       how long the layers took in these visits, without stalls
@@ -39,6 +41,8 @@ class RunCounters:
     order_misses: int = 0
     aborted_passes: int = 0
     retried_visits: int = 0
+    revised_layers: int = 0
+    copied_back: int = 0
     timed_visits: int = 0
     stall_ns: int = 0
     compute_ns: int = 0

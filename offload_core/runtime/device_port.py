@@ -58,8 +58,13 @@ class DevicePort(Protocol):
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         """Queue a copy of bytes on the compute lane: the slow road of a layer for which the ring has no room."""
 
+    def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: Event) -> None:
+        """Queue a copy of bytes from the device to a host buffer, beside both lanes: after all that the compute lane
+        was given so far, and `done` marks its end. For what is made on the device, once; never on the hot path.
+        """
+
     def drain(self) -> None:
-        """The host waits until the copy lane is empty. Never on the hot path."""
+        """The host waits until the copy lane is empty and nothing is being copied back. Never on the hot path."""
 
     def elapsed_ns(self, start: Event, end: Event) -> int | None:
         """Time between two timed events, or None while either is still to come."""

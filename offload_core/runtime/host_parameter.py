@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,10 +27,12 @@ _READING_DUNDERS = frozenset({"__index__", "__int__", "__invert__"})
 class OutsideTouches:
     """How often a layer's weights were used outside the layer's own call. One per layer; a count, not an error."""
 
-    __slots__ = ("count",)
+    __slots__ = ("changes", "count")
 
     def __init__(self) -> None:
         self.count = 0
+        self.changes: Mapping[int, Callable[[], torch.Tensor]] = {}
+        """Of the parameters, by id, that have another value on the device: what computes it there."""
 
 
 class _Lender:
@@ -54,6 +56,8 @@ class _Lender:
             device = None if func in _MOVES or _writes(func, kwargs) else _foreign_device(args, kwargs)
             if device is not None:
                 args, kwargs = _lend(args, device), _lend(kwargs, device)
+            elif func in _MOVES or func is torch.Tensor.copy_:
+                args = _changed_on_the_way(func, args, kwargs)
         known = tuple(kind.kind if issubclass(kind, _Lender) else kind for kind in types)
         kind: Any = cls.kind
         return kind.__torch_function__(func, known, args, kwargs)
@@ -67,9 +71,8 @@ class _Lender:
         return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        twin: Any
+        twin: Any = twin_of(self)  # type: ignore[arg-type]
         with torch._C.DisableTorchFunctionSubclass():
-            twin = self.parts.as_parameter([plain(leaf).data for leaf in self.parts.leaves])
             if type(twin) is nn.Parameter:
                 twin.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
         return twin.__reduce_ex__(protocol)
@@ -95,6 +98,17 @@ def _lending(kind: type[torch.Tensor]) -> type[torch.Tensor]:
 def is_adopted(parameter: torch.Tensor) -> bool:
     """Whether `parameter` belongs to somebody's host masters at this moment."""
     return isinstance(parameter, _Lender)
+
+
+def twin_of(tensor: torch.Tensor) -> torch.Tensor:
+    """For a parameter that lends: an ordinary one over the same bytes, which shows the master's value wherever it goes.
+
+    Any other tensor is its own twin.
+    """
+    if not isinstance(tensor, _Lender):
+        return tensor
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.parts.as_parameter([plain(leaf).data for leaf in tensor.parts.leaves])
 
 
 def adopt(parameter: nn.Parameter, touches: OutsideTouches, parts: Parts) -> None:
@@ -134,9 +148,37 @@ def _foreign_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.devi
     return None
 
 
+def _changed_on_the_way(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a move to another device, with the value there of a parameter that is changed there.
+
+    This is how the app brings a weight over that is used outside its layer's call.
+    """
+    moved = args[1] if func is torch.Tensor.copy_ and len(args) > 1 else args[0]
+    if not isinstance(moved, _Lender) or (change := moved.touches.changes.get(id(moved))) is None:
+        return args
+    others = [value for value in (*args, *kwargs.values()) if value is not moved]
+    devices = [v.device if isinstance(v, torch.Tensor) else v for v in others if not isinstance(v, bool)]
+    if all(torch.device(d).type == "cpu" for d in devices if isinstance(d, (str, int, torch.device))):
+        return args
+    return tuple(_value_of(moved, change) if value is moved else value for value in args)
+
+
+def _value_of(parameter: _Lender, change: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What a changed parameter is on the device. While it is computed the parameter is itself."""
+    touches = parameter.touches
+    touches.count += 1
+    changes, touches.changes = touches.changes, {}
+    try:
+        return change()
+    finally:
+        touches.changes = changes
+
+
 def _lend(value: Any, device: torch.device) -> Any:
     """`value` with every HostParameter in it replaced by a copy on `device`."""
     if isinstance(value, _Lender):
+        if (change := value.touches.changes.get(id(value))) is not None:
+            return _value_of(value, change).to(device)
         value.touches.count += 1
         moved = [plain(leaf).detach().to(device) for leaf in value.parts.leaves]
         return value.parts.rebuild(moved)

@@ -123,12 +123,14 @@ class Flattened:
 class HostLayer:
     """The host master of one layer."""
 
-    __slots__ = ("_flat", "buffer", "parameters", "pinned", "touches")
+    __slots__ = ("_flat", "buffer", "generation", "parameters", "pinned", "touches")
 
     def __init__(self, parameters: list[nn.Parameter], port: DevicePort, pinned: bool) -> None:
         """Copy `parameters` (on the CPU, each once, each movable) into a buffer of the port's and re-point them."""
         self._flat = Flattened(parameters)
         self.parameters = parameters
+        self.generation = 0
+        """Counts how often a master got other bytes: what was derived from the ones before is out of date."""
         self.touches = OutsideTouches()
         with torch.inference_mode(False):
             self.buffer, self.pinned = port.host_empty(self.layout.nbytes, pinned)
@@ -181,7 +183,9 @@ class HostLayer:
                 if leaf.device.type != "cpu" or leaf.data_ptr() != view.data_ptr():
                     if any(step == 0 and size > 1 for step, size in zip(slot.stride, slot.shape)):
                         return False
-                    view.copy_(plain(leaf).data)
+                    if not _same_bytes(view, plain(leaf).data):
+                        self.generation += 1
+                        view.copy_(plain(leaf).data)
                     if leaf.device.type == "cpu":
                         leaf.data = view
         if any(leaf.device.type != "cpu" for leaf in parts.leaves):
@@ -198,6 +202,7 @@ class HostLayer:
         """Change a master. The caller has made sure that nothing is in flight from it and no copy of it is in use."""
         position = next(index for index, own in enumerate(self.parameters) if own is parameter)
         mine = self._flat.parts[position]
+        self.generation += 1
         for leaf, part in zip(mine.leaves, _parts_like(mine, value)):
             with _mode_of(leaf), torch._C.DisableTorchFunctionSubclass():
                 plain(leaf).data.copy_(part)
@@ -215,6 +220,13 @@ def _parts_like(mine: Parts, value: torch.Tensor) -> Sequence[torch.Tensor]:
     if len(theirs.leaves) != len(mine.leaves):
         raise UnmovableTensor(f"a {type(value).__name__} tensor of {len(theirs.leaves)} parts, not {len(mine.leaves)}")
     return [plain(leaf) for leaf in theirs.leaves]
+
+
+def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Bit for bit: a NaN equals itself, and zeros of either sign differ."""
+    if one.numel() == 0:
+        return True
+    return torch.equal(one.contiguous().view(-1).view(torch.uint8), other.cpu().contiguous().view(-1).view(torch.uint8))
 
 
 @contextlib.contextmanager

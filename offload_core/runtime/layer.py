@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import enum
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from .device_port import DevicePort, Event
-from .discovery import FoundLayer
+from .discovery import Discovery, FoundLayer
 from .host_store import HostLayer
+from .revision import Revision
 
 
 class LayerState(enum.Enum):
@@ -41,6 +43,7 @@ class Layer:
 
     __slots__ = (
         "arrived",
+        "carries",
         "compute_ns",
         "copies_timed",
         "copy_done",
@@ -60,6 +63,11 @@ class Layer:
         "overlaps",
         "pending",
         "read_since_copy",
+        "revision",
+        "saved",
+        "saving",
+        "source",
+        "source_carries",
         "started",
         "swapped_in",
         "timed",
@@ -94,7 +102,22 @@ class Layer:
         """`last_read` marks a visit for which the copy lane has not waited yet."""
         self.swapped_in = False
         """The modules hold the parameters of `device_bindings`."""
+        self._init_revision(port)
         self._init_times(port)
+
+    def _init_revision(self, port: DevicePort) -> None:
+        self.revision: Revision | None = None
+        """What the layer's weights are to be on the device; None: as the masters have them."""
+        self.source: torch.Tensor = self.host.buffer
+        """Where the next copy comes from: the master, or the version of the revision."""
+        self.source_carries: Revision | None = None
+        """Which revision the bytes of `source` have been through."""
+        self.carries: Revision | None = None
+        """The same of the bytes on the device, if `valid`."""
+        self.saved: Event = port.event()
+        """Back to copy: `source` is complete, and the bytes on the device may be overwritten."""
+        self.saving = False
+        """`saved` marks a copy back for which the copy lane has not waited yet."""
 
     def _init_times(self, port: DevicePort) -> None:
         """Events that only measure. They are not recorded again before they were read, unlike the two that order."""
@@ -146,7 +169,17 @@ class Layer:
         """A resident on a device that shares memory with the host: the masters are where they are needed."""
         self.device_buffer = self.host.buffer
         self.device_bindings = []
+        self.carries = None
         self.valid = True
+
+    def revise(self, revision: Revision | None) -> bool:
+        """From now on the layer's weights are to be these. True if the bytes on the device are good for nothing now."""
+        self.revision = revision
+        if revision is not None and revision.version is not None:
+            self.source, self.source_carries = revision.version, revision
+        else:
+            self.source, self.source_carries = self.host.buffer, None
+        return self.valid and self.carries is not None and self.carries is not revision
 
     @property
     def is_in_place(self) -> bool:
@@ -200,6 +233,13 @@ class Layer:
         """The module is an ordinary one again, on the host."""
         self.host.let_go()
 
+    def spoil(self, port: DevicePort) -> None:
+        """The bytes on the device are not what they should be, and kernels may be changing them at this moment."""
+        self.swap_out()
+        self.valid = False
+        port.record_compute(self.last_read)
+        self.read_since_copy = True
+
     def swap_in(self, bindings: list[Binding] | None = None) -> None:
         for params, name, parameter in self.device_bindings if bindings is None else bindings:
             params[name] = parameter
@@ -220,3 +260,31 @@ def _bindings(found: FoundLayer) -> list[Binding]:
         for name, parameter in module._parameters.items()
         if parameter is not None and id(parameter) in moved
     ]
+
+
+def build_layers(
+    found: Discovery, port: DevicePort, pinned: bool, progress: Callable[[int, int], None] | None
+) -> list[Layer]:
+    """All of the layers, or none: memory for the masters may run out on the way, and `progress` may interrupt."""
+    layers: list[Layer] = []
+    done, total = 0, sum(layer.nbytes for layer in found.layers)
+    try:
+        for index, layer in enumerate(found.layers):
+            layers.append(Layer(index, layer, port, pinned))
+            done += layer.nbytes
+            if progress is not None:
+                progress(done, total)
+    except BaseException:
+        close_buffers(port, [layer.host.buffer for layer in layers])
+        raise
+    return layers
+
+
+def close_buffers(port: DevicePort, buffers: list[torch.Tensor]) -> None:
+    """End the page-locks of host masters. Also runs for a component that was dropped and never detached.
+
+    The finalizer that calls it holds the buffers and nothing else, so that it keeps no module alive.
+    """
+    port.drain()
+    for buffer in buffers:
+        port.host_release(buffer)

@@ -7,7 +7,8 @@ that was written to on the device brings its new value home. Knows nothing about
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -78,12 +79,51 @@ class LooseTensors:
                 place[name] = tensor
         self._on_device, self._buffer = {}, None
 
+    @contextlib.contextmanager
+    def put_aside(self) -> Iterator[None]:
+        """For a moment the modules hold the host tensors."""
+        hung = []
+        try:
+            for place, name, tensor in self._places:
+                shown = self._on_device.get(id(tensor))
+                if shown is not None and place.get(name) is shown:
+                    hung.append((place, name, shown))
+                    place[name] = tensor
+            yield
+        finally:
+            for place, name, shown in hung:
+                place[name] = shown
+
     def host_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The host tensor of which `tensor` is the copy on the device, else `tensor` itself."""
         for host in (*self._movable, *self._others):
             if self._on_device.get(id(host)) is tensor:
                 return host
         return tensor
+
+    def write(self, tensor: torch.Tensor, value: torch.Tensor, port: DevicePort) -> None:
+        """Change one of them: `tensor` is what hangs in the module, on either side."""
+        was_loaded = self.loaded
+        host = self.host_of(tensor)
+        self.unload()
+        with torch.inference_mode(host.is_inference()), torch.no_grad():
+            host.data.copy_(value)
+        if was_loaded:
+            self.load(port)
+
+    def lies_on_device_once(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` is a parameter's copy in our buffer, and hangs in one place only."""
+        return sum(self._on_device.get(id(host)) is tensor for _, _, host in self._places) == 1 and any(
+            self._on_device.get(id(host)) is tensor and isinstance(host, nn.Parameter) for host in self._movable
+        )
+
+    def renew(self, tensor: torch.Tensor) -> None:
+        """Give a parameter's copy on the device its host value again, if it is still one of ours."""
+        for host in self._movable:
+            if self._on_device.get(id(host)) is tensor:
+                with torch.inference_mode(False), torch.no_grad():
+                    for mine, theirs in zip(parts_of(tensor).leaves, parts_of(host).leaves):
+                        copy_span(plain(mine).data, plain(theirs).data)
 
     def _bring_buffers_home(self) -> None:
         """Somebody wrote in place: the module's buffers keep what was written."""

@@ -13,6 +13,8 @@ Every streamed layer owns one fixed range of the ring, and overlaps others there
   come, or is in use, is out of the way; so a `last_read` to wait for has always been recorded.
 * The copy lane runs in order, so a `last_read` it has waited for once needs no second wait, and a copy that was
   issued and never used is overwritten in order.
+* A layer that was changed on the device on its arrival (`revision.py`) is copied back once, on a lane of its own, after
+  the kernels that changed it. A copy over it, and a copy from what was copied back, waits for that (`saved`).
 Nothing else is waited for, no host synchronisation is needed, nothing is allocated: look-ahead is bounded by the bytes
 of the ring however far the host runs ahead.
 
@@ -34,6 +36,8 @@ from .counters import RunCounters
 from .device_port import DevicePort
 from .layer import Layer
 from .recorder import Recorder
+from .revision import Versions
+from .timing import collect, wait_timed
 
 _TIMED_PASSES = 2
 _TIMED_EVERY = 8
@@ -65,6 +69,7 @@ class Prefetcher:
         whether that is too late for the layer that failed."""
         self.may_repeat: Callable[[tuple[Any, ...], dict[str, Any]], bool] | None = None
         """Asked with the arguments of a layer that failed for want of memory: may its call be made a second time?"""
+        self.versions = Versions(port)
         self._ring_is_ours = False
         self._layers = tuple(layers)
         self._order: list[Layer] = list(layers)
@@ -184,13 +189,15 @@ class Prefetcher:
             return
         layer.in_use = 1
         if layer.timed:
-            self._collect(layer)
+            collect(layer, self.port, self.counters, self.recorder)
         if self._timing and not layer.timed:
-            self._wait_timed(layer)
+            wait_timed(layer, self.port, warm=counters.passes > self._cold_pass)
         else:
             self.port.compute_waits(layer.copy_done)
         if not layer.swapped_in:
             layer.swap_in()
+        if layer.carries is not layer.revision:
+            self._revise(layer)
 
     def leave(self, layer: Layer) -> None:
         """The layer has run: the host parameters are back and its bytes may be overwritten."""
@@ -278,15 +285,22 @@ class Prefetcher:
             if other.read_since_copy:
                 port.copy_waits(other.last_read)
                 other.read_since_copy = False
+            if other.saving:
+                port.copy_waits(other.saved)
+                other.saving = False
         if layer.read_since_copy:
             port.copy_waits(layer.last_read)
             layer.read_since_copy = False
+        if layer.saving:
+            port.copy_waits(layer.saved)
+            layer.saving = False
         timing = self._timing and layer.copies_timed < len(layer.copy_marks)
         if timing:
             start, end = layer.copy_marks[layer.copies_timed]
             port.record_copy(start)
-        port.copy(buffer, layer.host.buffer)
+        port.copy(buffer, layer.source)
         port.record_copy(layer.copy_done)
+        layer.carries = layer.source_carries
         layer.valid = True
         if timing:
             port.record_copy(end)
@@ -307,6 +321,7 @@ class Prefetcher:
     def give_up_ring(self) -> None:
         """The ring moves, or somebody else is about to write into it: our bytes there are gone, and it is not ours."""
         self.forget_look_ahead()
+        self.versions.settle(self._layers)
         self._ring_is_ours = False
         for layer in self._layers:
             if not layer.keep_resident:
@@ -349,11 +364,32 @@ class Prefetcher:
             buffer = self.port.empty(layer.nbytes)
             bindings = layer.bindings_into(buffer)
         self._copied_on_compute = True
-        self.port.copy_on_compute(buffer, layer.host.buffer)
+        if layer.saving:
+            self.port.compute_waits(layer.saved)
+        self.port.copy_on_compute(buffer, layer.source)
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
         layer.in_use = 1
         layer.swap_in(bindings)
+        if layer.source_carries is not layer.revision and layer.revision is not None:
+            layer.revision.apply()
+            self.counters.revised_layers += 1
+
+    def _revise(self, layer: Layer) -> None:
+        """The layer has arrived with its master's bytes: change them where they lie, and keep the result."""
+        revision = layer.revision
+        assert revision is not None and layer.carries is None  # `revise` has thrown away anything else
+        layer.timing = layer.timed = False  # this visit takes longer than others will
+        try:
+            revision.apply()
+        except BaseException:
+            self._forget_pending()
+            layer.spoil(self.port)
+            raise
+        layer.carries = revision
+        self.counters.revised_layers += 1
+        if not layer.keep_resident and revision.version is None:
+            self.counters.copied_back += self.versions.save(layer)
 
     def _find_place(self, layer: Layer) -> None:
         """The visit is not the expected one: go on from where the layer comes next, if it comes at all."""
@@ -384,15 +420,6 @@ class Prefetcher:
 
     # ------------------------------------------------------------------ times
 
-    def _wait_timed(self, layer: Layer) -> None:
-        """Wait for the copy between two marks on the compute lane: what lies between them is the stall."""
-        port = self.port
-        port.record_compute(layer.arrived)
-        port.compute_waits(layer.copy_done)
-        port.record_compute(layer.started)
-        layer.timing = layer.timed = True
-        layer.timed_warm = self.counters.passes > self._cold_pass
-
     def recorded_order(self) -> tuple[int, ...]:
         """Indices of the layers in the order in which a pass was seen to visit them; empty before the first."""
         return tuple(layer.index for layer in self._order) if self._recorded else ()
@@ -409,37 +436,8 @@ class Prefetcher:
             return False
         for layer in self._order:
             if layer.timed:
-                self._collect(layer)
+                collect(layer, self.port, self.counters, self.recorder)
         return all(layer.compute_ns is not None for layer in self._order)
-
-    def _collect(self, layer: Layer) -> None:
-        """Read the times of the layer's last measured visit, if the device has got that far: never wait for it."""
-        elapsed = self.port.elapsed_ns
-        compute = elapsed(layer.started, layer.finished)
-        stall = elapsed(layer.arrived, layer.started)
-        if compute is None or stall is None:
-            return
-        layer.timed = False
-        if layer.timed_warm:
-            layer.compute_ns = compute
-        counters = self.counters
-        counters.timed_visits += 1
-        counters.stall_ns += stall
-        counters.compute_ns += compute
-        if self.recorder is not None:
-            self.recorder.visit(layer, stall, compute)
-        while layer.copies_timed:
-            start, end = layer.copy_marks[0]
-            copy = elapsed(start, end)
-            if copy is None:
-                return
-            layer.copy_marks.append(layer.copy_marks.pop(0))
-            layer.copies_timed -= 1
-            counters.timed_copies += 1
-            counters.timed_copy_bytes += layer.nbytes
-            counters.copy_ns += copy
-            if self.recorder is not None:
-                self.recorder.copy(layer, start, copy)
 
     def read_times(self) -> None:
         """Read what has arrived of the last measured visits, if no pass is under way. Waits for nothing. Any thread."""
@@ -447,4 +445,4 @@ class Prefetcher:
             if self._at_rest:
                 for layer in self._layers:
                     if layer.timed:
-                        self._collect(layer)
+                        collect(layer, self.port, self.counters, self.recorder)

@@ -1,8 +1,9 @@
 """A device port that proves ordering: every read and write of device and host bytes is checked by vector clocks.
 
-Three lanes: the host, the compute lane and the copy lane. An operation carries its lane's clock; two operations of
-different lanes on the same bytes, one of them a write, must be ordered by events or by a host wait. If they are not,
-that is a race, however the numbers came out: everything in here runs deterministically, in the order it was issued.
+Four lanes: the host, the compute lane, the copy lane, and one for what is copied back to the host. An operation
+carries its lane's clock; two operations of different lanes on the same bytes, one of them a write, must be ordered by
+events or by a host wait. If they are not, that is a race, however the numbers came out: everything in here runs
+deterministically, in the order it was issued.
 
 The device's memory is one flat host buffer with an allocator of its own, so that memory which was given back is given
 out again at once, as a caching allocator would, with everything that happened to it before. Who reads and writes is not
@@ -27,8 +28,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-HOST, COMPUTE, COPY = 0, 1, 2
-LANES = ("host", "compute lane", "copy lane")
+HOST, COMPUTE, COPY, BACK = 0, 1, 2, 3
+LANES = ("host", "compute lane", "copy lane", "lane back")
 
 POISON = 0x7F
 """What fresh, freed and not yet arrived device bytes hold: a NaN in bf16, a huge number in float32."""
@@ -95,7 +96,7 @@ class RaceEvent:
     __slots__ = ("clock", "copies_before", "recorded_on")
 
     def __init__(self) -> None:
-        self.clock: tuple[int, int, int] | None = None
+        self.clock: tuple[int, int, int, int] | None = None
         self.recorded_on: int | None = None
         self.copies_before = 0
 
@@ -110,13 +111,17 @@ class RacePort:
         self.device = torch.device("cpu")
         self.late = late
         self.races: list[str] = []
-        self.counts: dict[str, int] = dict.fromkeys(("empty", "drain", "copy", "copy_on_compute", "elapsed", "d2h"), 0)
+        self.counts: dict[str, int] = dict.fromkeys(
+            ("empty", "drain", "copy", "copy_on_compute", "copy_back", "elapsed", "d2h"), 0
+        )
         self.copied_bytes = 0
         self.live_bytes = self.peak_bytes = 0
         self.limit_bytes = nbytes
-        self._clocks = [[0, 0, 0] for _ in LANES]
+        self._clocks = [[0] * len(LANES) for _ in LANES]
         self._waiting: list[Callable[[], None]] = []
         """Copies that were issued and have not moved a byte yet (only when `late`)."""
+        self._coming_back: list[tuple[RaceEvent, Callable[[], None]]] = []
+        """The same for copies to the host, with the events that mark their ends."""
         self._issued = 0
         self._quiet = 0
         self.measures_ns: int | None = None  # between any two moments; None: whoever asks is too early
@@ -156,9 +161,11 @@ class RacePort:
 
     def copy_waits(self, event: RaceEvent) -> None:
         self._wait(event, COPY)
+        self._run_copies_back(event)
 
     def compute_waits(self, event: RaceEvent) -> None:
         self._wait(event, COMPUTE)
+        self._run_copies_back(event)
         if event.recorded_on == COPY:
             self._run_copies(event.copies_before)
 
@@ -178,10 +185,28 @@ class RacePort:
         self._count_and_check(COMPUTE, "copy on the compute lane", destination, source)
         self._move(destination, source)
 
+    def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: RaceEvent) -> None:
+        self.counts["copy_back"] += 1
+        if destination.numel() != source.numel() or not self.holds(source) or self.holds(destination):
+            raise AssertionError(f"copy back: {source.numel()} bytes to {destination.numel()}, or not from the device")
+        self._issue(COMPUTE)
+        self._join(BACK, tuple(self._clocks[COMPUTE]))
+        self._touch(BACK, self._ranges_of(source), write=False, what="copy back")
+        self._touch(BACK, self._ranges_of(destination), write=True, what="copy back")
+        self._record(done, BACK)
+        if self.late:
+            with self._unwatched():
+                destination.fill_(POISON)
+            self._coming_back.append((done, lambda: self._move(destination, source)))
+        else:
+            self._move(destination, source)
+
     def drain(self) -> None:
         self.counts["drain"] += 1
         self._run_copies(self._issued)
+        self._run_copies_back(None)
         self._join(HOST, tuple(self._clocks[COPY]))
+        self._join(HOST, tuple(self._clocks[BACK]))
 
     def elapsed_ns(self, start: RaceEvent, end: RaceEvent) -> int | None:
         self.counts["elapsed"] += 1
@@ -221,7 +246,7 @@ class RacePort:
 
     def in_flight(self) -> bool:
         """Whether copies were issued that the host has not waited for."""
-        return self._clocks[HOST][COPY] < self._clocks[COPY][COPY]
+        return any(self._clocks[HOST][lane] < self._clocks[lane][lane] for lane in (COPY, BACK))
 
     def check(self) -> None:
         """Raise if there were races."""
@@ -349,6 +374,11 @@ class RacePort:
         """Let the first `count` copies ever issued have happened."""
         while self._waiting and self._issued - len(self._waiting) < count:
             self._waiting.pop(0)()
+
+    def _run_copies_back(self, event: RaceEvent | None) -> None:
+        """Let the copies to the host that `event` marks have happened; None: all of them."""
+        while self._coming_back and (event is None or any(done is event for done, _ in self._coming_back)):
+            self._coming_back.pop(0)[1]()
 
     @contextmanager
     def _unwatched(self) -> Iterator[None]:

@@ -38,8 +38,9 @@ class VirtualClockPort:
         """When the host issues: 0, until it waits for a lane."""
         self.copy_ns = 0
         self.compute_ns = 0
+        self.back_ns = 0
         """When each lane has done what it was given so far."""
-        self.host_waits = self.allocations = self.copies = self.copied_bytes = 0
+        self.host_waits = self.allocations = self.copies = self.copied_bytes = self.copied_back_bytes = 0
         self._stays: list[list[int]] = []
         """Per copy into device memory: first byte, end, begin of the copy, last read."""
 
@@ -72,9 +73,16 @@ class VirtualClockPort:
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         self.compute_ns = max(self.compute_ns, self.host_ns) + self._move(destination, source)
 
+    def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: VirtualEvent) -> None:
+        self.back_ns = max(self.back_ns, self.compute_ns, self.host_ns) + self._move(destination, source)
+        self.copied_back_bytes += source.numel()
+        self.copied_bytes -= source.numel()
+        self.copies -= 1
+        done.ns = self.back_ns
+
     def drain(self) -> None:
         self.host_waits += 1
-        self.host_ns = max(self.host_ns, self.copy_ns)
+        self.host_ns = max(self.host_ns, self.copy_ns, self.back_ns)
 
     def elapsed_ns(self, start: VirtualEvent, end: VirtualEvent) -> int | None:
         """As if the device had got that far whenever somebody asks: asking is not waiting."""

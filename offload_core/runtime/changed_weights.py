@@ -1,0 +1,171 @@
+"""Which weights of one component are to differ from the masters, and putting that into effect: layer by layer, and on
+what lies outside the layers.
+
+Layers are told their revision and change on arrival (`revision.py`). A loose tensor is changed where it lies on the
+device. What does not lie there (a table that stays on the host), hangs in several places or gets another shape is
+replaced by a tensor of its own. Knows nothing of plans and order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ..errors import OffloadError
+from .device_port import DevicePort
+from .layer import Layer
+from .loose import LooseTensors
+from .revision import Change, Place, Versions, write_into
+
+
+class ChangedWeights:
+    """The changes wanted of one component's weights. What is on the device is changed by the three `put_on`s."""
+
+    def __init__(self, root: nn.Module, component: str, layers: Sequence[Layer], port: DevicePort) -> None:
+        self._root = root
+        self._component = component
+        self._layers = layers
+        self._port = port
+        self._wanted: dict[str, tuple[Place, Change]] = {}
+        self._loose: LooseTensors | None = None
+        self.aside = False
+        """Inside `put_aside`."""
+        self._put_on: dict[str, tuple[Hashable, Place, torch.Tensor, torch.Tensor | None]] = {}
+        """What is in effect outside the layers: key, where, what hung there before, what hangs there in its place."""
+
+    def alike(self, changes: Mapping[str, Change]) -> bool:
+        """Whether `changes` are those that are wanted already."""
+        return {name: change.key for name, (_, change) in self._wanted.items()} == {
+            name: change.key for name, change in changes.items()
+        }
+
+    def want(self, changes: Mapping[str, Change]) -> None:
+        """Replace what is wanted. Raises OffloadError, and leaves it as it was, if it cannot be done."""
+        wanted = {name: (self._place_of(name), change) for name, change in changes.items()}
+        for layer in self._layers:
+            for name, (place, change) in _in_layer(layer, wanted).items():
+                self._check(layer, name, place, change)
+        self._wanted = wanted
+
+    def _place_of(self, name: str) -> Place:
+        owner, _, own_name = name.rpartition(".")
+        parameters = self._root.get_submodule(owner)._parameters
+        if parameters.get(own_name) is None:
+            raise OffloadError(
+                f"{self._component}: asked to change {name}; found no parameter of that name; only parameters can be "
+                "changed under layerwise offload"
+            )
+        return parameters, own_name
+
+    def _check(self, layer: Layer, name: str, place: Place, change: Change) -> None:
+        master = next(host for params, own, host in layer.host_bindings if params is place[0] and own == place[1])
+        if sum(host is master for _, _, host in layer.host_bindings) > 1:
+            raise OffloadError(
+                f"{self._component}: asked to change {name}; found that {layer.name} uses that weight in several "
+                "places and only one is to change; set the placement to whole for this model"
+            )
+        if change.shape is not None:
+            raise OffloadError(
+                f"{self._component}: asked to change {name} to the shape {tuple(change.shape)}; found it in the "
+                f"streamed layer {layer.name}, whose weights keep their shapes; set the placement to whole for this "
+                "model"
+            )
+
+    # ------------------------------------------------------------------ layers
+
+    def put_on_layers(self, versions: Versions) -> list[Layer]:
+        """Tell every layer which revision it is to be in. Returns those whose bytes on the device are void now."""
+        void = []
+        for layer in self._layers:
+            changes = _in_layer(layer, self._wanted).values()
+            if layer.revise(versions.revision(layer, list(changes)) if changes else None):
+                void.append(layer)
+            if changes and layer.is_in_place:  # what is changed on arrival must not be the master
+                layer.unbind()
+                with torch.inference_mode(False):
+                    layer.bind(self._port.empty(layer.nbytes))
+            by_place = {(id(params), name): host for params, name, host in layer.host_bindings}
+            layer.host.touches.changes = {
+                id(by_place[id(params), name]): change.compute for (params, name), change in changes
+            }
+        return void
+
+    # ------------------------------------------------------------------ outside layers
+
+    def put_on_loose(self, loose: LooseTensors) -> None:
+        """Go from what is in effect outside the layers to what is wanted; what has equal keys is left alone."""
+        self._loose = loose
+        wanted = dict(self._wanted)
+        for layer in self._layers:
+            for name in _in_layer(layer, self._wanted):
+                del wanted[name]
+        for name in list(self._put_on):
+            if name not in wanted or wanted[name][1].key != self._put_on[name][0]:
+                self._take_off(name)
+        for name, (place, change) in wanted.items():
+            if name not in self._put_on:
+                self._change_loose(name, place, change)
+
+    def _change_loose(self, name: str, place: Place, change: Change) -> None:
+        assert self._loose is not None
+        parameters, own_name = place
+        shown = parameters[own_name]
+        value = change.compute()
+        if change.shape is None and self._loose.lies_on_device_once(shown):
+            self._put_on[name] = (change.key, place, shown, None)
+            write_into(shown, value, name)
+        else:
+            substitute = nn.Parameter(value.to(shown.device), requires_grad=False)
+            self._put_on[name] = (change.key, place, shown, substitute)
+            parameters[own_name] = substitute
+
+    def take_off_loose(self) -> None:
+        """What lies outside the layers is what it was. Idempotent."""
+        for name in list(self._put_on):
+            self._take_off(name)
+
+    def _take_off(self, name: str) -> None:
+        _, (parameters, own_name), shown, substitute = self._put_on.pop(name)
+        if substitute is None:
+            assert self._loose is not None
+            self._loose.renew(shown)
+        elif parameters.get(own_name) is substitute:
+            parameters[own_name] = shown
+
+    # ------------------------------------------------------------------ looking at the masters
+
+    @contextlib.contextmanager
+    def put_aside(self, lent: bool) -> Iterator[None]:
+        """For a moment the module holds its masters, which are ordinary parameters. `lent`: they lend again after."""
+        shown = [layer for layer in self._layers if layer.swapped_in]
+        hung = [
+            ((parameters, name), before, own)
+            for _, (parameters, name), before, own in self._put_on.values()
+            if own is not None and parameters.get(name) is own
+        ]
+        self.aside = True
+        try:
+            for (parameters, name), before, _ in hung:
+                parameters[name] = before
+            for layer in self._layers:
+                if layer.swapped_in:
+                    layer.swap_out()
+                layer.let_go()
+            yield
+        finally:
+            self.aside = False
+            for layer in self._layers if lent else ():
+                layer.host.take_hold()
+            for layer in shown:
+                layer.swap_in()
+            for (parameters, name), _, own in hung:
+                parameters[name] = own
+
+
+def _in_layer(layer: Layer, changes: Mapping[str, tuple[Place, Change]]) -> dict[str, tuple[Place, Change]]:
+    """Those of the changes that are of weights which move with the layer."""
+    places = {(id(parameters), name) for parameters, name, _ in layer.host_bindings}
+    return {name: (place, change) for name, (place, change) in changes.items() if (id(place[0]), place[1]) in places}

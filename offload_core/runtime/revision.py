@@ -1,0 +1,175 @@
+"""Weights that differ from the host masters: a patch set, applied on the device when a layer arrives.
+
+Masters never change. A `Change` says how one parameter gets another value; a `Revision` is all changes of one layer
+under one patch set. When a layer first arrives under a revision, its changes are applied where it lies on the device,
+on the compute lane; the result is copied back, once, beside everything else, into a host buffer of the revision's
+own, its *version*, from which the layer is copied from then on. Without room for that the changes are applied again
+on each arrival. Two patch sets that treat a layer alike share a revision. Knows nothing of what a patch is.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import OffloadError
+from .device_port import DevicePort
+from .parts import parts_of, plain
+
+if TYPE_CHECKING:
+    from .layer import Layer
+
+Place = tuple[dict[str, Any], str]
+"""A module's dictionary of parameters, and a name in it."""
+
+
+RevisionKey = tuple[int, Hashable]
+"""The generation of the masters, and the keys of the changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Another value for one parameter."""
+
+    key: Hashable
+    """Two changes of a parameter with equal keys give equal values."""
+    compute: Callable[[], torch.Tensor]
+    """The value, on the device, from what hangs in the module at that moment: the master's value, on either side."""
+    shape: tuple[int, ...] | None = None
+    """The value's shape, if it is not the parameter's."""
+
+
+class Revision:
+    """All changes of one layer under one patch set."""
+
+    __slots__ = ("changes", "key", "version")
+
+    def __init__(self, key: RevisionKey, changes: Sequence[tuple[Place, Change]]) -> None:
+        self.key = key
+        self.changes = changes
+        self.version: torch.Tensor | None = None
+        """A host buffer with the layer's revised bytes, once the device has been told to fill it."""
+
+    def apply(self) -> None:
+        """Change the layer's parameters where they are. The modules hold the device's, with the master's values."""
+        for (parameters, name), change in self.changes:
+            write_into(parameters[name], change.compute(), name)
+
+
+def write_into(shown: torch.Tensor, value: torch.Tensor, name: str) -> None:
+    """Give `shown` the bytes of `value`, which is of the same kind, part by part."""
+    mine, theirs = parts_of(shown), parts_of(value)
+    for part, new in zip(mine.leaves, theirs.leaves):
+        if plain(part).shape != plain(new).shape or part.dtype != new.dtype or len(mine.leaves) != len(theirs.leaves):
+            raise OffloadError(
+                f"asked to change the weight {name} of a streamed layer; found that the new value is a {new.dtype} of "
+                f"shape {tuple(plain(new).shape)} where the layer has a {part.dtype} of {tuple(plain(part).shape)}; "
+                "use the patch without layerwise offload"
+            )
+    with torch.no_grad():
+        for part, new in zip(mine.leaves, theirs.leaves):
+            plain(part).data.copy_(plain(new))
+
+
+class Versions:
+    """The revisions of one component's layers that have a version, and the memory of these."""
+
+    def __init__(self, port: DevicePort) -> None:
+        self._port = port
+        self.may_hold: Callable[[int], bool] = lambda nbytes: True
+        """Asked whether another version of so many bytes may be kept."""
+        self._kept: dict[tuple[int, RevisionKey], tuple[Layer, Revision]] = {}
+        """By index of the layer and key; the least recently wanted first."""
+        self._buffers: dict[int, torch.Tensor] = {}
+        self.refused: set[str] = set()
+        """Names of layers whose version found no room when it was last tried."""
+        self._close = weakref.finalize(self, _release, port, self._buffers)
+        self._close.atexit = False
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(buffer.numel() for buffer in self._buffers.values())
+
+    def revision(self, layer: Layer, changes: Sequence[tuple[Place, Change]]) -> Revision:
+        """The revision of `layer` with these changes: the same one as ever, if it is in effect or has a version."""
+        keys = tuple((id(parameters), name, change.key) for (parameters, name), change in changes)
+        key = (layer.host.generation, keys)
+        kept = self._kept.pop((layer.index, key), None)
+        if kept is not None:
+            self._kept[layer.index, key] = kept
+            found = kept[1]
+        elif layer.revision is not None and layer.revision.key == key:
+            found = layer.revision
+        else:
+            return Revision(key, changes)
+        found.changes = changes
+        return found
+
+    def save(self, layer: Layer) -> int:
+        """Copy a changed layer to the host, so that it need not be changed again when it comes next. Returns bytes."""
+        revision, changed = layer.revision, layer.device_buffer
+        assert revision is not None and changed is not None
+        buffer = self._room_for(layer, revision)
+        if buffer is None:
+            return 0
+        layer.saving = True
+        self._port.copy_back(buffer, changed, layer.saved)
+        revision.version = buffer
+        layer.source, layer.source_carries = buffer, revision
+        return layer.nbytes
+
+    def settle(self, layers: Sequence[Layer]) -> None:
+        """Whatever is done from now on, on either lane, comes after what is being copied back."""
+        for layer in layers:
+            if layer.saving:
+                self._port.copy_waits(layer.saved)
+                self._port.compute_waits(layer.saved)
+                layer.saving = False
+
+    def _room_for(self, layer: Layer, revision: Revision) -> torch.Tensor | None:
+        """A host buffer for the version of `revision`, if need be at the cost of versions nobody wants now."""
+        buffer: torch.Tensor | None = None
+        try:
+            while not self.may_hold(layer.nbytes) and (victim := self._unwanted()) is not None:
+                self._drop(victim)
+            if self.may_hold(layer.nbytes):
+                with torch.inference_mode(False):
+                    buffer, _ = self._port.host_empty(layer.nbytes, layer.host.pinned)
+        except (MemoryError, OSError):
+            buffer = None
+        if buffer is None:
+            self.refused.add(layer.name)
+            return None
+        self.refused.discard(layer.name)
+        self._buffers[id(buffer)] = buffer
+        self._kept[layer.index, revision.key] = (layer, revision)
+        return buffer
+
+    def _unwanted(self) -> tuple[int, RevisionKey] | None:
+        return next((place for place, (layer, kept) in self._kept.items() if layer.revision is not kept), None)
+
+    def _drop(self, place: tuple[int, RevisionKey]) -> None:
+        _, revision = self._kept.pop(place)
+        buffer, revision.version = revision.version, None
+        if buffer is not None:
+            self._port.drain()  # its last copy, either way, may be on its way
+            self._port.host_release(buffer)
+            del self._buffers[id(buffer)]
+
+    def close(self) -> None:
+        """Give all versions back. Nothing is in flight."""
+        self._kept.clear()
+        self._close()
+
+
+def _release(port: DevicePort, buffers: dict[int, torch.Tensor]) -> None:
+    """Holds the buffers and nothing else, so that it keeps no module alive."""
+    if buffers:
+        port.drain()
+    for buffer in buffers.values():
+        port.host_release(buffer)
+    buffers.clear()
