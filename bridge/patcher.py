@@ -19,6 +19,7 @@ from .asked import Asked
 from .component import Component
 from .device import streams_to
 from .giving_back import asked_first_bytes
+from .hooks import changes_with
 from .kinds import TEXT_ENCODER
 from .memory import may_keep_version
 from .placing import left_to_the_app
@@ -239,16 +240,24 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         with self.component.controller.masters_shown():
             return weights.fill_in_patched(self, super().model_state_dict_for_saving(model, prefix), prefix)
 
-    # ------------------------------------------------------------------ what is refused
+    # ------------------------------------------------------------------ weight hooks
 
     def patch_hooks(self, hooks: Any) -> None:
-        """Weight hooks (scheduled LoRA) rewrite weights in the middle of a run: not while they are streamed."""
-        if hooks is not None and self.streams and self.get_combined_hook_patches(hooks):
-            raise OffloadError(
-                "asked for weight hooks (a scheduled LoRA) on a model under layerwise offload; found that they rewrite "
-                "weights during sampling, which streaming cannot follow yet; set the placement to whole for this model"
-            )
-        super().patch_hooks(hooks)
+        """Put the hooks (a scheduled LoRA) into effect: layers arrive with their weights from now on."""
+        if not self.streams:
+            super().patch_hooks(hooks)
+            return
+        self.current_hooks = None
+        if self.component.loaded:
+            with self.use_ejected():
+                self.component.controller.revise(changes_with(self, hooks, self.load_device))
+            self.current_hooks = hooks
+
+    def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
+        if not self.streams:
+            super().unpatch_hooks(whitelist_keys_set)
+        elif self.current_hooks is not None:
+            self.patch_hooks(None)
 
 
 def become_ours(patcher: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatcher:

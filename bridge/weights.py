@@ -28,7 +28,7 @@ def changes_of(patcher: comfy.model_patcher.ModelPatcher, device: torch.device) 
     for key, patches in patcher.patches.items():
         own = list(patches)  # the app adds to its list in place
         changes[key] = Change(
-            key=_identity(own),
+            key=identity(own),
             compute=functools.partial(patched, patcher.model, key, own, device),
             shape=_other_shape(patcher.model, key, own),
         )
@@ -74,16 +74,16 @@ def _other_shape(model: torch.nn.Module, key: str, patches: list[Any]) -> tuple[
     return None if shape == tuple(weight.shape) else shape
 
 
-def _identity(value: Any) -> Hashable:
+def identity(value: Any) -> Hashable:
     """Equal for patches that are made of the same tensors and numbers. Meaningful for as long as these are alive."""
     if value is None or isinstance(value, (str, bytes, bool, int, float, torch.dtype)):
         return (type(value).__name__, value)
     if isinstance(value, (list, tuple)):
-        return (type(value).__name__, *map(_identity, value))
+        return (type(value).__name__, *map(identity, value))
     if isinstance(value, dict):
-        return ("dict", *((_identity(name), _identity(item)) for name, item in value.items()))
+        return ("dict", *((identity(name), identity(item)) for name, item in value.items()))
     if hasattr(value, "weights") and hasattr(value, "calculate_weight"):  # a weight adapter: LoRA, LoHa, LoKr ...
-        return (type(value), _identity(value.weights))
+        return (type(value), identity(value.weights))
     if isinstance(value, types.MethodType):
         return ("method", id(value.__self__), value.__func__)
     return (type(value).__name__, id(value))
