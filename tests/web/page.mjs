@@ -13,7 +13,7 @@ const BROWSER_ARGUMENTS = [
 // What the app itself writes to the console of a page without our pack.
 const OF_THE_APP = [
   /legacy queue\/history menu/, /ComfyApp\.open_maskeditor is deprecated/, /graph accessed before initialization/,
-  /^Error loading fuse options/, // its template index, which set-up leaves out
+  /^Error loading (fuse options|core workflow templates)/, // its template index, which set-up leaves out
   /^Failed to load resource/, // which one is seen by its answer, see below
 ];
 
