@@ -28,7 +28,7 @@ from .weights import not_kept
 
 SCHEMA = 1
 
-WHAT_IF_BYTES = (-1_000_000_000, 1_000_000_000)
+WHAT_IF_BYTES = (-1_000_000_000, 0, 1_000_000_000)
 
 
 def live_document() -> dict[str, Any]:
