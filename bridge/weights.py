@@ -26,6 +26,8 @@ def changes_of(patcher: comfy.model_patcher.ModelPatcher, device: torch.device) 
     """What the patcher's patches make of which weights. Raises OffloadError for what cannot be patched."""
     changes = {}
     for key, patches in patcher.patches.items():
+        if not _app_patches(patcher.model, key):
+            continue
         own = list(patches)  # the app adds to its list in place
         changes[key] = Change(
             key=identity(own),
@@ -54,6 +56,17 @@ def not_kept(versions: Versions) -> list[str]:
     return [
         f"host memory is short: patches (a LoRA, say) of {len(versions.refused)} layers are applied on each arrival"
     ]
+
+
+def _app_patches(model: torch.nn.Module, key: str) -> bool:
+    """Whether the app patches this weight when it loads the model.
+
+    It does not where a weight hangs in a module beside modules with weights of their own (Wan's `modulation`): it
+    takes these for values that no file brought. A merge writes patches for them, and the app's picture has none.
+    """
+    module = model.get_submodule(key.rpartition(".")[0])
+    own = {name for name, _ in module.named_parameters(recurse=False)}
+    return all(name in own for name, _ in module.named_parameters())
 
 
 def _other_shape(model: torch.nn.Module, key: str, patches: list[Any]) -> tuple[int, ...] | None:
@@ -98,8 +111,10 @@ def fill_in_patched(patcher: Any, state: dict[str, Any], prefix: str = "") -> di
     for name in state:
         key = prefix + name
         owner, _, own_name = key.rpartition(".")
-        if key not in patcher.patches or (
-            own_name in ("weight", "bias") and hasattr(patcher.model.get_submodule(owner), "comfy_cast_weights")
+        if (
+            key not in patcher.patches
+            or not _app_patches(patcher.model, key)
+            or (own_name in ("weight", "bias") and hasattr(patcher.model.get_submodule(owner), "comfy_cast_weights"))
         ):
             continue
         weight = patcher.patch_weight_to_device(key, device_to=patcher.load_device, return_weight=True)

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.app
 
 SEEDS = range(300)
 BATCH = 20
-FEW = (1, 2, 12, 23)
-"""Of every run: two LoRA stacks over one model behind Apply, an interrupt, a quantised type, a checkpoint."""
+FEW = (1, 2, 12, 23, 33)
+"""Of every run: two LoRA stacks over one model behind Apply, an interrupt, a quantised type, a checkpoint, a merge."""
 
 
 def problems(judge: Judge, cases: list[Case]) -> list[str]:
