@@ -22,13 +22,9 @@ export function line(say, node, resolved) {
     ? say('node.used_of', { used: bytes(resolved.device_bytes), budget: bytes(resolved.budget_bytes) })
     : Number.isFinite(resolved.device_bytes) ? bytes(resolved.device_bytes) : '';
   const warnings = resolved.warnings ?? [];
-  return {
-    component: resolved.component,
-    placement,
-    rest: [resolved.source && say(`source.${resolved.source}`), used].filter(Boolean).join(' · '),
-    title: [resolved.reason, ...warnings].filter(Boolean).join('\n'),
-    warned: warnings.length > 0,
-  };
+  const rest = [resolved.source && say(`source.${resolved.source}`), used].filter(Boolean).join(' · ');
+  const title = [`${resolved.component}: ${placement}`, rest, resolved.reason, ...warnings].filter(Boolean).join('\n'); // a narrow node cuts the line
+  return { component: resolved.component, placement, rest, title, warned: warnings.length > 0 };
 }
 
 /** The element of a node's text; `show(list)` fills it from resolved components, empty before the first run. */

@@ -128,6 +128,7 @@ test('a node says what auto came to, and on whose word', () => {
   const auto = line(say, node('LayerwiseOffloadLoader', { dit_placement: 'auto' }), resolved);
   assert.equal(auto.placement, 'auto → layerwise');
   assert.equal(auto.rest, 'source.policy · node.used_of 5.00 GB 6.00 GB');
+  assert.ok(auto.title.includes(auto.rest) && auto.title.includes('why'), 'what a narrow node cuts is in its tooltip');
   const set = line(say, node('LayerwiseOffloadLoader', { dit_placement: 'resident' }), { ...resolved, placement: 'resident', source: 'node' });
   assert.equal(set.placement, 'resident');
   assert.equal(line(say, node('LayerwiseOffloadVAELoader', { placement: 'whole' }), { ...resolved, component: 'audio_vae_2' }).placement, 'layerwise');
