@@ -30,6 +30,7 @@ NEEDED = (
     "comfy.controlnet.load_controlnet",
     "comfy.model_base.BaseModel",
     "comfy.model_management.get_free_memory",
+    "comfy.model_management.throw_exception_if_processing_interrupted",
     "comfy.model_management.get_total_memory",
     "comfy.model_management.is_device_cpu",
     "comfy.model_patcher.CallbacksMP.ON_LOAD",
@@ -146,6 +147,13 @@ def patched_shape() -> Callable[[Any, Any, str], Any] | None:
 def saves_lazily() -> bool:
     """Whether the app computes the patched values of text encoders weight by weight while it saves (from 0.24 on)."""
     return find("comfy.model_patcher.ModelPatcher.model_state_dict_for_saving") is not None
+
+
+def count_pins(nbytes: int) -> None:
+    """Add to the app's account of page-locked memory what we have locked, or take off what we have let go."""
+    if nbytes and app_pin_room_bytes() is not None:
+        management = find("comfy.model_management")
+        management.TOTAL_PINNED_MEMORY = max(0, management.TOTAL_PINNED_MEMORY + nbytes)
 
 
 def app_pin_room_bytes() -> int | None:

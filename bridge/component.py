@@ -23,6 +23,7 @@ from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
 from ..offload_core.replan import better_plan
 from ..offload_core.runtime import OffloadController, discover
+from ..offload_core.runtime.discovery import keep_in_memory
 from ..offload_core.runtime.full_device import when_full
 from ..offload_core.settings import ComponentSettings
 from . import compat
@@ -30,7 +31,7 @@ from .asked import Asked
 from .device import queue_for, ring_there
 from .giving_back import give_back, kept_and_ring, least_of, make_room, no_code_of_others, ring_bytes
 from .kinds import Kind, entries_of, kind_of
-from .memory import DeviceAllowance, device_allowance, host_allowance
+from .memory import DeviceAllowance, PinAccount, device_allowance, host_limits
 from .placing import Neighbour, resolve_now
 from .recording import progress_bar, recording
 from .watch import ForeignMove, ShapeWatch
@@ -62,6 +63,9 @@ class Component:
         self._is_named = False
         self.source = ""
         self.warnings: list[str] = []
+        self._pins = PinAccount()
+        self.reads_file = False
+        """On a device that shares memory with the host: the weights are in a file and are streamed from there."""
         self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
         """Our patchers over the module; the last one to go closes the component."""
         self._controller: OffloadController | None = None
@@ -125,19 +129,15 @@ class Component:
             model.to("cpu")
         self.source = self.source or type(model).__name__
         self.device = device
-        found = discover(model)
-        streamable = sum(layer.nbytes for layer in found.layers)
-        pinned = streamable <= host_allowance(ComponentSettings(self.name)).pins_bytes
-        if not pinned:
-            self.warn(f"{streamable / 1e9:.2f} GB of page-locked memory are not to be had: copies are slower")
+        found = keep_in_memory(model, discover(model))
         self._controller = OffloadController(
             model,
             queue_for(device),
             component=self.name,
             discovery=found,
             entries=entries_of(model, self.kind),
-            pinned=pinned,
-            progress=_bytes_bar(streamable),
+            pinned=False,  # the plan says who is page-locked
+            progress=_bytes_bar(sum(layer.nbytes for layer in found.layers)),
         )
         self._controller.record(recording().trace, self.id)
         when_full(self._controller, self._make_room, no_code_of_others)
@@ -153,6 +153,7 @@ class Component:
             if self._watch is not None:
                 self._watch.remove()
             self._controller.detach()
+            self._pins.settle(None)
             self._controller, self._mover, self._watch = None, None, None
 
     def close(self) -> None:
@@ -202,7 +203,7 @@ class Component:
         if self._controller is not None:
             return self._controller.inventory
         if self._found_inventory is None:
-            self._found_inventory = discover(model).inventory(self.name)
+            self._found_inventory = keep_in_memory(model, discover(model)).inventory(self.name)
         return self._found_inventory
 
     # ------------------------------------------------------------------ loading
@@ -319,6 +320,8 @@ class Component:
                 raise
             self.warn(f"{held / 1e9:.2f} GB could not be had on {self.device}: using {plan.device_bytes / 1e9:.2f} GB")
             self.controller.load(plan)
+        if missing := self._pins.settle(self._controller):
+            self.warn(missing)
         self.last_plan = plan
         self.peak_device_bytes = max(self.peak_device_bytes, self.device_bytes())
         log.info("Layerwise Offload, %s:\n%s", self.source, plan.to_text())
@@ -392,6 +395,7 @@ class Component:
         )
         if known is not None:
             request = replace(request, h2d_bytes_per_s=known.h2d_bytes_per_s, link_source=known.link_source)
+        request = replace(request, **host_limits(settings, self.controller, self.device, self.source))
         self.request = request
         return make_plan(request)
 

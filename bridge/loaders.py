@@ -38,15 +38,20 @@ VAE_PRECISIONS = ("auto", *_VAE_DTYPES)
 _CPU = torch.device("cpu")
 
 
+def _maps(asked: Asked) -> bool:
+    """Whether weights may be left in the file: not where the app is to have them its own way."""
+    return not left_to_the_app(asked)
+
+
 def load_diffusion_model(path: str, weight_dtype: str, asked: Asked, disable_dynamic: bool = False) -> Any:
     """A MODEL from a diffusion model file. `disable_dynamic`: the app asks for an ordinary patcher of its own."""
     options = dict(_WEIGHT_DTYPES[weight_dtype])
     if disable_dynamic:
         return comfy.sd.load_diffusion_model(path, model_options=options, disable_dynamic=True)
     check_placement(asked)
-    with app_load("diffusion model", [path]):
+    with app_load("diffusion model", [path], _maps(asked)) as files:
         patcher = comfy.sd.load_diffusion_model(path, model_options=options)
-    adopt(patcher, asked, [path], functools.partial(load_diffusion_model, path, weight_dtype, asked))
+    adopt(patcher, asked, [path], files, functools.partial(load_diffusion_model, path, weight_dtype, asked))
     return patcher
 
 
@@ -54,7 +59,7 @@ def load_clip(paths: Sequence[str], clip_type: str, asked: Asked, embeddings: li
     """A CLIP from one to four text encoder files, in the order in which the app's loaders take them."""
     check_placement(asked)
     require_kind(paths, "text_encoder", "text encoder")
-    with app_load("text encoder", paths):
+    with app_load("text encoder", paths, _maps(asked)) as files:
         clip = comfy.sd.load_clip(
             list(paths),
             embedding_directory=embeddings,
@@ -62,7 +67,7 @@ def load_clip(paths: Sequence[str], clip_type: str, asked: Asked, embeddings: li
             model_options=_encoder_options(asked),
         )
     reload = functools.partial(_clip_patcher, list(paths), clip_type, asked, embeddings)
-    adopt(clip.patcher, asked, paths, reload)
+    adopt(clip.patcher, asked, paths, files, reload)
     return clip
 
 
@@ -93,12 +98,12 @@ def load_vae(path: str, asked: Asked, disable_dynamic: bool = False) -> comfy.sd
             f"asked vae.precision = {precision}; found that a VAE computes in {', '.join(_VAE_DTYPES)} only; choose "
             "one of these, or auto"
         )
-    with app_load("VAE", [path]):
+    with app_load("VAE", [path], _maps(asked)) as files:
         content, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
         device = _CPU if asked.value("placement") == "cpu" else None
         vae = comfy.sd.VAE(sd=content, metadata=metadata, device=device, dtype=dtype)
         vae.throw_exception_if_invalid()
-    adopt(vae.patcher, asked, [path], functools.partial(_vae_patcher, path, asked))
+    adopt(vae.patcher, asked, [path], files, functools.partial(_vae_patcher, path, asked))
     return vae
 
 
@@ -111,11 +116,11 @@ def load_clip_vision(path: str, asked: Asked) -> comfy.clip_vision.ClipVisionMod
     """A CLIP_VISION."""
     check_placement(asked)
     require_kind([path], "image_encoder", "CLIP vision model")
-    with app_load("CLIP vision model", [path]):
+    with app_load("CLIP vision model", [path], _maps(asked)) as files:
         vision = comfy.clip_vision.load(path)
     if vision is None:
         raise _not_a(path, "CLIP vision model")
-    adopt(vision.patcher, asked, [path], functools.partial(_clip_vision_patcher, path, asked))
+    adopt(vision.patcher, asked, [path], files, functools.partial(_clip_vision_patcher, path, asked))
     return vision
 
 
@@ -127,7 +132,7 @@ def load_controlnet(path: str, asked: Asked) -> Any:
     """A CONTROL_NET that brings weights of its own."""
     check_placement(asked)
     require_kind([path], "controlnet", "ControlNet")
-    with app_load("ControlNet", [path]):
+    with app_load("ControlNet", [path], _maps(asked)) as files:
         control = comfy.controlnet.load_controlnet(path)
     if control is None:
         raise _not_a(path, "ControlNet")
@@ -137,7 +142,7 @@ def load_controlnet(path: str, asked: Asked) -> Any:
             f"asked to load {file_names([path])} for layerwise offload; found a {type(control).__name__}, which has no "
             "weights of its own to stream; use Load ControlNet Model"
         )
-    adopt(patcher, asked, [path], functools.partial(_controlnet_patcher, path, asked))
+    adopt(patcher, asked, [path], files, functools.partial(_controlnet_patcher, path, asked))
     return control
 
 
@@ -150,7 +155,7 @@ def load_checkpoint(path: str, asked: dict[str, Asked], embeddings: list[str] | 
     for one in asked.values():
         check_placement(one, at_load=False)
     encoder = _encoder_options(asked["text_encoder"])
-    with app_load("checkpoint", [path]):
+    with app_load("checkpoint", [path], all(map(_maps, asked.values()))) as files:
         model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
             path, embedding_directory=embeddings, te_model_options=encoder
         )
@@ -159,7 +164,8 @@ def load_checkpoint(path: str, asked: dict[str, Asked], embeddings: list[str] | 
     patchers = {"dit": model, "text_encoder": clip and clip.patcher, "vae": vae and vae.patcher}
     for name, patcher in patchers.items():
         if patcher is not None:
-            adopt(patcher, asked[name], [path], functools.partial(_checkpoint_patcher, path, name, asked, embeddings))
+            reload = functools.partial(_checkpoint_patcher, path, name, asked, embeddings)
+            adopt(patcher, asked[name], [path], files, reload)
     return model, clip, vae
 
 

@@ -18,7 +18,10 @@ from ..offload_core.errors import OffloadError, SettingsError
 from ..offload_core.groups import group_of
 from . import compat
 from .asked import Asked
-from .patcher import LayerwiseModelPatcher, become_ours
+from .device import streams_to
+from .file_weights import MappedFiles, settle
+from .memory import host_available_bytes
+from .patcher import LayerwiseModelPatcher, become_ours, weights_stay_in_file
 from .placing import left_to_the_app
 
 _swap_lock = threading.Lock()
@@ -40,12 +43,19 @@ def patcher_class(cls: type[comfy.model_patcher.ModelPatcher]) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def app_load(what: str, paths: Sequence[str]) -> Iterator[None]:
-    """One load by the app, with our patcher class; its errors get the files' names and a way out."""
+def app_load(what: str, paths: Sequence[str], maps: bool) -> Iterator[MappedFiles]:
+    """One load by the app, with our patcher class; its errors get the files' names and a way out.
+
+    maps: weights are left in the file, as far as the app's loader takes them as they are. `adopt` does the rest.
+    """
     compat.require()
+    files = MappedFiles()
     try:
-        with patcher_class(LayerwiseModelPatcher):
-            yield
+        with patcher_class(LayerwiseModelPatcher), contextlib.ExitStack() as stack:
+            if maps:
+                stack.enter_context(files.watching())
+                stack.enter_context(weights_stay_in_file())
+            yield files
     except OffloadError:
         raise
     except Exception as error:
@@ -60,7 +70,11 @@ def file_names(paths: Sequence[str]) -> str:
 
 
 def adopt(
-    patcher: comfy.model_patcher.ModelPatcher, asked: Asked, paths: Sequence[str], reload: Callable[..., Any] | None
+    patcher: comfy.model_patcher.ModelPatcher,
+    asked: Asked,
+    paths: Sequence[str],
+    files: MappedFiles,
+    reload: Callable[..., Any] | None,
 ) -> None:
     """Give a freshly loaded patcher its settings. `reload(disable_dynamic=False)` makes a twin of it for the app.
 
@@ -75,8 +89,22 @@ def adopt(
         become_ours(patcher)
     patcher.take(asked)
     patcher.component.source = file_names(paths)
+    _settle(patcher, asked, files)
     if reload is not None:
         patcher.cached_patcher_init = (reload, ())
+
+
+def _settle(patcher: LayerwiseModelPatcher, asked: Asked, files: MappedFiles) -> None:
+    """Decide what stays in the file. On the CPU that is what streaming means there; else all is in memory already."""
+    has_memory = streams_to(patcher.load_device)
+    streams = not left_to_the_app(asked)
+    if streams and not has_memory:
+        nbytes = sum(parameter.numel() * parameter.element_size() for parameter in patcher.model.parameters())
+        explicit = asked.value("placement") == "layerwise" or asked.settings.is_explicitly_set("budget_bytes")
+        streams = explicit or nbytes > host_available_bytes()
+        patcher.component.reads_file = streams
+    settle(patcher.model, patcher.built, files, leave=streams, convert=has_memory)
+    patcher.built = {}
 
 
 def check_placement(asked: Asked, at_load: bool = True) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 from comfy.cli_args import args
 
 from ..offload_core import host_budget
+from ..offload_core.errors import SettingsError
 from ..offload_core.host_budget import HostBudget
 from ..offload_core.settings import ComponentSettings, Setting, Unset
 from . import compat
-from .device import total_bytes
+from .device import streams_to, total_bytes
+
+if TYPE_CHECKING:
+    from ..offload_core.runtime import OffloadController
 
 UNLIMITED_BYTES = 10**18
 """The app says "load it all" with 1e32; anything near that is no figure."""
@@ -66,3 +71,47 @@ def host_allowance(settings: ComponentSettings, held_bytes: int = 0, pinned_byte
     if args.disable_pinned_memory:
         return replace(found, pins_bytes=0, reason="the app was started with --disable-pinned-memory")
     return found
+
+
+def host_limits(
+    settings: ComponentSettings, controller: OffloadController, device: torch.device, source: str
+) -> dict[str, Any]:
+    """What a plan may take of host memory now, as members of a plan request.
+
+    On the CPU the device budget is all there is to take. Raises SettingsError for a tier that cannot be had.
+    """
+    if not streams_to(device):
+        return {"pin_budget_bytes": 0, "copies_budget_bytes": 0, "in_place": True}
+    host = host_allowance(settings, controller.copies_bytes(), controller.pinned_bytes())
+    limits = {"pin_budget_bytes": host.pins_bytes, "copies_budget_bytes": host.copies_bytes}
+    tier = settings.value(Setting.HOST_TIER)
+    if isinstance(tier, str):
+        in_no_file = [layer.name for layer in controller.inventory.layers if not layer.in_file]
+        if tier == "mapped" and in_no_file:
+            raise SettingsError(
+                f"asked {settings.component}.host_tier = mapped; found {len(in_no_file)} layers of {source} that lie "
+                f"in no file as they are needed ({in_no_file[0]}, ...); load it by a Layerwise Offload loader and "
+                "without LoRA, or choose pageable, pinned or auto"
+            )
+        limits |= {"host_tier": tier, "copies_budget_bytes": None}
+    return {**limits, "host_source": host.reason}
+
+
+class PinAccount:
+    """A component's share of the app's account of page-locked memory. Its owner keeps it true with `settle`."""
+
+    def __init__(self) -> None:
+        self._counted_bytes = 0
+
+    def settle(self, controller: OffloadController | None) -> str:
+        """Tell the app what is page-locked now; None: nothing any more. What could not be locked is said in a line."""
+        pinned = 0 if controller is None else controller.pinned_bytes()
+        compat.count_pins(pinned - self._counted_bytes)
+        self._counted_bytes = pinned
+        if controller is None or controller.plan is None:
+            return ""
+        planned = [layer for layer in controller.plan.layers if layer.host_tier == "pinned"]
+        missing = sum(layer.bytes for layer in planned) - pinned
+        if missing <= 0:
+            return ""
+        return f"{missing / 1e9:.2f} GB could not be page-locked: copied through a staging buffer, which is slower"

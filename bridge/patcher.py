@@ -6,6 +6,10 @@ the placement `whole`, or on a device without memory of its own, every method is
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import comfy.model_patcher
@@ -18,15 +22,31 @@ from . import compat, telemetry, weights
 from .asked import Asked
 from .component import Component
 from .device import streams_to
+from .file_weights import give_memory
 from .giving_back import asked_first_bytes
 from .hooks import changes_with
 from .kinds import TEXT_ENCODER
 from .memory import may_keep_version
 from .placing import left_to_the_app
 
+_this_load = threading.local()
+
+
+@contextlib.contextmanager
+def weights_stay_in_file() -> Iterator[None]:
+    """The app assigns the tensors of a file, mapped, to models that it loads in this block, instead of copying them."""
+    _this_load.maps = True
+    try:
+        yield
+    finally:
+        _this_load.maps = False
+
 
 class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     """A ModelPatcher that keeps the weights on the host and streams them layer by layer."""
+
+    built: Mapping[str, torch.dtype] = MappingProxyType({})
+    """While the app loads the file: the types that the model was built with."""
 
     def __init__(
         self,
@@ -37,7 +57,13 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         weight_inplace_update: bool = False,
     ) -> None:
         super().__init__(model, load_device, offload_device, size, weight_inplace_update)
+        if getattr(_this_load, "maps", False):
+            self.built = {name: tensor.dtype for name, tensor in _tensors(model)}
         self.join_component()
+
+    def is_dynamic(self) -> bool:
+        """Only for the length of its own load, where it means: assign what was mapped, we know what to do with it."""
+        return bool(self.built) and getattr(_this_load, "maps", False)
 
     def join_component(self) -> None:
         """Become one of the patchers of the module's component, with nothing set."""
@@ -52,7 +78,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     @property
     def streams(self) -> bool:
         """Whether this patcher does anything but what the app's does."""
-        return streams_to(self.load_device) and not left_to_the_app(self.asked)
+        there_is_a_way = streams_to(self.load_device) or self.component.reads_file
+        return there_is_a_way and not left_to_the_app(self.asked)
 
     def clone(self, *args: Any, **kwargs: Any) -> LayerwiseModelPatcher:
         clone = super().clone(*args, **kwargs)
@@ -103,6 +130,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         full_load: bool = False,
     ) -> None:
         if not self.streams or device_to is None:
+            if self.component.reads_file:
+                give_memory(self.model)
             super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
             if device_to is not None:
                 telemetry.tell_left_to_the_app(self.component, self.asked, super().loaded_size())
@@ -270,3 +299,8 @@ def become_ours(patcher: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatc
     patcher.__class__ = LayerwiseModelPatcher
     patcher.join_component()
     return patcher
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()

@@ -69,6 +69,7 @@ def component_report(component: Component) -> dict[str, Any] | None:
         "loose_bytes": plan.loose_bytes,
         "pinned_bytes": controller.pinned_bytes(),
         "version_bytes": controller.versions.held_bytes,
+        "host_bytes": controller.host_bytes(),
     }
     warnings = [*component.warnings, *not_kept(controller.versions)]
     if touched := controller.outside_touches:

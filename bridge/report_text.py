@@ -49,6 +49,8 @@ def _paragraph(component: dict[str, Any]) -> list[str]:
         lines.append(
             f"  measured in {summary['timed_visits']} visits: {computed:.1f} ms compute, {waited:.1f} ms waiting"
         )
+    host = ", ".join(f"{size / 1e9:.3f} GB {tier}" for tier, size in summary["host_bytes"].items() if size)
+    lines.append(f"  in host memory: {host or 'nothing'}" + (" (mapped: in the file only)" if "mapped" in host else ""))
     now, most = summary["device_bytes"] / 1e9, summary["peak_device_bytes"] / 1e9
     lines.append(f"  on the device: {now:.3f} GB now, {most:.3f} GB at most")
     lines.extend(f"  warning: {warning}" for warning in component["warnings"])

@@ -20,20 +20,32 @@ _MAX_FINDINGS = 100
 
 
 def check_plan(
-    plan: Plan, inventory: Inventory | None = None, budget_bytes: int | None = None, alignment: int | None = None
+    plan: Plan,
+    inventory: Inventory | None = None,
+    budget_bytes: int | None = None,
+    alignment: int | None = None,
+    pin_budget_bytes: int | None = None,
 ) -> list[str]:
     """What is wrong with a plan; an empty list if nothing is. At most 100 findings, each naming the layer or field.
 
-    With `inventory` also whether the plan is about these layers and keeps those that must stay; with `budget_bytes`
-    whether the budget is kept; with `alignment` whether every offset is a multiple of it.
+    With `inventory` also whether the plan is about these layers and keeps those that must stay; with `budget_bytes` and
+    `pin_budget_bytes` whether these are kept; with `alignment` whether every offset is a multiple of it.
     """
     findings: list[str] = []
-    for finding in _findings(plan, inventory, budget_bytes, alignment):
+    for finding in (*_findings(plan, inventory, budget_bytes, alignment), *_pins(plan, pin_budget_bytes)):
         findings.append(finding)
         if len(findings) >= _MAX_FINDINGS:
             findings.append("... and more")
             break
     return findings
+
+
+def _pins(plan: Plan, pin_budget_bytes: int | None) -> Iterator[str]:
+    if pin_budget_bytes is None or any(not _is_count(layer.bytes) for layer in plan.layers):
+        return
+    pinned = sum(layer.bytes for layer in plan.layers if layer.host_tier == "pinned")
+    if pinned > pin_budget_bytes:
+        yield f"{pinned} bytes are to be page-locked, over the budget of {pin_budget_bytes}"
 
 
 def _findings(
@@ -139,6 +151,8 @@ def _against_inventory(plan: Plan, inventory: Inventory) -> Iterator[str]:
             yield f"layer {index} is {planned.name} in the plan and {spec.name} in the inventory"
         if planned.bytes != spec.bytes:
             yield f"{planned.name} has {planned.bytes} bytes in the plan and {spec.bytes} in the inventory"
+        if planned.host_tier == "mapped" and not spec.in_file:
+            yield f"{planned.name} is to be read from a file and lies in none"
         if spec.keep is not None and planned.placement != "resident":
             yield f"{planned.name} may not be streamed ({spec.keep}) and is {planned.placement}"
 

@@ -20,7 +20,7 @@ from .request import PlanRequest
 __all__ = ["add_parser", "request_from_json", "run"]
 
 _SCHEMA = 1
-_LAYER_FIELDS = ("name", "bytes", "compute_ns", "keep", "touched_bytes")
+_LAYER_FIELDS = ("name", "bytes", "compute_ns", "keep", "touched_bytes", "in_file")
 _INVENTORY_FIELDS = ("component", "layers", "visits", "loose_bytes", "notes")
 _REQUEST_FIELDS = (
     "device",
@@ -33,6 +33,9 @@ _REQUEST_FIELDS = (
     "alignment",
     "keep_residents",
     "pin_budget_bytes",
+    "copies_budget_bytes",
+    "host_tier",
+    "in_place",
 )
 _FIELDS = ("schema", *_INVENTORY_FIELDS, *_REQUEST_FIELDS)
 

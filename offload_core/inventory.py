@@ -23,6 +23,7 @@ class LayerSpec:
     compute_ns     compute time of one visit in nanoseconds; None: nobody measured it
     keep           why the layer may never be streamed ("under 1 MB", "unknown tensor type X"); None: it may
     touched_bytes  bytes a visit reads, where that is less than `bytes` (a table of which a few rows are gathered)
+    in_file        its bytes lie in a file and need no copy in host memory
 
     Raises PlanError for values that make no sense.
     """
@@ -32,6 +33,7 @@ class LayerSpec:
     compute_ns: int | None = None
     keep: str | None = None
     touched_bytes: int | None = None
+    in_file: bool = False
 
     def __post_init__(self) -> None:
         as_name("layer name", self.name)

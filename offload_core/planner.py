@@ -12,9 +12,10 @@ from .cost_model import compute_times
 from .decisions import explain, gb_at_least
 from .errors import BudgetError
 from .evaluate import Candidate, Problem
+from .host_tiers import explain_tiers, host_tiers
 from .inventory import Inventory
 from .packing import align_up
-from .plan import HostTier, Plan, PlannedLayer, Prediction
+from .plan import Plan, PlannedLayer, Prediction
 from .request import PlanRequest
 from .search import USUAL_RING_LAYERS, Search
 from .simulate import copy_ns, simulate
@@ -156,7 +157,7 @@ class _Draft:
     def plan(self, chosen: Candidate, why: tuple[str, ...]) -> Plan:
         """The plan of a choice, with its prediction and its decisions."""
         residents = self.keep | chosen.residents
-        tiers = self._host_tiers(residents)
+        tiers = host_tiers(self.request, residents)
         layers = tuple(
             PlannedLayer(
                 name=layer.name,
@@ -186,24 +187,8 @@ class _Draft:
             first_pass_ns=result.first_pass_ns,
         )
         plan = replace(plan, predicted=predicted)
-        notes = explain(plan, self.request, self.too_large, self.compute_note)
+        notes = (*explain(plan, self.request, self.too_large, self.compute_note), *explain_tiers(plan, self.request))
         return replace(plan, decisions=(*self.inventory.notes, *why, *notes))
-
-    def _host_tiers(self, residents: frozenset[int]) -> list[HostTier]:
-        """Page-locked memory goes where it saves most per byte: to what is copied every pass, most often first."""
-        tiers: list[HostTier] = ["mapped" if index in residents else "pinned" for index in range(len(self.sizes))]
-        left = self.request.pin_budget_bytes
-        if left is None:
-            return tiers
-        counts = self.inventory.visit_counts()
-        order = sorted(range(len(tiers)), key=lambda i: (i in residents, -self.sizes[i] * counts[i], i))
-        for index in order:
-            if self.sizes[index] <= left:
-                left -= self.sizes[index]
-                tiers[index] = "pinned"
-            else:
-                tiers[index] = "mapped" if index in residents else "pageable"
-        return tiers
 
 
 def _one_round(visits: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from typing import Literal
 from .errors import PlanError
 from .fields import as_bytes, as_int, as_name, as_rate
 from .inventory import Inventory
+from .plan import HostTier
 
 __all__ = ["PlanRequest"]
 
@@ -26,6 +27,10 @@ class PlanRequest:
     hold_spare        whether budget that buys no time keeps layers all the same, so that less is copied; else it is
                       left to others
     pin_budget_bytes  page-locked host bytes the component may use; None: enough for every streamed layer
+    copies_budget_bytes  host bytes for copies of what lies in a file; None: enough for every streamed layer
+    host_tier         the tier that was asked for; None: whatever the budgets allow
+    host_source       on whose word these are
+    in_place          the device shares memory with the host: residents are used where they are
     """
 
     inventory: Inventory
@@ -40,11 +45,15 @@ class PlanRequest:
     keep_residents: bool | None = None
     hold_spare: bool = False
     pin_budget_bytes: int | None = None
+    copies_budget_bytes: int | None = None
+    host_tier: HostTier | None = None
+    host_source: str = ""
+    in_place: bool = False
 
     def __post_init__(self) -> None:
         as_name("device", self.device)
         as_name("link_source", self.link_source)
-        for field in ("budget_bytes", "ring_bytes", "pin_budget_bytes"):
+        for field in ("budget_bytes", "ring_bytes", "pin_budget_bytes", "copies_budget_bytes"):
             value = getattr(self, field)
             if value is not None:
                 as_bytes(field, value)
@@ -55,5 +64,7 @@ class PlanRequest:
             raise PlanError.bad_field("placement", self.placement, "layerwise or resident")
         if not isinstance(self.hold_spare, bool):
             raise PlanError.bad_field("hold_spare", self.hold_spare, "true or false")
+        if self.host_tier not in (None, "pinned", "pageable", "mapped"):
+            raise PlanError.bad_field("host_tier", self.host_tier, "pinned, pageable, mapped or nothing")
         if self.keep_residents is not None and not isinstance(self.keep_residents, bool):
             raise PlanError.bad_field("keep_residents", self.keep_residents, "true, false or nothing")

@@ -10,16 +10,21 @@ from __future__ import annotations
 import contextlib
 import mmap
 import types
+from collections.abc import Collection
 
 import torch
 
 from .device_port import DeviceMemory, Event
+from .host_source import ByteSource
 
 _HIGH_PRIORITY = -1
 """The copy lane goes first when both lanes are ready: a late copy stalls compute, a late kernel stalls nothing."""
 
 _PIN_CHUNK_BYTES = 1 << 30
 """Page-lock in pieces: one registration of many GB fails on some drivers (seen at 512 GB; long before on Windows)."""
+
+
+_READ_BYTES = 16 << 20
 
 
 def has_streams(device: torch.device) -> bool:
@@ -44,6 +49,8 @@ class SynchronousPort:
 
     asynchronous = False
     shares_host_memory = False
+    pins_in_place = True
+    stages_unpinned = False
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = _indexed(torch.device(device))
@@ -70,6 +77,17 @@ class SynchronousPort:
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         destination.copy_(source)
 
+    def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
+        """Read it all, now, through one ordinary buffer. `StagedPort` does better where there are streams."""
+        bounce = torch.empty(min(_READ_BYTES, source.nbytes), dtype=torch.uint8)
+        for start in range(0, source.nbytes, _READ_BYTES):
+            part = bounce[: min(_READ_BYTES, source.nbytes - start)]
+            source.read(part, start)
+            destination[start : start + part.numel()].copy_(part)
+
+    def abandon(self, sources: Collection[ByteSource]) -> None:
+        pass
+
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         destination.copy_(source)
 
@@ -77,6 +95,9 @@ class SynchronousPort:
         destination.copy_(source)
 
     def drain(self) -> None:
+        pass
+
+    def host_waits(self, event: Event) -> None:
         pass
 
     def elapsed_ns(self, start: Event, end: Event) -> int | None:
@@ -92,6 +113,9 @@ class SynchronousPort:
 
     def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
         return page_aligned_bytes(nbytes), False
+
+    def host_pin(self, buffer: torch.Tensor) -> bool:
+        return False
 
     def host_release(self, buffer: torch.Tensor) -> None:
         pass
@@ -111,6 +135,7 @@ class AcceleratorPort(SynchronousPort):
         self._back: torch.Stream | None = None
         """What is copied back has a stream of its own: links work in both directions at once."""
         # An event goes to the current device's stream unless told otherwise, and telling it costs more than recording.
+        self.pins_in_place = _host_register(self.device) is not None
         self._only_device = torch.accelerator.device_count() == 1
 
     def event(self, timed: bool = False) -> Event:
@@ -169,6 +194,9 @@ class AcceleratorPort(SynchronousPort):
         if self._back is not None:
             self._back.synchronize()
 
+    def host_waits(self, event: Event) -> None:
+        event.synchronize()
+
     def elapsed_ns(self, start: Event, end: Event) -> int | None:
         if not (start.query() and end.query()):
             return None
@@ -182,6 +210,12 @@ class AcceleratorPort(SynchronousPort):
             return _pinned_by_torch(nbytes)
         buffer = page_aligned_bytes(nbytes)
         return buffer, self._register(register, buffer)
+
+    def host_pin(self, buffer: torch.Tensor) -> bool:
+        register = _host_register(self.device)
+        if register is None or not buffer.numel():
+            return False
+        return buffer.data_ptr() in self._pins or self._register(register, buffer)
 
     def _register(self, register: _HostRegister, buffer: torch.Tensor) -> bool:
         """Page-lock the bytes in place, at their exact size, in chunks. All or nothing."""

@@ -25,7 +25,7 @@ from ..replan import better_plan, several_passes
 from .controller import Entry, OffloadController
 from .device_port import port_for
 from .device_queue import DeviceQueue
-from .discovery import MIN_LAYER_BYTES, discover
+from .discovery import MIN_LAYER_BYTES, discover, keep_in_memory
 from .full_device import when_full
 from .host_parameter import is_adopted
 
@@ -82,6 +82,7 @@ def attach(
                      the device has is cut to that, and the plan says so
     ring_bytes       None: the planner chooses
     passes           forwards to expect per use; residents pay from the second on
+    pinned           False: no page-locked memory; what is streamed goes through a small staging buffer
     h2d_bytes_per_s  what the link does, if it was measured
     queue            share a device's copy lane and ring with other modules; None: one of its own
     entries          the methods a pass goes through, as (module, name); None: `module.forward`
@@ -96,9 +97,19 @@ def attach(
     _check_device(used, torch.device(device), component)
     attachment: Attachment | None = None
     try:
-        discovery = discover(module, min_layer_bytes=min_layer_bytes)
+        discovery = keep_in_memory(module, discover(module, min_layer_bytes=min_layer_bytes))
         inventory, budget_bytes = _within_device(discovery.inventory(component), budget_bytes, used)
-        request = PlanRequest(inventory, str(used.port.device), budget_bytes, ring_bytes, passes=passes)
+        in_place = used.port.shares_host_memory
+        request = PlanRequest(
+            inventory,
+            str(used.port.device),
+            budget_bytes,
+            ring_bytes,
+            passes=passes,
+            pin_budget_bytes=None if pinned and not in_place else 0,
+            copies_budget_bytes=0 if in_place else None,
+            in_place=in_place,
+        )
         if h2d_bytes_per_s is not None:
             request = replace(request, h2d_bytes_per_s=h2d_bytes_per_s, link_source=_CALLERS_WORD)
         plan = make_plan(request)

@@ -10,22 +10,25 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
 from .accelerator_port import page_aligned_bytes
 from .device_port import DeviceMemory, Event
+from .host_source import Abandoned, ByteSource
 
 
 class LaneEvent:
     """A point on a lane. `pending` is the record that was queued last; a wait binds to the record queued before it."""
 
-    __slots__ = ("pending", "reached_ns")
+    __slots__ = ("failure", "pending", "reached_ns")
 
     def __init__(self) -> None:
         self.pending: threading.Event | None = None
         self.reached_ns: int | None = None
+        self.failure: BaseException | None = None
+        """Of the copy that the event follows: whoever waits for it gets the error and not the bytes, each time."""
 
 
 class ThreadedCpuPort:
@@ -33,12 +36,18 @@ class ThreadedCpuPort:
 
     asynchronous = True
     shares_host_memory = True
+    pins_in_place = True
+    stages_unpinned = False
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        """Of the copy that came last; the event that is recorded next is to carry it."""
+        self._copies = 0
+        self._abandoned: dict[int, int] = {}
+        """By source: the last of its copies that nobody wants."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8)
@@ -48,9 +57,10 @@ class ThreadedCpuPort:
 
     def record_copy(self, event: LaneEvent) -> None:
         reached = event.pending = threading.Event()
-        event.reached_ns = None
+        event.reached_ns = event.failure = None
 
         def mark() -> None:
+            event.failure, self._failure = self._failure, None
             if event.pending is reached:
                 event.reached_ns = time.perf_counter_ns()
             reached.set()
@@ -58,7 +68,7 @@ class ThreadedCpuPort:
         self._queue(mark)
 
     def record_compute(self, event: LaneEvent) -> None:
-        event.pending = None  # the compute lane has already finished all it was given
+        event.pending = event.failure = None  # the compute lane has already finished all it was given
         event.reached_ns = time.perf_counter_ns()
 
     def copy_waits(self, event: LaneEvent) -> None:
@@ -68,10 +78,29 @@ class ThreadedCpuPort:
     def compute_waits(self, event: LaneEvent) -> None:
         if event.pending is not None:
             event.pending.wait()
-            self._raise_failure()
+            if event.failure is not None:
+                raise event.failure
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         self._queue(lambda: _copy_bytes(destination, source))
+
+    def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
+        """The ring is host memory: what is read goes straight into it."""
+        self._copies += 1
+        number = self._copies
+
+        def read() -> None:
+            if number <= self._abandoned.get(id(source), 0):
+                raise Abandoned
+            source.read(destination[: source.nbytes], 0)
+
+        self._queue(read)
+
+    def abandon(self, sources: Collection[ByteSource]) -> None:
+        self._abandoned = {id(source): self._copies for source in sources}
+
+    def host_waits(self, event: LaneEvent) -> None:
+        self.compute_waits(event)
 
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         _copy_bytes(destination, source)
@@ -85,7 +114,6 @@ class ThreadedCpuPort:
             idle = threading.Event()
             self._queue(idle.set)
             idle.wait()
-            self._raise_failure()
 
     def elapsed_ns(self, start: LaneEvent, end: LaneEvent) -> int | None:
         if start.reached_ns is None or end.reached_ns is None:
@@ -97,6 +125,9 @@ class ThreadedCpuPort:
 
     def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
         return page_aligned_bytes(nbytes), False
+
+    def host_pin(self, buffer: torch.Tensor) -> bool:
+        return False
 
     def host_release(self, buffer: torch.Tensor) -> None:
         pass
@@ -119,11 +150,6 @@ class ThreadedCpuPort:
                 work()
             except BaseException as failure:  # handed to the thread that waits; the lane must go on
                 self._failure = failure
-
-    def _raise_failure(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
 
 
 def _copy_bytes(destination: torch.Tensor, source: torch.Tensor) -> None:

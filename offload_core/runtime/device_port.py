@@ -10,9 +10,12 @@ and so prove things about the engine without a device.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+
+from .host_source import ByteSource
 
 Event = Any
 """An event handle. Its type belongs to the port that made it; the engine only hands it back."""
@@ -28,13 +31,20 @@ class DeviceMemory(NamedTuple):
 
 @runtime_checkable
 class DevicePort(Protocol):
-    """Device calls of the engine. No call but `drain`, `close` and `elapsed_ns` may make the host wait."""
+    """Device calls of the engine. No call but `drain`, `host_waits` and `close` may make the host wait.
+
+    Nor may any other, except where something has to be read first: `compute_waits` for a copy that comes from a source.
+    """
 
     device: torch.device
     asynchronous: bool
     """Whether a copy runs beside the compute lane. False means look-ahead brings nothing, only correctness counts."""
     shares_host_memory: bool
     """Whether kernels read host memory as they find it: then what is not streamed needs no copy at all."""
+    pins_in_place: bool
+    """Whether `host_pin` is worth asking; else only `host_empty` gives page-locked memory, if anything does."""
+    stages_unpinned: bool
+    """Whether memory that is not page-locked is better handed over as a source (`copy_from`) than copied from."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
         """A fresh byte tensor of `nbytes` on the device, from the compute lane's allocator."""
@@ -55,6 +65,12 @@ class DevicePort(Protocol):
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         """Queue a copy of bytes on the copy lane. Both are flat byte tensors of the same length."""
 
+    def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
+        """Queue a copy of bytes that have to be read first. A wait for it raises what reading raised."""
+
+    def abandon(self, sources: Collection[ByteSource]) -> None:
+        """What was not read yet for copies from these need not be: nobody will wait for them."""
+
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         """Queue a copy of bytes on the compute lane: the slow road of a layer for which the ring has no room."""
 
@@ -66,6 +82,9 @@ class DevicePort(Protocol):
     def drain(self) -> None:
         """The host waits until the copy lane is empty and nothing is being copied back. Never on the hot path."""
 
+    def host_waits(self, event: Event) -> None:
+        """The host waits for what `event` marks. Never on the hot path."""
+
     def elapsed_ns(self, start: Event, end: Event) -> int | None:
         """Time between two timed events, or None while either is still to come."""
 
@@ -74,6 +93,9 @@ class DevicePort(Protocol):
 
     def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
         """A host byte tensor of exactly `nbytes`, and whether it is page-locked, which it may fail to become."""
+
+    def host_pin(self, buffer: torch.Tensor) -> bool:
+        """Page-lock a buffer from `host_empty` in place. False: it stays pageable, and nothing else has changed."""
 
     def host_release(self, buffer: torch.Tensor) -> None:
         """End the page-lock of a buffer from `host_empty`; its bytes stay readable. Nothing is in flight from it."""
@@ -89,5 +111,6 @@ def port_for(device: torch.device | str) -> DevicePort:
 
         return ThreadedCpuPort()
     from .accelerator_port import AcceleratorPort, SynchronousPort, has_streams
+    from .staging import StagedPort
 
-    return AcceleratorPort(device) if has_streams(device) else SynchronousPort(device)
+    return StagedPort(AcceleratorPort(device)) if has_streams(device) else SynchronousPort(device)

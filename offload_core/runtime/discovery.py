@@ -9,15 +9,16 @@ The module reads shapes and types only; it moves nothing and knows nothing about
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from ..inventory import Inventory, LayerSpec
-from .host_store import Flattened, span_bytes
+from .host_store import Flattened, lies_whole_in_file, span_bytes
 from .loose import LooseTensors
 from .parts import UnmovableTensor, is_plain, parts_of, plain, stored_bytes
+from .weight_file import take_out_of_file
 
 MIN_LAYER_BYTES = 1 << 20
 """A smaller layer costs more in latency per visit than its bytes are worth in memory."""
@@ -66,7 +67,10 @@ class Discovery:
 
     def inventory(self, component: str) -> Inventory:
         """The same as plain data, for the planner. Registration order is the first guess of the execution order."""
-        specs = tuple(LayerSpec(layer.name, layer.nbytes, keep=layer.keep) for layer in self.layers)
+        specs = tuple(
+            LayerSpec(layer.name, layer.nbytes, keep=layer.keep, in_file=lies_whole_in_file(layer.parameters))
+            for layer in self.layers
+        )
         return Inventory(component, specs, tuple(range(len(specs))), self.loose_bytes, self.notes)
 
 
@@ -93,6 +97,23 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
         )
     streamed = {id(p) for layer in (*layers, *tables) for p in layer.parameters}
     return Discovery(tuple(layers), tuple(tables), LooseTensors(root, streamed).nbytes, tuple(_grouped(notes)))
+
+
+def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
+    """Take whatever is not streamed, but lies in a file, into memory: it is used where it is, and a file may change.
+
+    The same discovery, with the bytes that this makes of the loose tensors.
+    """
+    streamed = {id(parameter) for layer in found.layers for parameter in layer.parameters}
+    moved = False
+    for parameter in root.parameters():
+        if id(parameter) in streamed or type(parameter) not in (nn.Parameter, torch.Tensor):
+            continue
+        moved |= take_out_of_file(parameter)
+    if not moved:
+        return found
+    streamed |= {id(parameter) for table in found.tables for parameter in table.parameters}
+    return replace(found, loose_bytes=LooseTensors(root, streamed).nbytes)
 
 
 def _units(

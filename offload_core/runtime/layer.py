@@ -23,6 +23,7 @@ from torch import nn
 
 from .device_port import DevicePort, Event
 from .discovery import Discovery, FoundLayer
+from .host_source import ByteSource
 from .host_store import HostLayer
 from .revision import Revision
 
@@ -108,7 +109,7 @@ class Layer:
     def _init_revision(self, port: DevicePort) -> None:
         self.revision: Revision | None = None
         """What the layer's weights are to be on the device; None: as the masters have them."""
-        self.source: torch.Tensor = self.host.buffer
+        self.source: torch.Tensor | None = None
         """Where the next copy comes from: the master, or the version of the revision."""
         self.source_carries: Revision | None = None
         """Which revision the bytes of `source` have been through."""
@@ -168,6 +169,7 @@ class Layer:
     def stay_in_place(self) -> None:
         """A resident on a device that shares memory with the host: the masters are where they are needed."""
         self.device_buffer = self.host.buffer
+        assert self.device_buffer is not None  # the controller has brought it into memory
         self.device_bindings = []
         self.carries = None
         self.valid = True
@@ -178,12 +180,24 @@ class Layer:
         if revision is not None and revision.version is not None:
             self.source, self.source_carries = revision.version, revision
         else:
-            self.source, self.source_carries = self.host.buffer, None
+            self.source, self.source_carries = None, None
         return self.valid and self.carries is not None and self.carries is not revision
 
     @property
+    def source_bytes(self) -> torch.Tensor:
+        """The host buffer to copy from: that of a version, or the master's."""
+        buffer = self.host.buffer if self.source is None else self.source
+        assert buffer is not None
+        return buffer
+
+    @property
+    def master_source(self) -> ByteSource | None:
+        """What has to be read before it can be copied: a master that is not page-locked. None: `source_bytes` it is."""
+        return self.host.source if self.source is None else None
+
+    @property
     def is_in_place(self) -> bool:
-        return self.device_buffer is self.host.buffer
+        return self.device_buffer is not None and self.device_buffer is self.host.buffer
 
     def master_of(self, parameter: nn.Parameter) -> nn.Parameter | None:
         """The host parameter that `parameter` is, or is the device's copy of; None if it is not this layer's."""
@@ -275,16 +289,18 @@ def build_layers(
             if progress is not None:
                 progress(done, total)
     except BaseException:
-        close_buffers(port, [layer.host.buffer for layer in layers])
+        close_masters(port, [layer.host.locked for layer in layers])
         raise
     return layers
 
 
-def close_buffers(port: DevicePort, buffers: list[torch.Tensor]) -> None:
+def close_masters(port: DevicePort, locked: list[list[torch.Tensor]]) -> None:
     """End the page-locks of host masters. Also runs for a component that was dropped and never detached.
 
-    The finalizer that calls it holds the buffers and nothing else, so that it keeps no module alive.
+    The finalizer that calls it holds the page-locked buffers and nothing else, so that it keeps no module alive.
     """
     port.drain()
-    for buffer in buffers:
-        port.host_release(buffer)
+    for buffers in locked:
+        for buffer in buffers:
+            port.host_release(buffer)
+        buffers.clear()

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .weight_file import dtype_of
+
 _GGUF_MARKS = ("tensor_type", "tensor_shape", "patches")
 """What ComfyUI-GGUF and its descendants hang on a tensor subclass. Told by these, so that none of them is needed."""
 
@@ -145,9 +147,10 @@ def parts_of(tensor: torch.Tensor) -> Parts:
 
 
 def stored_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of what is really stored; of a type that cannot be taken apart, what its shape and type amount to."""
+    """Bytes of what is really stored, in the type it has in memory; of a type that cannot be taken apart, what its
+    shape and type amount to."""
     if is_plain(tensor):
-        return tensor.numel() * tensor.element_size()
+        return tensor.numel() * dtype_of(tensor).itemsize
     try:
         leaves = [plain(leaf) for leaf in parts_of(tensor).leaves]
     except UnmovableTensor:

@@ -88,6 +88,7 @@ class Prefetcher:
         self._cold_pass = 0
         """The pass that is measured for the counters only."""
         self._fence = port.event()
+        self._arrived = port.event()
         self._copied_on_compute = False
 
     # ------------------------------------------------------------------ passes
@@ -156,7 +157,15 @@ class Prefetcher:
                 layer.in_use = 1
                 self._put_back(layer)
         self.forget_look_ahead()
+        self._give_up_reads()
         self.drain()
+
+    def _give_up_reads(self) -> None:
+        """Look-ahead may be waiting for gigabytes to be read: what nobody will use is not waited for."""
+        read = [layer for layer in self._layers if layer.host.source is not None and not layer.swapped_in]
+        self.port.abandon([layer.host.source for layer in read if layer.host.source is not None])
+        for layer in read:
+            layer.valid = False
 
     # ------------------------------------------------------------------ visits
 
@@ -190,10 +199,15 @@ class Prefetcher:
         layer.in_use = 1
         if layer.timed:
             collect(layer, self.port, self.counters, self.recorder)
-        if self._timing and not layer.timed:
-            wait_timed(layer, self.port, warm=counters.passes > self._cold_pass)
-        else:
-            self.port.compute_waits(layer.copy_done)
+        try:
+            if self._timing and not layer.timed:
+                wait_timed(layer, self.port, warm=counters.passes > self._cold_pass)
+            else:
+                self.port.compute_waits(layer.copy_done)
+        except BaseException:  # its bytes could not be read: whoever comes next has to ask for them again
+            layer.valid = False
+            self._forget_pending()
+            raise
         if not layer.swapped_in:
             layer.swap_in()
         if layer.carries is not layer.revision:
@@ -298,7 +312,11 @@ class Prefetcher:
         if timing:
             start, end = layer.copy_marks[layer.copies_timed]
             port.record_copy(start)
-        port.copy(buffer, layer.source)
+        source = layer.master_source
+        if source is None:
+            port.copy(buffer, layer.source_bytes)
+        else:
+            port.copy_from(buffer, source)
         port.record_copy(layer.copy_done)
         layer.carries = layer.source_carries
         layer.valid = True
@@ -366,7 +384,7 @@ class Prefetcher:
         self._copied_on_compute = True
         if layer.saving:
             self.port.compute_waits(layer.saved)
-        self.port.copy_on_compute(buffer, layer.source)
+        self._copy_unplaced(buffer, layer)
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
         layer.in_use = 1
@@ -390,6 +408,18 @@ class Prefetcher:
         self.counters.revised_layers += 1
         if not layer.keep_resident and revision.version is None:
             self.counters.copied_back += self.versions.save(layer)
+
+    def _copy_unplaced(self, buffer: torch.Tensor, layer: Layer) -> None:
+        """On the compute lane; what has to be read comes by the copy lane, after the memory's earlier users."""
+        port, source = self.port, layer.master_source
+        if source is None:
+            port.copy_on_compute(buffer, layer.source_bytes)
+            return
+        port.record_compute(self._fence)
+        port.copy_waits(self._fence)
+        port.copy_from(buffer, source)
+        port.record_copy(self._arrived)
+        port.compute_waits(self._arrived)
 
     def _find_place(self, layer: Layer) -> None:
         """The visit is not the expected one: go on from where the layer comes next, if it comes at all."""

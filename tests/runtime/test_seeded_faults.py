@@ -17,9 +17,9 @@ from tests.runtime.zoo import ZOO
 from tests.support.race_port import Race
 
 
-def caught_by(scenario) -> set[str]:
+def caught_by(scenario, world: World | None = None) -> set[str]:
     """How a scenario fails: empty if it does not."""
-    world = World()
+    world = world or World()
     kinds: set[str] = set()
     try:
         with torch.no_grad(), world:

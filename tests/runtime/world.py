@@ -10,14 +10,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from offload_core.plan import Plan, PlannedLayer, Prediction
+from offload_core.plan import HostTier, Plan, PlannedLayer, Prediction
 from offload_core.runtime import Change, DeviceQueue, OffloadController, discover
+from offload_core.runtime.file_weights import weights_from_file
+from offload_core.runtime.staging import StagedPort
+from tests.runtime.file_models import saved
 from tests.support.race_port import RacePort
 from tests.support.tiny_torch_models import DIM, Block, Model, on_run
+
+SLOT_BYTES = 1024
+"""Of the staging slots: less than most layers have, so that a layer takes several."""
 
 
 class Interrupt(BaseException):
@@ -27,13 +34,20 @@ class Interrupt(BaseException):
 class World:
     """A device. Leaving the `with` block checks that it is quiet, empty and free of races."""
 
-    def __init__(self, late: bool = False) -> None:
+    def __init__(self, late: bool = False, tier: HostTier = "pinned", folder: Path | None = None) -> None:
+        """`tier`: where host masters lie; what is not page-locked is staged. `folder`: for the files of `mapped`."""
         self.port = RacePort(late=late)
-        self.queue = DeviceQueue(self.port)
+        self.tier, self.folder = tier, folder
+        staged = StagedPort(self.port, slot_bytes=SLOT_BYTES, slots=3, threads=False)
+        staged.tier = tier  # type: ignore[attr-defined]  # for `hand_plan`
+        self.queue = DeviceQueue(self.port if tier == "pinned" else staged)
         self.components: list[Component] = []
 
     def add(self, kilobytes: Sequence[int], exotic: Sequence[int] = (), **options: Any) -> Component:
-        component = Component(self, Model(kilobytes, exotic), **options)
+        model = Model(kilobytes, exotic)
+        if self.folder is not None and not exotic:  # strange strides cannot be written to a file
+            weights_from_file(model, saved(model, self.folder / f"{len(self.components)}.safetensors"))
+        component = Component(self, model, pinned=self.tier == "pinned", **options)
         self.components.append(component)
         return component
 
@@ -219,12 +233,14 @@ def hand_plan(
     ring_bytes: int,
     residents: Sequence[int] = (),
     offsets: Sequence[int] | None = None,
+    tiers: HostTier | None = None,
 ) -> Plan:
     """A plan without a planner: given offsets, or one layer after the other, cyclically."""
     layers, end = [], 0
+    tier: HostTier = tiers or getattr(controller.queue.port, "tier", "pinned")
     for index, layer in enumerate(controller.inventory.layers):
         if index in residents:
-            layers.append(PlannedLayer(layer.name, layer.bytes, "resident", None, "pinned"))
+            layers.append(PlannedLayer(layer.name, layer.bytes, "resident", None, tier))
             continue
         if offsets is not None:
             offset = offsets[index]
@@ -232,7 +248,7 @@ def hand_plan(
             offset = end if end + layer.bytes <= ring_bytes else 0
             end = -(-(offset + layer.bytes) // 256) * 256
         assert offset + layer.bytes <= ring_bytes
-        layers.append(PlannedLayer(layer.name, layer.bytes, "streamed", offset, "pinned"))
+        layers.append(PlannedLayer(layer.name, layer.bytes, "streamed", offset, tier))
     resident_bytes = sum(layer.bytes for layer in layers if layer.placement == "resident")
     if len(residents) == len(layers):
         ring_bytes = 0

@@ -106,6 +106,8 @@ class RacePort:
 
     asynchronous = True
     shares_host_memory = False
+    stages_unpinned = False
+    pins_in_place = True
 
     def __init__(self, nbytes: int = 1 << 24, late: bool = False) -> None:
         self.device = torch.device("cpu")
@@ -201,6 +203,14 @@ class RacePort:
         else:
             self._move(destination, source)
 
+    def abandon(self, sources: object) -> None:
+        pass
+
+    def host_waits(self, event: RaceEvent) -> None:
+        self._wait(event, HOST)
+        if event.recorded_on == COPY:
+            self._run_copies(event.copies_before)
+
     def drain(self) -> None:
         self.counts["drain"] += 1
         self._run_copies(self._issued)
@@ -224,6 +234,9 @@ class RacePort:
         self._regions.append(region)
         weakref.finalize(memory, self._regions.remove, region).atexit = False
         return torch.frombuffer(memory, dtype=torch.uint8), pinned
+
+    def host_pin(self, buffer: torch.Tensor) -> bool:
+        return True
 
     def host_release(self, buffer: torch.Tensor) -> None:
         """The bytes may go back to the system now: as good as writing to them."""

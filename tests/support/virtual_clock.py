@@ -28,6 +28,8 @@ class VirtualClockPort:
 
     asynchronous = True
     shares_host_memory = False
+    stages_unpinned = False
+    pins_in_place = True
 
     def __init__(self, h2d_bytes_per_s: float, moves_bytes: bool = True) -> None:
         """`moves_bytes` False: for sizes that no test machine has. Memory is never touched, so it takes none."""
@@ -79,6 +81,9 @@ class VirtualClockPort:
         self.copied_bytes -= source.numel()
         self.copies -= 1
         done.ns = self.back_ns
+
+    def abandon(self, sources: object) -> None:
+        pass
 
     def drain(self) -> None:
         self.host_waits += 1

@@ -63,6 +63,19 @@ def set_device(device):
     lib.sim_set_device(device if isinstance(device, int) else _device(device).index)
 
 
+class Runtime:
+    """What `torch.cuda.cudart()` offers for page-locking memory that is already there."""
+
+    @staticmethod
+    def cudaHostRegister(address, size, flags):  # noqa: N802 - named as cudart names it
+        return lib.sim_host_register(address, size)
+
+    @staticmethod
+    def cudaHostUnregister(address):  # noqa: N802
+        lib.sim_host_unregister(address)
+        return 0
+
+
 def make_module() -> types.ModuleType:
     module = types.ModuleType("torch.npu")
     entries = {
@@ -97,6 +110,7 @@ def make_module() -> types.ModuleType:
         "configure": library.configure,
         "stats": library.stats,
         "reset_stats": library.reset,
+        "cudart": Runtime,
         "host_register": lib.sim_host_register,
         "host_unregister": lib.sim_host_unregister,
     }

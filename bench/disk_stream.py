@@ -1,0 +1,302 @@
+"""A model larger than its memory, streamed from its file: ours, tensors mapped in place, accelerate's disk offload.
+
+    python -m bench.disk_stream [--gb 1.6] [--rows 64] [--passes 3] [--rounds 2] [--limit cold|cgroup] [--json FILE]
+
+One generated file of equal linear blocks; every contender runs the same stack on the CPU, in a process of its own, in
+turns. Before every pass what the page cache holds of the file is dropped, and mapped pages are let go: a scan that goes
+round a file larger than the cache finds nothing of it there, so that is what each pass of such a model looks like. With
+`--limit cgroup` each process also runs in a memory cgroup of half the file's size (a child of its own group, where the
+machine lets us make one) and nothing is dropped by hand. The result says which it was.
+
+disk      the file, read once from end to end into one buffer: what the disk takes
+compute   a pass with everything in memory: what the processor takes
+ours      weights left in the file, a ring and nothing more, as `attach` with a budget does it
+mapped    parameters that look into the mapped file
+accelerate  `disk_offload`: its own copy of the weights on disk, hooks that load and drop
+
+A pass cannot take less than the longer of disk and compute. `read_bytes` is what the kernel fetched from the device for
+a pass (/proc/self/io), `peak_rss_bytes` the most the process held, less what it held with torch imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+SIZE = 4096
+CONTENDERS = ("disk", "compute", "ours", "mapped", "accelerate")
+_MADV_DONTNEED = 4
+
+
+class Stack(nn.Module):
+    """Linear blocks of 64 MiB in float32."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(SIZE, SIZE, bias=False) for _ in range(blocks))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return x
+
+
+def write_model(path: Path, blocks: int) -> None:
+    """The file. It is in memory once while it is written."""
+    import safetensors.torch
+
+    block = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(1)) / SIZE**0.5
+    safetensors.torch.save_file({f"blocks.{number}.weight": block + number / 1e6 for number in range(blocks)}, path)
+    os.sync()
+
+
+# ---------------------------------------------------------------------- one contender, in its own process
+
+
+def empty_stack(blocks: int) -> Stack:
+    with torch.device("meta"):
+        return Stack(blocks).requires_grad_(False)
+
+
+def make(name: str, path: Path, blocks: int, folder: Path) -> Any:
+    """A callable that runs one pass."""
+    from offload_core.runtime import attach
+    from offload_core.runtime.file_weights import weights_from_file
+
+    if name == "disk":
+        buffer = memoryview(bytearray(8 << 20))
+        return lambda x: read_all(path, buffer)
+    model = empty_stack(blocks)
+    if name == "accelerate":
+        import accelerate
+
+        model = Stack(blocks).requires_grad_(False)
+        load_in_memory(model, path)
+        accelerate.disk_offload(model, str(folder), execution_device=torch.device("cpu"))
+        return model
+    if name == "compute":
+        model = Stack(blocks).requires_grad_(False)
+        load_in_memory(model, path)
+        return model
+    file = weights_from_file(model, path)
+    if name == "ours":
+        file.drop_behind = True
+        attach(model, device="cpu", budget_bytes=4 * SIZE * SIZE * 4)
+    return model
+
+
+def load_in_memory(model: Stack, path: Path) -> None:
+    import safetensors
+
+    with safetensors.safe_open(path, framework="pt") as tensors:
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors.get_tensor(name))
+
+
+def read_all(path: Path, buffer: memoryview) -> None:
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def drop(paths: list[Path]) -> None:
+    """Nothing of these files is in memory afterwards, mapped or cached."""
+    libc = ctypes.CDLL(None)
+    names = {str(path) for path in paths}
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[5].strip() in names:
+                first, end = (int(part, 16) for part in fields[0].split("-"))
+                libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), _MADV_DONTNEED)
+    for path in paths:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def fetched_bytes() -> int:
+    with open("/proc/self/io") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("read_bytes"))
+
+
+def status_bytes(name: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+
+def one(arguments: argparse.Namespace) -> None:
+    """Run one contender and print what it took."""
+    torch.set_num_threads(arguments.threads)
+    base = status_bytes("VmHWM")
+    path, folder = Path(arguments.file), Path(arguments.folder)
+    with torch.no_grad():
+        run = make(arguments.one, path, arguments.blocks, folder)
+        x = torch.randn(arguments.rows, SIZE, generator=torch.Generator().manual_seed(2))
+        cold = [path, *sorted(folder.glob("*.dat"))] if arguments.one != "compute" else []
+        seconds, fetched, output = [], [], None
+        reset = Path("/proc/self/clear_refs")
+        for number in range(arguments.passes + 1):
+            if arguments.limit == "cold":
+                drop(cold)
+            if number == 1:  # the peak that counts is that of running, for accelerate has to hold the model once first
+                reset.write_text("5")
+            before, began = fetched_bytes(), time.perf_counter()
+            output = run(x)
+            seconds.append(time.perf_counter() - began)
+            fetched.append(fetched_bytes() - before)
+    print(
+        json.dumps(
+            {
+                "seconds": seconds[1:],
+                "fetched_bytes": fetched[1:],
+                "peak_rss_bytes": max(0, status_bytes("VmHWM") - base),
+                "load": os.getloadavg()[0],
+                "sum": float(output.double().sum()) if output is not None else None,
+            }
+        )
+    )
+
+
+# ---------------------------------------------------------------------- all of them, in turns
+
+
+def in_cgroup(limit_bytes: int) -> Path:
+    """A memory cgroup of the given size below our own; raises OSError where the machine lets us make none."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        v1 = "memory" in controllers.split(",")
+        if v1 or not controllers:
+            base = Path("/sys/fs/cgroup/memory" if v1 else "/sys/fs/cgroup") / path.strip("/")
+            group = base / f"layerwise-bench-{os.getpid()}"
+            group.mkdir()
+            (group / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(limit_bytes))
+            return group
+    raise OSError("no memory cgroup")
+
+
+def run_one(name: str, arguments: argparse.Namespace, file: Path, group: Path | None) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        command = [
+            *(sys.executable, "-m", "bench.disk_stream", "--one", name, "--file", str(file), "--folder", folder),
+            *("--blocks", str(arguments.blocks), "--rows", str(arguments.rows), "--passes", str(arguments.passes)),
+            *("--threads", str(arguments.threads), "--limit", arguments.limit),
+        ]
+        join = None if group is None else lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None
+        quiet = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # threads that spin while they wait disturb everybody
+        done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=join, env=quiet)
+        if done.returncode:
+            raise SystemExit(f"{name} failed ({done.returncode}):\n{done.stderr[-3000:]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
+        file = Path(folder) / "model.safetensors"
+        write_model(file, arguments.blocks)
+        size = file.stat().st_size
+        group = in_cgroup(size // 2 + (1 << 30)) if arguments.limit == "cgroup" else None
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+        try:
+            for number in range(arguments.rounds):
+                for name in CONTENDERS if number % 2 == 0 else CONTENDERS[::-1]:
+                    runs[name].append(run_one(name, arguments, file, group if name != "compute" else None))
+                    print(f"round {number + 1}: {name}: {[round(s, 2) for s in runs[name][-1]['seconds']]}", flush=True)
+        finally:
+            if group is not None:
+                group.rmdir()
+    return summary(arguments, size, runs)
+
+
+def summary(arguments: argparse.Namespace, size: int, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    figures = {
+        name: {
+            "median_s": statistics.median(s for run in own for s in run["seconds"]),
+            "best_s": min(s for run in own for s in run["seconds"]),
+            "fetched_bytes_per_pass": int(statistics.median(b for run in own for b in run["fetched_bytes"])),
+            "peak_rss_bytes": max(run["peak_rss_bytes"] for run in own),
+        }
+        for name, own in runs.items()
+    }
+    sums = {run["sum"] for name in ("compute", "ours", "mapped", "accelerate") for run in runs[name]}
+    ratios = {}
+    for kind in ("median_s", "best_s"):
+        bound = max(figures["disk"][kind], figures["compute"][kind])
+        ours = figures["ours"][kind]
+        ratios[kind] = {
+            "ours_over_bound": ours / bound,
+            "mapped_over_ours": figures["mapped"][kind] / ours,
+            "accelerate_over_ours": figures["accelerate"][kind] / ours,
+        }
+    return {
+        "command": f"python -m bench.disk_stream {' '.join(sys.argv[1:])}".strip(),
+        "limit": arguments.limit,
+        "file_bytes": size,
+        "rows": arguments.rows,
+        "figures": figures,
+        "ratios": ratios,
+        "fetched_over_file": figures["ours"]["fetched_bytes_per_pass"] / size,
+        "same_output": len(sums) == 1,
+        "load_average": [run["load"] for own in runs.values() for run in own],
+        "machine": {"cpus": os.cpu_count(), "processor": processor(), "system": platform.platform()},
+        "versions": {name: version(name) for name in ("torch", "safetensors", "accelerate")},
+    }
+
+
+def processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown")
+
+
+def show(result: dict[str, Any]) -> None:
+    for name, figure in result["figures"].items():
+        print(
+            f"{name:11s} {figure['median_s']:7.2f} s median {figure['best_s']:7.2f} s best  "
+            f"{figure['fetched_bytes_per_pass'] / 1e9:6.2f} GB fetched a pass  "
+            f"{figure['peak_rss_bytes'] / 1e9:5.2f} GB at most"
+        )
+    for kind, ratios in result["ratios"].items():
+        print(f"{kind}: " + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in ratios.items()))
+    print(f"fetched over file {result['fetched_over_file']:.3f}; same output: {result['same_output']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.disk_stream")
+    parser.add_argument("--gb", type=float, default=1.6, help="size of the file")
+    parser.add_argument("--rows", type=int, default=64, help="of the input: more makes compute longer")
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--limit", choices=("cold", "cgroup"), default="cold")
+    parser.add_argument("--dir", default=None, help="where the file is written: the disk to measure")
+    parser.add_argument("--json", type=Path)
+    for name in ("--one", "--file", "--folder"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--blocks", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        one(arguments)
+        return
+    arguments.blocks = max(6, round(arguments.gb * 1e9 / (SIZE * SIZE * 4)))
+    result = measure(arguments)
+    show(result)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

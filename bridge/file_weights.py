@@ -1,0 +1,141 @@
+"""Lets the app's loaders leave weights in the mapped file, and says of each parameter where it lies there.
+
+With `is_dynamic()` true during a load (see `patcher.py`) the app assigns the tensors of the file instead of copying.
+What it reads files with is watched for the length of the load, so that a parameter's address tells file and offset.
+Afterwards every parameter is given the type that it was built with, as the app's own copy into it would have done.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.clip_vision
+import comfy.utils
+import torch
+from torch import nn
+
+from ..offload_core.errors import OffloadError
+from ..offload_core.runtime.file_weights import tensor_places
+from ..offload_core.runtime.weight_file import FileSlice, WeightFile, lies_in_file, take_out_of_file
+
+log = logging.getLogger(__name__)
+
+
+_READER = "load_torch_file"
+"""The app's function for any weight file; one module has taken the name over."""
+
+
+class MappedFiles:
+    """Where tensors that the app has mapped during one load lie, by their addresses."""
+
+    def __init__(self) -> None:
+        self._slices: list[tuple[int, int, FileSlice]] = []
+        self._files: list[WeightFile] = []
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note what the app's loaders read, for the length of the block. One load at a time: see `patcher_class`."""
+        load = comfy.utils.load_torch_file
+        places = [place for place in (comfy.utils, comfy.clip_vision) if getattr(place, _READER, None) is load]
+
+        def noting(ckpt: Any, *args: Any, **kwargs: Any) -> Any:
+            opened = _open(ckpt)  # before the app reads: what is read later has to be the same
+            result = load(ckpt, *args, **kwargs)
+            content = result[0] if isinstance(result, tuple) else result
+            if opened is not None:
+                self._note(*opened, content)
+            return result
+
+        for place in places:
+            setattr(place, _READER, noting)
+        try:
+            yield
+        finally:
+            for place in places:
+                setattr(place, _READER, load)
+        self._slices.sort(key=lambda entry: entry[0])
+        for file in self._files:
+            file.check()
+
+    def _note(self, file: WeightFile, places: dict[str, tuple[int, int]], content: dict[str, Any]) -> None:
+        for name, (offset, nbytes) in places.items():
+            tensor = content.get(name)
+            if type(tensor) is torch.Tensor and nbytes and tensor.numel() * tensor.element_size() == nbytes:
+                start = tensor.data_ptr()
+                self._slices.append((start, start + nbytes, FileSlice(file, offset, nbytes, tensor.dtype, tensor)))
+        self._files.append(file)
+
+    def slice_of(self, tensor: torch.Tensor) -> FileSlice | None:
+        """Where the bytes of `tensor` lie; None if they are not those of a mapped tensor, or not one piece of one."""
+        if type(tensor) not in (torch.Tensor, nn.Parameter) or not tensor.numel() or tensor.device.type != "cpu":
+            return None
+        start = tensor.data_ptr()
+        position = bisect.bisect_right(self._slices, start, key=lambda entry: entry[0]) - 1
+        if position < 0:
+            return None
+        first, end, whole = self._slices[position]
+        nbytes = tensor.numel() * tensor.element_size()
+        if start + nbytes > end or not tensor.is_contiguous():
+            return None
+        return FileSlice(whole.file, whole.offset + start - first, nbytes, tensor.dtype, tensor.detach())
+
+    def maps(self, tensor: torch.Tensor) -> bool:
+        """Whether any byte of `tensor` may be in a mapped file."""
+        start = tensor.data_ptr()
+        position = bisect.bisect_right(self._slices, start, key=lambda entry: entry[0]) - 1
+        return position >= 0 and start < self._slices[position][1]
+
+
+def _open(path: Any) -> tuple[WeightFile, dict[str, tuple[int, int]]] | None:
+    """The file and its tensors; None for what is no safetensors file, of which the app will say what it thinks."""
+    if not str(path).lower().endswith((".safetensors", ".sft")):
+        return None
+    try:
+        return WeightFile(path), tensor_places(path)
+    except (OffloadError, OSError) as error:
+        log.debug("Layerwise Offload: %s is not left in its file: %s", path, error)
+        return None
+
+
+def settle(model: nn.Module, built: dict[str, torch.dtype], files: MappedFiles, leave: bool, convert: bool) -> None:
+    """Bring the parameters of a freshly loaded model into the state that the engine, or the app, expects.
+
+    built: the types that parameters and buffers had before the file's were assigned. leave: weights may stay in the
+    file, else each gets memory of its own. convert: those of another type than the file has are converted now; else
+    when they are read.
+    """
+    for owner_name, owner in model.named_modules():
+        for name, parameter in list(owner._parameters.items()):
+            if parameter is None or parameter.is_meta or not _is_plain(parameter) or not files.maps(parameter):
+                continue
+            full = f"{owner_name}.{name}" if owner_name else name
+            # Where the app builds a layer without its weight (for Dynamic VRAM), it notes the type beside it.
+            dtype = built.get(full) or getattr(owner, f"{name}_comfy_model_dtype", None) or parameter.dtype
+            part = files.slice_of(parameter)
+            if leave and part is not None and (dtype == parameter.dtype or not convert):
+                lies_in_file(parameter, part, dtype)
+            else:
+                _give_memory(parameter, dtype)
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and not buffer.is_meta and _is_plain(buffer) and files.maps(buffer):
+                full = f"{owner_name}.{name}" if owner_name else name
+                owner._buffers[name] = buffer.to(built.get(full, buffer.dtype), copy=True)
+
+
+def give_memory(model: nn.Module) -> None:
+    """Take all weights out of their file: the app is about to use the model its own way."""
+    for parameter in model.parameters():
+        take_out_of_file(parameter)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout == torch.strided
+
+
+def _give_memory(parameter: nn.Parameter, dtype: torch.dtype) -> None:
+    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+        parameter.data = parameter.data.to(dtype, copy=True)

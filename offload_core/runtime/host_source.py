@@ -1,0 +1,99 @@
+"""Where the bytes of a layer come from when they are not page-locked: memory, or the file itself.
+
+A source fills any range of the layer's flat buffer, on any thread. A range starts and ends at multiples of
+`SOURCE_ALIGNMENT`, so that no element is cut in two. A source of memory that the device cannot be given as it is, or of
+a file, is read through page-locked slots (`staging.py`), or straight into the ring where that is host memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from .weight_file import READ_BYTES, FileSlice
+
+SOURCE_ALIGNMENT = 512
+
+
+class Abandoned(Exception):  # noqa: N818 - not an error: nobody wants the bytes any more
+    """A read that had not begun when the pass it was for was given up."""
+
+
+class Slot(Protocol):
+    """Where a tensor lies in its layer's buffer, as in `host_store.TensorSlot`."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+class ByteSource(Protocol):
+    """A layer's bytes, `nbytes` in all."""
+
+    nbytes: int
+
+    def read(self, destination: torch.Tensor, start: int) -> None:
+        """Fill `destination`, flat bytes on the host, with the layer's from `start` on. Raises OffloadError."""
+
+
+class MemorySource:
+    """A buffer of ordinary host memory."""
+
+    def __init__(self, buffer: torch.Tensor) -> None:
+        self.buffer = buffer
+        self.nbytes = buffer.numel()
+
+    def read(self, destination: torch.Tensor, start: int) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            destination.copy_(self.buffer[start : start + destination.numel()])
+
+
+class FileSource:
+    """Tensors in their file. What the model wants in another type than the file has is converted on the way.
+
+    As the app's own loader would have done it once, element by element; rounding and all, the bits are the same.
+    """
+
+    def __init__(self, slots: Sequence[Slot], slices: Sequence[FileSlice], nbytes: int) -> None:
+        self.nbytes = nbytes
+        self._tensors = [(slot, part) for slot, part in zip(slots, slices) if slot.nbytes]
+        self.files = tuple({id(part.file): part.file for part in slices}.values())
+
+    def read(self, destination: torch.Tensor, start: int) -> None:
+        end = start + destination.numel()
+        for slot, part in self._tensors:
+            first, last = max(start, slot.offset), min(end, slot.offset + slot.nbytes)
+            if first < last:
+                place = destination[first - start : last - start]
+                if slot.dtype == part.dtype:
+                    part.read(place, first - slot.offset)
+                else:
+                    _read_converted(part, place, first - slot.offset, slot.dtype)
+        for file in self.files:  # afterwards: what was changed while it was read is found as well
+            file.check()
+
+
+def _read_converted(part: FileSlice, place: torch.Tensor, start: int, dtype: torch.dtype) -> None:
+    """Read elements of the file's type and write them in `dtype`, piece by piece. `start` is in bytes of `dtype`."""
+    width, stored = dtype.itemsize, part.dtype.itemsize
+    piece = READ_BYTES // 4
+    with torch.inference_mode(False), torch.no_grad():
+        bounce = torch.empty(min(piece, place.numel() // width) * stored, dtype=torch.uint8)
+        for done in range(0, place.numel(), piece * width):
+            target = as_type(place[done : done + piece * width], dtype)
+            raw = bounce[: target.numel() * stored]
+            part.read(raw, (start + done) // width * stored)
+            target.copy_(raw.view(part.dtype))
+
+
+def as_type(flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Flat bytes as elements of `dtype`, whatever the alignment of the storage they are a part of."""
+    memory = (ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr())
+    memory.owner = flat  # type: ignore[attr-defined]  # keeps the bytes alive
+    return torch.frombuffer(memory, dtype=dtype)

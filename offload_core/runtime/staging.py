@@ -1,0 +1,318 @@
+"""Copies from files and from pageable memory, queued on the copy lane like any other: through a few page-locked slots.
+
+A device can be given page-locked memory only. Whatever else a layer's bytes lie in is read, chunk by chunk, into a
+small ring of slots by reader threads, and copied on from there by a courier thread on the same copy lane, in the order
+in which it was asked for.
+
+`StagedPort` stands before a port of any kind. While nothing is staged, every call goes straight through. While
+something is, what is asked of the copy lane (copies, records, waits) is handed to the courier, so that the lane's
+order, on which the engine's rules stand, stays the order of the calls. What this rests on:
+
+* A slot is filled again only after the copy out of it has happened: the reader makes the host wait for that.
+* `compute_waits` for an event that the courier has not recorded yet makes the calling thread wait until it has: an
+  event recorded too late would be an event waited for too early.
+* A wait of the copy lane that the courier issues late may find its event recorded anew. It then waits for a later
+  kernel than needed. That is no circle: the compute lane only ever waits for what the courier has issued already.
+* A read that fails makes the next recorded event a failed one: whoever waits for it gets the error, as often as he
+  asks, and never the bytes. Copies asked for after it are not affected.
+
+Knows nothing about layers or files: a source is whatever fills a range of bytes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+
+from .device_port import DeviceMemory, DevicePort, Event
+from .host_source import Abandoned, ByteSource
+
+SLOT_BYTES = 16 << 20
+SLOTS = 4
+READERS = 2
+"""One reads while another waits for its slot; two keep a disk busy. The slots are all the memory this takes."""
+
+_POLL_S = 0.1
+
+
+class StagedEvent:
+    """An event of the port behind, whether the courier has got as far as to record it, and whether it came to harm."""
+
+    __slots__ = ("failure", "inner", "number")
+
+    def __init__(self, inner: Event) -> None:
+        self.inner = inner
+        self.number = 0
+        """Of the courier's work, the piece that records it."""
+        self.failure: BaseException | None = None
+
+
+@dataclass(slots=True)
+class _Slot:
+    buffer: torch.Tensor
+    emptied: Event
+
+
+class _Job:
+    """One copy from a source."""
+
+    __slots__ = ("destination", "failure", "source")
+
+    def __init__(self, destination: torch.Tensor, source: ByteSource) -> None:
+        self.destination = destination
+        self.source = source
+        self.failure: BaseException | None = None
+
+
+class _Chunk:
+    """What goes through one slot at one time."""
+
+    __slots__ = ("end", "job", "number", "read", "start")
+
+    def __init__(self, job: _Job, start: int, end: int, number: int) -> None:
+        self.job, self.start, self.end, self.number = job, start, end, number
+        self.read = False
+
+
+class StagedPort:
+    """A device port whose copies may come from anywhere. `threads=False`: all in the calling thread, for proofs."""
+
+    stages_unpinned = True
+
+    def __init__(
+        self, inner: DevicePort, *, slot_bytes: int = SLOT_BYTES, slots: int = SLOTS, threads: bool = True
+    ) -> None:
+        self.inner = inner
+        self.device = inner.device
+        self.asynchronous = inner.asynchronous
+        self.shares_host_memory = inner.shares_host_memory
+        self.pins_in_place = inner.pins_in_place
+        self.while_waiting: Callable[[], None] | None = None
+        """Called now and then while the caller is kept waiting for a read; may raise, to give the wait up."""
+        self.staged_bytes = 0
+        self._slot_bytes, self._slot_count, self._threaded = slot_bytes, slots, threads
+        self._slots: list[_Slot] = []
+        self._threads: list[threading.Thread] = []
+        self._change = threading.Condition()
+        self._work: deque[_Chunk | Callable[[], None]] = deque()
+        self._unread: deque[_Chunk] = deque()
+        self._queued = self._done = 0
+        """Pieces of work handed to the courier, and done by it. Equal: the lane is free for everybody."""
+        self._chunks = self._sent = 0
+        self._failure: BaseException | None = None
+        """Of the copy that came last: the event that is recorded next is to carry it."""
+        self._closed = False
+
+    # ------------------------------------------------------------------ what goes straight through
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        return self.inner.empty(nbytes)
+
+    def event(self, timed: bool = False) -> StagedEvent:
+        return StagedEvent(self.inner.event(timed))
+
+    def record_compute(self, event: StagedEvent) -> None:
+        event.number, event.failure = 0, None
+        self.inner.record_compute(event.inner)
+
+    def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        self.inner.copy_on_compute(destination, source)
+
+    def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: StagedEvent) -> None:
+        done.number, done.failure = 0, None
+        self.inner.copy_back(destination, source, done.inner)
+
+    def memory(self) -> DeviceMemory | None:
+        return self.inner.memory()
+
+    def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
+        return self.inner.host_empty(nbytes, pinned)
+
+    def host_pin(self, buffer: torch.Tensor) -> bool:
+        return self.inner.host_pin(buffer)
+
+    def host_release(self, buffer: torch.Tensor) -> None:
+        self.inner.host_release(buffer)
+
+    def host_waits(self, event: StagedEvent) -> None:
+        self._until_issued(event)
+        self.inner.host_waits(event.inner)
+
+    # ------------------------------------------------------------------ the copy lane
+
+    def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
+        """Queue a copy of all of a source's bytes on the copy lane."""
+        self._make_slots()
+        self.staged_bytes += source.nbytes
+        job = _Job(destination, source)
+        for start in range(0, source.nbytes, self._slot_bytes):
+            chunk = _Chunk(job, start, min(start + self._slot_bytes, source.nbytes), self._chunks)
+            self._chunks += 1
+            if self._threaded:
+                self._hand_over(chunk)
+            else:
+                self._read(chunk)
+                self._send(chunk)
+        if not self._threaded:
+            self._failure = job.failure
+        else:
+            self._hand_over(lambda: self._take_failure(job))
+
+    def _take_failure(self, job: _Job) -> None:
+        self._failure = job.failure
+
+    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        if self._done == self._queued:
+            self.inner.copy(destination, source)
+        else:
+            self._hand_over(lambda: self.inner.copy(destination, source))
+
+    def copy_waits(self, event: StagedEvent) -> None:
+        if self._done == self._queued:
+            self.inner.copy_waits(event.inner)
+        else:
+            self._hand_over(lambda: self.inner.copy_waits(event.inner))
+
+    def record_copy(self, event: StagedEvent) -> None:
+        if self._done == self._queued:
+            event.number = 0
+            self._record(event)
+        else:
+            event.number = self._queued + 1
+            self._hand_over(lambda: self._record(event))
+
+    def _record(self, event: StagedEvent) -> None:
+        event.failure, self._failure = self._failure, None
+        self.inner.record_copy(event.inner)
+
+    def compute_waits(self, event: StagedEvent) -> None:
+        if event.number > self._done:
+            self._until_issued(event)
+        if event.failure is not None:
+            raise event.failure
+        self.inner.compute_waits(event.inner)
+
+    def _until_issued(self, event: StagedEvent) -> None:
+        with self._change:
+            while event.number > self._done:
+                self._change.wait(_POLL_S)
+                if self.while_waiting is not None:
+                    self.while_waiting()
+
+    def elapsed_ns(self, start: StagedEvent, end: StagedEvent) -> int | None:
+        if start.number > self._done or end.number > self._done:
+            return None
+        return self.inner.elapsed_ns(start.inner, end.inner)
+
+    def abandon(self, sources: Collection[ByteSource]) -> None:
+        """Nobody will use what was asked of these and has not been read yet. Its events fail, so that nobody can."""
+        given_up = set(map(id, sources))
+        with self._change:
+            for chunk in self._unread:
+                if id(chunk.job.source) in given_up:
+                    chunk.job.failure = chunk.job.failure or Abandoned()
+
+    def drain(self) -> None:
+        with self._change:
+            while self._done != self._queued:
+                self._change.wait()
+        self.inner.drain()
+
+    def close(self) -> None:
+        """Finish what was asked for, end the threads, give the slots back."""
+        self.drain()
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for slot in self._slots:
+            self.inner.host_release(slot.buffer)
+        self._threads, self._slots, self._closed = [], [], False
+        self.inner.close()
+
+    # ------------------------------------------------------------------ behind it
+
+    def _make_slots(self) -> None:
+        if self._slots:
+            return
+        with torch.inference_mode(False):  # other threads write to them
+            for _ in range(self._slot_count):
+                buffer, _ = self.inner.host_empty(self._slot_bytes, True)
+                self._slots.append(_Slot(buffer, self.inner.event()))
+        if self._threaded:
+            loops = [self._deliver, *[self._read_ahead] * READERS]
+            self._threads = [
+                threading.Thread(target=loop, name=f"layerwise-offload-staging-{number}", daemon=True)
+                for number, loop in enumerate(loops)
+            ]
+            for thread in self._threads:
+                thread.start()
+
+    def _hand_over(self, work: _Chunk | Callable[[], None]) -> None:
+        with self._change:
+            self._queued += 1
+            self._work.append(work)
+            if isinstance(work, _Chunk):
+                self._unread.append(work)
+            self._change.notify_all()
+
+    def _read_ahead(self) -> None:
+        """A reader: fills the next slot that is free with the next chunk that was asked for."""
+        while True:
+            with self._change:
+                while not (self._unread and self._unread[0].number < self._sent + self._slot_count):
+                    if self._closed:
+                        return
+                    self._change.wait()
+                chunk = self._unread.popleft()
+            self._read(chunk)
+            with self._change:
+                chunk.read = True
+                self._change.notify_all()
+
+    def _read(self, chunk: _Chunk) -> None:
+        slot, job = self._slots[chunk.number % self._slot_count], chunk.job
+        if job.failure is not None:
+            return
+        try:
+            self.inner.host_waits(slot.emptied)
+            job.source.read(slot.buffer[: chunk.end - chunk.start], chunk.start)
+        except BaseException as failure:  # handed to whoever waits for the copy; the lane must go on
+            job.failure = failure
+
+    def _deliver(self) -> None:
+        """The courier: carries out what was asked of the copy lane, in order."""
+        while True:
+            with self._change:
+                while not self._work or (isinstance(self._work[0], _Chunk) and not self._work[0].read):
+                    if self._closed and not self._work:
+                        return
+                    self._change.wait()
+                work = self._work[0]
+            try:
+                if isinstance(work, _Chunk):
+                    self._send(work)
+                else:
+                    work()
+            except BaseException as failure:  # a dead courier would keep everybody waiting for ever
+                self._failure = failure
+            with self._change:
+                self._work.popleft()
+                self._done += 1
+                self._change.notify_all()
+
+    def _send(self, chunk: _Chunk) -> None:
+        slot, job = self._slots[chunk.number % self._slot_count], chunk.job
+        if job.failure is None:
+            try:
+                with torch.inference_mode(False), torch.no_grad():
+                    self.inner.copy(job.destination[chunk.start : chunk.end], slot.buffer[: chunk.end - chunk.start])
+                    self.inner.record_copy(slot.emptied)
+            except BaseException as failure:
+                job.failure = failure
+        self._sent = chunk.number + 1

@@ -1,0 +1,178 @@
+"""Weights that stay in their file: which file, where each tensor lies in it, and positional reads into buffers.
+
+The bytes are read, never looked at through a mapping: a file that is truncated while it is mapped ends the process at
+the first touch, a read of it is an error with a name. Before and after every read the file must still be the one that
+was opened, by device, inode, size and time of change, so that a weight is what was loaded or nothing. Any number of
+threads may read at once. Knows nothing about devices, layers or the app.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..errors import OffloadError
+
+READ_BYTES = 8 << 20
+"""One read. Large enough that a disk is busy with it, small enough that the next one is asked for in time."""
+
+
+class FileReadError(OffloadError):
+    """Weights could not be read, or are no longer the ones that were loaded. Names the file and the offset."""
+
+
+class FileIdentity(NamedTuple):
+    """What tells one content of a file from another, short of reading it."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileIdentity:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class WeightFile:
+    """A file, opened once and read by position. It is closed with the last tensor that lies in it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises FileReadError if it cannot be opened."""
+        self.path = Path(path)
+        self.drop_behind = False
+        """What was read will not be read from the page cache again: a cyclic scan larger than memory."""
+        try:
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - lives as long as the weights do
+        except OSError as error:
+            raise FileReadError(f"asked to read {self.path}; found {_words(error)}; make the file readable") from error
+        self.identity = FileIdentity.of(os.fstat(self._file.fileno()))
+        self._lock = threading.Lock()
+        self.bytes_read = 0
+
+    def check(self, offset: int = 0) -> None:
+        """Raise FileReadError unless the file is still, by name and by content, the one that was opened."""
+        try:
+            now = FileIdentity.of(os.stat(self.path))
+        except FileNotFoundError as error:
+            raise self._error("it was deleted since it was loaded", offset) from error
+        except OSError as error:
+            raise self._error(_words(error), offset) from error
+        was = self.identity
+        if now == was:
+            return
+        if now[:2] != was[:2]:
+            raise self._error("another file in its place since it was loaded", offset)
+        if now.size != was.size:
+            what = "truncated" if now.size < was.size else "grown"
+            raise self._error(f"it was {what} from {was.size} to {now.size} bytes since it was loaded", offset)
+        raise self._error("its content was changed since it was loaded", offset)
+
+    def read_into(self, address: int, nbytes: int, offset: int) -> None:
+        """Fill `nbytes` of memory at `address` with what lies at `offset` of the file. All of it, or FileReadError."""
+        if not nbytes:
+            return
+        view = memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
+        done = 0
+        while done < nbytes:
+            try:
+                got = self._read(view[done : done + READ_BYTES], offset + done)
+            except OSError as error:
+                raise self._error(_words(error), offset + done) from error
+            if got <= 0:
+                self.check(offset + done)
+                raise self._error(f"the file ends {nbytes - done} bytes too early", offset + done)
+            if self.drop_behind:
+                self._drop(offset + done, got)
+            done += got
+        with self._lock:
+            self.bytes_read += nbytes
+
+    def _read(self, view: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [view], offset)
+        with self._lock:  # a file has one position there
+            self._file.seek(offset)
+            return self._file.readinto(view) or 0
+
+    def _drop(self, offset: int, nbytes: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._file.fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+    def _error(self, found: str, offset: int) -> FileReadError:
+        return FileReadError(
+            f"asked to read weights at byte {offset} of {self.path}; found {found}; put the file back as it was, or "
+            "load the model again"
+        )
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlice:
+    """Where the bytes of one tensor lie in a file, and in which type. `mapped`: a tensor that looks at them there."""
+
+    file: WeightFile
+    offset: int
+    nbytes: int
+    dtype: torch.dtype
+    mapped: torch.Tensor
+
+    def read(self, destination: torch.Tensor, start: int) -> None:
+        """Fill a flat byte tensor of host memory with the tensor's bytes from `start` on, as the file has them."""
+        self.file.read_into(destination.data_ptr(), destination.numel(), self.offset + start)
+
+
+_ATTRIBUTE = "layerwise_offload_file_slice"
+
+
+def lies_in_file(parameter: torch.Tensor, file_slice: FileSlice, dtype: torch.dtype | None = None) -> None:
+    """Remember, on the parameter itself, where its bytes lie. `dtype`: what it is to become on the device.
+
+    The parameter shows the file's own values, in the file's type, as long as it is left alone.
+    """
+    setattr(parameter, _ATTRIBUTE, (file_slice, dtype or file_slice.dtype))
+
+
+def forget_file(parameter: torch.Tensor) -> None:
+    """The parameter has a value of its own from now on."""
+    if hasattr(parameter, _ATTRIBUTE):
+        delattr(parameter, _ATTRIBUTE)
+
+
+def slice_of(parameter: torch.Tensor) -> FileSlice | None:
+    """Where the bytes of `parameter` lie in a file; None if they do not, or if somebody has given it others."""
+    found = getattr(parameter, _ATTRIBUTE, None)
+    if found is None or found[0].mapped.data_ptr() != parameter.data_ptr():
+        return None
+    return found[0]  # type: ignore[no-any-return]
+
+
+def dtype_of(parameter: torch.Tensor) -> torch.dtype:
+    """The type of a parameter once it is in memory: of one that lies in a file, what it is to be converted to."""
+    return parameter.dtype if slice_of(parameter) is None else getattr(parameter, _ATTRIBUTE)[1]  # type: ignore[no-any-return]
+
+
+def take_out_of_file(parameter: torch.Tensor) -> bool:
+    """Give a parameter that lies in a file memory of its own, in the type it is to have. False: it lies in none."""
+    part = slice_of(parameter)
+    if part is None:
+        return False
+    # Parameters made in inference mode take no data made outside of it.
+    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+        parameter.data = part.mapped.to(dtype_of(parameter), copy=True)
+    forget_file(parameter)
+    return True
+
+
+def _words(error: OSError) -> str:
+    return f"{type(error).__name__}: {error.strerror or error}"

@@ -1,0 +1,79 @@
+"""Host memory in the real app: weights that stay in their file, on the CPU and on the device, and files that change."""
+
+import os
+import shutil
+
+import pytest
+
+from tests.support import pixels, tiny_models
+from tests.support.devkit import paths
+from tests.support.workflows import build
+
+FOLDER = paths.MODELS / "diffusion_models"
+
+
+@pytest.fixture
+def own_file():
+    """A copy of flux_tiny that the test may spoil."""
+    tiny_models.ensure("flux_tiny")
+    file = FOLDER / f"own_{os.getpid()}.safetensors"
+    shutil.copy(FOLDER / tiny_models.file_name("flux_tiny"), file)
+    yield file
+    file.unlink(missing_ok=True)
+
+
+def workflow(file, **settings):
+    prompt = build("flux", loader="layerwise", placement="layerwise", **settings)
+    for node in prompt.values():
+        if "model_name" in node["inputs"]:
+            node["inputs"]["model_name"] = file.name
+    return prompt
+
+
+def part(server, component="dit"):
+    return next(one for one in server.report()["components"] if one["component"] == component)
+
+
+def test_on_the_cpu_layers_come_from_the_file_and_the_picture_is_the_same(cpu):
+    reference = cpu.run(build("flux", loader="app")).check()
+    cpu.free()
+    result = cpu.run(build("flux", loader="layerwise", placement="layerwise", budget_gb=0.05)).check()
+    assert not pixels.difference(cpu.images(reference), cpu.images(result))
+    report = part(cpu)
+    streamed = [layer for layer in report["plan"]["layers"] if layer["placement"] == "streamed"]
+    assert streamed and {layer["host_tier"] for layer in streamed} == {"mapped"}
+    assert report["summary"]["host_bytes"]["mapped"] == sum(layer["bytes"] for layer in streamed)
+    assert report["summary"]["bytes_copied"] > 0 and report["plan"]["ring_bytes"] > 0
+
+
+def test_on_the_device_streamed_layers_are_page_locked_to_the_byte_and_residents_stay_in_the_file(sim):
+    before = sim.sim_stats()["pinned"]
+    sim.run(build("flux", loader="layerwise", placement="layerwise", budget_gb=0.03)).check()
+    report = part(sim)
+    streamed = sum(layer["bytes"] for layer in report["plan"]["layers"] if layer["placement"] == "streamed")
+    resident = sum(layer["bytes"] for layer in report["plan"]["layers"] if layer["placement"] == "resident")
+    assert report["summary"]["host_bytes"] == {"pinned": streamed, "pageable": 0, "mapped": resident}
+    slots = 4 << 24
+    assert streamed <= sim.sim_stats()["pinned"] - before + slots and report["summary"]["pinned_bytes"] == streamed
+    assert sim.sim_stats()["races"] == 0
+
+
+CHANGES = {
+    "truncated": (lambda file: os.truncate(file, 1 << 20), "truncated from"),
+    "replaced": (lambda file: os.replace(shutil.copy(file, f"{file}.new"), file), "another file in its place"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_under_a_streamed_model_is_an_error_and_not_a_crash(cpu, own_file, change):
+    prompt = workflow(own_file, budget_gb=0.05)
+    cpu.run(prompt).check()
+    what, words = CHANGES[change]
+    what(own_file)
+    for node in prompt.values():
+        if "seed" in node["inputs"]:
+            node["inputs"]["seed"] += 100
+    result = cpu.run(prompt)
+    assert result.status == "error" and words in result.message and own_file.name in result.message
+    assert cpu.alive
+    cpu.run(build("flux", loader="layerwise", placement="layerwise", budget_gb=0.05, seed=5)).check()
