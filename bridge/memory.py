@@ -82,7 +82,9 @@ def host_limits(
     """
     if not streams_to(device):
         return {"pin_budget_bytes": 0, "copies_budget_bytes": 0, "in_place": True}
-    host = host_allowance(settings, controller.copies_bytes(), controller.pinned_bytes())
+    in_file = (layer for layer in controller.layers if layer.host.in_file and layer.host.buffer is not None)
+    copies = sum(layer.nbytes for layer in in_file)
+    host = host_allowance(settings, copies, controller.pinned_bytes())
     limits = {"pin_budget_bytes": host.pins_bytes, "copies_budget_bytes": host.copies_bytes}
     tier = settings.value(Setting.HOST_TIER)
     if isinstance(tier, str):

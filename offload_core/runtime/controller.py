@@ -23,7 +23,6 @@ import torch
 from torch import nn
 
 from ..errors import PlanError
-from ..host_budget import available_bytes
 from ..inventory import Inventory
 from ..plan import HostTier, Plan
 from ..trace import Source, Trace
@@ -31,7 +30,7 @@ from .changed_weights import ChangedWeights
 from .counters import RunCounters
 from .device_queue import DeviceQueue
 from .discovery import Discovery, discover, keep_in_memory
-from .host_source import FileSource
+from .host_placement import settle_tiers, with_files
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
 from .layer import Layer, build_layers, close_masters
 from .loose import LooseTensors
@@ -40,8 +39,6 @@ from .recorder import Recorder
 from .revision import Change, Versions
 from .ring import link_overlaps, place_layers
 from .tables import HostTables
-
-_GIVES_BACK: tuple[HostTier, ...] = ("pinned", "pageable", "mapped")
 
 Entry = tuple[nn.Module, str]
 """A module and the name of its method that runs a pass."""
@@ -79,8 +76,9 @@ class OffloadController:
         found = keep_in_memory(root, discovery or discover(root))
         self.inventory: Inventory = found.inventory(component)
         self.layers = build_layers(found, queue.port, pinned, progress)
-        locked = [layer.host.locked for layer in self.layers]
-        self._close_masters = weakref.finalize(self, close_masters, queue.port, locked)
+        self._close_masters = weakref.finalize(
+            self, close_masters, queue.port, [one.host.locked for one in self.layers]
+        )
         self._close_masters.atexit = False
         self._tables = HostTables(found.tables)
         self._loose = self._find_loose()
@@ -165,10 +163,6 @@ class OffloadController:
         """One character a layer, in the plan's order: see `Layer.sign`. Any thread may ask."""
         return "".join(layer.sign for layer in self.layers)
 
-    def copies_bytes(self) -> int:
-        """Host memory of masters that could do without it, because their bytes lie in a file as well."""
-        return sum(layer.nbytes for layer in self.layers if layer.host.in_file and layer.host.buffer is not None)
-
     def is_running(self) -> bool:
         """Whether one of the layers is in use at this moment, so that its bytes must stay where they are."""
         return any(layer.in_use for layer in self.layers)
@@ -212,8 +206,7 @@ class OffloadController:
         self.prefetcher.forget_look_ahead()
         self.versions.settle(self.layers)
         self._free_what_moves(plan)
-        self._settle_tiers(plan)
-        self._drop_behind(plan)
+        settle_tiers(self.layers, plan, self.queue.port, self.prefetcher.drain, self._progress)
         self._loose.load(self.queue.port)
         self._weights.put_on_loose(self._loose)
         self._place(plan)
@@ -280,13 +273,6 @@ class OffloadController:
         self._close_masters()
         self.layers = []
 
-    def _note_files(self) -> None:
-        """Who lies in a file has changed: plans are made from the inventory."""
-        layers = tuple(
-            replace(spec, in_file=layer.host.in_file) for spec, layer in zip(self.inventory.layers, self.layers)
-        )
-        self.inventory = replace(self.inventory, layers=layers)
-
     def write_master(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Change the value of a parameter, of a layer or loose. Copies on the device are fetched again.
 
@@ -300,7 +286,7 @@ class OffloadController:
                 self.prefetcher.forget_look_ahead()
                 self.prefetcher.drain()
                 layer.host.write(master, value)
-                self._note_files()
+                self.inventory = with_files(self.inventory, self.layers)
                 self._refetch(layer)
                 self._revise_layers()
                 return
@@ -378,43 +364,6 @@ class OffloadController:
                 layer.unbind()
                 layer.overlaps = ()
                 layer.keep_resident = stays
-
-    def _settle_tiers(self, plan: Plan) -> None:
-        """Each master goes where the plan wants it: what gives memory back first, then what takes some.
-
-        A resident that is in host memory anyway, on a device that shares it, has to be in memory.
-        """
-        in_place = self.queue.port.shares_host_memory
-        moves: list[tuple[Layer, HostTier]] = []
-        for layer, planned in zip(self.layers, plan.layers):
-            tier = planned.host_tier
-            if tier == "mapped" and layer.keep_resident and in_place:
-                tier = "pageable"
-            if layer.host.tier != tier and (tier != "mapped" or layer.host.in_file):
-                moves.append((layer, tier))
-        if not moves:
-            return
-        self.prefetcher.drain()
-        done, total = 0, sum(layer.nbytes for layer, _ in moves)
-        for layer, tier in sorted(moves, key=lambda move: -_GIVES_BACK.index(move[1])):
-            if not layer.is_in_place:  # else its parameters are in use where they are
-                layer.host.move_to(tier)
-            done += layer.nbytes
-            if self._progress is not None:
-                self._progress(done, total)
-
-    def _drop_behind(self, plan: Plan) -> None:
-        """What is read in every pass and does not fit the page cache would only drive everything else out of it."""
-        sources = [
-            layer.host.source
-            for layer, planned in zip(self.layers, plan.layers)
-            if planned.placement == "streamed" and isinstance(layer.host.source, FileSource)
-        ]
-        room = available_bytes()
-        too_much = room is not None and sum(source.nbytes for source in sources) > room
-        for source in sources:
-            for file in source.files:
-                file.drop_behind = too_much
 
     def _place(self, plan: Plan) -> None:
         """The ring comes first: it may have to shrink before there is room for the residents."""

@@ -195,6 +195,14 @@ class Layer:
         """What has to be read before it can be copied: a master that is not page-locked. None: `source_bytes` it is."""
         return self.host.source if self.source is None else None
 
+    def queue_copy(self, port: DevicePort, buffer: torch.Tensor) -> None:
+        """On the copy lane, from wherever the bytes are."""
+        source = self.master_source
+        if source is None:
+            port.copy(buffer, self.source_bytes)
+        else:
+            port.copy_from(buffer, source)
+
     @property
     def is_in_place(self) -> bool:
         return self.device_buffer is not None and self.device_buffer is self.host.buffer

@@ -34,6 +34,7 @@ import torch
 
 from .counters import RunCounters
 from .device_port import DevicePort
+from .host_placement import copy_unplaced, give_up_reads
 from .layer import Layer
 from .recorder import Recorder
 from .revision import Versions
@@ -157,15 +158,8 @@ class Prefetcher:
                 layer.in_use = 1
                 self._put_back(layer)
         self.forget_look_ahead()
-        self._give_up_reads()
+        give_up_reads(self.port, self._layers)
         self.drain()
-
-    def _give_up_reads(self) -> None:
-        """Look-ahead may be waiting for gigabytes to be read: what nobody will use is not waited for."""
-        read = [layer for layer in self._layers if layer.host.source is not None and not layer.swapped_in]
-        self.port.abandon([layer.host.source for layer in read if layer.host.source is not None])
-        for layer in read:
-            layer.valid = False
 
     # ------------------------------------------------------------------ visits
 
@@ -312,11 +306,7 @@ class Prefetcher:
         if timing:
             start, end = layer.copy_marks[layer.copies_timed]
             port.record_copy(start)
-        source = layer.master_source
-        if source is None:
-            port.copy(buffer, layer.source_bytes)
-        else:
-            port.copy_from(buffer, source)
+        layer.queue_copy(port, buffer)
         port.record_copy(layer.copy_done)
         layer.carries = layer.source_carries
         layer.valid = True
@@ -384,7 +374,7 @@ class Prefetcher:
         self._copied_on_compute = True
         if layer.saving:
             self.port.compute_waits(layer.saved)
-        self._copy_unplaced(buffer, layer)
+        copy_unplaced(layer, self.port, buffer, self._fence, self._arrived)
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
         layer.in_use = 1
@@ -408,18 +398,6 @@ class Prefetcher:
         self.counters.revised_layers += 1
         if not layer.keep_resident and revision.version is None:
             self.counters.copied_back += self.versions.save(layer)
-
-    def _copy_unplaced(self, buffer: torch.Tensor, layer: Layer) -> None:
-        """On the compute lane; what has to be read comes by the copy lane, after the memory's earlier users."""
-        port, source = self.port, layer.master_source
-        if source is None:
-            port.copy_on_compute(buffer, layer.source_bytes)
-            return
-        port.record_compute(self._fence)
-        port.copy_waits(self._fence)
-        port.copy_from(buffer, source)
-        port.record_copy(self._arrived)
-        port.compute_waits(self._arrived)
 
     def _find_place(self, layer: Layer) -> None:
         """The visit is not the expected one: go on from where the layer comes next, if it comes at all."""

@@ -1,0 +1,91 @@
+"""Brings host masters to the tiers of a plan, layer by layer, between passes. Knows nothing about rings or passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from ..host_budget import available_bytes
+from ..inventory import Inventory
+from ..plan import HostTier, Plan
+from .device_port import DevicePort, Event
+from .host_source import FileSource
+from .layer import Layer
+
+_GIVES_BACK: tuple[HostTier, ...] = ("pinned", "pageable", "mapped")
+
+
+def settle_tiers(
+    layers: Sequence[Layer],
+    plan: Plan,
+    port: DevicePort,
+    drain: Callable[[], None],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Each master goes where the plan wants it: what gives memory back first, then what takes some.
+
+    A resident that is in host memory anyway, on a device that shares it, has to be in memory. `drain`: the host waits
+    until nothing is in flight. Raises FileReadError.
+    """
+    moves: list[tuple[Layer, HostTier]] = []
+    for layer, planned in zip(layers, plan.layers):
+        tier = planned.host_tier
+        if tier == "mapped" and layer.keep_resident and port.shares_host_memory:
+            tier = "pageable"
+        if layer.host.tier != tier and (tier != "mapped" or layer.host.in_file):
+            moves.append((layer, tier))
+    if moves:
+        drain()
+    done, total = 0, sum(layer.nbytes for layer, _ in moves)
+    for layer, tier in sorted(moves, key=lambda move: -_GIVES_BACK.index(move[1])):
+        if not layer.is_in_place:  # else its parameters are in use where they are
+            layer.host.move_to(tier)
+        done += layer.nbytes
+        if progress is not None:
+            progress(done, total)
+    _drop_behind(layers, plan)
+
+
+def _drop_behind(layers: Sequence[Layer], plan: Plan) -> None:
+    """What is read in every pass and does not fit the page cache would only drive everything else out of it."""
+    sources = [
+        layer.host.source
+        for layer, planned in zip(layers, plan.layers)
+        if planned.placement == "streamed" and isinstance(layer.host.source, FileSource)
+    ]
+    if not sources:
+        return
+    room = available_bytes()
+    too_much = room is not None and sum(source.nbytes for source in sources) > room
+    for source in sources:
+        for file in source.files:
+            file.drop_behind = too_much
+
+
+def with_files(inventory: Inventory, layers: Sequence[Layer]) -> Inventory:
+    """The inventory with who lies in a file as it is now: plans are made from that."""
+    specs = tuple(replace(spec, in_file=layer.host.in_file) for spec, layer in zip(inventory.layers, layers))
+    return replace(inventory, layers=specs)
+
+
+def copy_unplaced(layer: Layer, port: DevicePort, buffer: torch.Tensor, fence: Event, arrived: Event) -> None:
+    """Into memory of its own, on the compute lane; what has to be read comes by the copy lane, after earlier users."""
+    source = layer.master_source
+    if source is None:
+        port.copy_on_compute(buffer, layer.source_bytes)
+        return
+    port.record_compute(fence)
+    port.copy_waits(fence)
+    port.copy_from(buffer, source)
+    port.record_copy(arrived)
+    port.compute_waits(arrived)
+
+
+def give_up_reads(port: DevicePort, layers: Sequence[Layer]) -> None:
+    """A pass has failed: look-ahead that waits for gigabytes to be read is not waited for, nor its bytes counted on."""
+    read = [layer for layer in layers if layer.host.source is not None and not layer.swapped_in]
+    port.abandon([layer.host.source for layer in read if layer.host.source is not None])
+    for layer in read:
+        layer.valid = False
