@@ -1,13 +1,11 @@
 """One component under layerwise offload: puts a plan into effect on a module, changes it, and takes it off again.
 
     attach   host masters are built: the parameters look into them; the module is an ordinary one on the host
-    load     a plan takes effect: the layers' calls are interposed, loose tensors and the ring come to the device,
-             residents with their first visit
+    load     a plan takes effect: calls are interposed, loose tensors and ring come to the device
     unload   the device is given back; the module is an ordinary one on the host again, for anybody to use
     detach   the masters are nobody's any more: the same parameter objects, values included
 
-The controller obeys: which layer streams, where it lies in the ring and how large that is, the plan says. It knows
-nothing about the app.
+The controller obeys the plan: which layer streams, where in the ring, how large that is. It knows nothing of the app.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
 
 import torch
 from torch import nn
@@ -76,9 +73,7 @@ class OffloadController:
         found = keep_in_memory(root, discovery or discover(root))
         self.inventory: Inventory = found.inventory(component)
         self.layers = build_layers(found, queue.port, pinned, progress)
-        self._close_masters = weakref.finalize(
-            self, close_masters, queue.port, [one.host.locked for one in self.layers]
-        )
+        self._close_masters = weakref.finalize(self, close_masters, queue.port, [a.host.locked for a in self.layers])
         self._close_masters.atexit = False
         self._tables = HostTables(found.tables)
         self._loose = self._find_loose()
@@ -148,7 +143,7 @@ class OffloadController:
 
     def host_bytes(self) -> dict[HostTier, int]:
         """Host memory of the masters, by tier."""
-        found: dict[HostTier, int] = dict.fromkeys(get_args(HostTier), 0)
+        found: dict[HostTier, int] = {"pinned": 0, "pageable": 0, "mapped": 0}
         for layer in self.layers:
             found[layer.host.tier] += layer.nbytes
         return found

@@ -70,7 +70,7 @@ def with_files(inventory: Inventory, layers: Sequence[Layer]) -> Inventory:
     return replace(inventory, layers=specs)
 
 
-def copy_unplaced(layer: Layer, port: DevicePort, buffer: torch.Tensor, fence: Event, arrived: Event) -> None:
+def copy_unplaced(layer: Layer, port: DevicePort, buffer: torch.Tensor, fence: Event) -> None:
     """Into memory of its own, on the compute lane; what has to be read comes by the copy lane, after earlier users."""
     source = layer.master_source
     if source is None:
@@ -79,8 +79,8 @@ def copy_unplaced(layer: Layer, port: DevicePort, buffer: torch.Tensor, fence: E
     port.record_compute(fence)
     port.copy_waits(fence)
     port.copy_from(buffer, source)
-    port.record_copy(arrived)
-    port.compute_waits(arrived)
+    port.record_copy(layer.copy_done)
+    port.compute_waits(layer.copy_done)
 
 
 def give_up_reads(port: DevicePort, layers: Sequence[Layer]) -> None:

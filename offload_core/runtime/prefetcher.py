@@ -19,9 +19,7 @@ Nothing else is waited for, no host synchronisation is needed, nothing is alloca
 of the ring however far the host runs ahead.
 
 Invariants, between any two calls: a layer with visits `pending` is valid; `pending` of all layers adds up to `_ahead`;
-what `valid` layers hold is disjoint.
-
-Knows nothing about modules, plans or the app. Not thread-safe: one thread runs a component at a time.
+what `valid` layers hold is disjoint. Knows nothing about modules or the app. One thread runs a component at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from .host_placement import copy_unplaced, give_up_reads
 from .layer import Layer
 from .recorder import Recorder
 from .revision import Versions
-from .timing import collect, wait_timed
+from .timing import collect, wait_for
 
 _TIMED_PASSES = 2
 _TIMED_EVERY = 8
@@ -89,7 +87,6 @@ class Prefetcher:
         self._cold_pass = 0
         """The pass that is measured for the counters only."""
         self._fence = port.event()
-        self._arrived = port.event()
         self._copied_on_compute = False
 
     # ------------------------------------------------------------------ passes
@@ -194,10 +191,7 @@ class Prefetcher:
         if layer.timed:
             collect(layer, self.port, self.counters, self.recorder)
         try:
-            if self._timing and not layer.timed:
-                wait_timed(layer, self.port, warm=counters.passes > self._cold_pass)
-            else:
-                self.port.compute_waits(layer.copy_done)
+            wait_for(layer, self.port, self._timing and not layer.timed, counters.passes > self._cold_pass)
         except BaseException:  # its bytes could not be read: whoever comes next has to ask for them again
             layer.valid = False
             self._forget_pending()
@@ -374,7 +368,7 @@ class Prefetcher:
         self._copied_on_compute = True
         if layer.saving:
             self.port.compute_waits(layer.saved)
-        copy_unplaced(layer, self.port, buffer, self._fence, self._arrived)
+        copy_unplaced(layer, self.port, buffer, self._fence)
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
         layer.in_use = 1

@@ -8,6 +8,14 @@ from .layer import Layer
 from .recorder import Recorder
 
 
+def wait_for(layer: Layer, port: DevicePort, timed: bool, warm: bool) -> None:
+    """The compute lane waits for the layer's copy."""
+    if timed:
+        wait_timed(layer, port, warm)
+    else:
+        port.compute_waits(layer.copy_done)
+
+
 def wait_timed(layer: Layer, port: DevicePort, warm: bool) -> None:
     """Wait for the copy between two marks on the compute lane: what lies between them is the stall."""
     port.record_compute(layer.arrived)
