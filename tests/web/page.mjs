@@ -14,6 +14,7 @@ const BROWSER_ARGUMENTS = [
 const OF_THE_APP = [
   /legacy queue\/history menu/, /ComfyApp\.open_maskeditor is deprecated/, /graph accessed before initialization/,
   /^Error loading (fuse options|core workflow templates)/, // its template index, which set-up leaves out
+  /^\[subgraphNavigation\] subgraph not found/, // its own address bar, after a workflow with a subgraph was left
   /^Failed to load resource/, // which one is seen by its answer, see below
 ];
 

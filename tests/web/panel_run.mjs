@@ -43,6 +43,7 @@ await scenario(async (page, task) => {
   const during = page.waitForSelector('.lwo-running', { timeout: 30000 }).then(() => picture('running')).then(() => true, () => false);
   seen.run = await run();
   seen.ranVisibly = await during;
+  await page.waitForSelector('.lwo-canvas', { timeout: 20000 }).catch(() => {}); // on a busy machine events come late
   await page.waitForTimeout(700);
   seen.numbers = lines(await page.locator('.lwo-tiles').innerText());
   seen.states = await inPage(() => [...document.querySelectorAll('.lwo-strip')].map((strip) => strip.children.length));
