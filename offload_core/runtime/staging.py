@@ -273,6 +273,7 @@ class StagedPort:
             self._read(chunk)
             with self._change:
                 chunk.read = True
+                del chunk  # while it waits for the next one, a thread must not keep device memory alive
                 self._change.notify_all()
 
     def _read(self, chunk: _Chunk) -> None:
@@ -303,6 +304,7 @@ class StagedPort:
                 self._failure = failure
             with self._change:
                 self._work.popleft()
+                del work  # as above
                 self._done += 1
                 self._change.notify_all()
 
