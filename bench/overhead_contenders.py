@@ -116,12 +116,15 @@ class IdlePort:
 
     asynchronous = True
     shares_host_memory = False
+    pins_in_place = False
+    stages_unpinned = False
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         for name in ("record_copy", "record_compute", "copy_waits", "compute_waits", "copy", "copy_on_compute"):
             setattr(self, name, _nothing)
-        self.drain = self.close = self.host_release = self.memory = _nothing
+        for name in ("drain", "close", "host_release", "memory", "host_waits", "abandon", "copy_from", "copy_back"):
+            setattr(self, name, _nothing)
 
     def empty(self, nbytes: int) -> torch.Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8)
@@ -134,6 +137,9 @@ class IdlePort:
 
     def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
         return torch.empty(nbytes, dtype=torch.uint8), False
+
+    def host_pin(self, buffer: torch.Tensor) -> bool:
+        return False
 
 
 def _nothing(*_: Any) -> None:
