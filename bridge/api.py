@@ -3,8 +3,7 @@
 from ..offload_core.errors import OffloadError, SettingsError
 from ..offload_core.load_order import load_order
 from ..offload_core.policy import MODES
-from ..offload_core.settings import ComponentSettings, bytes_from_gb
-from .asked import Asked, Word
+from .asked import OPTIONS_GROUPS, Asked, Word, options_word, settings_from
 from .file_kinds import kind_of_vae, payloads
 from .graph import check_options
 from .loaders import (
@@ -18,7 +17,7 @@ from .loaders import (
     load_diffusion_model,
     load_vae,
 )
-from .recording import progress_bar
+from .recording import step_progress
 from .report import live_document, report_image
 from .report_text import report_json, report_text, show_on_node
 from .surroundings import Surroundings
@@ -27,15 +26,14 @@ from .wrapping import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, 
 __all__ = [
     "CLIP_TYPES",
     "MODES",
+    "OPTIONS_GROUPS",
     "VAE_PRECISIONS",
     "WEIGHT_DTYPES",
     "Asked",
-    "ComponentSettings",
     "OffloadError",
     "SettingsError",
     "Surroundings",
     "Word",
-    "bytes_from_gb",
     "check_options",
     "kind_of_vae",
     "live_document",
@@ -46,12 +44,14 @@ __all__ = [
     "load_diffusion_model",
     "load_order",
     "load_vae",
+    "options_word",
     "payloads",
-    "progress_bar",
     "report_image",
     "report_json",
     "report_text",
+    "settings_from",
     "show_on_node",
+    "step_progress",
     "wrap_clip",
     "wrap_clip_vision",
     "wrap_controlnet",

@@ -6,17 +6,20 @@ options, the user's ComfyUI settings. `Asked` is what a patcher carries: what co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from ..offload_core.errors import SettingsError
-from ..offload_core.groups import match, normalise_selection
+from ..offload_core.groups import DIT, IMAGE_ENCODER, TEXT_ENCODER, VAE, match, normalise_selection
 from ..offload_core.policy import check_mode
 from ..offload_core.resolver import Wish, settings_for
-from ..offload_core.settings import SOURCES, ComponentSettings, Source
+from ..offload_core.settings import SOURCES, ComponentSettings, Source, bytes_from_gb
 
 AUTO = "auto"
+
+OPTIONS_GROUPS = (DIT, TEXT_ENCODER, IMAGE_ENCODER, VAE)
+"""What an options node has a placement and a budget for: `dit_placement`, `dit_budget_gb` and so on."""
 
 T = TypeVar("T")
 
@@ -131,3 +134,25 @@ def _agreed(what: str, source: str, first: T | None, second: T | None) -> T | No
             f"at two nodes one behind the other; do leave one of them on auto, or {where[1]}"
         )
     return second if first is None else first
+
+
+def settings_from(
+    component: str, placement: object, budget_gb: object = 0.0, ring_gb: object = 0.0
+) -> ComponentSettings:
+    """What the widgets of a node say. Raises SettingsError for what is not understood."""
+    return (
+        ComponentSettings(component)
+        .with_value("placement", placement, Source.NODE)
+        .with_value("budget_bytes", bytes_from_gb(budget_gb, "budget_gb"), Source.NODE)
+        .with_value("ring_bytes", bytes_from_gb(ring_gb, "ring_gb"), Source.NODE)
+    )
+
+
+def options_word(widgets: Mapping[str, object], mode: str = AUTO, selection: str = "") -> Word:
+    """What the widgets of an options node say. Raises SettingsError."""
+    wishes: list[tuple[str, str, object]] = []
+    for group in OPTIONS_GROUPS:
+        wishes.append((group, "placement", widgets.get(f"{group}_placement", AUTO)))
+        key = f"{group}_budget_gb"
+        wishes.append((group, "budget_bytes", bytes_from_gb(widgets.get(key, 0.0), key)))
+    return Word.of(Source.OPTIONS, mode, selection, wishes)

@@ -32,8 +32,8 @@ from .device import queue_for, ring_there
 from .giving_back import give_back, kept_and_ring, least_of, make_room, no_code_of_others, ring_bytes
 from .kinds import Kind, entries_of, kind_of
 from .memory import DeviceAllowance, PinAccount, device_allowance, host_limits
-from .placing import Neighbour, resolve_now
-from .recording import progress_bar, recording
+from .placing import Neighbour, resolve_now, within_policy
+from .recording import bytes_progress, recording
 from .watch import ForeignMove, ShapeWatch
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,9 @@ class Component:
         self._is_named = False
         self.source = ""
         self.warnings: list[str] = []
+        self._to_do: list[str] = []
+        self.announce: Callable[[Component], None] | None = None
+        """Tells browsers what became of the component; whoever loads it knows how."""
         self._pins = PinAccount()
         self.reads_file = False
         """On a device that shares memory with the host: the weights are in a file and are streamed from there."""
@@ -137,7 +140,7 @@ class Component:
             discovery=found,
             entries=entries_of(model, self.kind),
             pinned=False,  # the plan says who is page-locked
-            progress=_bytes_bar(sum(layer.nbytes for layer in found.layers)),
+            progress=bytes_progress(),
         )
         self._controller.record(recording().trace, self.id)
         when_full(self._controller, self._make_room, no_code_of_others)
@@ -258,26 +261,10 @@ class Component:
     def _within_policy(self, asked: Asked, allowance: DeviceAllowance, others: list[Neighbour]) -> DeviceAllowance:
         """What the app offers, cut to what the policy leaves to the component and to what others will ask for."""
         assert self.resolved is not None
-        explicit = asked.settings.is_explicitly_set("placement")
-        if asked.mode == "memory" and not explicit:
-            ring = max(smallest_budget(self.controller.inventory), ring_bytes(self.controller.inventory))
-            return DeviceAllowance(ring, "memory mode: a ring and nothing more")
-        if asked.value("placement") == "resident":
-            return allowance
-        crowded = self.crowded[1] if self.crowded is not None and self.crowded[0] == self.shape else math.inf
-        if crowded < (math.inf if allowance.budget_bytes is None else allowance.budget_bytes):
-            return DeviceAllowance(int(crowded), "the device ran out of memory with more, during a pass")
-        if allowance.budget_bytes is None:
-            return allowance
+        here = self.crowded is not None and self.crowded[0] == self.shape
+        crowded = self.crowded[1] if self.crowded is not None and here else None
         room = 0 if self.kind.asks_for_ring else max((other.room_bytes for other in others), default=0)
-        if room and self.total_bytes > allowance.budget_bytes - room:
-            reason = f"{allowance.reason}, less {room / 1e9:.2f} GB that the next encoder or VAE will ask for"
-            left = max(allowance.budget_bytes - room, smallest_budget(self.controller.inventory))
-            allowance = DeviceAllowance(left, reason)
-        budget = self.resolved.value("budget_bytes")
-        if explicit or not isinstance(budget, int) or allowance.budget_bytes <= budget:
-            return allowance
-        return DeviceAllowance(budget, self.resolved.reason("budget_bytes"))
+        return within_policy(asked, self.resolved, self.controller.inventory, allowance, room, crowded)
 
     def unload(self) -> None:
         """Give the device back. Nothing is copied."""
@@ -321,7 +308,7 @@ class Component:
             self.warn(f"{held / 1e9:.2f} GB could not be had on {self.device}: using {plan.device_bytes / 1e9:.2f} GB")
             self.controller.load(plan)
         if missing := self._pins.settle(self._controller):
-            self.warn(missing)
+            self.warn(missing, do="free system memory or raise the limit of locked memory for full speed")
         self.last_plan = plan
         self.peak_device_bytes = max(self.peak_device_bytes, self.device_bytes())
         log.info("Layerwise Offload, %s:\n%s", self.source, plan.to_text())
@@ -376,10 +363,10 @@ class Component:
         if not settings.is_explicitly_set("budget_bytes"):
             needed = self.total_bytes if resident else smallest_budget(inventory)
             if budget < needed:
-                self.warn(f"{allowance.reason}, less than the {needed / 1e9:.2f} GB needed; using these all the same")
+                self.warn(f"{allowance.reason}, less than the {needed / 1e9:.2f} GB needed: using these all the same")
                 budget = needed
         elif "clamped" in allowance.reason:
-            self.warn(allowance.reason)
+            self.warn(allowance.reason, do="set a budget that the device has, or 0 for auto")
         ring = settings.value("ring_bytes")
         request = PlanRequest(
             **{
@@ -399,10 +386,25 @@ class Component:
         self.request = request
         return make_plan(request)
 
-    def warn(self, text: str) -> None:
-        if text not in self.warnings:
-            self.warnings.append(text)
-            log.warning("Layerwise Offload: %s: %s", self.source, text)
+    def warn(self, text: str, do: str = "") -> None:
+        """A line for the report and the node, once. `do`: what the user can do about it, who is then told so at once.
+
+        Only what has a `do` is worth interrupting somebody for; there is no other rule.
+        """
+        line = f"{text}; {do}" if do else text
+        if line in self.warnings:
+            return
+        self.warnings.append(line)
+        log.warning("Layerwise Offload: %s: %s", self.source, line)
+        if do:
+            self._to_do.append(line)
+            if self.loaded and self.announce is not None:
+                self.announce(self)
+
+    def take_to_do(self) -> list[str]:
+        """What the user has not been told yet, of the warnings that are for them to act on."""
+        told, self._to_do = self._to_do, []
+        return told
 
     # ------------------------------------------------------------------ for reports
 
@@ -416,11 +418,6 @@ class Component:
     def nodes(self) -> tuple[str, ...]:
         """Ids of the graph's nodes that asked for it, as far as their patchers are alive."""
         return tuple(sorted({node for patcher in list(self.patchers) for node in patcher.asked.nodes}))
-
-
-def _bytes_bar(total_bytes: int) -> Callable[[int, int], None]:
-    show = progress_bar(total_bytes)
-    return lambda done, of: show(done)
 
 
 def live_components() -> list[Component]:

@@ -80,8 +80,9 @@ def make_room(component: Component, plan: Plan, too_late: bool, others: Iterable
     if not given:
         return None
     component.warn(
-        f"{component.device} ran out of memory in the middle of a pass: {given / 1e9:.2f} GB were given up, and "
-        + ("the layer could not be run twice: run the prompt again" if too_late else "the layer was run again")
+        f"{component.device} ran out of memory in the middle of a pass: {given / 1e9:.2f} GB were given up, and the "
+        + ("layer could not be run twice" if too_late else "layer was run again"),
+        do="run the prompt again" if too_late else "",
     )
     component.crowded = component.shape, less.device_bytes
     component.last_plan = less

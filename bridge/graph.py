@@ -27,9 +27,9 @@ _OUTPUTS: dict[str, tuple[str, ...]] = {
 }
 """The kind of component at each output of our nodes."""
 
-_APPLY = "LayerwiseOffloadApply"
-_BY_INPUT: dict[str, dict[str, str]] = {
-    _APPLY: {
+APPLY = "LayerwiseOffloadApply"
+BY_INPUT: dict[str, dict[str, str]] = {
+    APPLY: {
         "dit": "model",
         "text_encoder": "clip",
         "vae": "vae",
@@ -38,7 +38,7 @@ _BY_INPUT: dict[str, dict[str, str]] = {
     },
     "LayerwiseOffloadLoader": {"image_encoder": "clip_vision_name"},
 }
-"""Inputs that must be set for the component to be there at all."""
+"""Inputs that must be set for the component to be there at all: all of those of an Apply node."""
 
 _NOT_CHOSEN = (None, "", "none")
 OTHER_NAMES = {"vae": ("audio_vae",)}
@@ -55,7 +55,7 @@ def names_in(prompt: Mapping[str, Any]) -> dict[Place, str]:
     appliers = []
     for node_id in sorted(prompt, key=_natural):
         for kind in _brought(prompt[node_id]):
-            if prompt[node_id].get("class_type") == _APPLY:
+            if prompt[node_id].get("class_type") == APPLY:
                 appliers.append((node_id, kind))
             else:
                 found[node_id, kind] = _next_name(kind, counts)
@@ -66,7 +66,7 @@ def names_in(prompt: Mapping[str, Any]) -> dict[Place, str]:
 
 
 def _brought(node: Mapping[str, Any]) -> Iterator[str]:
-    needed = _BY_INPUT.get(node.get("class_type", ""), {})
+    needed = BY_INPUT.get(node.get("class_type", ""), {})
     for kind in _OUTPUTS.get(node.get("class_type", ""), ()):
         if kind not in needed or node.get("inputs", {}).get(needed[kind]) not in _NOT_CHOSEN:
             yield kind
@@ -79,19 +79,26 @@ def _next_name(kind: str, counts: dict[str, int]) -> str:
 
 def _source(prompt: Mapping[str, Any], node_id: str, kind: str) -> Place | None:
     """The place of ours from which an Apply node gets its component, through any number of other nodes."""
-    key = _BY_INPUT[_APPLY][kind]
+    key = BY_INPUT[APPLY][kind]
     seen = set()
     while node_id not in seen:
         seen.add(node_id)
-        wire = prompt[node_id].get("inputs", {}).get(key)
-        if not (isinstance(wire, list) and len(wire) == 2 and str(wire[0]) in prompt):
+        wire = wire_of(prompt, node_id, key)
+        if wire is None:
             return None
-        node_id = str(wire[0])
+        node_id, slot = wire
         outputs = _OUTPUTS.get(prompt[node_id].get("class_type", ""), ())
-        if prompt[node_id].get("class_type") != _APPLY and outputs:
-            slot = int(wire[1])
+        if prompt[node_id].get("class_type") != APPLY and outputs:
             return (node_id, outputs[slot]) if slot < len(outputs) else None
     return None
+
+
+def wire_of(prompt: Mapping[str, Any], node_id: str, name: str) -> tuple[str, int] | None:
+    """Node and output from which an input comes; None if it is not connected to a node of the prompt."""
+    wire = prompt[node_id].get("inputs", {}).get(name)
+    if not (isinstance(wire, list) and len(wire) == 2 and str(wire[0]) in prompt):
+        return None
+    return str(wire[0]), int(wire[1])
 
 
 def _natural(node_id: str) -> tuple[tuple[int, str], ...]:

@@ -69,6 +69,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         """Become one of the patchers of the module's component, with nothing set."""
         self.component = Component.of(self.model)
         self.component.patchers.add(self)
+        self.component.announce = telemetry.tell_resolved
         self.asked = Asked(ComponentSettings(self.component.name))
 
     def take(self, asked: Asked) -> None:
@@ -150,7 +151,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                     "placement to whole for this encoder, or use ComfyUI 0.24 or later"
                 )
             component.controller.versions.may_hold = may_keep_version
-            component.controller.revise(weights.changes_of(self, device_to))
+            component.controller.revise(weights.changes_of(self, device_to, shows_progress=True))
             self._prepare_modules(device_to)
             component.load(self.asked, 10**30 if full_load else lowvram_model_memory)
             self._tell_model(device_to)

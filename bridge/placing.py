@@ -15,11 +15,14 @@ import torch
 from ..offload_core import policy
 from ..offload_core.feasibility import explicit_text
 from ..offload_core.groups import match, numbered_base
+from ..offload_core.inventory import Inventory
+from ..offload_core.planner import smallest_budget
 from ..offload_core.resolver import Request, Resolution, resolve
 from ..offload_core.settings import ComponentSettings, Setting, Source
 from .asked import AUTO, Asked
 from .device import total_bytes
-from .memory import host_available_bytes
+from .giving_back import ring_bytes
+from .memory import DeviceAllowance, host_available_bytes
 
 _FIRST_NUMBER = 500
 """Others may have any name, or the component's own: here they are told apart by numbers that no graph has."""
@@ -100,3 +103,36 @@ def _as_it_stands(name: str, other: Neighbour, total: int) -> ComponentSettings:
     if placement == "resident" and other.bytes > total:
         placement = None
     return settings if placement is None else settings.with_value(Setting.PLACEMENT, placement, Source.GRAPH)
+
+
+def within_policy(
+    asked: Asked,
+    resolved: ComponentSettings,
+    inventory: Inventory,
+    allowance: DeviceAllowance,
+    room_bytes: int = 0,
+    crowded_bytes: int | None = None,
+) -> DeviceAllowance:
+    """What the app offers, cut to what the policy leaves to the component and to what others will ask for.
+
+    room_bytes     what the next encoder or VAE will ask for, of what it does not hold
+    crowded_bytes  what it can have on this shape, where the device ran out of memory with more; None: it did not
+    """
+    explicit = asked.settings.is_explicitly_set("placement")
+    if asked.mode == "memory" and not explicit:
+        ring = max(smallest_budget(inventory), ring_bytes(inventory))
+        return DeviceAllowance(ring, "memory mode: a ring and nothing more")
+    if asked.value("placement") == "resident":
+        return allowance
+    if crowded_bytes is not None and (allowance.budget_bytes is None or crowded_bytes < allowance.budget_bytes):
+        return DeviceAllowance(crowded_bytes, "the device ran out of memory with more, during a pass")
+    if allowance.budget_bytes is None:
+        return allowance
+    if room_bytes and inventory.total_bytes > allowance.budget_bytes - room_bytes:
+        reason = f"{allowance.reason}, less {room_bytes / 1e9:.2f} GB that the next encoder or VAE will ask for"
+        left = max(allowance.budget_bytes - room_bytes, smallest_budget(inventory))
+        allowance = DeviceAllowance(left, reason)
+    budget = resolved.value("budget_bytes")
+    if explicit or not isinstance(budget, int) or allowance.budget_bytes is None or allowance.budget_bytes <= budget:
+        return allowance
+    return DeviceAllowance(budget, resolved.reason("budget_bytes"))

@@ -29,10 +29,43 @@ def recording() -> Recording:
     return Recording()
 
 
-def progress_bar(total: int) -> Callable[[int], None]:
-    """The app's progress on the node that runs now: call it with how much of `total` is done.
+# The app's progress on the node that runs now. The app raises its interrupt from these calls when somebody wants to
+# stop: whoever reports must clean up in `finally`.
 
-    The app raises its interrupt from there when somebody wants to stop: whoever reports must clean up in `finally`.
+
+def step_progress(total: int) -> Callable[[int], None]:
+    """For a few steps that take long: call it with how many of `total` are done. Each one is shown.
+
+    The app leaves out what a bar says within a tenth of a second of what it has said before, so each step gets a bar.
     """
-    bar = comfy.utils.ProgressBar(total)
-    return lambda done: bar.update_absolute(done)
+    return lambda done: comfy.utils.ProgressBar(total).update_absolute(done)
+
+
+def bytes_progress() -> Callable[[int, int], None]:
+    """For many small steps: call it with how many of how many are done. The app shows as many as make sense.
+
+    A bar says nothing less than it has said, so what begins anew gets a new one.
+    """
+    bar, last = None, 0
+
+    def show(done: int, of: int) -> None:
+        nonlocal bar, last
+        if bar is None or done <= last or of != bar.total:
+            bar = comfy.utils.ProgressBar(of)
+        last = done
+        bar.update_absolute(done)
+
+    return show
+
+
+def count_progress(total: int) -> Callable[[], None]:
+    """For what happens here and there, `total` times: call it each time. What comes after that is not shown."""
+    show, done = bytes_progress(), 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if done <= total:
+            show(done, total)
+
+    return count

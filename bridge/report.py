@@ -183,17 +183,17 @@ def timelines(expected: Sequence[dict[str, Any]]) -> dict[str, tuple[list[Event]
         if plan is None or request is None:
             continue
         measured = newest_pass(events, component.id)
-        found[component.id] = (measured, True) if measured else (_simulated(plan, request, component.id), False)
+        found[component.id] = (measured, True) if measured else (simulated(plan, request, component.id), False)
     for component in live_components():
         report = next((one for one in expected if one["id"] == component.id and "plan" in one), None)
         patcher = next(iter(component.patchers), None)
         if report is not None and patcher is not None:
             request = _expected_request(component, patcher, report["budget_bytes"])
-            found[component.id] = (_simulated(Plan.from_json(report["plan"]), request, component.id), False)
+            found[component.id] = (simulated(Plan.from_json(report["plan"]), request, component.id), False)
     return found
 
 
-def _simulated(plan: Plan, request: PlanRequest, name: str) -> list[Event]:
+def simulated(plan: Plan, request: PlanRequest, name: str) -> list[Event]:
     times, _ = compute_times(request.inventory)
     return steady_events(plan, times, request.h2d_bytes_per_s, name)
 

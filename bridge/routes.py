@@ -15,16 +15,20 @@ from typing import Any
 import folder_paths
 from aiohttp import web
 
+from ..offload_core.errors import SettingsError
 from ..offload_core.trace_export import chrome_trace
 from . import compat
+from .graph_files import check_prompt
 from .recording import recording
-from .report import live_document
-from .telemetry import Subscriptions
+from .report import SCHEMA, live_document
+from .report_ahead import ahead_document
+from .telemetry import Subscriptions, stored_events
 
 FOLDER = "layerwise_offload"
 """In the app's output folder."""
 
 MAX_BODY_BYTES = 4096
+MAX_PROMPT_BYTES = 1 << 20
 MAX_SAVED_FILES = 1000
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -38,6 +42,8 @@ def register() -> None:
     if server is not None:
         routes = Routes(Subscriptions(server))
         server.routes.get("/layerwise_offload/report")(routes.report)
+        server.routes.post("/layerwise_offload/expect")(routes.expect)
+        server.routes.get("/layerwise_offload/events")(routes.events)
         server.routes.post("/layerwise_offload/subscribe")(routes.subscribe)
         server.routes.get("/layerwise_offload/trace")(routes.trace)
         server.routes.post("/layerwise_offload/trace/save")(routes.save_trace)
@@ -48,9 +54,23 @@ class Routes:
 
     def __init__(self, subscriptions: Subscriptions) -> None:
         self._subscriptions = subscriptions
+        self._one_plans = asyncio.Lock()
+        """Files are read for one page at a time."""
 
     async def report(self, request: web.Request) -> web.Response:
         return web.json_response(await _in_thread(live_document))
+
+    async def expect(self, request: web.Request) -> web.Response:
+        prompt = (await _body(request, MAX_PROMPT_BYTES)).get("prompt")
+        try:
+            check_prompt(prompt)
+        except SettingsError as error:
+            return _refused(str(error))
+        async with self._one_plans:
+            return web.json_response(await _in_thread(ahead_document, prompt))
+
+    async def events(self, request: web.Request) -> web.Response:
+        return web.json_response({"schema": SCHEMA, "events": await _in_thread(stored_events)})
 
     async def subscribe(self, request: web.Request) -> web.Response:
         body = await _body(request)
@@ -115,11 +135,13 @@ async def _in_thread(function: Any, *arguments: Any) -> Any:
     return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
+async def _body(request: web.Request, most_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
     """The JSON object in a request; an HTTP 400 for anything else."""
-    data = await request.content.read(MAX_BODY_BYTES + 1)
-    if len(data) > MAX_BODY_BYTES:
-        raise _bad_request(f"asked with more than {MAX_BODY_BYTES} bytes; send a small JSON object")
+    data = b""
+    while len(data) <= most_bytes and (more := await request.content.read(most_bytes + 1 - len(data))):
+        data += more
+    if len(data) > most_bytes:
+        raise _bad_request(f"asked with more than {most_bytes} bytes; send a small JSON object")
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):

@@ -28,6 +28,12 @@ RESOLVED_EVENT = "layerwise_offload.resolved"
 
 INTERVAL_S = 0.25
 MAX_EVENTS = 400
+"""In one live message."""
+
+MAX_STORED_EVENTS = 4000
+"""For a page that comes later: some twenty passes of a large model."""
+
+ON_DEVICE = ("visit", "stall", "copy")
 
 _NOTABLE_BYTES = 1 << 27
 
@@ -86,7 +92,7 @@ class Subscriptions:
         signature = _signature(state)
         news = running or bool(events) or signature != self._last
         self._last = signature
-        message = {"schema": SCHEMA, "time_ns": time.monotonic_ns(), **state, "events": [_row(e) for e in events]}
+        message = {"schema": SCHEMA, "time_ns": time.monotonic_ns(), **state, "events": [event_row(e) for e in events]}
         to = [client for client, told in self._clients.items() if news or not told]
         for client in to:
             self._clients[client] = True
@@ -94,8 +100,20 @@ class Subscriptions:
         return after
 
 
-def _row(event: Any) -> list[Any]:
+def event_row(event: Any) -> list[Any]:
+    """An event as browsers get it."""
     return [event.kind, event.source, event.layer, event.start_ns, event.end_ns, event.nbytes]
+
+
+def stored_events() -> list[list[Any]]:
+    """What has happened on the device and is still remembered, of the components that exist: the newest events."""
+    alive = {component.id for component in live_components() if component.plan is not None}
+    for component in live_components():
+        if component.attached:
+            component.controller.prefetcher.read_times()
+    events, _ = recording().trace.since()
+    rows = [event_row(event) for event in events if event.kind in ON_DEVICE and event.source in alive]
+    return rows[-MAX_STORED_EVENTS:]
 
 
 def _signature(state: dict[str, Any]) -> Any:
@@ -139,6 +157,7 @@ def tell_resolved(component: Component) -> None:
             "budget_bytes": component.request.budget_bytes if component.request is not None else None,
             "device_bytes": plan.device_bytes if plan is not None else component.device_bytes(),
             "warnings": list(component.warnings),
+            "to_do": component.take_to_do(),
         },
     )
 
@@ -160,6 +179,7 @@ def tell_left_to_the_app(component: Component, asked: Asked, device_bytes: int) 
             "budget_bytes": None,
             "device_bytes": device_bytes,
             "warnings": list(component.warnings),
+            "to_do": component.take_to_do(),
         },
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import comfy.model_patcher
@@ -20,24 +20,36 @@ from ..offload_core.errors import OffloadError
 from ..offload_core.runtime import Change
 from ..offload_core.runtime.revision import Versions
 from . import compat
+from .recording import count_progress
 
 
-def changes_of(patcher: comfy.model_patcher.ModelPatcher, device: torch.device) -> dict[str, Change]:
-    """What the patcher's patches make of which weights. Raises OffloadError for what cannot be patched."""
-    changes = {}
-    for key, patches in patcher.patches.items():
-        if not _app_patches(patcher.model, key):
-            continue
-        own = list(patches)  # the app adds to its list in place
+def changes_of(
+    patcher: comfy.model_patcher.ModelPatcher, device: torch.device, shows_progress: bool = False
+) -> dict[str, Change]:
+    """What the patcher's patches make of which weights. Raises OffloadError for what cannot be patched.
+
+    shows_progress: on the node that runs when weights are changed, which is as their layers arrive for the first time.
+    """
+    changes: dict[str, Change] = {}
+    keys = [key for key in patcher.patches if _app_patches(patcher.model, key)]
+    count = count_progress(len(keys)) if shows_progress else None
+    for key in keys:
+        own = list(patcher.patches[key])  # the app adds to its list in place
         changes[key] = Change(
             key=identity(own),
-            compute=functools.partial(patched, patcher.model, key, own, device),
+            compute=functools.partial(patched, patcher.model, key, own, device, count),
             shape=_other_shape(patcher.model, key, own),
         )
     return changes
 
 
-def patched(model: torch.nn.Module, key: str, patches: list[Any], device: torch.device) -> torch.Tensor:
+def patched(
+    model: torch.nn.Module,
+    key: str,
+    patches: list[Any],
+    device: torch.device,
+    count: Callable[[], None] | None = None,
+) -> torch.Tensor:
     """The value of a weight of `model` under `patches`, on `device`, from what hangs in the module now.
 
     The app's method reads of its patcher only what is given here, and so no patcher has to be kept alive.
@@ -46,6 +58,8 @@ def patched(model: torch.nn.Module, key: str, patches: list[Any], device: torch.
     value: torch.Tensor = comfy.model_patcher.ModelPatcher.patch_weight_to_device(
         stand_in, key, device_to=device, return_weight=True
     )
+    if count is not None:
+        count()
     return value
 
 

@@ -19,10 +19,8 @@ from .loading import check_placement, patcher_class
 from .patcher import LayerwiseModelPatcher, become_ours
 from .surroundings import Surroundings
 
-_LOADED_TWICE = (
-    "the model was loaded for Dynamic VRAM and had to be loaded a second time; "
-    "a Layerwise Offload loader node in place of the app's loads it once"
-)
+_LOADED_TWICE = "the model was loaded for Dynamic VRAM and had to be loaded a second time"
+_LOAD_IT_ONCE = "use a Layerwise Offload loader node in place of the app's, which loads it once"
 
 
 def wrap_model(
@@ -51,7 +49,7 @@ def wrap_model(
     clone = ours.clone() if ours is not None else become_ours(model.clone())
     clone.take(asked)
     if dynamic:
-        clone.component.warn(_LOADED_TWICE)
+        clone.component.warn(_LOADED_TWICE, do=_LOAD_IT_ONCE)
     return clone
 
 

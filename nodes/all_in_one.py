@@ -14,7 +14,8 @@ from ..bridge.api import (
     load_order,
     load_vae,
     payloads,
-    progress_bar,
+    settings_from,
+    step_progress,
 )
 from .loaders import encoder_paths
 from .widgets import (
@@ -25,7 +26,6 @@ from .widgets import (
     mode_input,
     options_input,
     placement_input,
-    settings_from,
     surroundings,
 )
 
@@ -154,7 +154,7 @@ class LayerwiseOffloadLoader(io.ComfyNode):
             "image_encoder": lambda paths, asked: load_clip_vision(paths[0], asked),
         }
         order = load_order(payloads(files))
-        show_progress = progress_bar(len(order))
+        show_progress = step_progress(len(order))
         loaded = {}
         for done, name in enumerate(order, 1):
             loaded[name] = load[name](files[name], asked[name])

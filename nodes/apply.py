@@ -2,14 +2,13 @@
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
+from ..bridge.api import settings_from, wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
 from .widgets import (
     HIDDEN,
     graph_options_input,
     options_input,
     placement_input,
     placement_inputs,
-    settings_from,
     surroundings,
 )
 

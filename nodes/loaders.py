@@ -14,6 +14,7 @@ from ..bridge.api import (
     load_controlnet,
     load_diffusion_model,
     load_vae,
+    settings_from,
 )
 from .widgets import (
     HIDDEN,
@@ -23,7 +24,6 @@ from .widgets import (
     options_input,
     placement_input,
     placement_inputs,
-    settings_from,
     surroundings,
 )
 

@@ -2,15 +2,10 @@
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import Word, bytes_from_gb, check_options
+from ..bridge.api import OPTIONS_GROUPS, check_options, options_word
 from .widgets import HIDDEN, OPTIONS, gb_input, mode_input, placement_input
 
-_GROUPS = {
-    "dit": "diffusion model",
-    "text_encoder": "text encoder",
-    "image_encoder": "image encoder",
-    "vae": "VAE",
-}
+_GROUPS = dict(zip(OPTIONS_GROUPS, ("diffusion model", "text encoder", "image encoder", "VAE")))
 
 
 class LayerwiseOffloadOptions(io.ComfyNode):
@@ -62,11 +57,6 @@ class LayerwiseOffloadOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, mode: str = "auto", selection: str = "", **widgets) -> io.NodeOutput:
-        wishes = []
-        for group in _GROUPS:
-            wishes.append((group, "placement", widgets.get(f"{group}_placement", "auto")))
-            key = f"{group}_budget_gb"
-            wishes.append((group, "budget_bytes", bytes_from_gb(widgets.get(key, 0.0), key)))
-        options = Word.of("options", mode, selection, wishes)
+        options = options_word(widgets, mode, selection)
         check_options(options, cls.hidden.prompt, cls.hidden.unique_id)
         return io.NodeOutput(options)

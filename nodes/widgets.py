@@ -2,7 +2,7 @@
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import MODES, Asked, ComponentSettings, Surroundings, Word, bytes_from_gb
+from ..bridge.api import MODES, Asked, Surroundings, Word, settings_from
 
 PLACEMENTS = ["auto", "layerwise", "resident", "whole"]
 PLACEMENTS_WITH_CPU = [*PLACEMENTS, "cpu"]
@@ -95,16 +95,6 @@ def graph_options_input() -> io.Input:
 
 def mode_input() -> io.Input:
     return io.Combo.Input("mode", options=list(MODES), default="auto", optional=True, tooltip=_MODE_TOOLTIP)
-
-
-def settings_from(component: str, placement: str, budget_gb: float = 0.0, ring_gb: float = 0.0) -> ComponentSettings:
-    """What the widgets of a node say."""
-    return (
-        ComponentSettings(component)
-        .with_value("placement", placement, "node")
-        .with_value("budget_bytes", bytes_from_gb(budget_gb, "budget_gb"), "node")
-        .with_value("ring_bytes", bytes_from_gb(ring_gb, "ring_gb"), "node")
-    )
 
 
 def asked_from(

@@ -21,7 +21,10 @@ SMALL_LAYER_BYTES = 1 << 20  # a layer below this stays: a copy this short costs
 HOST_TABLE_BYTES = 64 << 20  # an embedding table from this size on is gathered on the host
 SINGLE_LAYER_BYTES = 64 << 20  # a module outside any list from this size on is a layer of its own
 _LIST_SHARE = 0.02  # a module list that holds less than this share of a component is not a list of blocks
-_SPLIT_SHARE = 1 / 8  # a child that holds more than this share is split at the lists inside it
+_SPLIT_SHARE = 1 / 8  # of a list of one child that is not taken for blocks
+# A child larger than both, these bytes and this share, is split at the lists inside it, as the engine does.
+SPLIT_LAYER_BYTES = 256 << 20
+_LARGE_SHARE = 1 / 16
 _TEXT_TOKENS = 512
 
 # Prefixes of checkpoints that bundle several models.
@@ -155,7 +158,8 @@ def _split(tensors: list[TensorInfo], depth: int, total: int, found: dict[str, l
             continue
         for name, members in children.items():
             rest = members
-            if _bytes(children, name) > _SPLIT_SHARE * total or _is_walked(name, members):
+            large = max(SPLIT_LAYER_BYTES, _LARGE_SHARE * total)
+            if _bytes(children, name) > large or _is_walked(name, members):
                 inner: dict[str, list[TensorInfo]] = {}
                 rest = _split(members, name.count("."), total, inner)
                 found.update(inner)

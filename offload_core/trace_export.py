@@ -100,6 +100,10 @@ def _slice(event: Event, source: Source, process: int, thread: int, origin_ns: i
     return said | {"cname": _STALL_COLOUR} if event.kind == "stall" else said
 
 
+MAX_ARROWS = 1 << 20
+"""Of one device: more than a trace has events."""
+
+
 def _arrows(events: Sequence[Event], process: int, origin_ns: int) -> list[dict[str, Any]]:
     """From each copy to the first visit of its layer that begins after it has ended."""
     arrows: list[dict[str, Any]] = []
@@ -112,7 +116,8 @@ def _arrows(events: Sequence[Event], process: int, origin_ns: int) -> list[dict[
         if event.kind == "copy":
             arrived[key] = event
         elif (copy := arrived.pop(key, None)) is not None:
-            common = {"pid": process, "cat": "flow", "name": "used by", "id": f"{process}.{len(arrows) // 2}"}
+            number = process * MAX_ARROWS + len(arrows) // 2  # Perfetto knows whole numbers only
+            common = {"pid": process, "cat": "flow", "name": "used by", "id": number}
             arrows.append(common | {"ph": "s", "tid": 2, "ts": _us(copy.start_ns - origin_ns)})
             arrows.append(common | {"ph": "f", "bp": "e", "tid": 1, "ts": _us(event.start_ns - origin_ns)})
     return arrows

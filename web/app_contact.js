@@ -21,6 +21,8 @@ async function ask(path, body) {
 }
 
 export const fetchReport = () => ask('/report');
+export const fetchAhead = (prompt) => ask('/expect', { prompt });
+export const fetchEvents = () => ask('/events');
 export const fetchTrace = () => ask('/trace');
 export const saveTrace = (name) => ask('/trace/save', { name });
 export const subscribe = (on) => ask('/subscribe', { client_id: api.clientId, on });
@@ -36,6 +38,12 @@ export function onMessage(kind, handler) {
 export function onRunEnd(handler) {
   for (const name of [...ENDS, 'reconnected']) api.addEventListener(name, handler);
   return () => [...ENDS, 'reconnected'].forEach((name) => api.removeEventListener(name, handler));
+}
+
+/** Calls `handler()` when the user has changed something in the graph; returns how to stop it. */
+export function onGraphChange(handler) {
+  api.addEventListener('graphChanged', handler);
+  return () => api.removeEventListener('graphChanged', handler);
 }
 
 // ---- the graph

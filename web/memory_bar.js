@@ -15,11 +15,13 @@ export function memoryBars(say) {
   };
   return {
     root,
-    update(state) {
+    /** `component`: the one in the focus; while it is only planned, its device is shown as it will be in its use. */
+    update(state, component) {
       const shown = [];
       for (const device of state.devices) {
         const one = bar(`device ${device.name}`, DEVICE_PARTS);
-        one.update(devicePart(device, state.components));
+        const planned = component?.planned && component.device === device.name;
+        one.update(planned ? plannedPart(device, component, say) : devicePart(device, state.components));
         shown.push(one.root);
       }
       if (state.host) {
@@ -44,6 +46,20 @@ export function devicePart(device, components) {
     free: device.free_bytes,
     ceiling: loaded.length ? Math.min(ceiling, device.total_bytes) : null,
     parts: { resident: device.resident_bytes, loose: device.loose_bytes, ring: device.ring_bytes, others: device.others_bytes },
+  };
+}
+
+/** As `devicePart`, while a component that is not loaded yet will be in use; what others hold then is what they hold now. */
+export function plannedPart(device, component, say) {
+  const { resident_bytes, loose_bytes, ring_bytes } = component.plan;
+  const others = device.total_bytes - device.free_bytes;
+  const used = resident_bytes + loose_bytes + ring_bytes + others;
+  return {
+    title: `${device.name} · ${say('memory.planned', { component: component.component })}`,
+    total: device.total_bytes,
+    free: Math.max(0, device.total_bytes - used),
+    ceiling: Math.min(component.budget_bytes, device.total_bytes),
+    parts: { resident: resident_bytes, loose: loose_bytes, ring: ring_bytes, others },
   };
 }
 

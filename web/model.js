@@ -8,19 +8,50 @@ const KEPT_NS = 30e9;
 export const LIVE_FIELDS = ['loaded', 'running', 'layer_states', 'numbers', 'pass'];
 
 export function emptyState() {
-  return { known: false, components: [], bystanders: [], devices: [], host: null, events: [] };
+  return { known: false, components: [], bystanders: [], devices: [], host: null, events: [], ahead: null, problem: null };
 }
 
 /** The state after a report. Events and live fields are kept where the component is still the same one. */
 export function withReport(state, report) {
-  return {
+  return withPlanned({
     ...state,
     known: true,
     components: report.components.map((one) => ({ pass: null, ...one })),
     bystanders: report.bystanders ?? [],
     devices: report.devices ?? [],
     host: report.host ?? null,
-  };
+  });
+}
+
+/** The state after the server has said what the graph would come to if it ran now; null: there is nothing of ours in it. */
+export function withAhead(state, ahead) {
+  return withPlanned({ ...state, ahead, problem: ahead?.error ?? null });
+}
+
+/** What has been loaded is shown as it is; beside it, as planned, what the graph will load. */
+function withPlanned(state) {
+  const components = state.components.filter((one) => !one.planned);
+  const bystanders = state.bystanders.filter((one) => !one.planned);
+  const isThere = (one) => [...components, ...bystanders].some((each) => sameComponent(each, one));
+  const marked = (list) => (list ?? []).filter((one) => !isThere(one)).map((one) => ({ ...one, planned: true }));
+  const planned = marked(state.ahead?.components).map((one) => ({ ...one, pass: null, loaded: false, running: false }));
+  return { ...state, components: [...components, ...planned], bystanders: [...bystanders, ...marked(state.ahead?.bystanders)] };
+}
+
+/** Whether two reports are of one component of a graph: of one file, or of nodes that took it over from another loader. */
+function sameComponent(a, b) {
+  if (a.component !== b.component) return false;
+  const isFile = (one) => /\.\w+$/.test(one.model);
+  const shared = (a.nodes ?? []).some((id) => (b.nodes ?? []).map(String).includes(String(id)));
+  return a.model === b.model || (shared && !(isFile(a) && isFile(b)));
+}
+
+/** The state with what the server still remembers of earlier passes, for a page that comes late. */
+export function withStored(state, events) {
+  const keyOf = ([kind, id, layer, start]) => `${kind} ${id} ${layer} ${start}`;
+  const known = new Set(state.events.map(keyOf));
+  const added = events.filter((event) => !known.has(keyOf(event)));
+  return { ...state, events: keptEvents(added, state.events) };
 }
 
 /** The state after a live message; `stale` is set when it speaks of a component or layers that the report did not have. */
@@ -45,7 +76,7 @@ export function withLive(state, message) {
 }
 
 function keptEvents(old, added) {
-  const all = [...old, ...added.filter(([kind]) => kind === 'visit' || kind === 'copy' || kind === 'stall')];
+  const all = [...old, ...added].filter(([kind]) => kind === 'visit' || kind === 'copy' || kind === 'stall');
   const latest = all.reduce((most, event) => Math.max(most, event[4]), 0);
   return all.filter((event) => event[4] >= latest - KEPT_NS).slice(-KEPT_EVENTS);
 }
@@ -53,24 +84,37 @@ function keptEvents(old, added) {
 /** The component that numbers and timeline are about: the chosen one, else the running one, else the largest. */
 export function focused(state, chosenId) {
   const bytes = (one) => (one.plan?.layers ?? []).reduce((sum, layer) => sum + layer.bytes, 0);
+  const rank = (one) => (one.planned ? 1 : 0); // what has been loaded comes before what will be
   return (
     state.components.find((one) => one.id === chosenId) ??
     state.components.find((one) => one.running) ??
-    [...state.components].sort((a, b) => bytes(b) - bytes(a))[0] ??
+    [...state.components].sort((a, b) => rank(a) - rank(b) || bytes(b) - bytes(a))[0] ??
     null
   );
 }
 
-/** The events of the last `passes` passes of a component, its copies and stalls with them: {events, start_ns, end_ns}. */
+/**
+ * The events of the last `passes` passes of a component, its copies and stalls with them: {events, start_ns, end_ns}. Only
+ * passes that follow one another: of those that nobody watched, every eighth is measured.
+ */
 export function lastPasses(events, id, passes = 2) {
   const mine = events.filter((event) => event[1] === id);
   const visits = mine.filter(([kind]) => kind === 'visit').sort((a, b) => a[3] - b[3]);
   if (!visits.length) return null;
   const first = Math.min(...visits.map((event) => event[2]));
   const starts = visits.filter((event) => event[2] === first).map((event) => event[3]);
-  const start_ns = starts[Math.max(0, starts.length - passes)];
+  let from = starts.length - 1;
+  while (from > 0 && from > starts.length - passes && follows(visits, starts[from - 1], starts[from], starts[from + 1])) from -= 1;
+  const start_ns = starts[from];
   const shown = mine.filter((event) => event[4] > start_ns);
   return { events: shown, start_ns, end_ns: shown.reduce((most, event) => Math.max(most, event[4]), start_ns) };
+}
+
+/** Whether the pass that began at `before` led to the one at `start`: the pause between them is no longer than a pass. */
+function follows(visits, before, start, next = Infinity) {
+  const ended = Math.max(...visits.filter((event) => event[3] >= before && event[3] < start).map((event) => event[4]));
+  const last = Math.max(...visits.filter((event) => event[3] >= start && event[3] < next).map((event) => event[4]));
+  return start - ended <= Math.max(ended - before, last - start);
 }
 
 // ---- the components of a graph, before anything has been loaded

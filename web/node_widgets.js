@@ -7,12 +7,14 @@ import { word } from './settings.js';
 
 const TEXT_WIDGET = 'layerwise_offload_text';
 const OPTIONS_WIDGET = 'graph_options';
+const TOGETHER_MS = 500; // what comes within this time is said in one toast
 
 /** Looks after the nodes of the graph. `say` must be ready before nodes are made; see `ready`. */
 export function nodeWidgets(contact) {
   const shown = new WeakMap(); // node -> {text, resolved: Map by component}
   let say = null;
-  let toasted = new Set();
+  const told = new Set();
+  const pending = [];
 
   const put = (node, list) => {
     const entry = shown.get(node);
@@ -49,14 +51,15 @@ export function nodeWidgets(contact) {
       const least = node.computeSize();
       node.setSize([Math.max(size[0], least[0]), Math.max(size[1], least[1])]);
     },
-    /** The message that a component has been placed. One toast for warnings that were not there before. */
+    /** The message that a component has been placed. Warnings stay on the node; what the user has to do is one toast. */
     resolved(message) {
       const node = find(message.node);
       if (node && shown.has(node)) put(node, [...new Map(shown.get(node).resolved).set(message.component, message).values()]);
-      const fresh = (message.warnings ?? []).filter((text) => !toasted.has(`${message.component}: ${text}`));
+      const fresh = (message.to_do ?? []).map((text) => `${message.component}: ${text}`).filter((text) => !told.has(text));
       if (!fresh.length) return;
-      toasted = new Set([...toasted, ...fresh.map((text) => `${message.component}: ${text}`)]);
-      contact.toast('warn', fresh.map((text) => `${message.component}: ${text}`).join('\n'));
+      fresh.forEach((text) => told.add(text));
+      if (!pending.length) setTimeout(() => contact.toast('warn', pending.splice(0).join('\n')), TOGETHER_MS);
+      pending.push(...fresh);
     },
     /** After a reload: what the last runs came to, for nodes that still load the same files. */
     async fill(active = textNodes()) {

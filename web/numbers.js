@@ -1,9 +1,9 @@
 // Five numbers about one component, each with what the plan says where nothing has been measured yet.
 import { element, setAttribute, setText } from './dom.js';
-import { UNKNOWN, bytes, percent, rate } from './format.js';
+import { UNKNOWN, bytes, duration, percent, rate } from './format.js';
 
 const SHOWN = {
-  stall: { value: (numbers) => percent(numbers.stall_pct), bad: (numbers) => numbers.stall_pct > 25 },
+  stall: { value: (numbers) => percent(numbers.stall_pct), planned: (plan) => percent(plan.pass_ns ? (100 * plan.stall_ns) / plan.pass_ns : 0), bad: (numbers) => numbers.stall_pct > 25 },
   moved: { value: (numbers) => bytes(numbers.bytes_per_pass), planned: (plan) => bytes(plan.bytes_per_pass) },
   speed: { value: (numbers) => rate(numbers.copy_bytes_per_s) },
   hits: { value: (numbers) => percent(numbers.hit_rate === null ? null : 100 * numbers.hit_rate) },
@@ -24,7 +24,8 @@ export function numberTiles(say) {
   return {
     root,
     update(component) {
-      setText(caption, component ? `${component.component} · ${component.model}` : '');
+      const ahead = component?.planned && say('number.ahead', { pass: duration(component.plan.predicted.pass_ns) });
+      setText(caption, component ? [component.component, component.model, ahead].filter(Boolean).join(' · ') : '');
       setAttribute(root, 'aria-label', say('number.title', { component: component?.component ?? '' }));
       const numbers = component?.numbers ?? {};
       for (const { shown, tile, value, note } of tiles) {

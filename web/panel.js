@@ -3,15 +3,18 @@
 import { element, rovingFocus, setText } from './dom.js';
 import { explanations } from './explain.js';
 import { graphOptionsForm } from './graph_options_form.js';
-import { said } from './graph_options.js';
+import { optionsText, said } from './graph_options.js';
 import { memoryBars } from './memory_bar.js';
-import { componentNames, emptyState, focused, isOurs, withLive, withReport } from './model.js';
+import { componentNames, emptyState, focused, isOurs, withAhead, withLive, withReport, withStored } from './model.js';
 import { numberTiles } from './numbers.js';
 import { placementMap } from './placement_map.js';
+import { promptOf } from './prompt.js';
+import { word } from './settings.js';
 import { timeline } from './timeline.js';
 
 const VIEWS = ['overview', 'explain', 'options'];
 const LOADER = 'LayerwiseOffloadLoader';
+const SETTLED_MS = 300; // after the last change of the graph
 
 /** A panel that can be mounted and unmounted any number of times; what it knows outlives that. */
 export function createPanel(contact) {
@@ -19,14 +22,32 @@ export function createPanel(contact) {
   let chosen = null;
   let view = 'overview';
   let mounted = null;
-  const refresh = async () => {
+  let asked = null; // the prompt that `state.ahead` is about, as text
+  const attempt = async (ask) => {
     try {
-      state = withReport(state, await contact.fetchReport());
+      const change = await ask();
+      state = change(state);
       mounted?.draw(true);
     } catch (error) {
       mounted?.tell(error.message);
     }
   };
+  const refresh = () => attempt(async () => {
+    const report = await contact.fetchReport();
+    return (known) => withReport(known, report);
+  });
+  const lookBack = () => attempt(async () => {
+    const { events } = await contact.fetchEvents();
+    return (known) => withStored(known, events);
+  });
+  const lookAhead = (again = false) => attempt(async () => {
+    const prompt = promptOf(contact.activeNodes(), optionsText(contact.readGraphOptions(), word(contact.settingValue)));
+    const text = JSON.stringify(prompt);
+    if (text === asked && !again) return (known) => known;
+    asked = text;
+    const ahead = prompt && (await contact.fetchAhead(prompt));
+    return (known) => (asked === text ? withAhead(known, ahead) : known); // else there is a later question
+  });
   const panel = {
     async mount(place) {
       panel.unmount();
@@ -49,20 +70,24 @@ export function createPanel(contact) {
         state = withLive(state, message);
         draw(false);
         if (state.stale) refresh();
-      }, refresh, panel.unmount);
+      }, () => Promise.all([refresh(), lookAhead(true)]), () => lookAhead(), panel.unmount);
       mounted = { draw, tell: page.tell, page, stop: () => (listening.stop(), page.close()) };
       draw(true);
-      await refresh();
+      await Promise.all([refresh(), lookAhead(true), lookBack()]);
     },
     unmount() {
       mounted?.stop();
       mounted = null;
     },
     /** Draws anew what comes from the graph. */
-    graphChanged: () => mounted?.draw(true),
-    /** Turns to the reasons for the component that the node `id` asked for; false if the report has none of it. */
+    graphChanged() {
+      if (!mounted) return;
+      mounted.draw(true);
+      lookAhead();
+    },
+    /** Turns to the reasons for the component that the node `id` asked for, or will; false if nothing is known of it. */
     async explain(id) {
-      await refresh();
+      await Promise.all([refresh(), lookAhead()]);
       const found = state.components.find((one) => (one.nodes ?? []).map(String).includes(id));
       const bystander = state.bystanders.some((one) => (one.nodes ?? []).map(String).includes(id));
       if (!found && !bystander) return false;
@@ -76,9 +101,13 @@ export function createPanel(contact) {
   return panel;
 }
 
-/** Live messages while the page is visible, a new report after each run; `gone` when the panel's place has left the page. */
-function listen(contact, place, live, refresh, gone) {
+/**
+ * Live messages while the page is visible, a new report after each run, the plan anew when the graph has changed; `gone`
+ * when the panel's place has left the page.
+ */
+function listen(contact, place, live, refresh, lookAhead, gone) {
   let on = false;
+  let timer = null;
   const set = (wanted) => {
     if (wanted === on) return;
     on = wanted;
@@ -92,12 +121,17 @@ function listen(contact, place, live, refresh, gone) {
       visible();
       refresh();
     }),
+    contact.onGraphChange(() => {
+      clearTimeout(timer);
+      timer = setTimeout(lookAhead, SETTLED_MS);
+    }),
   ];
   document.addEventListener('visibilitychange', visible);
   visible();
   return {
     stop() {
       document.removeEventListener('visibilitychange', visible);
+      clearTimeout(timer);
       stops.forEach((stop) => stop());
       set(false);
     },
@@ -131,10 +165,10 @@ function buildPage(say, contact, parts) {
       bodies[index].hidden = name !== view || (nothing && name !== 'options');
     });
     empty.root.hidden = !(nothing && view !== 'options');
-    save.disabled = !state.components.length;
+    save.disabled = !state.components.some((one) => !one.planned);
     if (!empty.root.hidden) empty.update(state);
     if (view === 'overview') {
-      memory.update(state);
+      memory.update(state, component);
       numbers.update(component);
       map.update(state, component?.id);
       overlap.update(state, component);
@@ -166,11 +200,14 @@ function emptyView(say, contact) {
       const active = contact.activeNodes().filter(({ node }) => isOurs(node.comfyClass ?? node.type));
       const ready = active.length > 0;
       const names = componentNames(active);
-      setText(title, say(ready ? 'empty.ready' : 'empty.title'));
-      setText(text, say(ready ? 'empty.ready_text' : 'empty.text'));
+      const problem = ready ? state.problem : null;
+      text.classList.toggle('lwo-problem', !!problem);
+      setText(title, say(problem ? 'empty.problem' : ready ? 'empty.ready' : 'empty.title'));
+      setText(text, problem ?? say(ready ? 'empty.ready_text' : 'empty.text'));
       const options = said(contact.readGraphOptions())?.components ?? {};
+      list.hidden = !!problem;
       list.replaceChildren(
-        ...(ready ? names : []).map((name) => element('li', {}, element('b', { text: name }), ' ', options[name]?.placement ?? say('empty.decided'))),
+        ...(ready && !problem ? names : []).map((name) => element('li', {}, element('b', { text: name }), ' ', options[name]?.placement ?? say('empty.decided'))),
         ...state.bystanders.map((one) => element('li', {}, element('b', { text: one.component }), ` ${say('explain.left_to_app')} ${one.reason}`)),
       );
       add.hidden = ready;

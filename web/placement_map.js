@@ -9,7 +9,8 @@ export const STATES = { R: 'resident', r: 'arriving', U: 'in_use', F: 'in_flight
 export function statesOf(component) {
   const layers = component.plan?.layers ?? [];
   if (component.layer_states?.length === layers.length) return component.layer_states;
-  return layers.map((layer) => (component.loaded && layer.placement === 'resident' ? 'R' : 'O')).join('');
+  const there = component.loaded ? 'R' : component.planned ? 'r' : 'O';
+  return layers.map((layer) => (layer.placement === 'resident' ? there : 'O')).join('');
 }
 
 /** `update(state, focusedId)` draws; `choose(id)` is called when the user picks a component. */
@@ -77,7 +78,8 @@ function mapRow(say, choose, read) {
       setText(name, next.component);
       setText(model, next.model);
       model.title = next.model;
-      const working = next.running ? say('map.pass', { pass: next.pass ?? 0 }) : say(next.loaded ? 'map.loaded' : 'map.unloaded');
+      const still = next.planned ? 'map.planned' : next.loaded ? 'map.loaded' : 'map.unloaded';
+      const working = next.running ? say('map.pass', { pass: next.pass ?? 0 }) : say(still);
       setText(status, working);
       setClass(root, `lwo-map-row${isFocused ? ' lwo-focused' : ''}${next.running ? ' lwo-running' : ''}`);
       setAttribute(pick, 'aria-pressed', String(isFocused));

@@ -30,10 +30,10 @@ export function timeline(say) {
   return {
     root,
     update(state, component) {
-      last = component && lastPasses(state.events, component.id);
+      last = component && lastPasses(component.planned ? component.events ?? [] : state.events, component.id);
       frame.hidden = !last;
       empty.hidden = !!last;
-      const text = last ? totals(say, last) : '';
+      const text = last ? totals(say, last, component.planned ? 'timeline.planned' : 'timeline.totals') : '';
       setText(summary, text);
       setAttribute(canvas, 'aria-label', `${say('timeline.title')}: ${component?.component ?? ''} ${text}`);
       draw();
@@ -42,9 +42,9 @@ export function timeline(say) {
   };
 }
 
-function totals(say, { events, start_ns, end_ns }) {
+function totals(say, { events, start_ns, end_ns }, key) {
   const sum = (kind) => events.filter((event) => event[0] === kind).reduce((total, event) => total + event[4] - event[3], 0);
-  return say('timeline.totals', { span: duration(end_ns - start_ns), copy: duration(sum('copy')), stall: duration(sum('stall')) });
+  return say(key, { span: duration(end_ns - start_ns), copy: duration(sum('copy')), stall: duration(sum('stall')) });
 }
 
 function colours(root) {

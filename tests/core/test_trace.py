@@ -170,7 +170,7 @@ def check_chrome(document: dict) -> None:
     json.dumps(document, allow_nan=False)
     named = set()
     slices: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    arrows: dict[str, list[dict]] = {}
+    arrows: dict[int, list[dict]] = {}
     for event in document["traceEvents"]:
         assert event["ph"] in "MXCsf" and isinstance(event["pid"], int) and isinstance(event["tid"], int)
         if event["ph"] == "M":
@@ -181,6 +181,7 @@ def check_chrome(document: dict) -> None:
             assert event["dur"] >= 0
             slices.setdefault((event["pid"], event["tid"]), []).append((event["ts"], event["ts"] + event["dur"]))
         elif event["ph"] in "sf":
+            assert isinstance(event["id"], int), "Perfetto reads no other ids, and leaves such arrows out"
             arrows.setdefault(event["id"], []).append(event)
         else:
             assert all(isinstance(value, (int, float)) for value in event["args"].values())

@@ -74,3 +74,14 @@ export function live(at = 24, pass = 3) {
     components: [{ id: 'dit-1', component: 'dit', model: dit.model, loaded: true, running: true, layer_states: states(57, at), numbers: dit.numbers, pass }],
   };
 }
+
+/** What the server says of the same graph before it has run. */
+export function ahead() {
+  const { components, bystanders, ...rest } = report();
+  const { events } = live();
+  const [dit, encoder] = components.map(({ numbers, summary, layer_states, loaded, running, ...one }) => ({
+    ...one, id: `${one.component}-planned`, placement: 'layerwise', device_bytes: 5.93 * GB, warnings: [], events: [],
+  }));
+  dit.events = events.filter(([, , , start]) => start >= 57 * 20e6 && start < 2 * 57 * 20e6).map(([kind, , ...others]) => [kind, dit.id, ...others]);
+  return { ...rest, components: [dit, encoder], bystanders };
+}

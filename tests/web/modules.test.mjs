@@ -4,10 +4,11 @@ import test from 'node:test';
 
 import * as format from '../../web/format.js';
 import { changed, graphPart, optionsText, said } from '../../web/graph_options.js';
-import { devicePart, hostPart } from '../../web/memory_bar.js';
-import { KEPT_EVENTS, componentNames, emptyState, focused, lastPasses, withLive, withReport } from '../../web/model.js';
+import { devicePart, hostPart, plannedPart } from '../../web/memory_bar.js';
+import { KEPT_EVENTS, componentNames, emptyState, focused, lastPasses, withAhead, withLive, withReport, withStored } from '../../web/model.js';
 import { fromReport, line } from '../../web/node_text.js';
 import { statesOf } from '../../web/placement_map.js';
+import { promptOf } from '../../web/prompt.js';
 import { definitions, word } from '../../web/settings.js';
 import { tickStep } from '../../web/timeline.js';
 import { languageFor, speaker } from '../../web/words.js';
@@ -155,4 +156,70 @@ test('words fall back to English, languages to the nearest', () => {
   assert.equal(languageFor('zh-TW'), 'zh');
   assert.equal(languageFor('fr'), 'en');
   assert.equal(speaker({}, { hello: 'Hello {name}' })('hello', { name: 'you' }), 'Hello you');
+});
+
+test('before the first run the plan is shown, after it what has been loaded', () => {
+  const planned = fixture.ahead();
+  let state = withAhead(withReport(emptyState(), { components: [], bystanders: [] }), planned);
+  assert.deepEqual(state.components.map((one) => [one.component, one.planned, one.loaded]), [['dit', true, false], ['text_encoder', true, false]]);
+  assert.equal(state.bystanders.length, 1);
+  assert.equal(statesOf(state.components[0]).slice(0, 3), 'OrO', 'who will stay is told from who will not');
+  assert.equal(focused(state, null).component, 'dit');
+  const { title, parts, ceiling } = plannedPart(planned.devices[0], state.components[0], say);
+  assert.ok(title.includes('dit') && parts.ring === planned.components[0].plan.ring_bytes && ceiling === 6e9);
+  const shown = lastPasses(state.components[0].events, state.components[0].id);
+  assert.ok(shown.events.length > 57, 'a predicted pass can be drawn');
+  state = withReport(state, fixture.report());
+  assert.ok(state.components.every((one) => !one.planned) && state.components.length === 2, 'the same, but real');
+  state = withReport(state, { components: [], bystanders: [] });
+  assert.equal(state.components.length, 2, 'unloaded again: as planned');
+  state = withAhead(state, { schema: 1, error: 'no such file' });
+  assert.deepEqual([state.components, state.bystanders, state.problem], [[], [], 'no such file']);
+  assert.equal(withAhead(state, null).problem, null);
+});
+
+test('another file under the same name is another component; one taken over from another loader is not', () => {
+  const planned = fixture.ahead();
+  const report = fixture.report();
+  const [dit] = report.components;
+  const other = { ...report, components: [{ ...dit, model: 'other.safetensors' }] };
+  assert.deepEqual(withAhead(withReport(emptyState(), other), planned).components.map((one) => !!one.planned), [false, true, true]);
+  const wrapped = { ...report, components: [{ ...dit, model: 'Flux', nodes: ['1'] }] };
+  assert.deepEqual(withAhead(withReport(emptyState(), wrapped), planned).components.map((one) => !!one.planned), [false, true]);
+});
+
+test('a page that comes late finds the events of the last run, once each', () => {
+  const { events } = fixture.live();
+  let state = withStored(withReport(emptyState(), fixture.report()), events);
+  assert.ok(lastPasses(state.events, 'dit-1', 2));
+  const count = state.events.length;
+  state = withLive(state, fixture.live());
+  state = withStored(state, events);
+  const visits = (list) => list.filter(([kind]) => kind === 'visit').length;
+  assert.ok(visits(state.events) <= 2 * visits(events) && state.events.length <= 2 * count);
+  const again = withStored(withStored(emptyState(), events), events);
+  assert.equal(again.events.length, events.length);
+});
+
+test('passes that do not follow one another are not drawn as if they did', () => {
+  const pass = (start) => [0, 1, 2].map((layer) => ['visit', 'a', layer, start + layer * 10, start + layer * 10 + 9, 0]);
+  const near = [...pass(0), ...pass(35)], far = [...pass(0), ...pass(500)];
+  assert.equal(lastPasses(near, 'a', 2).start_ns, 0);
+  assert.equal(lastPasses(far, 'a', 2).start_ns, 500);
+  assert.equal(lastPasses(far, 'a', 1).start_ns, 500);
+});
+
+test('the prompt of a graph has our nodes, the loaders and the links, and nothing else of anybody', () => {
+  const links = { 7: { origin_id: 1, origin_slot: 0 }, 8: { origin_id: 2, origin_slot: 0 } };
+  const active = [
+    { id: '5:1', graph: { links: new Map(Object.entries(links).map(([id, one]) => [Number(id), one])) }, node: node('UNETLoader', { unet_name: 'a.safetensors' }) },
+    { id: '5:2', graph: { links }, node: node('Secret', { password: 'x' }, [{ name: 'model', link: 7 }]) },
+    { id: '5:3', graph: { links }, node: node('LayerwiseOffloadApply', { placement: 'auto', layerwise_offload_text: '' }, [{ name: 'model', link: 8 }, { name: 'clip', link: null }]) },
+  ];
+  assert.deepEqual(promptOf(active, '{}'), {
+    '5:1': { class_type: 'UNETLoader', inputs: { unet_name: 'a.safetensors' } },
+    '5:2': { class_type: 'Secret', inputs: { model: ['5:1', 0] } },
+    '5:3': { class_type: 'LayerwiseOffloadApply', inputs: { placement: 'auto', model: ['5:2', 0], graph_options: '{}' } },
+  });
+  assert.equal(promptOf(active.slice(0, 2)), null);
 });

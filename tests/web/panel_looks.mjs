@@ -9,6 +9,8 @@ const NODE_TOP = 0.62; // of a node, what its picture for the README leaves out
 const routes = async (page) => {
   await page.route('**/layerwise_offload/report', (route) => route.fulfill({ json: fixture.report() }));
   await page.route('**/layerwise_offload/subscribe', (route) => route.fulfill({ json: {} }));
+  await page.route('**/layerwise_offload/events', (route) => route.fulfill({ json: { schema: 1, events: [] } }));
+  await page.route('**/layerwise_offload/expect', (route) => route.fulfill({ json: fixture.ahead() }));
 };
 
 // Runs in the page: what does not fit into the panel, and what has no name for a screen reader.
@@ -65,13 +67,16 @@ await scenario(async (page, task) => {
   const picture = (name) => page.screenshot({ path: pathOf(name) });
   const onNode = await page.locator('.lwo-node').innerText();
   await page.evaluate(() => app.extensionManager.command.execute('Comfy.Canvas.FitView'));
-  for (const [component, placement, source, budget_bytes, warnings] of [
-    ['dit', 'layerwise', 'policy', 6e9, []], ['text_encoder', 'layerwise', 'graph', 1.4e9, ['copies are slower: close other programs']], ['vae', 'whole', 'settings', null, []],
+  for (const [component, placement, source, budget_bytes, warnings, to_do] of [
+    ['dit', 'layerwise', 'policy', 6e9, [], ['too large; set less']],
+    ['text_encoder', 'layerwise', 'graph', 1.4e9, ['less than planned: using what there is'], []],
+    ['vae', 'whole', 'settings', null, [], ['copies are slower; close other programs']],
   ]) {
     const device_bytes = budget_bytes && budget_bytes - 0.07e9;
-    await send('resolved', { schema: 1, node: '1', id: null, component, placement, source, reason: 'a reason', budget_bytes, device_bytes, warnings });
+    await send('resolved', { schema: 1, node: '1', id: null, component, placement, source, reason: 'a reason', budget_bytes, device_bytes, warnings: [...warnings, ...to_do], to_do });
   }
-  await page.waitForTimeout(400);
+  await page.waitForSelector('.p-toast-message');
+  await page.waitForTimeout(300);
   const toasts = await page.locator('.p-toast-message').allInnerTexts();
   const resolved = (await page.locator('.lwo-node-line').allInnerTexts()).map((one) => one.replace(/\s*\n\s*/g, ' '));
   await picture('node');

@@ -35,15 +35,35 @@ await scenario(async (page, task) => {
   // before the first run
   seen.nodeBefore = await onNode(loader);
   await toggle();
-  await page.waitForSelector('.lwo-empty:not([hidden])');
-  seen.idle = await page.locator('.lwo-empty').innerText();
+  await page.waitForSelector('.lwo-map-row');
+  seen.idle = await page.locator('.lwo-panel').innerText();
+  seen.idleTimeline = await page.locator('.lwo-canvas').isVisible();
+  await page.click('#lwo-tab-explain');
+  seen.idleWhy = await page.locator('.lwo-cards').innerText();
+  await page.click('#lwo-tab-overview');
   await picture('idle');
+  const model = await inPage(async (id) => {
+    const before = verbs.node(id).widgets.find((one) => one.name === 'model_name').value;
+    verbs.setWidget(verbs.node(id), 'model_name', 'gone.safetensors');
+    app.api.dispatchEvent(new CustomEvent('graphChanged')); // as after a click of the user's
+    return before;
+  }, loader);
+  await page.waitForSelector('.lwo-problem');
+  seen.problem = await page.locator('.lwo-panel').innerText();
+  await picture('problem');
+  await inPage(([id, name]) => {
+    verbs.setWidget(verbs.node(id), 'model_name', name);
+    app.api.dispatchEvent(new CustomEvent('graphChanged'));
+  }, [loader, model]);
+  await page.waitForSelector('.lwo-map-row');
 
   // a run, watched
   const during = page.waitForSelector('.lwo-running', { timeout: 30000 }).then(() => picture('running')).then(() => true, () => false);
   seen.run = await run();
   seen.ranVisibly = await during;
-  await page.waitForSelector('.lwo-canvas', { timeout: 20000 }).catch(() => {}); // on a busy machine events come late
+  const nothingPlanned = () => ![...document.querySelectorAll('.lwo-status')].some((one) => one.textContent === 'planned');
+  await page.waitForFunction(nothingPlanned, null, { timeout: 20000 }).catch(() => {}); // on a busy machine news come late
+  await page.waitForSelector('.lwo-canvas', { timeout: 20000 }).catch(() => {});
   await page.waitForTimeout(700);
   seen.numbers = lines(await page.locator('.lwo-tiles').innerText());
   seen.states = await inPage(() => [...document.querySelectorAll('.lwo-strip')].map((strip) => strip.children.length));
@@ -110,6 +130,10 @@ await scenario(async (page, task) => {
   seen.nodeInFreshPage = await onNode(loader);
   seen.widgets.push(await inPage(() => verbs.savedWidgets()));
   seen.carriedInFreshPage = JSON.parse(await inPage((id) => verbs.carried(id), loader));
+  await toggle();
+  seen.timelineInFreshPage = await page.waitForSelector('.lwo-canvas', { timeout: 5000 }).then(() => true, () => false);
+  seen.totalsInFreshPage = await page.locator('.lwo-summary').innerText();
+  await picture('reloaded');
 
   // in a subgraph
   seen.subgraph = await inPage(async ([id, ms]) => {

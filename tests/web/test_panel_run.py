@@ -38,7 +38,13 @@ def slow(server, bytes_per_s: float = LINK):
 
 def before_and_after(server, played: dict):
     assert played["nodeBefore"].strip() == "auto is resolved when it runs"
-    assert "Ready to run" in played["idle"] and "text_encoder" in played["idle"]
+    for text in ("planned", "not run yet; a pass should take", "while dit runs, as planned", "as planned:", "Budget"):
+        assert text in played["idle"], played["idle"]
+    for component in ("dit", "text_encoder", "vae"):
+        assert component in played["idle"] and component in played["idleWhy"]
+    assert played["idleTimeline"] and "+1 GB" in played["idleWhy"] and "memory mode" in played["idleWhy"]
+    assert "This workflow would not run" in played["problem"] and "gone.safetensors" in played["problem"]
+    assert "planned" not in played["problem"] and "Ready" not in played["problem"], "one error and nothing else"
     assert played["run"] == "success" and played["ranVisibly"], "the panel never showed the run"
     layers = [len(one["plan"]["layers"]) for one in server.report()["components"]]
     assert sorted(played["states"]) == sorted(layers)
@@ -71,6 +77,7 @@ def kept(played: dict):
     assert played["copy"]["text"].strip() == "auto is resolved when it runs"
     assert "auto → layerwise" in played["nodeReloaded"] and "graph options" in played["nodeReloaded"]
     assert played["nodeInFreshPage"] == played["nodeReloaded"]
+    assert played["timelineInFreshPage"] and "of copies" in played["totalsInFreshPage"], "the last run is still there"
     inside = played["subgraph"]
     assert inside["status"] == "success" and json.loads(inside["carried"]) == played["carried"]
     assert "auto → layerwise" in inside["text"] and "graph options" in inside["text"], inside

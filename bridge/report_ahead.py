@@ -1,0 +1,56 @@
+"""The document of what is to come: what the panel shows before the first run. See `docs/formats.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..offload_core.errors import OffloadError
+from ..offload_core.settings import Setting
+from .expect import KINDS, Ahead, Planned, plan_prompt
+from .report import SCHEMA, devices, host, simulated, what_if
+from .telemetry import event_row
+
+
+def ahead_document(prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """What a prompt would come to if it ran now; only `error` in it where it would be refused. Loads nothing.
+
+    Raises SettingsError for what is no prompt.
+    """
+    try:
+        planned, left = plan_prompt(prompt)
+    except OffloadError as error:
+        return {"schema": SCHEMA, "error": str(error)}
+    return {
+        "schema": SCHEMA,
+        "components": [_component(one) for one in planned],
+        "bystanders": [_bystander(one, reason) for one, reason in left],
+        "devices": devices(),
+        "host": host(),
+    }
+
+
+def _component(one: Planned) -> dict[str, Any]:
+    name, plan = one.ahead.asked.component, one.plan
+    placement = one.settings.value(Setting.PLACEMENT)
+    return {
+        "id": f"{name}-planned",
+        "component": name,
+        "model": one.ahead.model,
+        "kind": KINDS[one.ahead.wanted.kind].name,
+        "device": one.request.device,
+        "nodes": one.ahead.nodes,
+        "placement": placement,
+        "plan": plan.to_json(),
+        "plan_text": plan.to_text(),
+        "budget_bytes": one.request.budget_bytes,
+        "device_bytes": plan.device_bytes,
+        "what_if": what_if(one.request, plan),
+        "settings": one.settings.to_json(),
+        "warnings": list(one.warnings),
+        "events": [event_row(event) for event in simulated(plan, one.request, f"{name}-planned")],
+    }
+
+
+def _bystander(one: Ahead, reason: str) -> dict[str, Any]:
+    return {"component": one.asked.component, "model": one.model, "reason": reason, "nodes": one.nodes}
