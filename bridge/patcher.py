@@ -213,7 +213,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> None:
         if not self.streams:
-            self.component.unload()
+            if self.component.loaded:  # by a clone that streams: what the app believes to be loaded no longer is
+                self._take_off_device()
             super().unpatch_model(device_to, unpatch_weights)
             return
         if unpatch_weights and self.component.attached:

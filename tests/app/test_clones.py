@@ -3,6 +3,7 @@
 import pytest
 
 from tests.app.test_bit_identity import outcome
+from tests.support import pixels
 from tests.support.workflows import SAMPLER, build, node
 
 pytestmark = pytest.mark.app
@@ -27,6 +28,34 @@ def test_a_clone_is_streamed_and_gives_the_same_picture(sim, how):
         assert len(running) == 1
         assert any(layer["placement"] == "streamed" for layer in running[0]["plan"]["layers"])
         assert running[0]["summary"]["device_bytes"] <= 30_000_000, "a clone keeps the budget"
+
+
+@pytest.mark.parametrize("placements", [("layerwise", "whole"), ("whole", "layerwise"), ("resident", "whole")])
+def test_two_samplers_over_one_model_that_is_placed_in_two_ways(sim, placements):
+    """Two Apply nodes over one loader: each takes the module from the other, twice."""
+
+    def twice(prompt: dict, applied: bool) -> dict:
+        source = prompt[SAMPLER]["inputs"]["model"]
+        for number, placement in enumerate(placements):
+            inputs = prompt[SAMPLER]["inputs"] | {"seed": 1 + number}
+            if applied:
+                prompt[f"7{number}"] = node("LayerwiseOffloadApply", model=source, placement=placement)
+                inputs["model"] = [f"7{number}", 0]
+            prompt[f"8{number}"] = node("KSampler", **inputs)
+            prompt[f"9{number}"] = node("SaveLatent", samples=[f"8{number}", 0], filename_prefix=f"latents/{number}")
+        return prompt
+
+    def latents(prompt: dict) -> list[str]:
+        result = sim.run(prompt).check()
+        return [pixels.sha256(sim.latents(result, node=number)) for number in ("90", "91")]
+
+    reference = latents(twice(build("flux"), False))
+    assert reference[0] != reference[1]
+    sim.free()
+    for steps in (2, 3):  # the second time both have been loaded before
+        expected = reference if steps == 2 else latents(twice(build("flux", steps=steps), False))
+        assert latents(twice(build("flux", steps=steps), True)) == expected
+    assert sim.sim_stats()["races"] == 0
 
 
 def digest(server, prompt: dict) -> str:

@@ -1,13 +1,9 @@
 """Merging, saving and extracting while layers are streamed: values and files equal the app's."""
 
-import hashlib
-
 import pytest
-import torch
-from safetensors import safe_open
 
 from tests.app.test_bit_identity import dit_report, outcome
-from tests.support import pixels
+from tests.support import pixels, saved_weights
 from tests.support.workflows import CLIP, LORA, MODEL, SAMPLER, VAE, build, node
 
 pytestmark = pytest.mark.app
@@ -23,15 +19,7 @@ def settings(loader: str) -> dict:
 def saved_file(server, prompt: dict, prefix: str) -> dict[str, str]:
     """Run the prompt, and read the newest file that it saved under `prefix`: digests of the tensors by name."""
     server.run(prompt).check()
-    path = max((server.base / "output").rglob(f"{prefix}*.safetensors"), key=lambda found: found.stat().st_mtime_ns)
-    digests = {}
-    with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no dict
-            tensor = file.get_tensor(name)
-            raw = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-            digests[name] = f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(raw).hexdigest()}"
-    path.unlink()
-    return digests
+    return saved_weights.take(server.base / "output", prefix)
 
 
 @pytest.mark.parametrize(

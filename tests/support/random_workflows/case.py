@@ -11,7 +11,20 @@ FAMILIES = (
     *("flux", "flux", "flux", "flux_fp8", "flux_fp8_scaled", "flux_int8", "flux_nvfp4", "flux_mxfp8"),
     *("flux2", "wan", "wan", "qwen_image", "sd15_checkpoint", "ltxv"),
 )
-"""Small ones, several times where there is most to vary; SDXL and the plain SD1.5 UNet take ten times as long."""
+"""Small ones, several times where there is most to vary."""
+
+RARE = (("sdxl", 0.025),)
+"""Families that take ten times as long, and the share of the seeds that are given to them."""
+
+ENCODER_LORA_FAMILIES = (*LORA_FAMILIES, "flux_nvfp4", "flux_mxfp8")
+"""Those with the encoder that the encoder's LoRA is for."""
+
+MERGED_FAMILIES = ("flux", "wan", "flux_fp8", "flux_fp8_scaled")
+MERGES = ("ModelMergeSimple", "ModelMergeSimple", "ModelMergeSubtract", "ModelMergeAdd")
+SAVED_FAMILIES = ("flux", "flux2", "wan", "qwen_image", "ltxv")
+"""Not those of 8 bits, which the app rounds for a minute, nor the large checkpoint: `app/test_true_weights.py` has them."""
+
+SAYERS = ("node", "node", "options", "graph")
 
 VERSIONS = ("0.30.0",) * 6 + ("0.27.0", "0.24.1", "0.18.2", "0.16.3")
 """By seed modulo ten, so that seeds can be sorted by version before anything is drawn."""
@@ -28,7 +41,16 @@ class Case:
     loras           strengths of the LoRA, one behind the other on the diffusion model
     then_loras      the same prompt again with these strengths; None: not again
     twin_loras      a second sampler in the same graph over a clone with these; None: no second sampler
+    twin_loader     placement of a loader of the second sampler's own over the same file; "": they share one
     merge           ratio of a merge of the model with the model without LoRAs; 0: none
+    merge_node      the app's node for that
+    merge_other     the second of the two is the second loader's
+    sampling        a node between the loader and all else that changes the sampling: a clone with an object patch
+    hook            strength of a LoRA that is scheduled (a weight hook), for the positive conditioning only; 0: none
+    keyframes       the hook's strength changes between the steps
+    clip_lora       strength of a LoRA on the text encoder; 0: none
+    save            what is saved beside the picture and read back: "model", "checkpoint", "" = nothing
+    said_by         who says placements and budget: the loaders' widgets, an options node, the graph's options
     apply_last      Apply stands behind the LoRAs instead of in front of them
     fault, at       what ends the first run at which visit: interrupt, failure, out_of_memory; "" = nothing
     weights_mb      device memory left for weights; 0 = plenty
@@ -46,7 +68,16 @@ class Case:
     loras: tuple[float, ...] = ()
     then_loras: tuple[float, ...] | None = None
     twin_loras: tuple[float, ...] | None = None
+    twin_loader: str = ""
     merge: float = 0.0
+    merge_node: str = "ModelMergeSimple"
+    merge_other: bool = False
+    sampling: bool = False
+    hook: float = 0.0
+    keyframes: bool = False
+    clip_lora: float = 0.0
+    save: str = ""
+    said_by: str = "node"
     apply_last: bool = False
     controlnet: bool = False
     tiled: bool = False
@@ -78,6 +109,8 @@ def draw(seed: int, version: str | None = None) -> Case:
     rng = random.Random(seed)
     version = version or version_of(seed)
     family = rng.choice([name for name in FAMILIES if _number(SINCE.get(name, "0")) <= _number(version)])
+    rarely = random.Random(f"{seed} rare").random()
+    family = next((name for name, share in RARE if rarely < share), family)
     has_lora = family in LORA_FAMILIES
 
     def stack() -> tuple[float, ...]:
@@ -99,7 +132,7 @@ def draw(seed: int, version: str | None = None) -> Case:
         loras=stack() if has_lora else (),
         then_loras=maybe(0.4, stack) if has_lora else None,
         twin_loras=maybe(0.3, stack) if has_lora else None,
-        merge=(maybe(0.2, lambda: 0.3) or 0.0) if family in ("flux", "wan") else 0.0,
+        merge=(maybe(0.2, lambda: 0.3) or 0.0) if family in MERGED_FAMILIES else 0.0,
         apply_last=rng.random() < 0.5,
         controlnet=family == "flux" and rng.random() < 0.25,
         tiled=family != "ltxv" and rng.random() < 0.15,
@@ -111,9 +144,36 @@ def draw(seed: int, version: str | None = None) -> Case:
         weights_mb=rng.choice((0, 0, 0, 150, 60)),
         slow_link=rng.random() < 0.5,
     )
+    case = _with_more(case, random.Random(f"{seed} more"))
     if case.dit in ("resident", "whole"):
         case = replace(case, budget_share=0.0)  # said together they contradict each other, which other tests look at
     return case
+
+
+def _with_more(case: Case, rng: random.Random) -> Case:
+    """What other nodes do to models, and who says the settings: from a source of its own, so that a feature that is
+    added here leaves the rest of each seed as it was."""
+    family, checkpoint = case.family, case.family == "sd15_checkpoint"
+
+    def maybe(share: float, value, otherwise, there_is: bool = True):
+        drawn = rng.random() < share
+        return value if drawn and there_is else otherwise
+
+    twin = maybe(0.5 if case.merge else 0.12, rng.choice(PLACEMENTS), "", not checkpoint)
+    twin_loras = case.twin_loras if case.twin_loras is not None or not twin else ()
+    return replace(
+        case,
+        twin_loader=twin,
+        twin_loras=twin_loras,
+        merge_node=rng.choice(MERGES),
+        merge_other=maybe(0.7, True, False, bool(twin and case.merge)),
+        sampling=maybe(0.2, True, False, family.startswith("flux")),
+        hook=maybe(0.2, rng.choice((0.9, -0.6)), 0.0, family in LORA_FAMILIES),
+        keyframes=maybe(0.4, True, False),
+        clip_lora=maybe(0.25, rng.choice((0.7, -0.4)), 0.0, family in ENCODER_LORA_FAMILIES),
+        save=maybe(0.2, rng.choice(("model", "checkpoint")), "", family in SAVED_FAMILIES),
+        said_by=rng.choice(SAYERS),
+    )
 
 
 def shrink(case: Case, fails: Callable[[Case], bool]) -> Case:

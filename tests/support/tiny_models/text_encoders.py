@@ -54,6 +54,16 @@ def clip_l_tiny(seed):
     return {**tensors, SHIM_KEY: json_tensor(dims)}, {}
 
 
+@recipe("lora_clip_l_tiny", "loras/lora_clip_l_tiny.safetensors", "rank 4 over the MLPs of clip_l_tiny")
+def lora_clip_l_tiny(seed, rank=4):
+    shapes, width, inside = {}, 768, CLIP_L_DIMS["intermediate_size"]
+    for layer in range(CLIP_L_DIMS["num_hidden_layers"]):
+        for name, outputs, inputs in (("fc1", inside, width), ("fc2", width, inside)):
+            key = f"text_encoders.clip_l.transformer.text_model.encoder.layers.{layer}.mlp.{name}"
+            shapes |= {f"{key}.lora_down.weight": (rank, inputs), f"{key}.lora_up.weight": (outputs, rank)}
+    return {key: value * 0.2 for key, value in fill(shapes, FP32, seed).items()}, {}
+
+
 @recipe(
     "t5xxl_tiny", "text_encoders/t5xxl_tiny.safetensors", "24 blocks of d_ff 10240 (both checked), 64 wide", kind=SHIM
 )
