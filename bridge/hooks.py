@@ -18,6 +18,7 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 
+from ..offload_core.errors import OffloadError
 from ..offload_core.runtime import Change
 from . import weights
 
@@ -25,7 +26,14 @@ from . import weights
 def changes_with(patcher: Any, hooks: Any, device: torch.device) -> dict[str, Change]:
     """The patcher's changes, and on top of them those of the hooks that are in effect in `hooks`."""
     changes = weights.changes_of(patcher, device)
-    for key, patches in patcher.get_combined_hook_patches(hooks).items():
+    hooked = patcher.get_combined_hook_patches(hooks)
+    if hooked and patcher.foreign is not None:
+        raise OffloadError(
+            f"asked to schedule a LoRA on {len(hooked)} weights of a model whose loader has a patcher of its own "
+            f"({patcher.foreign.kind.__name__}); found no way to change its quantised weights between steps; use the "
+            "LoRA unscheduled, or a model that is not GGUF"
+        )
+    for key, patches in hooked.items():
         under = changes.get(key)
         own = list(patcher.patches.get(key, ()))
         changes[key] = Change(
@@ -39,12 +47,13 @@ def changes_with(patcher: Any, hooks: Any, device: torch.device) -> dict[str, Ch
 def _hooked(model: torch.nn.Module, key: str, own: list[Any], patches: list[Any], device: torch.device) -> torch.Tensor:
     """The value of a weight under `own` patches and the hooks' `patches`, from what hangs in the module now."""
     weight, set_weight, convert = comfy.model_patcher.get_key_weight(model, key)
-    untouched = [(weight, convert or _as_it_is), *own]
+    own, patches = weights.untouched(own), weights.untouched(patches)
+    original = [(weight, convert or _as_it_is), *own]
     under = weights.patched(model, key, own, device) if own else mm.cast_to_device(weight, device, weight.dtype)
     value = mm.cast_to_device(under, device, torch.float32, copy=True)
     if convert is not None:
         value = convert(value, inplace=True)
-    value = comfy.lora.calculate_weight(patches, value, key, original_weights={key: untouched})
+    value = comfy.lora.calculate_weight(patches, value, key, original_weights={key: original})
     seed = comfy.utils.string_to_seed(key)
     if set_weight is None:
         rounded: torch.Tensor = comfy.float.stochastic_rounding(value, weight.dtype, seed=seed)

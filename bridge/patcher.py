@@ -23,6 +23,7 @@ from .asked import Asked
 from .component import Component
 from .device import streams_to
 from .file_weights import give_memory
+from .foreign import Foreign, foreign_of
 from .giving_back import asked_first_bytes
 from .hooks import changes_with
 from .kinds import TEXT_ENCODER
@@ -47,6 +48,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
     built: Mapping[str, torch.dtype] = MappingProxyType({})
     """While the app loads the file: the types that the model was built with."""
+    foreign: Foreign | None = None
+    """How weights are patched, if this was a patcher of another pack."""
 
     def __init__(
         self,
@@ -84,7 +87,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def clone(self, *args: Any, **kwargs: Any) -> LayerwiseModelPatcher:
         clone = super().clone(*args, **kwargs)
-        clone.asked = self.asked
+        clone.asked, clone.foreign = self.asked, self.foreign
         clone.size = self.size  # the app has filled in what we hold now, which is not the size of the model
         return clone
 
@@ -140,6 +143,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         with self.use_ejected():
             self.unpatch_hooks()
             component = self.component
+            if not component.loaded:
+                self._undo_what_others_patched()
             if component.attached and component.device != self.load_device:
                 self._take_off_device()  # a clone of this patcher was for another device: queue and masters go
                 component.detach()
@@ -159,6 +164,16 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 callback(self, device_to, lowvram_model_memory, force_patch_weights, full_load)
             self.apply_hooks(self.forced_hooks, force_apply=True)
             telemetry.tell_resolved(component)
+
+    def _undo_what_others_patched(self) -> None:
+        """Another patcher over the module, which writes patches where weights hang, may have been loaded before."""
+        if self.foreign is not None:
+            self.foreign.undo(self.model)
+        if self.backup or self.model.model_lowvram:
+            objects = dict(self.object_patches_backup)  # these are ours, in place already
+            self.object_patches_backup.clear()
+            super().unpatch_model(self.offload_device, unpatch_weights=True)
+            self.object_patches_backup.update(objects)
 
     def _prepare_modules(self, device: torch.device) -> None:
         """What the app does to each module it loads whole: weights cast where asked, weight functions in place."""
@@ -266,6 +281,11 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def model_state_dict_for_saving(self, model: torch.nn.Module | None = None, prefix: str = "") -> dict[str, Any]:
         """As the app's, of which our models differ in one thing: nothing that hangs in the module is patched."""
+        if self.foreign is not None:
+            raise OffloadError(
+                f"asked to save a model that came as a {self.foreign.kind.__name__}; found quantised weights that only "
+                "its own pack can write; save the model from which the file was made"
+            )
         if not self.streams or not self.component.attached:
             return super().model_state_dict_for_saving(model, prefix)  # type: ignore[no-any-return]
         with self.component.controller.masters_shown():
@@ -292,13 +312,10 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
 
 def become_ours(patcher: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatcher:
-    """Make a plain patcher of the app's one of ours, in place. OffloadError for one that moves weights its own way."""
-    if type(patcher) is not comfy.model_patcher.ModelPatcher:
-        raise OffloadError(
-            f"asked to apply layerwise offload to a {type(patcher).__name__}; found that this patcher moves weights "
-            "its own way; use it without layerwise offload, or load the model by another loader"
-        )
+    """Make a patcher of the app's, or one that is understood, one of ours, in place. OffloadError for others."""
+    foreign = foreign_of(patcher)
     patcher.__class__ = LayerwiseModelPatcher
+    patcher.foreign = foreign
     patcher.join_component()
     return patcher
 

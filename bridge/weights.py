@@ -14,33 +14,52 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import comfy.model_patcher
+import comfy.utils
 import torch
 
 from ..offload_core.errors import OffloadError
-from ..offload_core.runtime import Change
+from ..offload_core.runtime import Change, twin_of
 from ..offload_core.runtime.revision import Versions
 from . import compat
+from .foreign import Foreign, is_quantised
 from .recording import count_progress
 
 
-def changes_of(
-    patcher: comfy.model_patcher.ModelPatcher, device: torch.device, shows_progress: bool = False
-) -> dict[str, Change]:
+def changes_of(patcher: Any, device: torch.device, shows_progress: bool = False) -> dict[str, Change]:
     """What the patcher's patches make of which weights. Raises OffloadError for what cannot be patched.
 
     shows_progress: on the node that runs when weights are changed, which is as their layers arrive for the first time.
     """
     changes: dict[str, Change] = {}
     keys = [key for key in patcher.patches if _app_patches(patcher.model, key)]
-    count = count_progress(len(keys)) if shows_progress else None
+    count = count_progress(len(keys)) if shows_progress and patcher.foreign is None else None
     for key in keys:
         own = list(patcher.patches[key])  # the app adds to its list in place
+        if patcher.foreign is not None:
+            changes[key] = _by_its_pack(patcher, patcher.foreign, key, own, device)
+            continue
         changes[key] = Change(
             key=identity(own),
             compute=functools.partial(patched, patcher.model, key, own, device, count),
             shape=_other_shape(patcher.model, key, own),
         )
     return changes
+
+
+def _by_its_pack(patcher: Any, foreign: Foreign, key: str, own: list[Any], device: torch.device) -> Change:
+    """A change as the patcher's former class makes it: beside the bytes of a quantised weight, or in place."""
+    homes = (patcher.load_device, patcher.offload_device)
+    weight = comfy.utils.get_attr(patcher.model, key)
+    if is_quantised(weight):
+        there = functools.partial(comfy.utils.get_attr, patcher.model, key)
+        return Change(key=identity(own), compute=there, marks=foreign.carried(weight, key, own, homes))
+
+    def compute() -> torch.Tensor:
+        found = foreign.patched(comfy.utils.get_attr(model, key), key, own, device, homes)
+        return torch.Tensor.as_subclass(found, torch.Tensor)  # what it made of its own type lacks the attributes
+
+    model = patcher.model
+    return Change(key=identity(own), compute=compute, shape=_other_shape(model, key, own))
 
 
 def patched(
@@ -54,13 +73,26 @@ def patched(
 
     The app's method reads of its patcher only what is given here, and so no patcher has to be kept alive.
     """
-    stand_in = types.SimpleNamespace(model=model, patches={key: patches}, weight_inplace_update=False, backup={})
+    own = untouched(patches)
+    stand_in = types.SimpleNamespace(model=model, patches={key: own}, weight_inplace_update=False, backup={})
     value: torch.Tensor = comfy.model_patcher.ModelPatcher.patch_weight_to_device(
         stand_in, key, device_to=device, return_weight=True
     )
     if count is not None:
         count()
     return value
+
+
+def untouched(patches: Any) -> Any:
+    """The same with ordinary tensors for the weights in it that are somebody's masters, as those of a merge are.
+
+    Masters lend what they are on the device, changes included. What is merged is the weight itself.
+    """
+    if isinstance(patches, torch.Tensor):
+        return twin_of(patches)
+    if type(patches) in (list, tuple):
+        return type(patches)(map(untouched, patches))
+    return patches
 
 
 def not_kept(versions: Versions) -> list[str]:
@@ -91,11 +123,6 @@ def _other_shape(model: torch.nn.Module, key: str, patches: list[Any]) -> tuple[
             f"asked to patch {key}; found no weight of that name in the {type(model).__name__}; use the patch with the "
             "model it was made for"
         )
-    if getattr(weight, "tensor_type", None) is not None:
-        raise OffloadError(
-            f"asked to patch {key}; found a GGUF weight, which its loader patches at each use and never in place; use "
-            "LoRAs on GGUF models without layerwise offload"
-        )
     shape_of = compat.patched_shape()
     shape = tuple(weight.shape) if shape_of is None else tuple(shape_of(patches, weight, key))
     return None if shape == tuple(weight.shape) else shape
@@ -122,7 +149,7 @@ def fill_in_patched(patcher: Any, state: dict[str, Any], prefix: str = "") -> di
     Who saves or extracts asks for the patched values of the app's own casting layers, one by one. Anything else it
     takes for patched already, which under layerwise offload it is not.
     """
-    for name in state:
+    for name in state if patcher.foreign is None else ():
         key = prefix + name
         owner, _, own_name = key.rpartition(".")
         if (

@@ -8,7 +8,7 @@ from .controller import OffloadController
 from .device_port import DevicePort, port_for
 from .device_queue import DeviceQueue
 from .discovery import discover
-from .host_parameter import twin_of
+from .host_parameter import blank_like, twin_of
 from .revision import Change
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "DeviceQueue",
     "OffloadController",
     "attach",
+    "blank_like",
     "discover",
     "port_for",
     "twin_of",

@@ -3,13 +3,16 @@ what lies outside the layers.
 
 Layers are told their revision and change on arrival (`revision.py`). A loose tensor is changed where it lies on the
 device. What does not lie there (a table that stays on the host), hangs in several places or gets another shape is
-replaced by a tensor of its own. Knows nothing of plans and order.
+replaced by a tensor of its own. A change that is carried by attributes (`Change.marks`) moves no byte: it is hung onto
+whatever stands for the weight. Knows nothing of plans and order.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +38,9 @@ class ChangedWeights:
         """Inside `put_aside`."""
         self._put_on: dict[str, tuple[Hashable, Place, torch.Tensor, torch.Tensor | None]] = {}
         """What is in effect outside the layers: key, where, what hung there before, what hangs there in its place."""
+        self._marked: list[Callable[[], object]] = []
+        """For each weight of a layer that carries attributes of a change: what takes them off again."""
+        self._marked_loose: list[Callable[[], object]] = []
 
     def alike(self, changes: Mapping[str, Change]) -> bool:
         """Whether `changes` are those that are wanted already."""
@@ -79,9 +85,13 @@ class ChangedWeights:
     def put_on_layers(self, versions: Versions) -> list[Layer]:
         """Tell every layer which revision it is to be in. Returns those whose bytes on the device are void now."""
         void = []
+        _undo(self._marked)
         for layer in self._layers:
-            changes = _in_layer(layer, self._wanted).values()
-            if layer.revise(versions.revision(layer, list(changes)) if changes else None):
+            mine = _in_layer(layer, self._wanted).values()
+            for place, marks in _carried(mine):
+                self._marked.append(functools.partial(layer.set_marks, place, layer.set_marks(place, marks)))
+            changes = [(place, change) for place, change in mine if change.marks is None]
+            if layer.revise(versions.revision(layer, changes) if changes else None):
                 void.append(layer)
             if changes and layer.is_in_place:  # what is changed on arrival must not be the master
                 layer.unbind()
@@ -98,10 +108,15 @@ class ChangedWeights:
     def put_on_loose(self, loose: LooseTensors) -> None:
         """Go from what is in effect outside the layers to what is wanted; what has equal keys is left alone."""
         self._loose = loose
+        _undo(self._marked_loose)
         wanted = dict(self._wanted)
         for layer in self._layers:
             for name in _in_layer(layer, self._wanted):
                 del wanted[name]
+        for (parameters, own_name), marks in _carried(wanted.values()):
+            host = loose.host_of(parameters[own_name])
+            self._marked_loose.append(functools.partial(loose.set_marks, host, loose.set_marks(host, marks)))
+        wanted = {name: asked for name, asked in wanted.items() if asked[1].marks is None}
         for name in list(self._put_on):
             if name not in wanted or wanted[name][1].key != self._put_on[name][0]:
                 self._take_off(name)
@@ -122,8 +137,14 @@ class ChangedWeights:
             self._put_on[name] = (change.key, place, shown, substitute)
             parameters[own_name] = substitute
 
+    def take_off(self) -> None:
+        """The host's tensors are what they were, in the layers and outside. Idempotent."""
+        _undo(self._marked)
+        self.take_off_loose()
+
     def take_off_loose(self) -> None:
         """What lies outside the layers is what it was. Idempotent."""
+        _undo(self._marked_loose)
         for name in list(self._put_on):
             self._take_off(name)
 
@@ -163,6 +184,16 @@ class ChangedWeights:
                 layer.swap_in()
             for (parameters, name), _, own in hung:
                 parameters[name] = own
+
+
+def _undo(steps: list[Callable[[], object]]) -> None:
+    while steps:
+        steps.pop()()
+
+
+def _carried(changes: Iterable[tuple[Place, Change]]) -> list[tuple[Place, Mapping[str, Any]]]:
+    """Those of the changes that are carried by attributes."""
+    return [(place, change.marks) for place, change in changes if change.marks is not None]
 
 
 def _in_layer(layer: Layer, changes: Mapping[str, tuple[Place, Change]]) -> dict[str, tuple[Place, Change]]:

@@ -228,7 +228,7 @@ class OffloadController:
                 layer.keep_resident = False
                 layer.overlaps = ()
             self._offsets, self._streamed = [], []
-            self._weights.take_off_loose()
+            self._weights.take_off()
             self._loose.unload()
             self._let_go()
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .parts import Parts, plain
+from .parts import GGUF_MARKS, Parts, plain
 
 _MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as})
 """Operations that take tensors of two devices on purpose."""
@@ -109,6 +109,14 @@ def twin_of(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     with torch._C.DisableTorchFunctionSubclass():
         return tensor.parts.as_parameter([plain(leaf).data for leaf in tensor.parts.leaves])
+
+
+def blank_like(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same marked type, with the same attributes and no bytes."""
+    kind = tensor.kind if isinstance(tensor, _Lender) else type(tensor)
+    blank = torch.Tensor.as_subclass(torch.empty(0, dtype=torch.uint8), kind)
+    vars(blank).update({name: getattr(tensor, name) for name in GGUF_MARKS})
+    return blank
 
 
 def adopt(parameter: nn.Parameter, touches: OutsideTouches, parts: Parts) -> None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -296,6 +297,12 @@ class HostLayer:
         """The parameters are plain ones again, still looking into the buffer."""
         for parameter in self.parameters:
             release(parameter)
+
+    def set_marks(self, parameter: nn.Parameter, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Other attributes for one of the parameters, and for what is built from it. Returns the values before."""
+        position = next(index for index, own in enumerate(self.parameters) if own is parameter)
+        vars(parameter).update(values)
+        return self._flat.parts[position].set_marks(values)
 
     def reclaim(self, position: int, parameter: nn.Parameter) -> bool:
         """Make sure that `parameter` is the master at `position`, after somebody else may have moved or replaced it.

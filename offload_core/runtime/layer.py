@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -215,6 +215,17 @@ class Layer:
             if parameter is host or parameter is shown:
                 return host
         return None
+
+    def set_marks(self, place: tuple[dict[str, Any], str], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Other attributes for everything that stands for a parameter, on both sides. Returns the values before."""
+        index, master = next(
+            (index, host)
+            for index, (params, name, host) in enumerate(self.host_bindings)
+            if params is place[0] and name == place[1]
+        )
+        if self.device_bindings:
+            vars(self.device_bindings[index][2]).update(values)
+        return self.host.set_marks(master, values)
 
     def bindings_into(self, buffer: torch.Tensor) -> list[Binding]:
         """What to hang into the modules so that they find their parameters in `buffer`."""

@@ -8,7 +8,7 @@ that was written to on the device brings its new value home. Knows nothing about
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -124,6 +124,14 @@ class LooseTensors:
                 with torch.inference_mode(False), torch.no_grad():
                     for mine, theirs in zip(parts_of(tensor).leaves, parts_of(host).leaves):
                         copy_span(plain(mine).data, plain(theirs).data)
+
+    def set_marks(self, host: torch.Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Other attributes for a parameter, given as it is on the host, on both sides. Returns the values before."""
+        position = next(index for index, own in enumerate(self._movable) if own is host)
+        for one in (host, self._on_device.get(id(host))):
+            if one is not None:
+                vars(one).update(values)
+        return self._flat.parts[position].set_marks(values)
 
     def _bring_buffers_home(self) -> None:
         """Somebody wrote in place: the module's buffers keep what was written."""

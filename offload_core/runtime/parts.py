@@ -8,7 +8,7 @@ error says why. Knows nothing about layers, buffers or devices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from .weight_file import dtype_of
 
-_GGUF_MARKS = ("tensor_type", "tensor_shape", "patches")
+GGUF_MARKS = ("tensor_type", "tensor_shape", "patches")
 """What ComfyUI-GGUF and its descendants hang on a tensor subclass. Told by these, so that none of them is needed."""
 
 
@@ -76,7 +76,7 @@ class _Marked(_Recipe):
         return (
             isinstance(other, _Marked)
             and other.kind is self.kind
-            and all(other.marks[name] == self.marks[name] for name in _GGUF_MARKS[:2])
+            and all(other.marks[name] == self.marks[name] for name in GGUF_MARKS[:2])
         )
 
 
@@ -130,6 +130,17 @@ class Parts:
         built._is_param = True
         return built  # type: ignore[no-any-return]
 
+    def set_marks(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Hang other values of its attributes onto what is built from now on. Returns the values before.
+
+        Raises UnmovableTensor for a tensor that has no such attributes.
+        """
+        if not isinstance(self.recipe, _Marked) or not self.recipe.marks.keys() >= values.keys():
+            raise UnmovableTensor(f"a tensor that carries no {', '.join(values)}")
+        before = {name: self.recipe.marks[name] for name in values}
+        self.recipe.marks.update(values)
+        return before
+
     def like(self, other: Parts) -> bool:
         """Whether the two tensors differ in nothing but the bytes, shapes and strides of their leaves."""
         return self.recipe.like(other.recipe)
@@ -168,7 +179,7 @@ def _take_apart(tensor: torch.Tensor, leaves: list[torch.Tensor]) -> _Recipe:
         raise UnmovableTensor(f"a {what} tensor" if _is_strange(tensor) else f"a lazily conjugated {what} tensor")
     if callable(getattr(kind, "__tensor_flatten__", None)) and callable(getattr(kind, "__tensor_unflatten__", None)):
         return _flatten(tensor, leaves)
-    if all(hasattr(tensor, mark) for mark in _GGUF_MARKS) and _is_dense(tensor):
+    if all(hasattr(tensor, mark) for mark in GGUF_MARKS) and _is_dense(tensor):
         leaves.append(tensor)
         return _Marked(kind, {name: value for name, value in vars(tensor).items() if name != "_is_param"})
     raise UnmovableTensor(f"a {kind.__name__} tensor, a type that says nothing of the parts it is made of")

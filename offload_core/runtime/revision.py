@@ -10,7 +10,7 @@ on each arrival. Two patch sets that treat a layer alike share a revision. Knows
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,8 @@ class Change:
     """The value, on the device, from what hangs in the module at that moment: the master's value, on either side."""
     shape: tuple[int, ...] | None = None
     """The value's shape, if it is not the parameter's."""
+    marks: Mapping[str, Any] | None = None
+    """Attributes that carry the change: the bytes stay, and whoever uses the weight does the rest (GGUF types)."""
 
 
 class Revision:

@@ -14,6 +14,7 @@ from tests.support.devkit import paths
 
 PROBE_PACK = Path(__file__).parent / "probe_pack"
 FAULT_PACK = paths.SUPPORT / "fault_pack"
+GGUF_PACK = paths.SUPPORT / "gguf_pack"
 EXTENSION_PACK = Path(__file__).parent / "extension_pack"
 SIM_DEFAULTS = {"mb": 8192, "bandwidth": 0, "poison": 1, "race": 1}
 
@@ -50,7 +51,7 @@ def sim(server_pool, request):
     """A server on the simulated accelerator: nothing loaded, counters at zero, plenty of memory, fast copies."""
     if not simdev.available():
         pytest.skip("no simulated accelerator (no C++ compiler?)")
-    server = server_pool.get("sim", lambda: AppServer("sim", extra_packs=(PROBE_PACK, EXTENSION_PACK)))
+    server = server_pool.get("sim", lambda: AppServer("sim", extra_packs=(PROBE_PACK, EXTENSION_PACK, GGUF_PACK)))
     server.sim_configure(**SIM_DEFAULTS)
     server.free()
     server.sim_reset()
@@ -61,7 +62,7 @@ def sim(server_pool, request):
 @pytest.fixture
 def faulty(server_pool, request):
     """A server whose engine can be made to fail; sound and empty at the start of each test."""
-    server = server_pool.get("faulty", lambda: AppServer("sim", extra_packs=(FAULT_PACK,)))
+    server = server_pool.get("faulty", lambda: AppServer("sim", extra_packs=(FAULT_PACK, GGUF_PACK)))
     request.node.app_server = server
     server.post("/fault", {"name": ""})
     server.sim_configure(**SIM_DEFAULTS)

@@ -58,6 +58,21 @@ def test_two_samplers_over_one_model_that_is_placed_in_two_ways(sim, placements)
     assert sim.sim_stats()["races"] == 0
 
 
+def test_what_the_apps_own_patcher_has_patched_is_not_left(sim):
+    """One loader, by turns with a LoRA and without us, and with us and without a LoRA; nothing is freed in between."""
+    plain, patched = outcome(sim, build("flux")), outcome(sim, build("flux", lora=0.8))
+    assert plain != patched
+    sim.free()
+    for prompt, expected in [
+        (build("flux", lora=0.8), patched),
+        (build("flux", "apply", **OURS), plain),
+        (build("flux", lora=0.8), patched),
+        (build("flux", "apply", lora=0.8, **OURS), patched),
+        (build("flux"), plain),
+    ]:
+        assert outcome(sim, prompt) == expected
+
+
 def digest(server, prompt: dict) -> str:
     source = prompt[SAMPLER]["inputs"]["model"]
     probed = {

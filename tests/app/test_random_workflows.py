@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.devkit import paths
 from tests.support.random_workflows.case import Case, draw, seeds_by_version, shrink
-from tests.support.random_workflows.judge import RAN, REFUSED, Judge
+from tests.support.random_workflows.judge import PACKS, RAN, REFUSED, Judge
 
 pytestmark = pytest.mark.app
 
@@ -51,7 +51,7 @@ def batches():
 def test_random_workflows(version, seeds, app_server_factory):
     if not paths.app_tree(version).is_dir():
         pytest.skip(f"python3 dev.py setup --comfyui {version}")
-    server = app_server_factory("sim", version=version, extra_packs=(paths.SUPPORT / "fault_pack",))
+    server = app_server_factory("sim", version=version, extra_packs=PACKS)
     assert problems(Judge(server), [draw(seed) for seed in seeds]) == []
 
 

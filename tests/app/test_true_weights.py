@@ -93,6 +93,23 @@ def test_a_merge_of_streamed_models_is_the_apps(sim):
     assert results["layerwise"] == results["app"]
 
 
+@pytest.mark.parametrize(("merge", "weight"), [("ModelMergeAdd", {}), ("ModelMergeSimple", {"ratio": 0.3})])
+def test_a_merge_with_weights_of_the_same_streamed_model_is_the_apps(sim, merge, weight):
+    """One with a LoRA and one without, over one module that nobody has loaded before: what is added is the untouched
+    weight, although by then the module's weights are to be others."""
+
+    def merged(loader: str) -> dict:
+        prompt = build("flux", loader, lora=0.8, **settings(loader))
+        prompt["41"] = node(merge, model1=[LORA, 0], model2=[MODEL, 0], **weight)
+        prompt[SAMPLER]["inputs"]["model"] = ["41", 0]
+        return prompt
+
+    reference = outcome(sim, merged("app"))
+    sim.free()
+    assert outcome(sim, merged("layerwise")) == reference
+    assert sim.sim_stats()["races"] == 0
+
+
 def test_an_extracted_lora_is_the_apps(sim):
     files = []
     for loader in ("app", "layerwise"):

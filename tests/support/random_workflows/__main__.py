@@ -6,10 +6,9 @@ import json
 import time
 
 from tests.support.app_server import AppServer
-from tests.support.devkit import paths
 
 from .case import Case, draw, seeds_by_version, shrink
-from .judge import Judge
+from .judge import PACKS, Judge
 from .prompts import app_prompts, budget_gb, our_prompts
 
 
@@ -28,7 +27,7 @@ def main() -> int:
         return 0
     outcomes, failed = collections.Counter(), 0
     for version, chosen in seeds_by_version(seeds).items():
-        with AppServer("sim", version=version, extra_packs=(paths.SUPPORT / "fault_pack",)) as server:
+        with AppServer("sim", version=version, extra_packs=PACKS) as server:
             judge = Judge(server)
             for seed in chosen:
                 begun = time.monotonic()

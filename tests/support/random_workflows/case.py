@@ -6,15 +6,18 @@ from dataclasses import dataclass, fields, replace
 
 PLACEMENTS = ("auto", "auto", "layerwise", "layerwise", "layerwise", "layerwise", "resident", "whole")
 MODES = ("auto", "memory", "memory", "speed", "manual")
-LORA_FAMILIES = ("flux", "flux_fp8", "flux_fp8_scaled", "flux_int8")
+LORA_FAMILIES = ("flux", "flux_fp8", "flux_fp8_scaled", "flux_int8", "flux_gguf")
 FAMILIES = (
     *("flux", "flux", "flux", "flux_fp8", "flux_fp8_scaled", "flux_int8", "flux_nvfp4", "flux_mxfp8"),
     *("flux2", "wan", "wan", "qwen_image", "sd15_checkpoint", "ltxv"),
 )
 """Small ones, several times where there is most to vary."""
 
-RARE = (("sdxl", 0.025),)
-"""Families that take ten times as long, and the share of the seeds that are given to them."""
+RARE = (("sdxl", 0.025), ("flux_gguf", 0.1))
+"""Families with a share of the seeds of their own: one takes ten times as long, the other always comes to Apply."""
+
+HOOKED_FAMILIES = tuple(name for name in LORA_FAMILIES if name != "flux_gguf")
+"""Not GGUF, whose own patcher cannot."""
 
 ENCODER_LORA_FAMILIES = (*LORA_FAMILIES, "flux_nvfp4", "flux_mxfp8")
 """Those with the encoder that the encoder's LoRA is for."""
@@ -22,7 +25,7 @@ ENCODER_LORA_FAMILIES = (*LORA_FAMILIES, "flux_nvfp4", "flux_mxfp8")
 MERGED_FAMILIES = ("flux", "wan", "flux_fp8", "flux_fp8_scaled")
 MERGES = ("ModelMergeSimple", "ModelMergeSimple", "ModelMergeSubtract", "ModelMergeAdd")
 SAVED_FAMILIES = ("flux", "flux2", "wan", "qwen_image", "ltxv")
-"""Not those of 8 bits, which the app rounds for a minute, nor the large checkpoint: `app/test_true_weights.py` has them."""
+"""Not those of 8 bits, which the app rounds for a minute, nor the large checkpoint: `test_true_weights.py` has them."""
 
 SAYERS = ("node", "node", "options", "graph")
 
@@ -111,6 +114,7 @@ def draw(seed: int, version: str | None = None) -> Case:
     family = rng.choice([name for name in FAMILIES if _number(SINCE.get(name, "0")) <= _number(version)])
     rarely = random.Random(f"{seed} rare").random()
     family = next((name for name, share in RARE if rarely < share), family)
+    always_apply = family == "flux_gguf"
     has_lora = family in LORA_FAMILIES
 
     def stack() -> tuple[float, ...]:
@@ -123,7 +127,9 @@ def draw(seed: int, version: str | None = None) -> Case:
         seed,
         version,
         family,
-        loader=rng.choice(("layerwise", "layerwise", "apply")) if family != "sd15_checkpoint" else "layerwise",
+        loader=rng.choice(("apply",) if always_apply else ("layerwise", "layerwise", "apply"))
+        if family != "sd15_checkpoint"
+        else "layerwise",
         dit=rng.choice(PLACEMENTS),
         clip=rng.choice(PLACEMENTS),
         vae=rng.choice(PLACEMENTS),
@@ -168,7 +174,7 @@ def _with_more(case: Case, rng: random.Random) -> Case:
         merge_node=rng.choice(MERGES),
         merge_other=maybe(0.7, True, False, bool(twin and case.merge)),
         sampling=maybe(0.2, True, False, family.startswith("flux")),
-        hook=maybe(0.2, rng.choice((0.9, -0.6)), 0.0, family in LORA_FAMILIES),
+        hook=maybe(0.2, rng.choice((0.9, -0.6)), 0.0, family in HOOKED_FAMILIES),
         keyframes=maybe(0.4, True, False),
         clip_lora=maybe(0.25, rng.choice((0.7, -0.4)), 0.0, family in ENCODER_LORA_FAMILIES),
         save=maybe(0.2, rng.choice(("model", "checkpoint")), "", family in SAVED_FAMILIES),

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 
 from tests.support import pixels, saved_weights
 from tests.support.app_server import APP_RESERVE_MB, AppServer, Result
+from tests.support.devkit import paths
 
 from .case import Case
 from .prompts import SAVE, SAVED_PREFIX, app_prompts, budget_gb, our_prompts
+
+PACKS = (paths.SUPPORT / "fault_pack", paths.SUPPORT / "gguf_pack")
+"""What a judge's server has beside ours."""
 
 SLOW_LINK = 300_000_000
 PLENTY_MB = 8192

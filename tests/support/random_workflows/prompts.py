@@ -25,7 +25,7 @@ from tests.support.workflows import (
 from .case import Case
 
 APPLY, APPLY_OUTPUTS = "LayerwiseOffloadApply", {"model": 0, "clip": 1, "vae": 2}
-CHECKPOINT = "sd15_checkpoint"
+CHECKPOINT, GGUF = "sd15_checkpoint", "flux_gguf"
 TILES = {"tile_size": 64, "overlap": 16, "temporal_size": 8, "temporal_overlap": 4}
 TWIN, TWIN_LOADER, MERGE, OPTIONS, SAVE = "50", "53", "60", "90", "95"
 SAVED_PREFIX = "random"
@@ -54,9 +54,14 @@ def our_prompts(case: Case, budget_gb: float) -> list[dict]:
 
 def budget_gb(case: Case) -> float:
     """The share of the file's bytes, in GB; for people a budget is a guess as well."""
-    name = CHECKPOINT if case.family == CHECKPOINT else FAMILIES[case.family].model
+    name = CHECKPOINT if case.family == CHECKPOINT else FAMILIES[_architecture(case.family)].model
     tiny_models.ensure(name)
     return case.budget_share * (paths.MODELS / RECIPES[name].path).stat().st_size / 1e9
+
+
+def _architecture(family: str) -> str:
+    """The family of `tests.support.workflows` that it is built from."""
+    return {CHECKPOINT: "sd15", GGUF: "flux"}.get(family, family)
 
 
 def _runs(case: Case) -> list[tuple[int, str, tuple[float, ...]]]:
@@ -76,7 +81,9 @@ def _saves(case: Case, number: int) -> bool:
 def _base(case: Case, text: str) -> dict:
     """The graph with the app's loaders: one for each role, and one more for a second sampler of its own."""
     checkpoint = case.family == CHECKPOINT
-    prompt = build("sd15" if checkpoint else case.family, steps=case.steps, text=text)
+    prompt = build(_architecture(case.family), steps=case.steps, text=text)
+    if case.family == GGUF:
+        prompt[MODEL] = node("GGUFDoubleLoader", unet_name=prompt[MODEL]["inputs"]["unet_name"])
     prompt["7"]["inputs"]["batch_size"] = case.batch
     if case.tiled:
         prompt[DECODE] = node("VAEDecodeTiled", **prompt[DECODE]["inputs"], **TILES)
@@ -178,7 +185,7 @@ def _with_hook(prompt: dict, case: Case) -> dict:
 
 def _with_save(prompt: dict, case: Case) -> dict:
     model = prompt[SAMPLER]["inputs"]["model"]
-    if case.save == "model" or not (case.family == CHECKPOINT or FAMILIES[case.family].clip):
+    if case.save == "model" or not FAMILIES[_architecture(case.family)].clip:
         return {**prompt, SAVE: node("ModelSave", model=model, filename_prefix=f"diffusion_models/{SAVED_PREFIX}")}
     wires = {"clip": prompt[POSITIVE]["inputs"]["clip"], "vae": prompt[DECODE]["inputs"]["vae"]}
     saved = node("CheckpointSave", model=model, **wires, filename_prefix=f"checkpoints/{SAVED_PREFIX}")
@@ -191,7 +198,7 @@ def _with_save(prompt: dict, case: Case) -> dict:
 def _said(case: Case, budget: float) -> tuple[dict[str, dict], dict | None, str]:
     """What is said about the components by (the nodes' widgets by role, an options node's widgets, the graph)."""
     values: dict[str, dict] = {"dit": {"placement": case.dit, "budget_gb": budget}}
-    if case.family == CHECKPOINT or FAMILIES[case.family].clip:
+    if FAMILIES[_architecture(case.family)].clip:
         values["text_encoder"] = {"placement": case.clip}
     values["vae"] = {"placement": case.vae}
     nothing: dict[str, dict] = {role: {} for role in values}
