@@ -137,7 +137,11 @@ def _agreed(what: str, source: str, first: T | None, second: T | None) -> T | No
 
 
 def settings_from(
-    component: str, placement: object, budget_gb: object = 0.0, ring_gb: object = 0.0
+    component: str,
+    placement: object,
+    budget_gb: object = 0.0,
+    ring_gb: object = 0.0,
+    lora_mode: object = AUTO,
 ) -> ComponentSettings:
     """What the widgets of a node say. Raises SettingsError for what is not understood."""
     return (
@@ -145,12 +149,14 @@ def settings_from(
         .with_value("placement", placement, Source.NODE)
         .with_value("budget_bytes", bytes_from_gb(budget_gb, "budget_gb"), Source.NODE)
         .with_value("ring_bytes", bytes_from_gb(ring_gb, "ring_gb"), Source.NODE)
+        .with_value("lora_mode", lora_mode, Source.NODE)
     )
 
 
 def options_word(widgets: Mapping[str, object], mode: str = AUTO, selection: str = "") -> Word:
     """What the widgets of an options node say. Raises SettingsError."""
-    wishes: list[tuple[str, str, object]] = []
+    # VAEs and image encoders take no LoRA, whatever they are told.
+    wishes: list[tuple[str, str, object]] = [("all", "lora_mode", widgets.get("lora_mode", AUTO))]
     for group in OPTIONS_GROUPS:
         wishes.append((group, "placement", widgets.get(f"{group}_placement", AUTO)))
         key = f"{group}_budget_gb"

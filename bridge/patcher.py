@@ -27,7 +27,6 @@ from .foreign import Foreign, foreign_of
 from .giving_back import asked_first_bytes
 from .hooks import changes_with
 from .kinds import TEXT_ENCODER
-from .memory import may_keep_version
 from .placing import left_to_the_app
 
 _this_load = threading.local()
@@ -155,10 +154,11 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                     "found that this version reads the weights where they hang, before they are patched; set the "
                     "placement to whole for this encoder, or use ComfyUI 0.24 or later"
                 )
-            component.controller.versions.may_hold = may_keep_version
+            weights.keep_patched(component.controller, self.asked.value("lora_mode"))
             component.controller.revise(weights.changes_of(self, device_to, shows_progress=True))
             self._prepare_modules(device_to)
             component.load(self.asked, 10**30 if full_load else lowvram_model_memory)
+            weights.check_room(component.controller, component.name, self.asked.value("lora_mode"))
             self._tell_model(device_to)
             for callback in self.get_all_callbacks(comfy.model_patcher.CallbacksMP.ON_LOAD):
                 callback(self, device_to, lowvram_model_memory, force_patch_weights, full_load)

@@ -26,7 +26,12 @@ from .graph import check_known, names_in
 SCHEMA = 1
 MAX_CHARACTERS = 65536
 _SOURCES = {"graph": Source.GRAPH, "settings": Source.SETTINGS}
-_SETTINGS = {"placement": "placement", "budget_gb": "budget_bytes", "ring_gb": "ring_bytes"}
+_SETTINGS = {
+    "placement": "placement",
+    "budget_gb": "budget_bytes",
+    "ring_gb": "ring_bytes",
+    "lora_mode": "lora_mode",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,12 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 
-from ..offload_core.errors import OffloadError
-from ..offload_core.runtime import Change, twin_of
+from ..offload_core.errors import OffloadError, SettingsError
+from ..offload_core.runtime import Change, OffloadController, twin_of
 from ..offload_core.runtime.revision import Versions
 from . import compat
 from .foreign import Foreign, is_quantised
+from .memory import host_available_bytes, may_keep_version
 from .recording import count_progress
 
 
@@ -95,13 +96,48 @@ def untouched(patches: Any) -> Any:
     return patches
 
 
+def keep_patched(controller: OffloadController, lora_mode: object) -> None:
+    """Say what becomes of patched layers, as `lora_mode` has it. What is kept and no longer to be is given back."""
+    versions = controller.versions
+    if lora_mode == "on_arrival":
+        versions.may_hold = _keep_none
+        if versions.held_bytes:
+            controller.unload()  # nothing is in flight after that
+            versions.forget()
+    else:
+        versions.may_hold = _keep_what_fits if lora_mode == "host" else may_keep_version
+
+
+def _keep_none(nbytes: int) -> bool:
+    return False
+
+
+def _keep_what_fits(nbytes: int) -> bool:
+    return nbytes <= host_available_bytes()
+
+
+def check_room(controller: OffloadController, component: str, lora_mode: object) -> None:
+    """Raise SettingsError if all patched layers that are streamed are to be kept on the host, and there is no room."""
+    if lora_mode != "host":
+        return
+    needed = sum(
+        layer.nbytes
+        for layer in controller.layers
+        if layer.revision is not None and layer.revision.version is None and not layer.keep_resident
+    )
+    if needed > (available := host_available_bytes()):
+        raise SettingsError(
+            f"asked {component}.lora_mode = host; found that the patched layers need {needed / 1e9:.2f} GB of host "
+            f"memory more, of which {available / 1e9:.2f} GB are available; choose on_arrival or auto"
+        )
+
+
 def not_kept(versions: Versions) -> list[str]:
-    """For the report: that patched layers find no room on the host, if so."""
+    """For the report: that patched layers are not kept on the host, if so, and why."""
     if not versions.refused:
         return []
-    return [
-        f"host memory is short: patches (a LoRA, say) of {len(versions.refused)} layers are applied on each arrival"
-    ]
+    why = "as lora_mode asks" if versions.may_hold is _keep_none else "host memory is short"
+    return [f"{why}: patches (a LoRA, say) of {len(versions.refused)} layers are applied on each arrival"]
 
 
 def _app_patches(model: torch.nn.Module, key: str) -> bool:

@@ -23,6 +23,7 @@ from .widgets import (
     NONE,
     gb_input,
     graph_options_input,
+    lora_mode_input,
     mode_input,
     options_input,
     placement_input,
@@ -104,6 +105,7 @@ class LayerwiseOffloadLoader(io.ComfyNode):
                 ),
                 options_input(),
                 graph_options_input(),
+                lora_mode_input(),
             ],
             hidden=HIDDEN,
             outputs=[
@@ -130,6 +132,7 @@ class LayerwiseOffloadLoader(io.ComfyNode):
         vae_precision: str = "auto",
         options=None,
         graph_options: str = "",
+        lora_mode: str = "auto",
         **widgets,
     ) -> io.NodeOutput:
         near = surroundings(cls, options, graph_options)
@@ -142,7 +145,9 @@ class LayerwiseOffloadLoader(io.ComfyNode):
             files["image_encoder"] = [folder_paths.get_full_path_or_raise("clip_vision", clip_vision_name)]
         names = {kind: near.name(kind, kind_of_vae(files["vae"][0]) if kind == "vae" else None) for kind in _WIDGETS}
         asked = {
-            kind: near.ask(_settings(names[kind], key, widgets, vae_precision if kind == "vae" else "auto"), mode)
+            kind: near.ask(
+                _settings(names[kind], key, widgets, vae_precision if kind == "vae" else "auto", lora_mode), mode
+            )
             for kind, key in _WIDGETS.items()
         }
         load = {
@@ -166,7 +171,11 @@ _WIDGETS = {"dit": "dit", "text_encoder": "clip", "vae": "vae", "image_encoder":
 """Components in the order of the outputs, and how their widgets' names begin."""
 
 
-def _settings(name: str, key: str, widgets: dict, precision: str):
+_TAKE_LORAS = ("dit", "clip")
+
+
+def _settings(name: str, key: str, widgets: dict, precision: str, lora_mode: str):
     """What the widgets say about one component."""
     placement, budget = widgets.get(f"{key}_placement", "auto"), widgets.get(f"{key}_budget_gb", 0.0)
-    return settings_from(name, placement, budget).with_value("precision", precision, "node")
+    lora_mode = lora_mode if key in _TAKE_LORAS else "auto"
+    return settings_from(name, placement, budget, lora_mode=lora_mode).with_value("precision", precision, "node")

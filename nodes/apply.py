@@ -6,6 +6,7 @@ from ..bridge.api import settings_from, wrap_clip, wrap_clip_vision, wrap_contro
 from .widgets import (
     HIDDEN,
     graph_options_input,
+    lora_mode_input,
     options_input,
     placement_input,
     placement_inputs,
@@ -40,6 +41,7 @@ class LayerwiseOffloadApply(io.ComfyNode):
                 placement_input("controlnet", "ControlNet", "control_net_placement", optional=True),
                 options_input(),
                 graph_options_input(),
+                lora_mode_input(),
             ],
             hidden=HIDDEN,
             outputs=[
@@ -68,11 +70,12 @@ class LayerwiseOffloadApply(io.ComfyNode):
         control_net_placement: str = "auto",
         options=None,
         graph_options: str = "",
+        lora_mode: str = "auto",
     ) -> io.NodeOutput:
         near = surroundings(cls, options, graph_options)
         parts = [
-            (wrap_model, model, "dit", (placement, budget_gb, ring_gb)),
-            (wrap_clip, clip, "text_encoder", (clip_placement,)),
+            (wrap_model, model, "dit", (placement, budget_gb, ring_gb, lora_mode)),
+            (wrap_clip, clip, "text_encoder", (clip_placement, 0.0, 0.0, lora_mode)),
             (wrap_vae, vae, "vae", (vae_placement,)),
             (wrap_clip_vision, clip_vision, "image_encoder", (clip_vision_placement,)),
             (wrap_controlnet, control_net, "controlnet", (control_net_placement,)),

@@ -21,6 +21,7 @@ from .widgets import (
     NONE,
     asked_from,
     graph_options_input,
+    lora_mode_input,
     options_input,
     placement_input,
     placement_inputs,
@@ -58,6 +59,7 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
                 *placement_inputs(),
                 options_input(),
                 graph_options_input(),
+                lora_mode_input(),
             ],
             hidden=HIDDEN,
             outputs=[io.Model.Output(tooltip="The model. Use it like any other: LoRA, samplers, model patches.")],
@@ -73,10 +75,11 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
         ring_gb: float = 0.0,
         options=None,
         graph_options: str = "",
+        lora_mode: str = "auto",
     ) -> io.NodeOutput:
         near = surroundings(cls, options, graph_options)
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        asked = asked_from(near, "dit", placement, budget_gb, ring_gb)
+        asked = asked_from(near, "dit", placement, budget_gb, ring_gb, lora_mode)
         return io.NodeOutput(load_diffusion_model(path, weight_dtype, asked))
 
 
@@ -117,6 +120,7 @@ class LayerwiseOffloadCLIPLoader(io.ComfyNode):
                 ),
                 options_input(),
                 graph_options_input(),
+                lora_mode_input(),
             ],
             hidden=HIDDEN,
             outputs=[io.Clip.Output(tooltip="The text encoders. Use them like those of any other loader.")],
@@ -135,10 +139,11 @@ class LayerwiseOffloadCLIPLoader(io.ComfyNode):
         clip_name4: str = NONE,
         options=None,
         graph_options: str = "",
+        lora_mode: str = "auto",
     ) -> io.NodeOutput:
         near = surroundings(cls, options, graph_options)
         paths = encoder_paths(clip_name1, clip_name2, clip_name3, clip_name4)
-        asked = asked_from(near, "text_encoder", placement, budget_gb, ring_gb)
+        asked = asked_from(near, "text_encoder", placement, budget_gb, ring_gb, lora_mode)
         return io.NodeOutput(load_clip(paths, type, asked, folder_paths.get_folder_paths("embeddings")))
 
 
@@ -297,6 +302,7 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
                 placement_input("vae", "VAE", "vae_placement", optional=True),
                 options_input(),
                 graph_options_input(),
+                lora_mode_input(),
             ],
             hidden=HIDDEN,
             outputs=[
@@ -317,12 +323,13 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
         vae_placement: str = "auto",
         options=None,
         graph_options: str = "",
+        lora_mode: str = "auto",
     ) -> io.NodeOutput:
         near = surroundings(cls, options, graph_options)
         path = folder_paths.get_full_path_or_raise("checkpoints", ckpt_name)
         asked = {
-            "dit": asked_from(near, "dit", placement, budget_gb, ring_gb),
-            "text_encoder": asked_from(near, "text_encoder", clip_placement),
+            "dit": asked_from(near, "dit", placement, budget_gb, ring_gb, lora_mode),
+            "text_encoder": asked_from(near, "text_encoder", clip_placement, lora_mode=lora_mode),
             "vae": asked_from(near, "vae", vae_placement),
         }
         return io.NodeOutput(*load_checkpoint(path, asked, folder_paths.get_folder_paths("embeddings")))

@@ -3,7 +3,7 @@
 from comfy_api.v0_0_2 import io
 
 from ..bridge.api import OPTIONS_GROUPS, check_options, options_word
-from .widgets import HIDDEN, OPTIONS, gb_input, mode_input, placement_input
+from .widgets import HIDDEN, OPTIONS, gb_input, lora_mode_input, mode_input, placement_input
 
 _GROUPS = dict(zip(OPTIONS_GROUPS, ("diffusion model", "text encoder", "image encoder", "VAE")))
 
@@ -48,6 +48,7 @@ class LayerwiseOffloadOptions(io.ComfyNode):
                     )
                     for group, what in _GROUPS.items()
                 ),
+                lora_mode_input(),
             ],
             outputs=[
                 OPTIONS.Output(display_name="options", tooltip="Connect it to the options of Layerwise Offload nodes.")

@@ -2,7 +2,7 @@
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import MODES, Asked, Surroundings, Word, settings_from
+from ..bridge.api import LORA_MODES, MODES, Asked, Surroundings, Word, settings_from
 
 PLACEMENTS = ["auto", "layerwise", "resident", "whole"]
 PLACEMENTS_WITH_CPU = [*PLACEMENTS, "cpu"]
@@ -43,6 +43,12 @@ _MODE_TOOLTIP = (
     "memory: streamed with a ring and nothing more.\n"
     "speed: as auto, with less VRAM kept free.\n"
     "manual: left to ComfyUI."
+)
+_LORA_MODE_TOOLTIP = (
+    "What becomes of streamed layers that a LoRA has changed. The picture is the same.\n"
+    "auto: kept in system memory while there is some to spare, so that each is changed once.\n"
+    "host: all of them kept in system memory, or an error.\n"
+    "on_arrival: none kept; each layer is changed again whenever it comes to the GPU. Least memory, slower steps."
 )
 
 OPTIONS = io.Custom("LAYERWISE_OFFLOAD_OPTIONS")
@@ -93,15 +99,26 @@ def graph_options_input() -> io.Input:
     return io.String.Input("graph_options", default="", optional=True, advanced=True, tooltip=_GRAPH_OPTIONS_TOOLTIP)
 
 
+def lora_mode_input() -> io.Input:
+    return io.Combo.Input(
+        "lora_mode", options=list(LORA_MODES), default="auto", optional=True, advanced=True, tooltip=_LORA_MODE_TOOLTIP
+    )
+
+
 def mode_input() -> io.Input:
     return io.Combo.Input("mode", options=list(MODES), default="auto", optional=True, tooltip=_MODE_TOOLTIP)
 
 
 def asked_from(
-    near: Surroundings, kind: str, placement: str, budget_gb: float = 0.0, ring_gb: float = 0.0, mode: str = "auto"
+    near: Surroundings,
+    kind: str,
+    placement: str,
+    budget_gb: float = 0.0,
+    ring_gb: float = 0.0,
+    lora_mode: str = "auto",
 ) -> Asked:
     """What the widgets of a loader, and everybody weaker, ask of the component that it brings of a kind."""
-    return near.ask(settings_from(near.name(kind), placement, budget_gb, ring_gb), mode)
+    return near.ask(settings_from(near.name(kind), placement, budget_gb, ring_gb, lora_mode))
 
 
 def surroundings(node: type[io.ComfyNode], options: Word | None, graph_options: str) -> Surroundings:

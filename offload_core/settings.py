@@ -106,8 +106,9 @@ EXPLICIT_SOURCES: Final[tuple[str, ...]] = SOURCES[:4]
 PLACEMENTS: Final[tuple[str, ...]] = ("auto", "layerwise", "resident", "whole", "cpu")
 HOST_TIERS: Final[tuple[str, ...]] = ("auto", "pinned", "pageable", "mapped")
 PRECISIONS: Final[tuple[str, ...]] = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
-LORA_MODES: Final[tuple[str, ...]] = ("auto", "on_arrival", "host", "app")
-# on_arrival: patched on each arrival; host: patched once, the result kept on the host; app: the way the app does it.
+LORA_MODES: Final[tuple[str, ...]] = ("auto", "host", "on_arrival")
+# What becomes of a streamed layer that a LoRA has changed. host: kept in host memory, changed once; on_arrival: changed
+# each time it arrives; auto: kept while there is host memory to spare.
 
 ALLOWED: Final[dict[str, tuple[str, ...]]] = {
     "placement": PLACEMENTS,

@@ -162,6 +162,14 @@ class Versions:
             self._port.host_release(buffer)
             del self._buffers[id(buffer)]
 
+    def forget(self) -> None:
+        """Give all versions back; layers are changed on arrival until others are made. Nothing is in flight."""
+        for _, revision in self._kept.values():
+            revision.version = None
+        self._kept.clear()
+        self.refused.clear()
+        _release(self._port, self._buffers)
+
     def close(self) -> None:
         """Give all versions back. Nothing is in flight."""
         self._kept.clear()

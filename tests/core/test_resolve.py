@@ -338,7 +338,13 @@ def test_device_cpu_means_placement_cpu() -> None:
 
 
 def test_the_policy_is_silent_about_what_somebody_set() -> None:
-    values = {"precision": "bf16", "lora_mode": "app", "host_tier": "mapped", "device": "cuda:0", "ring_bytes": GB}
+    values = {
+        "precision": "bf16",
+        "lora_mode": "on_arrival",
+        "host_tier": "mapped",
+        "device": "cuda:0",
+        "ring_bytes": GB,
+    }
     wishes = tuple(wish("dit", value, "options", name) for name, value in values.items())
     dit = resolve(request(selection="dit", wishes=wishes)).components["dit"]
     for name, value in values.items():

@@ -139,6 +139,12 @@ def less_than_it_looked(at: int) -> None:
     _replace(controller, "load", failing)
 
 
+def host_memory_short() -> None:
+    """The host has a megabyte left, by its own account."""
+    package = next(key for key in sys.modules if key.endswith("offload_core.runtime")).rpartition(".")[0]
+    _replace(importlib.import_module(f"{package}.host_budget"), "available_bytes", lambda: 1_000_000)
+
+
 SILENT = (
     no_wait_for_the_copy,
     no_wait_for_the_last_reader,
@@ -148,7 +154,8 @@ SILENT = (
     overlaps_forgotten,
 )
 RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled, less_than_it_looked)
-FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING)}
+SHORTAGES = (host_memory_short,)
+FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING, *SHORTAGES)}
 
 
 @PromptServer.instance.routes.post("/fault")
