@@ -1,11 +1,13 @@
 // Options of the whole graph and the user's defaults, as plain data, and the text that our nodes carry to the server:
-//   {"schema": 1, "graph": {"mode", "components": {selector: {placement, budget_gb, ring_gb}}}, "settings": {same}}
+//   {"schema": 1, "graph": {"mode", "components": {selector: {placement, budget_gb, ring_gb, lora_mode}}},
+//    "settings": {same}}
 // Says nothing where nobody set anything: `auto` and 0 are unset. Pure.
 
 export const SCHEMA = 1;
 export const MODES = ['auto', 'memory', 'speed', 'manual'];
 export const PLACEMENTS = ['auto', 'layerwise', 'resident', 'whole', 'cpu'];
 export const GROUPS = ['dit', 'text_encoder', 'image_encoder', 'vae'];
+const CHOICES = ['placement', 'lora_mode'];
 const SIZES = ['budget_gb', 'ring_gb'];
 
 /** One source's word with everything that is unset left out; null if nothing is left. Unknown members are kept out. */
@@ -13,7 +15,7 @@ export function said(word) {
   const components = {};
   for (const [selector, settings] of Object.entries(word?.components ?? {})) {
     const kept = {};
-    if (settings?.placement && settings.placement !== 'auto') kept.placement = settings.placement;
+    for (const name of CHOICES) if (settings?.[name] && settings[name] !== 'auto') kept[name] = settings[name];
     for (const name of SIZES) if (Number(settings?.[name]) > 0) kept[name] = Number(settings[name]);
     if (Object.keys(kept).length) components[selector] = kept;
   }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from offload_core.runtime import DeviceQueue, OffloadController, attach, discover
+from offload_core.runtime import Change, DeviceQueue, OffloadController, attach, discover
 from offload_core.runtime.host_store import HostLayer
 from offload_core.runtime.parts import UnmovableTensor, parts_of, stored_bytes
 from tests.runtime.world import hand_plan
@@ -201,3 +201,60 @@ def test_a_lending_wrapper_can_be_pickled():
     file.seek(0)
     back = torch.load(file, weights_only=False)
     assert type(back) is Scaled and torch.equal(back.plain(), given.plain())
+
+
+def test_a_change_that_is_carried_by_attributes_moves_no_byte():
+    """On what streams, what stays and what lies outside layers; gone with the next change and with the device."""
+    model = Model(GGUFLike)
+    x = torch.randn(2, DIM)
+    port = RacePort()
+    queue = DeviceQueue(port)
+    controller = OffloadController(model, queue, discovery=discover(model, min_layer_bytes=1))
+    largest = max(layer.bytes for layer in controller.inventory.layers)
+    plan = hand_plan(controller, 2 * largest + 512, residents=(3,))
+    seen = {}
+
+    def look(name):
+        return lambda module, args: seen.__setitem__(name, list(module.weight.patches))
+
+    for number, block in enumerate(model.blocks):
+        block.first.register_forward_pre_hook(look(number))
+    model.head.register_forward_pre_hook(look("head"))
+
+    def carry(*values):
+        names = {"head": "head.weight"} | {number: f"blocks.{number}.first.weight" for number in (1, 3)}
+        changes = {}
+        for key, name in names.items():
+            weight = model.get_parameter(name)
+            changes[name] = Change(key=values, compute=lambda w=weight: w, marks={"patches": [*values, key]})
+        controller.revise(changes if values else {})
+
+    with torch.no_grad():
+        reference = model(x)
+        controller.load(plan)
+        carry("first")
+        for values in (("first",), ("second", "third"), ()):
+            carry(*values)
+            for _ in range(2):
+                assert torch.equal(model(x), reference)
+                carried = {key: [*values, key] if values and key in (1, 3, "head") else [] for key in seen}
+                assert seen == carried
+        carry("last")
+        controller.load(hand_plan(controller, 2 * largest + 512, residents=(1,)))
+        model(x)
+        assert (seen[1], seen[3], seen[0]) == (["last", 1], ["last", 3], []), "built anew with the new plan"
+        controller.unload()
+        model(x)
+        assert set(map(tuple, seen.values())) == {()}, "the host's tensors are what they were"
+        controller.load(plan)
+        model(x)
+        assert seen[1] == ["last", 1]
+    assert controller.counters.revised_layers == 0
+    controller.detach()
+    queue.close()
+
+
+def test_only_what_has_such_attributes_can_carry_a_change():
+    weight = Scaled.of(torch.randn(DIM, DIM))
+    with pytest.raises(UnmovableTensor, match="carries no patches"):
+        parts_of(weight).set_marks({"patches": []})

@@ -35,8 +35,8 @@ test('numbers are read by people', () => {
 test('what is on auto or 0 is not said', () => {
   assert.equal(said({ mode: 'auto', components: { dit: { placement: 'auto', budget_gb: 0 } } }), null);
   assert.equal(optionsText(null, { mode: 'auto' }), '');
-  const text = optionsText({ components: { dit: { ring_gb: 0.5, placement: 'layerwise', colour: 1 } } }, { mode: 'memory' });
-  assert.deepEqual(JSON.parse(text), { schema: 1, graph: { components: { dit: { placement: 'layerwise', ring_gb: 0.5 } } }, settings: { mode: 'memory' } });
+  const text = optionsText({ components: { dit: { ring_gb: 0.5, placement: 'layerwise', lora_mode: 'host', colour: 1 } } }, { mode: 'memory' });
+  assert.deepEqual(JSON.parse(text), { schema: 1, graph: { components: { dit: { placement: 'layerwise', lora_mode: 'host', ring_gb: 0.5 } } }, settings: { mode: 'memory' } });
 });
 
 test('the same options are the same text, whatever their order', () => {

@@ -194,4 +194,4 @@ class GGUFDoubleLoader:
         return (model,)
 
 
-NODE_CLASS_MAPPINGS = {"GGUFDoubleLoader": GGUFDoubleLoader}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (GGUFDoubleLoader,)}
