@@ -26,6 +26,9 @@ from .placing import left_to_the_app
 
 _swap_lock = threading.Lock()
 
+MAX_ERROR_CHARACTERS = 400
+"""Of an error of the app's that we pass on."""
+
 _ON_THE_CPU = ("text_encoder", "vae")
 """Components whose app loader can place them on the CPU."""
 
@@ -61,8 +64,17 @@ def app_load(what: str, paths: Sequence[str], maps: bool) -> Iterator[MappedFile
     except Exception as error:
         raise OffloadError(
             f"asked to load the {what} {file_names(paths)}; found that ComfyUI cannot: {type(error).__name__}: "
-            f"{error}; check that the file is complete and a {what} that ComfyUI knows"
+            f"{_short(error)}; check that the file is complete and a {what} that this ComfyUI knows"
         ) from error
+
+
+def _short(error: Exception) -> str:
+    """The beginning of a message: torch lists every weight that does not fit. All of it is in the log."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    text = " ".join(lines[:2])
+    more = len(lines) - 2
+    text = text if len(text) <= MAX_ERROR_CHARACTERS else f"{text[:MAX_ERROR_CHARACTERS]}..."
+    return f"{text} (and {more} lines more, see the log)" if more > 0 else text
 
 
 def file_names(paths: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import { word } from './settings.js';
 
 const TEXT_WIDGET = 'layerwise_offload_text';
 const OPTIONS_WIDGET = 'graph_options';
+const WIDTH = 380; // of a new node: what `auto` came to is read without its tooltip
 const TOGETHER_MS = 500; // what comes within this time is said in one toast
 
 /** Looks after the nodes of the graph. `say` must be ready before nodes are made; see `ready`. */
@@ -49,7 +50,7 @@ export function nodeWidgets(contact) {
       widget.serialize = false; // nor into the workflow; being last, it leaves no hole there
       widget.computeLayoutSize = () => ({ minHeight: heightFor(node), maxHeight: heightFor(node), minWidth: 0 });
       const least = node.computeSize();
-      node.setSize([Math.max(size[0], least[0]), Math.max(size[1], least[1])]);
+      node.setSize([Math.max(size[0], least[0], WIDTH), Math.max(size[1], least[1])]); // a saved one gets its own size after this
     },
     /** The message that a component has been placed. Warnings stay on the node; what the user has to do is one toast. */
     resolved(message) {

@@ -257,10 +257,15 @@ def test_a_folder_that_leads_elsewhere_is_not_written_to(app_server_factory, tmp
     assert refused.value.code == 400 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("body", [b"", b"[1]", b"{", b'"x"', b'{"name": "' + b"x" * 5000 + b'"}'])
+LARGE = b'{"name": "x", "client_id": "x", "on": false, "more": "' + b"x" * 5000 + b'"}'
+"""Good but for its size."""
+
+
+@pytest.mark.parametrize("body", [b"", b"[1]", b"{", b'"x"', LARGE])
 def test_bodies_that_are_no_small_objects_are_refused(sim, body):
     for path in ("/layerwise_offload/trace/save", "/layerwise_offload/subscribe"):
         assert _status(sim, path, body, {}) == 400
+    assert not (sim.base / "output" / "layerwise_offload" / "x.json").exists()
 
 
 @pytest.mark.parametrize("path", ["/layerwise_offload/trace/save", "/layerwise_offload/subscribe"])

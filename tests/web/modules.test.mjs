@@ -148,6 +148,7 @@ test('a node finds itself in the report', () => {
 test('what a gigabyte more or less would do', () => {
   const [dit, encoder] = fixture.report().components;
   assert.deepEqual(whatIfLines(say, dit).map((one) => one.text), ['explain.what_if 1.04 s  (−14 %) 23', 'explain.what_if 1.37 s  (+13 %) 14']);
+  assert.deepEqual(whatIfLines(say, dit).map((one) => one.delta), ['+1 GB', '−1 GB']);
   assert.ok(whatIfLines(say, encoder)[1].bad);
   assert.equal(whatIfLines(say, encoder)[0].text, 'explain.what_if 1.21 s  10', 'nothing to compare with');
 });
@@ -165,7 +166,12 @@ test('before the first run the plan is shown, after it what has been loaded', ()
   assert.equal(state.bystanders.length, 1);
   assert.equal(statesOf(state.components[0]).slice(0, 3), 'OrO', 'who will stay is told from who will not');
   assert.equal(focused(state, null).component, 'dit');
-  const { title, parts, ceiling } = plannedPart(planned.devices[0], state.components[0], say);
+  const [device] = planned.devices;
+  const { title, parts, ceiling, free } = plannedPart(device, state.components[0], say);
+  assert.equal(free, Math.max(0, device.total_bytes - parts.others - parts.ring - parts.loose - parts.resident));
+  const larger = plannedPart({ ...device, total_bytes: 48e9, free_bytes: 40e9 }, state.components[0], say);
+  assert.equal(larger.parts.others, 8e9);
+  assert.equal(larger.free + Object.values(larger.parts).reduce((sum, one) => sum + one, 0), 48e9, 'all of it is somewhere');
   assert.ok(title.includes('dit') && parts.ring === planned.components[0].plan.ring_bytes && ceiling === 6e9);
   const shown = lastPasses(state.components[0].events, state.components[0].id);
   assert.ok(shown.events.length > 57, 'a predicted pass can be drawn');

@@ -44,8 +44,11 @@ function installVerbs() {
     build(prompt) {
       app.graph.clear();
       const nodes = {};
+      let top = 60;
       Object.entries(prompt).forEach(([id, { class_type, inputs }], index) => {
-        nodes[id] = this.add(class_type, [40 + 440 * Math.floor(index / 3), 60 + 330 * (index % 3)]);
+        if (index % 3 === 0) top = 60;
+        nodes[id] = this.add(class_type, [40 + 440 * Math.floor(index / 3), top]);
+        top += Math.max(270, nodes[id].size[1]) + 60;
         for (const [name, value] of Object.entries(inputs)) {
           if (!Array.isArray(value)) this.setWidget(nodes[id], name, value);
         }
@@ -120,7 +123,7 @@ export async function settle(page) {
   await page.evaluate(installVerbs);
 }
 
-export async function openApp(url, { vueNodes = false, files, width = 1600, viewport = { width, height: 1000 }, settings = {}, routes = async () => {} }) {
+export async function openApp(url, { vueNodes = false, files, width = 1600, viewport = { width, height: 1000 }, settings = {}, faults = {}, routes = async () => {} }) {
   const executablePath = process.env.LAYERWISE_CHROMIUM;
   const browser = await chromium.launch({ executablePath, headless: true, args: BROWSER_ARGUMENTS });
   const context = await browser.newContext({ viewport, reducedMotion: 'reduce' });
@@ -141,6 +144,10 @@ export async function openApp(url, { vueNodes = false, files, width = 1600, view
   // Before the page is opened, for some of them take effect only then; the server keeps them from one scenario to the next.
   await context.request.post(`${url}/settings`, { data: { ...SETTINGS, 'Comfy.VueNodes.Enabled': vueNodes, ...settings } });
   if (files) await pretend(page, files);
+  for (const [file, text] of Object.entries(faults)) { // files of ours, as a test wants them to be
+    const contentType = file.endsWith('.css') ? 'text/css' : 'text/javascript';
+    await page.route(`**/extensions/layerwise-offload/${file}*`, (route) => route.fulfill({ contentType, body: text }));
+  }
   await routes(page);
   await page.goto(url, { waitUntil: 'domcontentloaded' });
   await settle(page);

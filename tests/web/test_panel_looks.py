@@ -26,6 +26,12 @@ def test_looks(play, theme, vue, width, locale):
     name = f"panel-{theme}-{'vue' if vue else 'canvas'}-{width}-{locale}"
     played = play("panel_looks.mjs", name, vueNodes=vue, width=width, settings=settings)
 
+    judge(played, locale)
+    if (theme, vue, width) == ("dark", False, 1600):
+        keep_pictures(Path(played["screenshot"]))
+
+
+def judge(played: dict, locale: str):
     assert played["found"] == [], "\n".join(played["found"])
     assert set(played["states"]) == {"resident", "arriving", "in_use", "in_flight", "used", "offloaded"}
     assert {FLIGHT, USE, STALL} <= set(played["drawn"]), "copies, compute or stalls are not drawn"
@@ -39,8 +45,6 @@ def test_looks(play, theme, vue, width, locale):
     assert "close other programs" in toast and "set less" in toast, "what there is to do, in one message"
     assert "less than planned" not in toast, "a warning that nobody can act on is on the node only"
     assert played["errors"] == [] and played["external"] == []
-    if (theme, vue, width) == ("dark", False, 1600):
-        keep_pictures(Path(played["screenshot"]))
 
 
 def keep_pictures(screenshot: Path):

@@ -16,6 +16,7 @@ def test_pipeline_loader_options_and_report(server, play, renderer):
     server.free()
     prompt = all_in_one(build("flux", seed=77))
     prompt["40"] = node("LayerwiseOffloadReport", value=[SAMPLER, 0])
+    prompt["41"] = node("PreviewImage", images=["40", 3])
     played = play("loader.mjs", f"pipeline-{renderer}", prompt=prompt, vueNodes=renderer == "vue")
 
     assert played["run"]["status"] == "success", played["run"]

@@ -20,5 +20,12 @@ await scenario(async (page, task) => {
   }
   await page.waitForTimeout(500);
   await page.screenshot({ path: task.screenshot });
-  return { node, help: await help.innerText(), page: await page.evaluate(() => document.body.innerText) };
+  const seen = { node, help: await help.innerText(), page: await page.evaluate(() => document.body.innerText) };
+  await page.evaluate(() => app.extensionManager.command.execute('Comfy.ShowSettingsDialog'));
+  const dialog = page.getByRole('dialog').last();
+  await dialog.getByText(task.category, { exact: true }).first().click({ timeout: 10000 });
+  await page.waitForTimeout(500);
+  seen.settings = await dialog.innerText();
+  await page.screenshot({ path: task.screenshot.replace('.png', '-settings.png') });
+  return seen;
 });

@@ -145,6 +145,92 @@ def host_memory_short() -> None:
     _replace(importlib.import_module(f"{package}.host_budget"), "available_bytes", lambda: 1_000_000)
 
 
+# ---------------------------------------------------------------------- what the server tells browsers
+
+
+def _bridge(name: str):
+    package = next(key for key in sys.modules if key.endswith(".bridge.routes")).removesuffix(".routes")
+    return importlib.import_module(f"{package}.{name}")
+
+
+def any_file_name() -> None:
+    _replace(_bridge("routes"), "is_file_name", lambda name: True)
+
+
+def bodies_of_any_size() -> None:
+    routes = _bridge("routes")
+    body = routes._body
+    _replace(routes, "_body", lambda request, most_bytes=0: body(request, 1 << 30))
+
+
+def saved_over_another() -> None:
+    def save(name):
+        path = _bridge("routes").Path(_bridge("routes").folder_paths.get_output_directory()) / "layerwise_offload"
+        path.mkdir(exist_ok=True)
+        (path / f"{name}.json").write_text("{}")
+        return f"layerwise_offload/{name}.json"
+
+    _replace(_bridge("routes"), "save", save)
+
+
+def told_to_everybody() -> None:
+    subscriptions = _bridge("telemetry").Subscriptions
+    add = subscriptions.add
+
+    def add_all(self, client):
+        for other in list(self._server.sockets):
+            add(self, other)
+        return add(self, client)
+
+    _replace(subscriptions, "add", add_all)
+
+
+def strangers_are_subscribed() -> None:
+    _replace(_bridge("telemetry").Subscriptions, "add", lambda self, client: True)
+
+
+def told_without_pause() -> None:
+    _replace(_bridge("telemetry"), "INTERVAL_S", 0.02)
+
+
+def told_although_nothing_happens() -> None:
+    _replace(_bridge("telemetry"), "_signature", lambda state: object())
+
+
+def told_of_another_node() -> None:
+    telemetry = _bridge("telemetry")
+    send = telemetry._send
+    _replace(telemetry, "_send", lambda nodes, message: send(("99",), message))
+
+
+def every_warning_is_to_do() -> None:
+    _replace(_bridge("component").Component, "take_to_do", lambda self: list(self.warnings))
+
+
+def events_of_what_is_gone() -> None:
+    telemetry = _bridge("telemetry")
+
+    def all_events():
+        return [telemetry.event_row(event) for event in telemetry.recording().trace.since()[0]]
+
+    _replace(_bridge("routes"), "stored_events", all_events)
+
+
+def planned_from_any_path() -> None:
+    _replace(_bridge("expect"), "_path", lambda wanted, name: name)
+
+
+def planned_without_the_widgets() -> None:
+    graph_files = _bridge("graph_files")
+    _replace(graph_files, "_settings", lambda class_type, kind, inputs: graph_files.ComponentSettings(kind))
+
+
+TOLD = (
+    *(any_file_name, bodies_of_any_size, saved_over_another, told_to_everybody, strangers_are_subscribed),
+    *(told_without_pause, told_although_nothing_happens, told_of_another_node, every_warning_is_to_do),
+    *(events_of_what_is_gone, planned_from_any_path, planned_without_the_widgets),
+)
+
 SILENT = (
     no_wait_for_the_copy,
     no_wait_for_the_last_reader,
@@ -155,7 +241,7 @@ SILENT = (
 )
 RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled, less_than_it_looked)
 SHORTAGES = (host_memory_short,)
-FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING, *SHORTAGES)}
+FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING, *SHORTAGES, *TOLD)}
 
 
 @PromptServer.instance.routes.post("/fault")

@@ -1,0 +1,68 @@
+"""Seeded faults in web/: each one replaces a text in a file. Plain data; tests/web/test_web_faults.py says who notices.
+
+`modules` faults are noticed by the pure modules' tests under Node, `looks` faults by the panel over a made-up run.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WebFault:
+    name: str
+    file: str
+    text: str
+    instead: str
+
+
+MODULES = (
+    WebFault(
+        *("planned beside the real ones", "model.js"),
+        *("filter((one) => !isThere(one))", "filter(() => true)"),
+    ),
+    WebFault(
+        *("another file taken for the same component", "model.js"),
+        *("return a.model === b.model || (shared && !(isFile(a) && isFile(b)));", "return true;"),
+    ),
+    WebFault("events without end", "model.js", ".slice(-KEPT_EVENTS)", ""),
+    WebFault("stored events twice", "model.js", "!known.has(keyOf(event))", "true"),
+    WebFault(
+        *("a message about what nobody knows goes unnoticed", "model.js"),
+        *("stale: stale || fresh.size > 0", "stale: false"),
+    ),
+    WebFault("passes that do not follow are drawn as one", "model.js", "return start - ended <= ", "return true || "),
+    WebFault("everybody's widgets are sent", "prompt.js", "of read ? node.widgets ?? [] : []", "of node.widgets ?? []"),
+    WebFault("links of subgraphs lead outside", "prompt.js", "id.replace(/[^:]*$/, '') + ", "'' + "),
+    WebFault(
+        *("options in the order in which they were set", "graph_options.js"),
+        *("content[name] = sorted(word)", "content[name] = word"),
+    ),
+    WebFault("a GB of 1024", "format.js", "1e9", "2 ** 30"),
+    WebFault(
+        *("less and more confused", "explain.js"),
+        *("one.delta_bytes > 0 ? '+' : '−'", "one.delta_bytes < 0 ? '+' : '−'"),
+    ),
+    WebFault("what others hold is forgotten", "memory_bar.js", "+ ring_bytes + others", "+ ring_bytes"),
+)
+
+LOOKS = (
+    WebFault("texts too pale", "layerwise_offload.css", "var(--lwo-text) 68%", "var(--lwo-text) 25%"),
+    WebFault(
+        *("numbers cut off", "layerwise_offload.css"),
+        *(".lwo-number { font-size: 17px;", ".lwo-number { overflow: hidden; font-size: 60px;"),
+    ),
+    WebFault("stalls not drawn", "timeline.js", "['copy', 'visit', 'stall']) {", "['copy', 'visit']) {"),
+    WebFault("keys do not move the focus", "dom.js", "next.focus();", ""),
+    WebFault("a layer in flight shown as offloaded", "placement_map.js", "F: 'in_flight'", "F: 'offloaded'"),
+    WebFault("a toast for what nobody can act on", "node_widgets.js", "message.to_do ?? []", "message.warnings ?? []"),
+    WebFault("a toast for each", "node_widgets.js", "if (!pending.length) setTimeout(", "setTimeout("),
+    WebFault(
+        "a canvas without a name", "timeline.js", "setAttribute(canvas, 'aria-label',", "void (canvas, 'aria-label',"
+    ),
+    WebFault("the language ignored", "words.js", "['en', 'zh', 'ja']", "['en']"),
+    WebFault(
+        "something from elsewhere",
+        "layerwise_offload.js",
+        "async init() {",
+        "async init() { new Image().src = 'http://192.0.2.1/x.png';",
+    ),
+)
