@@ -29,7 +29,7 @@ _STATE_WORDS = {
     "C": "in the ring, used",
     "O": "offloaded",
 }
-_HEADER, _LADDER, _COMPONENT, _NOTE, _LEGEND = 62, 84, 262, 24, 44
+_HEADER, _LADDER, _COMPONENT, _SHORT, _NOTE, _LEGEND = 62, 84, 262, 82, 24, 44
 _LANE_LEFT = MARGIN + 72
 
 Timeline = tuple[Sequence[Event], bool]
@@ -40,7 +40,7 @@ def draw_report(document: Mapping[str, Any], timelines: Mapping[str, Timeline]) 
     shown = [*document["components"], *document["expected"]]
     more, shown = shown[MAX_COMPONENTS:], shown[:MAX_COMPONENTS]
     notes = _notes(document, more)
-    height = _HEADER + _LADDER * (len(document["devices"]) + 1) + _COMPONENT * len(shown) + _NOTE * len(notes)
+    height = _HEADER + _LADDER * (len(document["devices"]) + 1) + sum(map(_height, shown)) + _NOTE * len(notes)
     canvas = Canvas(WIDTH, height + (_LEGEND if shown else 0) + MARGIN // 2)
     canvas.text(MARGIN, 18, "Layerwise Offload", 24)
     canvas.text_right(WIDTH - MARGIN, 24, _summary(document), 15, QUIET)
@@ -52,7 +52,7 @@ def draw_report(document: Mapping[str, Any], timelines: Mapping[str, Timeline]) 
     y += _LADDER
     for one in shown:
         _component(canvas, y, one, timelines.get(one["id"], ((), False)))
-        y += _COMPONENT
+        y += _height(one)
     for note in notes:
         canvas.text(MARGIN, y, note, 14, QUIET, ROOM)
         y += _NOTE
@@ -83,7 +83,7 @@ def _notes(document: Mapping[str, Any], more: Sequence[Mapping[str, Any]]) -> li
 
 def _device(canvas: Canvas, y: float, device: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) -> None:
     mine = [one for one in components if one["loaded"] and one["device"] == device["name"]]
-    budget = sum(one["budget_bytes"] or 0 for one in mine)
+    budget = min(device["total_bytes"], sum(one["budget_bytes"] or 0 for one in mine))
     parts = [
         ("residents", device["resident_bytes"], RESIDENT),
         ("loose", device["loose_bytes"], LOOSE),
@@ -147,6 +147,11 @@ def _legend(canvas: Canvas, y: float, entries: Sequence[tuple[str, str]]) -> Non
 # ---------------------------------------------------------------------- components
 
 
+def _height(one: Mapping[str, Any]) -> int:
+    """What has no layers, or no plan, has nothing to draw either."""
+    return _COMPONENT if (one.get("plan") or {}).get("layers") else _SHORT
+
+
 def _component(canvas: Canvas, y: float, one: Mapping[str, Any], timeline: Timeline) -> None:
     canvas.line(MARGIN, y, WIDTH - MARGIN, y, LINE)
     name = canvas.text(MARGIN, y + 12, one["component"], 19)
@@ -159,6 +164,8 @@ def _component(canvas: Canvas, y: float, one: Mapping[str, Any], timeline: Timel
         return
     canvas.text(MARGIN, y + 40, _plan_line(one), 14, QUIET, ROOM)
     layers = plan["layers"]
+    if not layers:
+        return
     states = one.get("layer_states") or "".join("r" if layer["placement"] == "resident" else "O" for layer in layers)
     _placement_map(canvas, y + 64, layers, states)
     _figures(canvas, y + 98, one)
@@ -177,6 +184,8 @@ def _said(one: Mapping[str, Any]) -> str:
 
 def _plan_line(one: Mapping[str, Any]) -> str:
     plan = one["plan"]
+    if not plan["layers"]:
+        return f"nothing in it is large enough to be streamed: {size_text(plan['loose_bytes'])} stay on the device"
     resident = sum(layer["placement"] == "resident" for layer in plan["layers"])
     streamed = len(plan["layers"]) - resident
     parts = [f"{len(plan['layers'])} layers, {size_text(sum(layer['bytes'] for layer in plan['layers']))}"]

@@ -1,4 +1,4 @@
-"""Events as Chrome trace JSON and back: what Perfetto and `chrome://tracing` open without any of our code.
+"""Events as Chrome trace JSON and back: what Perfetto opens without any of our code.
 
 The format (Chrome's "Trace Event Format", kept alive by Perfetto) wants the slices of one track to nest. So there is
 one track per stream, slices are complete events ("X"), and where two clock readings make neighbours overlap, the later
@@ -129,9 +129,7 @@ def _copied(events: Sequence[Event], process: int, origin_ns: int) -> list[dict[
     for event in sorted((e for e in events if e.kind == "copy"), key=lambda e: e.end_ns):
         total += event.nbytes
         at = _us(event.end_ns - origin_ns)
-        counted.append(
-            {"ph": "C", "pid": process, "tid": 0, "ts": at, "name": "bytes copied", "args": {"bytes": total}}
-        )
+        counted.append({"ph": "C", "pid": process, "tid": 0, "ts": at, "name": "copied", "args": {"bytes": total}})
     return counted
 
 

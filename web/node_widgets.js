@@ -8,6 +8,8 @@ import { word } from './settings.js';
 const TEXT_WIDGET = 'layerwise_offload_text';
 const OPTIONS_WIDGET = 'graph_options';
 const WIDTH = 380; // of a new node: what `auto` came to is read without its tooltip
+const REPORT = 'LayerwiseOffloadReport';
+const REPORT_SIZE = [560, 420]; // of a new one: its text has many lines, of a hundred characters
 const TOGETHER_MS = 500; // what comes within this time is said in one toast
 
 /** Looks after the nodes of the graph. `say` must be ready before nodes are made; see `ready`. */
@@ -33,6 +35,7 @@ export function nodeWidgets(contact) {
     /** A node has been made: by hand, by loading, or by pasting. */
     created(node) {
       const type = node.comfyClass ?? node.type;
+      if (type === REPORT) node.setSize(REPORT_SIZE.map((least, side) => Math.max(node.size[side], least)));
       if (!isOurs(type)) return;
       carryOptions(contact, node);
       const text = nodeText((...words) => say(...words), node);

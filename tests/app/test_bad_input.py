@@ -1,5 +1,7 @@
 """Files that are no models, and nodes that are asked for the impossible: one clear error, and the server goes on."""
 
+import json
+
 import pytest
 
 from tests.support import pixels, tiny_models
@@ -36,7 +38,20 @@ def loaded_with(name: str) -> dict:
     return prompt
 
 
+def file_of_other_shapes() -> bytes:
+    """The matrices of the blocks on their side."""
+    data = good_file()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    for name, tensor in header.items():
+        if "_blocks." in name:
+            tensor["shape"].reverse()
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
 CASES = {
+    "other_shapes.safetensors": file_of_other_shapes,
     "empty.safetensors": lambda: b"",
     "no_model.safetensors": lambda: b"this is not a model" * 100,
     "cut_header.safetensors": lambda: good_file()[:1000],
@@ -51,6 +66,8 @@ def test_a_file_that_is_no_model_is_one_clear_error(sim, model_file, name):
     result = sim.run(loaded_with(model_file(name, CASES[name]())))
     assert not result.ok
     assert name in result.message, "the file's name is what the user needs"
+    assert len(result.message) < 1000, "not every weight that does not fit"
+    assert ("lines more, see the log" in result.message) == (name == "other_shapes.safetensors"), result.message
     reference = pixels.sha256(sim.latents(sim.run(build("flux", "app")).check()))
     assert pixels.sha256(sim.latents(sim.run(build("flux", "layerwise", budget_gb=0.03)).check())) == reference
     sim.free()

@@ -68,8 +68,8 @@ await scenario(async (page, task) => {
   const onNode = await page.locator('.lwo-node').innerText();
   await page.evaluate(() => app.extensionManager.command.execute('Comfy.Canvas.FitView'));
   for (const [component, placement, source, budget_bytes, warnings, to_do] of [
-    ['dit', 'layerwise', 'policy', 6e9, [], ['too large; set less']],
-    ['text_encoder', 'layerwise', 'graph', 1.4e9, ['less than planned: using what there is'], []],
+    ['dit', 'layerwise', 'policy', 6e9, [], []],
+    ['text_encoder', 'layerwise', 'graph', 1.4e9, ['less than planned: using what there is'], ['too large; set less']],
     ['vae', 'whole', 'settings', null, [], ['copies are slower; close other programs']],
   ]) {
     const device_bytes = budget_bytes && budget_bytes - 0.07e9;

@@ -27,7 +27,8 @@ try {
   await page.goto(task.url);
   await page.waitForFunction(() => window.app?.trace?.engine, null, { timeout: 60000 });
   result = await page.evaluate(ask, task.queries);
-  await page.getByText(/Layerwise Offload/).first().click({ timeout: 30000 }); // a process: opened, it shows its tracks
+  await page.getByText(/Layerwise Offload/).first().waitFor({ state: 'attached', timeout: 30000 });
+  await page.evaluate(() => app.commands.runCommand('dev.perfetto.ExpandAllGroups')).catch(() => {}); // for who looks
   await page.waitForTimeout(1500);
 } catch (error) {
   result = { failure: String(error.stack ?? error) };

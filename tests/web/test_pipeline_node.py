@@ -1,5 +1,7 @@
 """The loader of a whole pipeline, with options and a report behind it, as a user sees them."""
 
+from pathlib import Path
+
 import numpy
 import pytest
 from PIL import Image
@@ -23,6 +25,10 @@ def test_pipeline_loader_options_and_report(server, play, renderer):
     saved = played["run"]["outputs"][played["ids"][SAVE_IMAGE]]["images"][0]
     path = server.base / saved["type"] / saved["subfolder"] / saved["filename"]
     pixels.assert_identical(expected, [numpy.asarray(Image.open(path).convert("RGB"))])
+    drawn = played["run"]["outputs"][played["ids"]["41"]]["images"][0]
+    picture = Image.open(server.base / drawn["type"] / drawn["subfolder"] / drawn["filename"])
+    assert picture.width == 1024
+    picture.save(Path(played["screenshot"]).with_name(f"report-image-{renderer}.png"))
     report = "".join(played["run"]["outputs"][played["ids"]["40"]]["text"])
     assert "dit" in report and "device memory" in report
     assert "dit on" in played["shown"], "the report is not to be seen on its node"

@@ -164,13 +164,15 @@ def bodies_of_any_size() -> None:
 
 
 def saved_over_another() -> None:
-    def save(name):
-        path = _bridge("routes").Path(_bridge("routes").folder_paths.get_output_directory()) / "layerwise_offload"
-        path.mkdir(exist_ok=True)
-        (path / f"{name}.json").write_text("{}")
-        return f"layerwise_offload/{name}.json"
+    routes = _bridge("routes")
 
-    _replace(_bridge("routes"), "save", save)
+    def save(name):
+        path = routes.Path(routes.folder_paths.get_output_directory()) / routes.FOLDER
+        path.mkdir(exist_ok=True)
+        (path / f"{name}.json").write_text(routes.json.dumps(routes._document()))
+        return f"{routes.FOLDER}/{name}.json"
+
+    _replace(routes, "save", save)
 
 
 def told_to_everybody() -> None:
