@@ -24,6 +24,8 @@ MAX_STEPS = 200
 _CLIPS = ("clip_name1", "clip_name2", "clip_name3", "clip_name4")
 _NONE = (None, "", "none")
 
+_TAKE_LORAS = ("dit", "text_encoder")
+
 Files = dict[str, tuple[str, tuple[str, ...]]]
 """By kind of component: the app's folder, and the widgets that name files in it."""
 
@@ -188,6 +190,7 @@ def _settings(class_type: str, kind: str, inputs: Mapping[str, Any]) -> Componen
         inputs.get(f"{prefix}placement", AUTO),
         inputs.get(f"{prefix}budget_gb", 0.0),
         inputs.get(f"{prefix}ring_gb", 0.0),
+        inputs.get("lora_mode", AUTO) if kind in _TAKE_LORAS else AUTO,
     )
     if kind != "vae":
         return settings
