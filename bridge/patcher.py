@@ -78,6 +78,15 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         """What nodes ask from now on. The component keeps the name that it was first asked something under."""
         self.asked = asked.named(self.component.named(asked.component))
 
+    def as_it_came(self, foreign: Foreign) -> comfy.model_patcher.ModelPatcher:
+        """The same object, of the class that it had in another pack: what is left to the app goes that pack's way."""
+        self.component.patchers.discard(self)
+        for name in ("component", "asked", "foreign"):
+            vars(self).pop(name, None)
+        self.__class__ = foreign.kind  # type: ignore[assignment]
+        vars(self).update(foreign.own)
+        return self
+
     @property
     def streams(self) -> bool:
         """Whether this patcher does anything but what the app's does."""

@@ -17,6 +17,7 @@ from . import compat
 from .kinds import kind_of
 from .loading import check_placement, patcher_class
 from .patcher import LayerwiseModelPatcher, become_ours
+from .placing import left_to_the_app
 from .surroundings import Surroundings
 
 _LOADED_TWICE = "the model was loaded for Dynamic VRAM and had to be loaded a second time"
@@ -25,11 +26,12 @@ _LOAD_IT_ONCE = "use a Layerwise Offload loader node in place of the app's, whic
 
 def wrap_model(
     model: comfy.model_patcher.ModelPatcher, kind: str, settings: ComponentSettings, near: Surroundings
-) -> LayerwiseModelPatcher:
+) -> comfy.model_patcher.ModelPatcher:
     """A layerwise patcher over the module of `model`, which is to be a component of `kind`.
 
     Patches, options, wrappers and the rest are carried over as the app's own `clone` does. A Dynamic VRAM model is
-    first turned into an ordinary one by the app's factory, which loads the file a second time.
+    first turned into an ordinary one by the app's factory, which loads the file a second time; one that is to be left
+    to the app stays what it is, block prefetch of the app's included.
     """
     compat.require()
     found = kind_of(model.model)
@@ -44,10 +46,14 @@ def wrap_model(
     asked = near.ask(settings, before=ours and ours.asked)
     check_placement(asked, at_load=False)
     dynamic = model.is_dynamic()
+    if dynamic and left_to_the_app(asked):
+        return model.clone()
     if dynamic:
         model = _without_dynamic_vram(model)
     clone = ours.clone() if ours is not None else become_ours(model.clone())
     clone.take(asked)
+    if clone.foreign is not None and not clone.streams:
+        return clone.as_it_came(clone.foreign)
     if dynamic:
         clone.component.warn(_LOADED_TWICE, do=_LOAD_IT_ONCE)
     return clone

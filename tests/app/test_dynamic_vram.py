@@ -95,6 +95,21 @@ def test_apply_demotes_a_dynamic_model_and_names_the_second_copy(dynamic, what):
     assert dynamic.sim_stats()["races"] == 0
 
 
+@pytest.mark.parametrize("what", ["model", "clip", "vae"])
+def test_what_is_left_to_the_app_stays_dynamic(dynamic, what):
+    """The placement `whole` behind the app's loader: nothing is loaded a second time, and the app goes its own way."""
+    source = {"model": MODEL, "clip": CLIP, "vae": VAE}[what]
+    reference = outcome(dynamic, build(FAMILY))
+    held = resident_bytes(dynamic)
+    dynamic.free()
+    prompt = applied(build(FAMILY), **{what: source})
+    widgets = {"placement": "whole", "clip_placement": "whole", "vae_placement": "whole"}
+    prompt["80"]["inputs"] |= widgets
+    assert outcome(dynamic, prompt) == reference
+    assert dynamic.report()["components"] == []
+    assert resident_bytes(dynamic) == held
+
+
 def test_apply_refuses_what_the_app_cannot_load_without_dynamic_vram(dynamic):
     prompt = with_our_loaders(with_controlnet(build("sd15"), "controlnet_sd15"), {CLIP: {"placement": "layerwise"}})
     prompt["80"] = node("LayerwiseOffloadApply", placement="layerwise", budget_gb=0.0, control_net=["13", 0])

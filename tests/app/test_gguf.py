@@ -70,6 +70,19 @@ def test_a_lora_on_it_is_what_its_own_patcher_makes_of_it(sim, on_device):
     assert sim.sim_stats()["races"] == 0
 
 
+def test_left_to_the_app_it_goes_its_own_packs_way(sim):
+    """The placement `whole`, also behind another Apply node and by turns with streaming."""
+    reference = outcome(sim, gguf("app", lora=0.8))
+    sim.free()
+    for placement in ("whole", "layerwise", "whole"):
+        assert outcome(sim, gguf("apply", lora=0.8, placement=placement)) == reference
+    twice = gguf("apply", lora=0.8, **STREAMED)
+    twice["70"] = node("LayerwiseOffloadApply", model=twice[SAMPLER]["inputs"]["model"], placement="whole")
+    twice[SAMPLER]["inputs"]["model"] = ["70", 0]
+    assert outcome(sim, twice) == reference
+    assert sim.sim_stats()["races"] == 0
+
+
 def test_weights_that_are_not_quantised_are_patched_by_its_own_arithmetic(sim, patch_file):
     """A difference on weights in layers and outside them; where it is quantised it is carried."""
     name = patch_file("diff", "flux_tiny", ("txt_in", "final_layer", *BLOCKS))

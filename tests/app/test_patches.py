@@ -132,7 +132,15 @@ def test_a_streamed_layer_keeps_its_shapes_and_says_so(sim, patch_file):
     result = sim.run(with_patch(build("flux", "layerwise", placement="layerwise", budget_gb=BUDGET_GB), name))
     assert not result.ok
     assert "single_blocks.2.linear2.weight to the shape" in result.message and "whole" in result.message
+    assert "streamed layer diffusion_model.single_blocks.2," in result.message
     assert sim.run(build("flux", "layerwise", placement="layerwise", budget_gb=BUDGET_GB)).ok
+    sim.free()
+    results = []
+    for loader in ("app", "layerwise"):  # as the message advises; what comes of the patch is the app's own affair
+        ended = sim.run(with_patch(build("flux", loader, **({} if loader == "app" else {"placement": "whole"})), name))
+        results.append(pixels.sha256(sim.latents(ended)) if ended.ok else ended.message.splitlines()[0])
+        sim.free()
+    assert results[0] == results[1] and "OffloadError" not in results[0]
 
 
 # ---------------------------------------------------------------------- several patch sets

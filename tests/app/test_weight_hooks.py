@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.app.test_bit_identity import outcome
+from tests.app.test_bit_identity import dit_report, outcome
 from tests.app.test_components import encoding, saved
 from tests.app.test_encoder_lora import lora  # noqa: F401 - a fixture
 from tests.support import tiny_models
@@ -55,6 +55,22 @@ def test_a_hooked_model_is_streamed_with_the_apps_picture(sim, settings):
             sim.free()
     assert outcome(sim, build("flux", "apply", **ours)) == plain, "a hook has stayed"
     assert sim.sim_stats()["races"] == 0
+
+
+def test_what_hooks_that_come_and_go_cost(sim):
+    """A LoRA on one side only, so that weights change twice a step: residents are fetched again, once a change."""
+    ours = {"placement": "layerwise", "budget_gb": 2 * BUDGET_GB}
+    outcome(sim, hooked(build("flux", "layerwise", **ours), 0.9))
+    before = dit_report(sim)["summary"]
+    outcome(sim, hooked(build("flux", "layerwise", seed=2, steps=4, **ours), 0.9))
+    report = dit_report(sim)
+    plan, passes = report["plan"], report["summary"]["passes"] - before["passes"]
+    copied = report["summary"]["bytes_copied"] - before["bytes_copied"]
+    streamed = sum(layer["bytes"] for layer in plan["layers"] if layer["placement"] == "streamed")
+    assert passes == 8 and plan["resident_bytes"] > 0 and streamed > 0
+    # Look-ahead is thrown away at a change: of each pass at most a ring.
+    assert copied <= passes * (streamed + plan["ring_bytes"]) + (passes // 2 + 1) * plan["resident_bytes"]
+    assert report["summary"]["revised_layers"] - before["revised_layers"] <= (passes // 2 + 1) * len(plan["layers"])
 
 
 def test_a_hooked_encoder_is_streamed_with_the_apps_conditioning(sim, lora):  # noqa: F811

@@ -53,7 +53,8 @@ class Case:
     keyframes       the hook's strength changes between the steps
     clip_lora       strength of a LoRA on the text encoder; 0: none
     save            what is saved beside the picture and read back: "model", "checkpoint", "" = nothing
-    said_by         who says placements and budget: the loaders' widgets, an options node, the graph's options
+    said_by         who says placements, budget, LoRA mode: the loaders' widgets, an options node, the graph's options
+    lora_mode       what becomes of patched layers on the host
     apply_last      Apply stands behind the LoRAs instead of in front of them
     fault, at       what ends the first run at which visit: interrupt, failure, out_of_memory; "" = nothing
     weights_mb      device memory left for weights; 0 = plenty
@@ -81,6 +82,7 @@ class Case:
     clip_lora: float = 0.0
     save: str = ""
     said_by: str = "node"
+    lora_mode: str = "auto"
     apply_last: bool = False
     controlnet: bool = False
     tiled: bool = False
@@ -179,6 +181,7 @@ def _with_more(case: Case, rng: random.Random) -> Case:
         clip_lora=maybe(0.25, rng.choice((0.7, -0.4)), 0.0, family in ENCODER_LORA_FAMILIES),
         save=maybe(0.2, rng.choice(("model", "checkpoint")), "", family in SAVED_FAMILIES),
         said_by=rng.choice(SAYERS),
+        lora_mode=maybe(0.15, rng.choice(("host", "on_arrival")), "auto", family in LORA_FAMILIES),
     )
 
 

@@ -198,6 +198,8 @@ def _with_save(prompt: dict, case: Case) -> dict:
 def _said(case: Case, budget: float) -> tuple[dict[str, dict], dict | None, str]:
     """What is said about the components by (the nodes' widgets by role, an options node's widgets, the graph)."""
     values: dict[str, dict] = {"dit": {"placement": case.dit, "budget_gb": budget}}
+    said_once = {} if case.lora_mode == "auto" else {"lora_mode": case.lora_mode}
+    values["dit"] |= said_once if case.said_by != "options" else {}
     if FAMILIES[_architecture(case.family)].clip:
         values["text_encoder"] = {"placement": case.clip}
     values["vae"] = {"placement": case.vae}
@@ -205,7 +207,7 @@ def _said(case: Case, budget: float) -> tuple[dict[str, dict], dict | None, str]
     if case.said_by == "graph":
         said = {"mode": case.mode, "components": values}
         return nothing, None, json.dumps({"schema": 1, "graph": said})
-    options = {"mode": case.mode}
+    options = {"mode": case.mode, **(said_once if case.said_by == "options" else {})}
     if case.said_by == "options":
         for role, widgets in values.items():
             options |= {f"{role}_{name}": value for name, value in widgets.items()}
