@@ -29,8 +29,9 @@ from .device_queue import DeviceQueue
 from .discovery import Discovery, discover, keep_in_memory
 from .host_placement import settle_tiers, with_files
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
-from .layer import Layer, build_layers, close_masters
+from .layer import Layer, build_layers
 from .loose import LooseTensors
+from .masters import close_holds
 from .prefetcher import Prefetcher
 from .recorder import Recorder
 from .revision import Change, Versions
@@ -73,7 +74,7 @@ class OffloadController:
         found = keep_in_memory(root, discovery or discover(root))
         self.inventory: Inventory = found.inventory(component)
         self.layers = build_layers(found, queue.port, pinned, progress)
-        self._close_masters = weakref.finalize(self, close_masters, queue.port, [a.host.locked for a in self.layers])
+        self._close_masters = weakref.finalize(self, close_holds, queue.port, [a.host.hold for a in self.layers])
         self._close_masters.atexit = False
         self._tables = HostTables(found.tables)
         self._loose = self._find_loose()
@@ -253,11 +254,9 @@ class OffloadController:
     def _let_go(self) -> None:
         for interposed in reversed(self._interposed):
             interposed.remove()
-        self._stop_lending()
-
-    def _stop_lending(self) -> None:
         for layer in self.layers:
             layer.let_go()
+            layer.host.show_file()
         self._tables.stop_lending()
 
     def detach(self) -> None:
@@ -280,7 +279,7 @@ class OffloadController:
             if master is not None:
                 self.prefetcher.forget_look_ahead()
                 self.prefetcher.drain()
-                layer.host.write(master, value)
+                layer.write(master, value)
                 self.inventory = with_files(self.inventory, self.layers)
                 self._refetch(layer)
                 self._revise_layers()

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from ..inventory import Inventory, LayerSpec
-from .host_store import Flattened, lies_whole_in_file, span_bytes
+from .host_store import lies_whole_in_file
+from .layout import Flattened, span_bytes
 from .loose import LooseTensors
 from .parts import UnmovableTensor, is_plain, parts_of, plain, stored_bytes
 from .weight_file import take_out_of_file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,7 @@ from ..plan import HostTier, Plan
 from .device_port import DevicePort, Event
 from .host_source import FileSource
 from .layer import Layer
+from .masters import Hold, distinct
 
 _GIVES_BACK: tuple[HostTier, ...] = ("pinned", "pageable", "mapped")
 
@@ -62,6 +63,27 @@ def _drop_behind(layers: Sequence[Layer], plan: Plan) -> None:
     for source in sources:
         for file in source.files:
             file.drop_behind = too_much
+
+
+def there_bytes(layers: Iterable[Layer]) -> tuple[int, int]:
+    """Of layers that could be left in their file, what is in memory all the same, by whomever; of all, what is
+    page-locked. That much costs nothing to have."""
+    copies = pinned = 0
+    for layer in layers:
+        master = layer.host.master
+        if master is not None:
+            copies += layer.nbytes if layer.host.in_file else 0
+            pinned += layer.nbytes if master.locked else 0
+    return copies, pinned
+
+
+def bytes_in_use(layers: Sequence[Layer], more: Sequence[Hold] = ()) -> dict[HostTier, int]:
+    """Host memory of layers of any components and of `more`, by tier; a buffer that several share counts once."""
+    found: dict[HostTier, int] = {"pinned": 0, "pageable": 0, "mapped": 0}
+    for master in distinct([*(layer.host.hold for layer in layers), *more]):
+        found["pinned" if master.locked else "pageable"] += master.nbytes
+    found["mapped"] = sum(layer.nbytes for layer in layers if layer.host.tier == "mapped")
+    return found
 
 
 def with_files(inventory: Inventory, layers: Sequence[Layer]) -> Inventory:

@@ -8,7 +8,7 @@ a file, is read through page-locked slots (`staging.py`), or straight into the r
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -60,12 +60,29 @@ class FileSource:
     As the app's own loader would have done it once, element by element; rounding and all, the bits are the same.
     """
 
-    def __init__(self, slots: Sequence[Slot], slices: Sequence[FileSlice], nbytes: int) -> None:
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        slices: Sequence[FileSlice],
+        nbytes: int,
+        find: Callable[[], torch.Tensor | None] = lambda: None,
+    ) -> None:
+        """`find`: the same bytes in memory, if somebody has them there at the moment."""
         self.nbytes = nbytes
+        self._find = find
         self._tensors = [(slot, part) for slot, part in zip(slots, slices) if slot.nbytes]
         self.files = tuple({id(part.file): part.file for part in slices}.values())
 
     def read(self, destination: torch.Tensor, start: int) -> None:
+        in_memory = self._find()
+        if in_memory is not None:
+            MemorySource(in_memory).read(destination, start)
+        else:
+            self._read_file(destination, start)
+        for file in self.files:  # afterwards: what was changed while it was read is found as well
+            file.check()
+
+    def _read_file(self, destination: torch.Tensor, start: int) -> None:
         end = start + destination.numel()
         for slot, part in self._tensors:
             first, last = max(start, slot.offset), min(end, slot.offset + slot.nbytes)
@@ -75,8 +92,6 @@ class FileSource:
                     part.read(place, first - slot.offset)
                 else:
                     _read_converted(part, place, first - slot.offset, slot.dtype)
-        for file in self.files:  # afterwards: what was changed while it was read is found as well
-            file.check()
 
 
 def _read_converted(part: FileSlice, place: torch.Tensor, start: int, dtype: torch.dtype) -> None:

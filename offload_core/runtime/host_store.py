@@ -1,19 +1,17 @@
 """Host masters: one flat byte buffer per layer, the only copy of a streamed layer's weights on the host.
 
-A layer's tensors are laid end to end, each aligned and with its original strides, so that one copy of bytes moves the
-layer and a view at the same offset of any other byte buffer is the same tensor there. Wrapped ones (quantised weights)
-are laid down as the plain tensors they are made of (`parts.py`). The parameters of the module are re-pointed into the
-buffer; they stay the same objects. A layer whose tensors lie in a file may do without a buffer (the tier `mapped`):
-its parameters show the file's values, and its bytes are read from there. Masters never change while a model runs and
-are never copied back. The module knows nothing about devices beyond the port that hands out host memory.
+A layer's tensors are laid end to end (`layout.py`), so that one copy of bytes moves the layer. The parameters of the
+module are re-pointed into the buffer; they stay the same objects. A layer whose tensors lie in a file may do without a
+buffer (the tier `mapped`): its parameters show the file's values, and its bytes are read from there. Its buffer, if it
+has one, is shared with whoever has the same layer of the same file (`masters.py`): its parameters look into it while
+the component is loaded and nobody else writes to them, and at the file otherwise. Masters never change while a model
+runs and are never copied back. The module knows nothing about devices beyond the port that hands out host memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,111 +21,10 @@ from ..plan import HostTier
 from .device_port import DevicePort
 from .host_parameter import OutsideTouches, adopt, release
 from .host_source import ByteSource, FileSource, MemorySource
+from .layout import Flattened, LayerLayout, TensorSlot, copy_span
+from .masters import Hold, Master, find
 from .parts import Parts, UnmovableTensor, parts_of, plain
-from .weight_file import FileSlice, dtype_of, forget_file, slice_of
-
-TENSOR_ALIGNMENT = 256
-"""Bytes. Vectorised and tensor-core kernels want 16 to 128; fp8 kernels have failed at 32. Costs nothing per layer."""
-
-ALLOCATION_BYTES = 512
-"""Device allocators hand out multiples of this: a budget that is kept to the byte has to count what is taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSlot:
-    """Where one tensor lies in its layer's buffer."""
-
-    offset: int
-    nbytes: int
-    dtype: torch.dtype
-    shape: torch.Size
-    stride: tuple[int, ...]
-
-    def view(self, buffer: torch.Tensor) -> torch.Tensor:
-        """The tensor, as a view into `buffer`, a flat byte tensor that holds the whole layer."""
-        return self._view(buffer[self.offset : self.offset + self.nbytes])
-
-    def host_view(self, buffer: torch.Tensor) -> torch.Tensor:
-        """The same for a host buffer, with a storage of its own over the tensor's bytes.
-
-        Tensors of one storage cannot be saved by torch if their types differ, and each counts for all of it.
-        """
-        if not self.nbytes:
-            return self._view(torch.empty(0, dtype=torch.uint8))
-        memory = (ctypes.c_ubyte * self.nbytes).from_address(buffer.data_ptr() + self.offset)
-        memory.owner = buffer  # type: ignore[attr-defined]  # the new storage keeps `memory` alive, and that the bytes
-        return self._view(torch.frombuffer(memory, dtype=torch.uint8))
-
-    def _view(self, own_bytes: torch.Tensor) -> torch.Tensor:
-        typed = own_bytes.view(self.dtype)
-        return torch.as_strided(typed, self.shape, self.stride, typed.storage_offset())
-
-
-@dataclass(frozen=True, slots=True)
-class LayerLayout:
-    """The slots of a layer, one for each plain tensor, and the bytes of the buffer that holds them."""
-
-    slots: tuple[TensorSlot, ...]
-    nbytes: int
-
-
-def span_bytes(tensor: torch.Tensor) -> int:
-    """Bytes from a tensor's first to its last element; more than its elements where the strides leave gaps."""
-    if tensor.numel() == 0:
-        return 0
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    return (last + 1) * tensor.element_size()
-
-
-def copy_span(destination: torch.Tensor, source: torch.Tensor) -> None:
-    """Copy what lies between the first and the last element of two tensors of the same shape, type and strides.
-
-    As flat memory, because tensors whose elements lie on top of each other (expanded ones) cannot be written to.
-    """
-    length = span_bytes(source) // source.element_size()
-    flat = [torch.as_strided(tensor, (length,), (1,), tensor.storage_offset()) for tensor in (destination, source)]
-    flat[0].copy_(flat[1])
-
-
-def layout_of(tensors: Sequence[torch.Tensor]) -> LayerLayout:
-    """Lay the tensors end to end. Holes inside a tensor's strides are kept as they are."""
-    slots, end = [], 0
-    for tensor in tensors:
-        nbytes = span_bytes(tensor)
-        slots.append(TensorSlot(end, nbytes, tensor.dtype, tensor.shape, tensor.stride()))
-        end = _aligned(end + nbytes)
-    return LayerLayout(tuple(slots), -(-end // ALLOCATION_BYTES) * ALLOCATION_BYTES)
-
-
-class Flattened:
-    """Tensors as the plain ones they are made of, each of those once, and where these lie when laid end to end."""
-
-    __slots__ = ("layout", "leaves", "parts", "places")
-
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Raises UnmovableTensor if one of them cannot be moved as bytes."""
-        self.parts = [parts_of(tensor) for tensor in tensors]
-        positions: dict[int, int] = {}
-        self.leaves: list[torch.Tensor] = []
-        for parts in self.parts:
-            for leaf in parts.leaves:
-                if id(leaf) not in positions:
-                    positions[id(leaf)] = len(self.leaves)
-                    self.leaves.append(leaf)
-        self.places = [tuple(positions[id(leaf)] for leaf in parts.leaves) for parts in self.parts]
-        """For each tensor, which slots its parts lie in."""
-        self.layout = layout_of([_in_memory(leaf) for leaf in self.leaves])
-
-    def views(self, buffer: torch.Tensor) -> list[list[torch.Tensor]]:
-        """For each tensor, its parts as views into `buffer`."""
-        views = [slot.view(buffer) for slot in self.layout.slots]
-        return [[views[place] for place in places] for places in self.places]
-
-
-def _in_memory(leaf: torch.Tensor) -> torch.Tensor:
-    """`leaf`, or a stand-in of its shape for one that lies in a file in another type than it is to have."""
-    dtype = dtype_of(leaf)
-    return plain(leaf) if dtype == leaf.dtype else torch.empty(leaf.shape, dtype=dtype, device="meta")
+from .weight_file import FileReadError, FileSlice, forget_file, slice_of
 
 
 def _file_slices(flat: Flattened) -> list[FileSlice] | None:
@@ -149,9 +46,9 @@ def lies_whole_in_file(parameters: Sequence[torch.Tensor]) -> bool:
 
 
 class HostLayer:
-    """The host master of one layer: a buffer of its own, page-locked or not, or the file that its tensors lie in."""
+    """The host master of one layer: a buffer, page-locked or not, or the file that its tensors lie in."""
 
-    __slots__ = ("_flat", "_port", "_slices", "buffer", "generation", "locked", "parameters", "source", "touches")
+    __slots__ = ("_flat", "_key", "_port", "_slices", "buffer", "generation", "hold", "parameters", "source", "touches")
 
     def __init__(self, parameters: list[nn.Parameter], port: DevicePort, pinned: bool) -> None:
         """`parameters` are on the CPU, each once, each movable.
@@ -165,25 +62,24 @@ class HostLayer:
         self.generation = 0
         """Counts how often a master got other bytes: what was derived from the ones before is out of date."""
         self.touches = OutsideTouches()
+        self.hold = Hold()
+        """Our use of the master. Whoever is to end it when we are gone holds this, and no more."""
         self.buffer: torch.Tensor | None = None
-        self.locked: list[torch.Tensor] = []
-        """The buffer, while it is page-locked. Whoever is to end that when we are gone holds this list, and no more."""
+        """The master's, while we use one."""
         self.source: ByteSource | None = None
         """What to read the bytes from; None: `buffer` can be copied from as it is."""
         self._slices = _file_slices(self._flat)
+        self._key = _content_key(self._slices, self.layout) if self._slices is not None else None
         if self._slices is not None:
-            self.source = FileSource(self.layout.slots, self._slices, self.layout.nbytes)
-            return
-        with torch.inference_mode(False):
-            buffer, locked = port.host_empty(self.layout.nbytes, pinned)
-        self.locked += [buffer] if locked else []
+            self.source = self._file_source()
+        else:
+            self._use(self.hold.take(port).fill(self.layout.nbytes, pinned, self._copy_leaves), pinned)
+
+    def _copy_leaves(self, buffer: torch.Tensor) -> None:
         for slot, leaf in zip(self.layout.slots, self._flat.leaves):
             with _mode_of(leaf):
                 view = slot.host_view(buffer)
                 view.copy_(plain(leaf).data) if leaf.dtype != slot.dtype else copy_span(view, plain(leaf).data)
-                leaf.data = view
-                forget_file(leaf)
-        self._hold(buffer)
 
     @property
     def in_file(self) -> bool:
@@ -192,8 +88,8 @@ class HostLayer:
 
     @property
     def pinned(self) -> bool:
-        """Whether the buffer is page-locked."""
-        return bool(self.locked)
+        """Whether we count on the buffer being page-locked, and it is."""
+        return self.hold.pinned
 
     @property
     def tier(self) -> HostTier:
@@ -201,6 +97,11 @@ class HostLayer:
         if self.buffer is None:
             return "mapped"
         return "pinned" if self.pinned else "pageable"
+
+    @property
+    def master(self) -> Master | None:
+        """The bytes in memory, ours or another's that `move_to` would share; None if there are none."""
+        return self.hold.master if self.buffer is not None else find(self._port, self._key)
 
     def move_to(self, tier: HostTier) -> None:
         """Bring the bytes to `tier`, or to the next one that there is. Nothing is in flight from the layer.
@@ -210,79 +111,107 @@ class HostLayer:
         if tier == "mapped" and self.in_file:
             self._leave_buffer()
             return
-        if self.buffer is None:
-            self._read_file(pinned=tier == "pinned")
-        assert self.buffer is not None
-        if tier == "pinned":
-            self._lock(self.buffer)
-        elif tier == "pageable":
-            self.unlock()
-        self._hold(self.buffer)
+        pinned = self.pinned if tier == "mapped" else tier == "pinned"
+        buffer = self.buffer
+        if buffer is None:
+            self._check_files()  # what another has read of it counts no more than the file does
+            master = self.hold.take(self._port, self._key)
+            buffer = master.fill(
+                self.layout.nbytes,
+                pinned and not self._port.pins_in_place,
+                lambda empty: self._file_source().read(empty, 0),  # read first, locked after: that faults the pages in
+            )
+        self._use(buffer, pinned)
 
-    def _read_file(self, pinned: bool) -> None:
-        """From the file into a buffer of the port's. Read first, page-locked after: reading is what faults pages in."""
-        assert self._slices is not None
-        source = FileSource(self.layout.slots, self._slices, self.layout.nbytes)
-        with torch.inference_mode(False):
-            buffer, _ = self._port.host_empty(self.layout.nbytes, False)
-            source.read(buffer, 0)
-        self._point_into(buffer)
-        if pinned:
-            self._lock(buffer)
-            assert self.buffer is not None
-            self._hold(self.buffer)
-
-    def _leave_buffer(self) -> None:
-        if self.buffer is None:
-            return
-        assert self._slices is not None
-        for part, leaf in zip(self._slices, self._flat.leaves):
-            with _mode_of(leaf):
-                leaf.data = part.mapped
-        self.unlock()
-        self.buffer = None
-        self.source = FileSource(self.layout.slots, self._slices, self.layout.nbytes)
-
-    def _hold(self, buffer: torch.Tensor) -> None:
-        self.buffer = buffer
+    def _use(self, buffer: torch.Tensor, pinned: bool) -> None:
+        """Have the parameters look into `buffer`, our master's, and have that page-locked or not."""
+        if pinned and self.hold.pin():
+            assert self.hold.master is not None and self.hold.master.buffer is not None
+            buffer = self.hold.master.buffer
+        elif not pinned:
+            self.hold.unpin()
+        if buffer is not self.buffer:
+            self.buffer = buffer
+            self._point_into(buffer, range(len(self._flat.leaves)))
         self.source = MemorySource(buffer) if self._port.stages_unpinned and not self.pinned else None
 
-    def own_bytes(self) -> torch.Tensor:
-        """The layer's buffer, read from the file if it had none. From now on the file does not count any more."""
-        if self.buffer is None:
-            self._read_file(pinned=False)
-        if self._slices is not None:
-            for leaf in self._flat.leaves:
+    def _leave_buffer(self) -> None:
+        if self.buffer is not None:
+            self._point_at_file()
+            self.hold.drop()
+            self.buffer = None
+            self.source = self._file_source()
+
+    def _file_source(self) -> FileSource:
+        assert self._slices is not None
+        port, key = self._port, self._key
+
+        def in_memory() -> torch.Tensor | None:
+            master = find(port, key)
+            return None if master is None else master.buffer
+
+        return FileSource(self.layout.slots, self._slices, self.layout.nbytes, in_memory)
+
+    def _point_into(self, buffer: torch.Tensor, places: Iterable[int]) -> None:
+        for place in places:
+            leaf = self._flat.leaves[place]
+            with _mode_of(leaf):
+                leaf.data = self.layout.slots[place].host_view(buffer)
+            if not self.in_file:
                 forget_file(leaf)
-            self._slices = None
+
+    def _point_at_file(self) -> None:
+        assert self._slices is not None
+        for place in self._ours():
+            leaf = self._flat.leaves[place]
+            with _mode_of(leaf):
+                leaf.data = self._slices[place].mapped
+
+    def _ours(self) -> list[int]:
+        """Which leaves look at the file or into the buffer; others have been given another value by somebody."""
+        start = -1 if self.buffer is None else self.buffer.data_ptr()
+        return [
+            place
+            for place, (leaf, slot) in enumerate(zip(self._flat.leaves, self.layout.slots))
+            if slice_of(leaf) is not None or (start >= 0 and plain(leaf).data_ptr() == start + slot.offset)
+        ]
+
+    def own_bytes(self) -> torch.Tensor:
+        """The layer's buffer, nobody else's and to be written to. From now on the file does not count any more."""
+        if self._slices is not None:
+            ours, pinned, source, shown = self._ours(), self.pinned, self._file_source(), self.buffer
+            fresh = Hold()
+            master = fresh.take(self._port)
+            buffer = master.fill(
+                self.layout.nbytes,
+                pinned and not self._port.pins_in_place,
+                lambda empty: source.read(empty, 0) if shown is None else _copy_bytes(empty, shown),
+            )
+            self._slices, self._key = None, None
+            self.hold.take_from(fresh)
+            self.buffer = buffer
+            self._point_into(buffer, ours)
+            self._use(buffer, pinned)
         assert self.buffer is not None
         return self.buffer
 
-    def _lock(self, buffer: torch.Tensor) -> None:
-        """Page-lock the buffer in place; what a back end cannot do so is moved into a buffer that it has locked."""
-        if self.locked:
+    def show_file(self) -> None:
+        """The module is an ordinary one again, for anybody to write to: not into a buffer that others share.
+
+        If the file is not what it was, the layer gets a buffer of its own and does without it.
+        """
+        if self._slices is None or self.buffer is None:
             return
-        if self._port.host_pin(buffer):
-            self.locked.append(buffer)
-        elif not self._port.pins_in_place:
-            with torch.inference_mode(False), torch.no_grad():
-                other, locked = self._port.host_empty(buffer.numel(), True)
-                if locked:
-                    other.copy_(buffer)
-                    self._point_into(other)
-                    self.locked.append(other)
+        try:
+            self._check_files()
+        except FileReadError:
+            self.own_bytes()
+        else:
+            self._point_at_file()
 
-    def _point_into(self, buffer: torch.Tensor) -> None:
-        for slot, leaf in zip(self.layout.slots, self._flat.leaves):
-            with _mode_of(leaf):
-                leaf.data = slot.host_view(buffer)
-        self._hold(buffer)
-
-    def unlock(self) -> None:
-        """End the page-lock, if there is one. The bytes stay."""
-        for buffer in self.locked:
-            self._port.host_release(buffer)
-        self.locked.clear()
+    def _check_files(self) -> None:
+        for file in {id(part.file): part.file for part in self._slices or ()}.values():
+            file.check()
 
     @property
     def layout(self) -> LayerLayout:
@@ -294,7 +223,7 @@ class HostLayer:
             adopt(parameter, self.touches, parts)
 
     def let_go(self) -> None:
-        """The parameters are plain ones again, still looking into the buffer."""
+        """The parameters are plain ones again, still looking where they do."""
         for parameter in self.parameters:
             release(parameter)
 
@@ -316,7 +245,9 @@ class HostLayer:
             return False
         places = self._flat.places[position]
         slots = [self.layout.slots[place] for place in places]
-        if self.buffer is None and self._still_in_file(parts, places):
+        if self._still_in_file(parts, places):
+            if self.buffer is not None:
+                self._point_into(self.buffer, places)
             return True
         if not parts.like(self._flat.parts[position]) or len(slots) != len(parts.leaves):
             return False
@@ -378,6 +309,19 @@ class HostLayer:
             return [parts.as_parameter(own) for parts, own in zip(self._flat.parts, views)]
 
 
+def _content_key(slices: Sequence[FileSlice], layout: LayerLayout) -> Hashable:
+    """What two layers have in common whose buffers hold the same bytes at the same places."""
+    tensors = tuple(
+        (str(part.file.path), part.file.identity, part.offset, part.nbytes, part.dtype, slot)
+        for part, slot in zip(slices, layout.slots)
+    )
+    return layout.nbytes, tensors
+
+
+def _copy_bytes(destination: torch.Tensor, source: torch.Tensor) -> None:
+    destination.copy_(source)
+
+
 def _parts_like(mine: Parts, value: torch.Tensor) -> Sequence[torch.Tensor]:
     """The parts of a new value for a tensor. Raises UnmovableTensor if it is another kind of tensor."""
     theirs = parts_of(value)
@@ -398,7 +342,3 @@ def _mode_of(parameter: torch.Tensor) -> Iterator[None]:
     """What was made in inference mode can only be written to there, and takes no data made outside of it."""
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():
         yield
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT

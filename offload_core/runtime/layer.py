@@ -25,6 +25,7 @@ from .device_port import DevicePort, Event
 from .discovery import Discovery, FoundLayer
 from .host_source import ByteSource
 from .host_store import HostLayer
+from .masters import close_holds
 from .revision import Revision
 
 
@@ -263,8 +264,15 @@ class Layer:
         return True
 
     def let_go(self) -> None:
-        """The module is an ordinary one again, on the host."""
+        """The modules hold ordinary parameters, which look where they did."""
         self.host.let_go()
+
+    def write(self, master: nn.Parameter, value: torch.Tensor) -> None:
+        """Change a host parameter. Nothing is in flight from the layer, or to it."""
+        in_place = self.is_in_place
+        self.host.write(master, value)
+        if in_place:  # the master has moved, if it was one that others share
+            self.stay_in_place()
 
     def spoil(self, port: DevicePort) -> None:
         """The bytes on the device are not what they should be, and kernels may be changing them at this moment."""
@@ -308,18 +316,6 @@ def build_layers(
             if progress is not None:
                 progress(done, total)
     except BaseException:
-        close_masters(port, [layer.host.locked for layer in layers])
+        close_holds(port, [layer.host.hold for layer in layers])
         raise
     return layers
-
-
-def close_masters(port: DevicePort, locked: list[list[torch.Tensor]]) -> None:
-    """End the page-locks of host masters. Also runs for a component that was dropped and never detached.
-
-    The finalizer that calls it holds the page-locked buffers and nothing else, so that it keeps no module alive.
-    """
-    port.drain()
-    for buffers in locked:
-        for buffer in buffers:
-            port.host_release(buffer)
-        buffers.clear()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .device_port import DevicePort
-from .host_store import Flattened, copy_span
+from .layout import Flattened, copy_span
 from .parts import UnmovableTensor, is_plain, parts_of, plain
 
 

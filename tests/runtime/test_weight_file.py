@@ -15,7 +15,8 @@ from offload_core.runtime import DeviceQueue, OffloadController, discover
 from offload_core.runtime.cpu_port import ThreadedCpuPort
 from offload_core.runtime.file_weights import weights_from_file
 from offload_core.runtime.host_source import FileSource, MemorySource
-from offload_core.runtime.host_store import Flattened, HostLayer
+from offload_core.runtime.host_store import HostLayer
+from offload_core.runtime.layout import Flattened
 from offload_core.runtime.staging import StagedPort
 from offload_core.runtime.weight_file import FileReadError, WeightFile, slice_of
 from tests.runtime.world import hand_plan
