@@ -149,6 +149,18 @@ def saves_lazily() -> bool:
     return find("comfy.model_patcher.ModelPatcher.model_state_dict_for_saving") is not None
 
 
+def running_prompts() -> frozenset[object]:
+    """What the app is executing at this moment, as far as it can be told apart; empty between prompts."""
+    queue = getattr(server(), "prompt_queue", None)
+    return frozenset(getattr(queue, "currently_running", None) or ())
+
+
+def app_ram_reserve_bytes() -> int:
+    """The host memory that the app leaves free when it page-locks, by its own rule; 0 where it has none and
+    between prompts."""
+    return int(find("comfy.memory_management.RAM_CACHE_HEADROOM") or 0) // 2
+
+
 def count_pins(nbytes: int) -> None:
     """Add to the app's account of page-locked memory what we have locked, or take off what we have let go."""
     if nbytes and app_pin_room_bytes() is not None:

@@ -26,14 +26,15 @@ from ..offload_core.runtime import OffloadController, discover
 from ..offload_core.runtime.discovery import keep_in_memory
 from ..offload_core.runtime.full_device import when_full
 from ..offload_core.settings import ComponentSettings
-from . import compat
 from .asked import Asked
 from .device import queue_for, ring_there
+from .file_weights import fill_in_missing
 from .giving_back import give_back, kept_and_ring, least_of, make_room, no_code_of_others, ring_bytes
+from .host_memory import host_memory, moved_bytes
 from .kinds import Kind, entries_of, kind_of
-from .memory import DeviceAllowance, PinAccount, device_allowance, host_limits
+from .memory import DeviceAllowance, device_allowance, host_limits, not_locked
 from .placing import Neighbour, resolve_now, within_policy
-from .recording import bytes_progress, recording
+from .recording import recording
 from .watch import ForeignMove, ShapeWatch
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,6 @@ class Component:
         self._to_do: list[str] = []
         self.announce: Callable[[Component], None] | None = None
         """Tells browsers what became of the component; whoever loads it knows how."""
-        self._pins = PinAccount()
         self.reads_file = False
         """On a device that shares memory with the host: the weights are in a file and are streamed from there."""
         self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -127,7 +127,7 @@ class Component:
         """Build the host masters. Weights that are not on the host come there. Idempotent."""
         if self._controller is not None:
             return
-        _fill_in_missing(model)
+        fill_in_missing(model)
         if any(p.device.type not in ("cpu", "meta") for p in model.parameters()):
             model.to("cpu")
         self.source = self.source or type(model).__name__
@@ -140,9 +140,10 @@ class Component:
             discovery=found,
             entries=entries_of(model, self.kind),
             pinned=False,  # the plan says who is page-locked
-            progress=bytes_progress(),
+            progress=moved_bytes(),
         )
         self._controller.record(recording().trace, self.id)
+        host_memory().joined(self._controller)
         when_full(self._controller, self._make_room, no_code_of_others)
         self._mover = ForeignMove(model, self)
         if self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
@@ -155,8 +156,9 @@ class Component:
             self.unload()
             if self._watch is not None:
                 self._watch.remove()
+            host_memory().left(self._controller)
             self._controller.detach()
-            self._pins.settle(None)
+            host_memory().settle()
             self._controller, self._mover, self._watch = None, None, None
 
     def close(self) -> None:
@@ -219,6 +221,8 @@ class Component:
             shared = self._ring_shared(inventory, self.device)
             offered_bytes = max(offered_bytes, min(offered_bytes + shared, ring_bytes(inventory)))
         wishes = (settings, asked.mode, asked.selection)
+        if host_memory().look(self.controller):
+            self._planned_for = None
         allowance = device_allowance(settings, self.device, offered_bytes)
         others = self._neighbours()
         if settings.is_explicitly_set("budget_bytes"):
@@ -230,6 +234,7 @@ class Component:
             allowance = self._within_policy(asked, allowance, others)
             if not (self.loaded and self._planned_for == wishes and self._still_good(allowance)):
                 self.put_into_effect(self._plan(settings, allowance))
+        host_memory().relieve(self.controller)  # what it shares may not be what it was planned to page-lock
         self._planned_for = wishes
         self.run_began = self.controller.counters.as_dict()
         assert self._mover is not None
@@ -307,7 +312,8 @@ class Component:
                 raise
             self.warn(f"{held / 1e9:.2f} GB could not be had on {self.device}: using {plan.device_bytes / 1e9:.2f} GB")
             self.controller.load(plan)
-        if missing := self._pins.settle(self._controller):
+        host_memory().settle()
+        if missing := not_locked(self.controller):
             self.warn(missing, do="free system memory or raise the limit of locked memory for full speed")
         self.last_plan = plan
         self.peak_device_bytes = max(self.peak_device_bytes, self.device_bytes())
@@ -382,7 +388,10 @@ class Component:
         )
         if known is not None:
             request = replace(request, h2d_bytes_per_s=known.h2d_bytes_per_s, link_source=known.link_source)
-        request = replace(request, **host_limits(settings, self.controller, self.device, self.source))
+        limits = host_limits(settings, self.controller, self.device, self.source)
+        if host_memory().makes_room(self.controller, limits["copies_budget_bytes"]):
+            limits = host_limits(settings, self.controller, self.device, self.source)
+        request = replace(request, **limits)
         self.request = request
         return make_plan(request)
 
@@ -423,14 +432,3 @@ class Component:
 def live_components() -> list[Component]:
     """All components that exist."""
     return list(_live)
-
-
-def _fill_in_missing(model: torch.nn.Module) -> None:
-    """Give weights that no file brought their values, as the app does when it loads a module."""
-    zero_init = compat.fill_in_weight()
-    if zero_init is not None:
-        for module in model.modules():
-            if hasattr(module, "comfy_cast_weights"):
-                for name, parameter in module.named_parameters(recurse=False):
-                    if parameter.is_meta:
-                        zero_init(module, name)

@@ -21,6 +21,7 @@ from torch import nn
 from ..offload_core.errors import OffloadError
 from ..offload_core.runtime.file_weights import tensor_places
 from ..offload_core.runtime.weight_file import FileSlice, WeightFile, lies_in_file, take_out_of_file
+from . import compat
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +125,17 @@ def settle(model: nn.Module, built: dict[str, torch.dtype], files: MappedFiles, 
             if buffer is not None and not buffer.is_meta and _is_plain(buffer) and files.maps(buffer):
                 full = f"{owner_name}.{name}" if owner_name else name
                 owner._buffers[name] = buffer.to(built.get(full, buffer.dtype), copy=True)
+
+
+def fill_in_missing(model: nn.Module) -> None:
+    """Give weights that no file brought their values, as the app does when it loads a module."""
+    zero_init = compat.fill_in_weight()
+    if zero_init is not None:
+        for module in model.modules():
+            if hasattr(module, "comfy_cast_weights"):
+                for name, parameter in module.named_parameters(recurse=False):
+                    if parameter.is_meta:
+                        zero_init(module, name)
 
 
 def give_memory(model: nn.Module) -> None:

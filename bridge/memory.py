@@ -12,6 +12,7 @@ from comfy.cli_args import args
 from ..offload_core import host_budget
 from ..offload_core.errors import SettingsError
 from ..offload_core.host_budget import HostBudget
+from ..offload_core.runtime.host_placement import there_bytes
 from ..offload_core.settings import ComponentSettings, Setting, Unset
 from . import compat
 from .device import streams_to, total_bytes
@@ -59,7 +60,7 @@ def may_keep_version(nbytes: int) -> bool:
 
 
 def host_allowance(settings: ComponentSettings, held_bytes: int = 0, pinned_bytes: int = 0) -> HostBudget:
-    """What a component may have of the host. `held_bytes`, `pinned_bytes`: what of it is already its own."""
+    """What a component may have of the host. `held_bytes`, `pinned_bytes`: what of it is there already."""
     asked = settings.value(Setting.PIN_BUDGET_BYTES)
     apps_room = compat.app_pin_room_bytes()
     found = host_budget.host_budget(
@@ -82,9 +83,7 @@ def host_limits(
     """
     if not streams_to(device):
         return {"pin_budget_bytes": 0, "copies_budget_bytes": 0, "in_place": True}
-    in_file = (layer for layer in controller.layers if layer.host.in_file and layer.host.buffer is not None)
-    copies = sum(layer.nbytes for layer in in_file)
-    host = host_allowance(settings, copies, controller.pinned_bytes())
+    host = host_allowance(settings, *there_bytes(controller.layers))
     limits = {"pin_budget_bytes": host.pins_bytes, "copies_budget_bytes": host.copies_bytes}
     tier = settings.value(Setting.HOST_TIER)
     if isinstance(tier, str):
@@ -99,21 +98,12 @@ def host_limits(
     return {**limits, "host_source": host.reason}
 
 
-class PinAccount:
-    """A component's share of the app's account of page-locked memory. Its owner keeps it true with `settle`."""
-
-    def __init__(self) -> None:
-        self._counted_bytes = 0
-
-    def settle(self, controller: OffloadController | None) -> str:
-        """Tell the app what is page-locked now; None: nothing any more. What could not be locked is said in a line."""
-        pinned = 0 if controller is None else controller.pinned_bytes()
-        compat.count_pins(pinned - self._counted_bytes)
-        self._counted_bytes = pinned
-        if controller is None or controller.plan is None:
-            return ""
-        planned = [layer for layer in controller.plan.layers if layer.host_tier == "pinned"]
-        missing = sum(layer.bytes for layer in planned) - pinned
-        if missing <= 0:
-            return ""
-        return f"{missing / 1e9:.2f} GB could not be page-locked: copied through a staging buffer, which is slower"
+def not_locked(controller: OffloadController) -> str:
+    """What of the plan in effect could not be page-locked, in a line; nothing if all is."""
+    if controller.plan is None:
+        return ""
+    planned = [layer for layer in controller.plan.layers if layer.host_tier == "pinned"]
+    missing = sum(layer.bytes for layer in planned) - controller.pinned_bytes()
+    if missing <= 0:
+        return ""
+    return f"{missing / 1e9:.2f} GB could not be page-locked: copied through a staging buffer, which is slower"

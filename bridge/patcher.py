@@ -26,6 +26,7 @@ from .file_weights import give_memory
 from .foreign import Foreign, foreign_of
 from .giving_back import asked_first_bytes
 from .hooks import changes_with
+from .host_memory import host_memory
 from .kinds import TEXT_ENCODER
 from .placing import left_to_the_app
 
@@ -142,8 +143,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         full_load: bool = False,
     ) -> None:
         if not self.streams or device_to is None:
-            if self.component.reads_file:
-                give_memory(self.model)
+            give_memory(self.model)
             super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
             if device_to is not None:
                 telemetry.tell_left_to_the_app(self.component, self.asked, super().loaded_size())
@@ -245,6 +245,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             self.eject_model()
             self.unpatch_hooks()
             self._take_off_device()
+            host_memory().relieve()
         super().unpatch_model(None, unpatch_weights=False)
 
     def _take_off_device(self) -> None:
@@ -261,7 +262,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             return
         component.patchers.discard(self)
         self.eject_model()
-        if not component.patchers and component.attached:
+        # Not by the set's length: what a collection of cycles takes together stays in it, dead.
+        if component.attached and not any(other is not self for other in component.patchers):
             self._take_off_device()
             component.close()
 

@@ -20,6 +20,7 @@ from ..offload_core.trace import Event, newest_pass
 from ..offload_core.trace_summary import run_numbers
 from .component import Component, live_components
 from .device import ring_there, streams_to, total_bytes
+from .host_memory import host_memory
 from .memory import device_allowance, host_available_bytes
 from .picture import draw_report
 from .placing import left_to_the_app
@@ -243,12 +244,8 @@ def _device(device: torch.device, components: list[Component]) -> dict[str, Any]
 
 
 def host() -> dict[str, int]:
-    """Host memory: our masters by tier, and what there is."""
-    ours = {"pinned": 0, "pageable": 0, "mapped": 0}
-    for component in live_components():
-        if component.attached:
-            for tier, nbytes in component.controller.host_bytes().items():
-                ours[tier] += nbytes
+    """Host memory: our masters by tier, each once whoever shares it, and what there is."""
+    ours = host_memory().in_use()
     total = int(psutil.virtual_memory().total)
     return {**_tiers(ours), "available_bytes": host_available_bytes(), "total_bytes": total}
 

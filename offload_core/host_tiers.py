@@ -14,7 +14,7 @@ from .plan import HostTier, Plan
 from .plan_text import format_bytes
 from .request import PlanRequest
 
-__all__ = ["explain_tiers", "host_tiers"]
+__all__ = ["explain_tiers", "host_tiers", "least_worth_first"]
 
 
 def host_tiers(request: PlanRequest, residents: frozenset[int]) -> list[HostTier]:
@@ -46,6 +46,11 @@ def _by_value(inventory: Inventory, residents: frozenset[int]) -> list[int]:
     counts = inventory.visit_counts()
     sizes = [layer.bytes for layer in inventory.layers]
     return sorted(range(len(sizes)), key=lambda i: (i in residents, -sizes[i] * counts[i], i))
+
+
+def least_worth_first(inventory: Inventory, residents: frozenset[int]) -> list[int]:
+    """The layers in the order in which they give host memory back."""
+    return _by_value(inventory, residents)[::-1]
 
 
 def explain_tiers(plan: Plan, request: PlanRequest) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 POST /fault {"name": ..., "at": N} seeds one of `FAULTS`; {"name": ""} takes it out. Faults are made here, around the
 engine's own methods: the engine has no switch for them. `at` is the visit, counted from now, at which those that
-raise or fill the device do so.
+raise or fill the device do so; of the shortages it is what there is, in MB.
 """
 
 import importlib
@@ -139,10 +139,15 @@ def less_than_it_looked(at: int) -> None:
     _replace(controller, "load", failing)
 
 
-def host_memory_short() -> None:
-    """The host has a megabyte left, by its own account."""
+def host_memory_short(at: int = 1) -> None:
+    """The host has so many MB left, by its own account."""
     package = next(key for key in sys.modules if key.endswith("offload_core.runtime")).rpartition(".")[0]
-    _replace(importlib.import_module(f"{package}.host_budget"), "available_bytes", lambda: 1_000_000)
+    _replace(importlib.import_module(f"{package}.host_budget"), "available_bytes", lambda: at * 1_000_000)
+
+
+def pin_ceiling(at: int) -> None:
+    """The app lets so many MB be page-locked, as it would on a card of its own kind."""
+    _replace(mm, "MAX_PINNED_MEMORY", at * 1_000_000)
 
 
 # ---------------------------------------------------------------------- what the server tells browsers
@@ -242,8 +247,13 @@ SILENT = (
     overlaps_forgotten,
 )
 RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled, less_than_it_looked)
-SHORTAGES = (host_memory_short,)
+SHORTAGES = (host_memory_short, pin_ceiling)
 FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING, *SHORTAGES, *TOLD)}
+
+
+@PromptServer.instance.routes.get("/fault/pins")
+async def _pins(request):
+    return web.json_response({"total": mm.TOTAL_PINNED_MEMORY})
 
 
 @PromptServer.instance.routes.post("/fault")
@@ -253,5 +263,5 @@ async def _fault(request):
         _undo.pop()()
     if wanted["name"]:
         fault = FAULTS[wanted["name"]]
-        fault(wanted["at"]) if fault in RAISING else fault()
+        fault(wanted["at"]) if fault in (*RAISING, *SHORTAGES) and "at" in wanted else fault()
     return web.json_response({})
