@@ -15,6 +15,7 @@ const OF_THE_APP = [
   /legacy queue\/history menu/, /ComfyApp\.open_maskeditor is deprecated/, /graph accessed before initialization/,
   /^Error loading (fuse options|core workflow templates)/, // its template index, which set-up leaves out
   /^\[subgraphNavigation\] subgraph not found/, // its own address bar, after a workflow with a subgraph was left
+  /^\[Jobs API\] Error fetching jobs: ZodError/, // the frontend that ComfyUI 0.16.3 names, about that version's job list
   /^Failed to load resource/, // which one is seen by its answer, see below
 ];
 
