@@ -17,6 +17,8 @@ FAULT_PACK = paths.SUPPORT / "fault_pack"
 GGUF_PACK = paths.SUPPORT / "gguf_pack"
 EXTENSION_PACK = Path(__file__).parent / "extension_pack"
 SIM_DEFAULTS = {"mb": 8192, "bandwidth": 0, "poison": 1, "race": 1}
+APPS_TABLES_BYTES = 4096
+"""What the app's quantisation library keeps on the device for good, once it has been used: a small table a type."""
 
 
 class ServerPool:
@@ -55,6 +57,8 @@ def sim(server_pool, request):
     server.sim_configure(**SIM_DEFAULTS)
     server.free()
     server.sim_reset()
+    server.idle_bytes = server.sim_stats()["used"]
+    assert server.idle_bytes <= APPS_TABLES_BYTES, "left on the device by an earlier test"
     request.node.app_server = server
     return server
 

@@ -77,3 +77,20 @@ def test_a_file_that_changes_under_a_streamed_model_is_an_error_and_not_a_crash(
     assert result.status == "error" and words in result.message and own_file.name in result.message
     assert cpu.alive
     cpu.run(build("flux", loader="layerwise", placement="layerwise", budget_gb=0.05, seed=5)).check()
+
+
+def anonymous_bytes(server) -> int:
+    with open(f"/proc/{server.pid}/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="asks the kernel of Linux")
+def test_the_server_does_not_grow_from_load_to_load(sim):
+    """Each load has another plan and another LoRA strength: masters, patched versions and rings come and go."""
+    one_model, loads = 81_000_000, 12
+    for number in range(4 + loads):
+        sim.run(build("flux", "layerwise", budget_gb=0.03 + 0.001 * (number % 7), lora=0.5 + number / 50)).check()
+        sim.free()
+        if number == 3:
+            before = anonymous_bytes(sim)
+    assert anonymous_bytes(sim) - before < 1.5 * one_model

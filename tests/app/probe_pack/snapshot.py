@@ -4,6 +4,9 @@ import importlib
 import inspect
 
 MODULES = ("comfy.model_management", "comfy.model_patcher", "comfy.ops", "comfy.sd")
+PYTHONS_OWN = ("__weakref__", "__slotnames__")
+"""Members that Python itself adds to a class; the second when one of its objects is copied."""
+
 taken: dict[str, dict] = {}
 
 
@@ -16,7 +19,7 @@ def take() -> dict:
                 continue
             found[f"{module_name}.{name}"] = value
             if inspect.isclass(value) and value.__module__ == module_name:
-                members = {key: member for key, member in vars(value).items() if not key.startswith("__weakref")}
+                members = {key: member for key, member in vars(value).items() if key not in PYTHONS_OWN}
                 found.update({f"{module_name}.{name}.{key}": member for key, member in members.items()})
     return found
 

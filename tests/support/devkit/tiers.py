@@ -18,6 +18,8 @@ from .versions import APP_RELEASES, OLDEST_APP
 TIERS = ("lint", "core", "runtime", "app", "web", "gpu")
 NO_TESTS = 5  # pytest's exit code
 TEST_TIMEOUT_S = 300
+MAX_APP_WORKERS = 4
+"""Each has servers of its own, of 1 to 2 GB."""
 
 
 @dataclass
@@ -36,8 +38,12 @@ class Outcome:
 
 
 def child_environment(version: str) -> dict:
-    """What test processes see. Nothing may look for models on a hub."""
+    """What test processes see. Nothing may look for models on a hub.
+
+    One thread each: the models are small, and threads that wait for each other by spinning starve the other processes.
+    """
     return {
+        "OMP_NUM_THREADS": "1",
         **os.environ,
         "LAYERWISE_DEV_DIR": str(paths.DEV),
         "LAYERWISE_COMFYUI": version,
@@ -99,6 +105,8 @@ def run_tier(tier: str, arguments, extra: list[str]) -> Outcome:
     command += ["-o", "junit_family=xunit2", f"--timeout={TEST_TIMEOUT_S}", "--durations=5", "--durations-min=5"]
     if arguments.long:
         command.append("--long")
+    if tier == "app" and not selected:  # whole files to a worker: most of a file's tests share a server
+        command += ["-n", str(min(os.cpu_count() or 1, MAX_APP_WORKERS)), "--dist", "loadscope"]
     say(f"--- {tier}")
     started = time.monotonic()
     environment_ = child_environment(arguments.comfyui)

@@ -3,7 +3,7 @@
 Levels, blocks, depths and channel multipliers are read from the file; the base width (320) and the text width are not.
 """
 
-from .fill import FP16, fill, on_meta_kwargs, shapes_of
+from .fill import BF16, fill, on_meta_kwargs, shapes_of
 from .registry import recipe
 from .text_encoders import clip_l_shapes
 from .vaes import taesd
@@ -37,18 +37,18 @@ def _unet_shapes(config: dict, prefix: str = "model.diffusion_model.") -> dict:
 
 @recipe("sd15_unet", "diffusion_models/sd15_unet_tiny.safetensors", "SD 1.5 UNet, 2 levels of 1 block")
 def sd15_unet(seed):
-    return fill(_unet_shapes(SD15), FP16, seed), {}
+    return fill(_unet_shapes(SD15), BF16, seed), {}
 
 
 @recipe("sdxl_unet", "diffusion_models/sdxl_unet_tiny.safetensors", "SDXL UNet, Vega's depth pattern")
 def sdxl_unet(seed):
-    return fill(_unet_shapes(SDXL), FP16, seed), {}
+    return fill(_unet_shapes(SDXL), BF16, seed), {}
 
 
 @recipe("sd15_checkpoint", "checkpoints/sd15_tiny.safetensors", "sd15_unet, CLIP-L in real size, TAESD", on_demand=True)
 def sd15_checkpoint(seed):
     shapes = {**_unet_shapes(SD15), **clip_l_shapes("cond_stage_model.transformer.")}
-    tensors = fill(shapes, FP16, seed)
+    tensors = fill(shapes, BF16, seed)
     vae, _ = taesd(seed, channels=4, scale=0.18215, shift=0.0)
     return {**tensors, **{"first_stage_model." + key: value for key, value in vae.items()}}, {}
 
@@ -58,4 +58,4 @@ def controlnet_sd15(seed):
     from comfy.cldm.cldm import ControlNet
 
     config = {key: value for key, value in SD15.items() if key != "out_channels"}
-    return fill(shapes_of(ControlNet(hint_channels=3, **config, **on_meta_kwargs())), FP16, seed), {}
+    return fill(shapes_of(ControlNet(hint_channels=3, **config, **on_meta_kwargs())), BF16, seed), {}

@@ -35,10 +35,18 @@ thread_local StreamId stream_of_thread[kMaxDevices] = {0, 1, 2, 3};  // per devi
 std::mutex streams_mutex;
 std::vector<int> device_of_stream = {0, 1, 2, 3};
 
+constexpr size_t kStreamsInPool = 32;  // of a device, as torch has for CUDA: who asks for more is given old ones again
+std::vector<StreamId> pool_of_device[kMaxDevices];
+size_t streams_given[kMaxDevices] = {};
+
 StreamId new_stream(int device) {
   std::lock_guard<std::mutex> lock(streams_mutex);
-  device_of_stream.push_back(device);
-  return (StreamId)device_of_stream.size() - 1;
+  auto& pool = pool_of_device[device];
+  if (pool.size() < kStreamsInPool) {
+    device_of_stream.push_back(device);
+    pool.push_back((StreamId)device_of_stream.size() - 1);
+  }
+  return pool[streams_given[device]++ % kStreamsInPool];
 }
 
 std::vector<StreamId> streams_of(int device) {  // -1: of all devices
