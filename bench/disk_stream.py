@@ -5,8 +5,9 @@
 One generated file of equal linear blocks; every contender runs the same stack on the CPU, in a process of its own, in
 turns. Before every pass what the page cache holds of the file is dropped, and mapped pages are let go: a scan that goes
 round a file larger than the cache finds nothing of it there, so that is what each pass of such a model looks like. With
-`--limit cgroup` each process also runs in a memory cgroup of half the file's size (a child of its own group, where the
-machine lets us make one) and nothing is dropped by hand. The result says which it was.
+`--limit cgroup` each process runs in a memory cgroup of half the file's size instead (a child of its own group, where
+the machine lets us make one; what Python and torch hold is not counted, for it was there before) and nothing is dropped
+by hand. The result says which it was.
 
 disk      the file, read once from end to end into one buffer: what the disk takes
 compute   a pass with everything in memory: what the processor takes
@@ -30,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +73,16 @@ def empty_stack(blocks: int) -> Stack:
         return Stack(blocks).requires_grad_(False)
 
 
-def make(name: str, path: Path, blocks: int, folder: Path) -> Any:
-    """A callable that runs one pass."""
+def make(name: str, path: Path, blocks: int, folder: Path, join: Callable[[], None]) -> Any:
+    """A callable that runs one pass. `join` puts the process under its memory limit.
+
+    Who has to hold the whole model once, to copy it or because that is what is measured, may do so before.
+    """
     from offload_core.runtime import attach
     from offload_core.runtime.file_weights import weights_from_file
 
+    if name not in ("accelerate", "compute"):
+        join()
     if name == "disk":
         buffer = memoryview(bytearray(8 << 20))
         return lambda x: read_all(path, buffer)
@@ -86,6 +93,8 @@ def make(name: str, path: Path, blocks: int, folder: Path) -> Any:
         model = Stack(blocks).requires_grad_(False)
         load_in_memory(model, path)
         accelerate.disk_offload(model, str(folder), execution_device=torch.device("cpu"))
+        drop(sorted(folder.glob("*.dat")))
+        join()
         return model
     if name == "compute":
         model = Stack(blocks).requires_grad_(False)
@@ -93,7 +102,6 @@ def make(name: str, path: Path, blocks: int, folder: Path) -> Any:
         return model
     file = weights_from_file(model, path)
     if name == "ours":
-        file.drop_behind = True
         attach(model, device="cpu", budget_bytes=4 * SIZE * SIZE * 4)
     return model
 
@@ -143,7 +151,7 @@ def one(arguments: argparse.Namespace) -> None:
     base = status_bytes("VmHWM")
     path, folder = Path(arguments.file), Path(arguments.folder)
     with torch.no_grad():
-        run = make(arguments.one, path, arguments.blocks, folder)
+        run = make(arguments.one, path, arguments.blocks, folder, lambda: join(arguments.group))
         x = torch.randn(arguments.rows, SIZE, generator=torch.Generator().manual_seed(2))
         cold = [path, *sorted(folder.glob("*.dat"))] if arguments.one != "compute" else []
         seconds, fetched, output = [], [], None
@@ -173,6 +181,11 @@ def one(arguments: argparse.Namespace) -> None:
 # ---------------------------------------------------------------------- all of them, in turns
 
 
+def join(group: Path | None) -> None:
+    if group is not None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
 def in_cgroup(limit_bytes: int) -> Path:
     """A memory cgroup of the given size below our own; raises OSError where the machine lets us make none."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -194,9 +207,10 @@ def run_one(name: str, arguments: argparse.Namespace, file: Path, group: Path | 
             *("--blocks", str(arguments.blocks), "--rows", str(arguments.rows), "--passes", str(arguments.passes)),
             *("--threads", str(arguments.threads), "--limit", arguments.limit),
         ]
-        join = None if group is None else lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None
+        if group is not None and name != "compute":
+            command += ["--group", str(group)]
         quiet = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # threads that spin while they wait disturb everybody
-        done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=join, env=quiet)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
         if done.returncode:
             raise SystemExit(f"{name} failed ({done.returncode}):\n{done.stderr[-3000:]}")
         return json.loads(done.stdout.splitlines()[-1])
@@ -207,12 +221,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         file = Path(folder) / "model.safetensors"
         write_model(file, arguments.blocks)
         size = file.stat().st_size
-        group = in_cgroup(size // 2 + (1 << 30)) if arguments.limit == "cgroup" else None
+        group = in_cgroup(size // 2) if arguments.limit == "cgroup" else None
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
         try:
             for number in range(arguments.rounds):
                 for name in CONTENDERS if number % 2 == 0 else CONTENDERS[::-1]:
-                    runs[name].append(run_one(name, arguments, file, group if name != "compute" else None))
+                    runs[name].append(run_one(name, arguments, file, group))
                     print(f"round {number + 1}: {name}: {[round(s, 2) for s in runs[name][-1]['seconds']]}", flush=True)
         finally:
             if group is not None:
@@ -286,6 +300,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     for name in ("--one", "--file", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--group", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--blocks", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
