@@ -100,7 +100,7 @@ def make(name: str, path: Path, blocks: int, folder: Path, join: Callable[[], No
         model = Stack(blocks).requires_grad_(False)
         load_in_memory(model, path)
         return model
-    file = weights_from_file(model, path)
+    weights_from_file(model, path)
     if name == "ours":
         attach(model, device="cpu", budget_bytes=4 * SIZE * SIZE * 4)
     return model
