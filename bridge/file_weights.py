@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -19,8 +20,9 @@ import torch
 from torch import nn
 
 from ..offload_core.errors import OffloadError
-from ..offload_core.runtime.file_weights import tensor_places
-from ..offload_core.runtime.weight_file import FileSlice, WeightFile, lies_in_file, take_out_of_file
+from ..offload_core.runtime.file_weights import is_mapping_failure, mapped_tensors, metadata_of, tensor_places
+from ..offload_core.runtime.parts import UnmovableTensor, bring_into_memory, is_plain, parts_of
+from ..offload_core.runtime.weight_file import FileSlice, WeightFile, lies_in_file
 from . import compat
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,16 @@ class MappedFiles:
 
         def noting(ckpt: Any, *args: Any, **kwargs: Any) -> Any:
             opened = _open(ckpt)  # before the app reads: what is read later has to be the same
-            result = load(ckpt, *args, **kwargs)
+            try:
+                result = load(ckpt, *args, **kwargs)
+            except (RuntimeError, OSError, MemoryError) as error:
+                if opened is None or not is_mapping_failure(error):
+                    raise
+                log.info("Layerwise Offload: %s is mapped without memory set aside for it: %s", ckpt, error)
+                wants = inspect.signature(load).bind(ckpt, *args, **kwargs).arguments
+                result = mapped_tensors(ckpt)
+                if wants.get("return_metadata"):
+                    result = (result, metadata_of(ckpt))
             content = result[0] if isinstance(result, tuple) else result
             if opened is not None:
                 self._note(*opened, content)
@@ -107,24 +118,42 @@ def settle(model: nn.Module, built: dict[str, torch.dtype], files: MappedFiles, 
 
     built: the types that parameters and buffers had before the file's were assigned. leave: weights may stay in the
     file, else each gets memory of its own. convert: those of another type than the file has are converted now; else
-    when they are read.
+    when they are read. Raises FileReadError.
     """
     for owner_name, owner in model.named_modules():
         for name, parameter in list(owner._parameters.items()):
-            if parameter is None or parameter.is_meta or not _is_plain(parameter) or not files.maps(parameter):
+            if parameter is None or parameter.is_meta:
                 continue
             full = f"{owner_name}.{name}" if owner_name else name
-            # Where the app builds a layer without its weight (for Dynamic VRAM), it notes the type beside it.
-            dtype = built.get(full) or getattr(owner, f"{name}_comfy_model_dtype", None) or parameter.dtype
-            part = files.slice_of(parameter)
-            if leave and part is not None and (dtype == parameter.dtype or not convert):
-                lies_in_file(parameter, part, dtype)
-            else:
-                _give_memory(parameter, dtype)
+            if is_plain(parameter):
+                # Where the app builds a layer without its weight (for Dynamic VRAM), it notes the type beside it.
+                dtype = built.get(full) or getattr(owner, f"{name}_comfy_model_dtype", None) or parameter.dtype
+                _settle_one(parameter, dtype, files, leave, convert)
+                continue
+            with contextlib.suppress(UnmovableTensor):  # what cannot be taken apart stays as the app has it
+                for leaf in parts_of(parameter).leaves:
+                    _settle_one(leaf, leaf.dtype, files, leave, convert)
         for name, buffer in owner._buffers.items():
-            if buffer is not None and not buffer.is_meta and _is_plain(buffer) and files.maps(buffer):
+            if buffer is not None and is_plain(buffer) and files.maps(buffer):
                 full = f"{owner_name}.{name}" if owner_name else name
-                owner._buffers[name] = buffer.to(built.get(full, buffer.dtype), copy=True)
+                owner._buffers[name] = _in_memory(buffer, built.get(full, buffer.dtype), files)
+
+
+def _settle_one(tensor: torch.Tensor, dtype: torch.dtype, files: MappedFiles, leave: bool, convert: bool) -> None:
+    if not files.maps(tensor):
+        return
+    part = files.slice_of(tensor)
+    if leave and part is not None and (dtype == tensor.dtype or not convert):
+        lies_in_file(tensor, part, dtype)
+    else:
+        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+            tensor.data = _in_memory(tensor.data, dtype, files)
+
+
+def _in_memory(tensor: torch.Tensor, dtype: torch.dtype, files: MappedFiles) -> torch.Tensor:
+    """Read where it can be: looked at through the mapping, its pages would stay part of the process."""
+    part = files.slice_of(tensor)
+    return tensor.to(dtype, copy=True) if part is None else part.in_memory(dtype)
 
 
 def fill_in_missing(model: nn.Module) -> None:
@@ -141,13 +170,4 @@ def fill_in_missing(model: nn.Module) -> None:
 def give_memory(model: nn.Module) -> None:
     """Take all weights out of their file: the app is about to use the model its own way."""
     for parameter in model.parameters():
-        take_out_of_file(parameter)
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    return type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout == torch.strided
-
-
-def _give_memory(parameter: nn.Parameter, dtype: torch.dtype) -> None:
-    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
-        parameter.data = parameter.data.to(dtype, copy=True)
+        bring_into_memory(parameter)

@@ -18,8 +18,7 @@ from ..inventory import Inventory, LayerSpec
 from .host_store import lies_whole_in_file
 from .layout import Flattened, span_bytes
 from .loose import LooseTensors
-from .parts import UnmovableTensor, is_plain, parts_of, plain, stored_bytes
-from .weight_file import take_out_of_file
+from .parts import UnmovableTensor, bring_into_memory, is_plain, parts_of, plain, stored_bytes
 
 MIN_LAYER_BYTES = 1 << 20
 """A smaller layer costs more in latency per visit than its bytes are worth in memory."""
@@ -108,9 +107,8 @@ def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
     streamed = {id(parameter) for layer in found.layers for parameter in layer.parameters}
     moved = False
     for parameter in root.parameters():
-        if id(parameter) in streamed or type(parameter) not in (nn.Parameter, torch.Tensor):
-            continue
-        moved |= take_out_of_file(parameter)
+        if id(parameter) not in streamed:
+            moved |= bring_into_memory(parameter)
     if not moved:
         return found
     streamed |= {id(parameter) for table in found.tables for parameter in table.parameters}

@@ -6,7 +6,9 @@ Knows nothing about the app, whose own loaders are `bridge/loading.py`'s busines
 
 from __future__ import annotations
 
+import mmap
 import os
+import sys
 from pathlib import Path
 
 import safetensors
@@ -16,6 +18,58 @@ from torch import nn
 from ..errors import OffloadError
 from ..safetensors_header import read_safetensors_header
 from .weight_file import FileSlice, WeightFile, lies_in_file
+
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+_TYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+    "BOOL": torch.bool,
+}
+
+
+def is_mapping_failure(error: BaseException) -> bool:
+    """Whether a reader of safetensors files has failed because the system would not map so large a file for it."""
+    return isinstance(error, (RuntimeError, OSError, MemoryError)) and ("mmap" in str(error) or "mapping" in str(error))
+
+
+def mapped_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name, over a mapping for which no memory is set aside.
+
+    The usual readers map for writing, and a system that counts what may be written refuses that for a file larger than
+    its memory. Here what is written goes to a page of the process's own all the same, except on Windows, where nothing
+    may be written. Raises HeaderError and OSError as `tensor_places`, OffloadError for a type that torch lacks.
+    """
+    tensors = read_safetensors_header(Path(path))
+    for tensor in tensors:
+        if tensor.dtype not in _TYPES:
+            raise OffloadError(
+                f"asked to map {path}; found {tensor.name} of type {tensor.dtype}; use a file without it"
+            )
+    with open(path, "rb") as file:
+        data = os.fstat(file.fileno()).st_size - (tensors[-1].end if tensors else 0)
+        if sys.platform != "win32":
+            flags, access = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+            mapping = mmap.mmap(file.fileno(), 0, flags=flags, prot=access)
+        else:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    found = {}
+    for tensor in tensors:
+        dtype = _TYPES[tensor.dtype]
+        if not tensor.bytes:
+            found[tensor.name] = torch.empty(tensor.shape, dtype=dtype)
+            continue
+        flat = torch.frombuffer(mapping, dtype=dtype, count=tensor.elements, offset=data + tensor.start)
+        found[tensor.name] = flat.view(tensor.shape)
+    return found
+
+
+def metadata_of(path: str | os.PathLike[str]) -> dict[str, str] | None:
+    """What a safetensors file says of itself. Its numbers are not mapped for that."""
+    with safetensors.safe_open(path, framework="np") as file:
+        found: dict[str, str] | None = file.metadata()
+    return found
 
 
 def tensor_places(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:

@@ -7,13 +7,12 @@ a file, is read through page-locked slots (`staging.py`), or straight into the r
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
-from .weight_file import READ_BYTES, FileSlice
+from .weight_file import FileSlice
 
 SOURCE_ALIGNMENT = 512
 
@@ -54,6 +53,22 @@ class MemorySource:
             destination.copy_(self.buffer[start : start + destination.numel()])
 
 
+class KeptPart:
+    """A tensor of a layer in a file that is itself in no file, such as the scale of a quantised weight."""
+
+    file = None
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.mapped = tensor
+        self.dtype = tensor.dtype
+        self.nbytes = tensor.numel() * tensor.element_size()
+
+    def read(self, destination: torch.Tensor, start: int, dtype: torch.dtype | None = None) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            flat = self.mapped.view(-1).view(torch.uint8)
+            destination.copy_(flat[start : start + destination.numel()])
+
+
 class FileSource:
     """Tensors in their file. What the model wants in another type than the file has is converted on the way.
 
@@ -63,15 +78,15 @@ class FileSource:
     def __init__(
         self,
         slots: Sequence[Slot],
-        slices: Sequence[FileSlice],
+        parts: Sequence[FileSlice | KeptPart],
         nbytes: int,
         find: Callable[[], torch.Tensor | None] = lambda: None,
     ) -> None:
         """`find`: the same bytes in memory, if somebody has them there at the moment."""
         self.nbytes = nbytes
         self._find = find
-        self._tensors = [(slot, part) for slot, part in zip(slots, slices) if slot.nbytes]
-        self.files = tuple({id(part.file): part.file for part in slices}.values())
+        self._tensors = [(slot, part) for slot, part in zip(slots, parts) if slot.nbytes]
+        self.files = tuple({id(part.file): part.file for part in parts if part.file is not None}.values())
 
     def read(self, destination: torch.Tensor, start: int) -> None:
         in_memory = self._find()
@@ -87,28 +102,4 @@ class FileSource:
         for slot, part in self._tensors:
             first, last = max(start, slot.offset), min(end, slot.offset + slot.nbytes)
             if first < last:
-                place = destination[first - start : last - start]
-                if slot.dtype == part.dtype:
-                    part.read(place, first - slot.offset)
-                else:
-                    _read_converted(part, place, first - slot.offset, slot.dtype)
-
-
-def _read_converted(part: FileSlice, place: torch.Tensor, start: int, dtype: torch.dtype) -> None:
-    """Read elements of the file's type and write them in `dtype`, piece by piece. `start` is in bytes of `dtype`."""
-    width, stored = dtype.itemsize, part.dtype.itemsize
-    piece = READ_BYTES // 4
-    with torch.inference_mode(False), torch.no_grad():
-        bounce = torch.empty(min(piece, place.numel() // width) * stored, dtype=torch.uint8)
-        for done in range(0, place.numel(), piece * width):
-            target = as_type(place[done : done + piece * width], dtype)
-            raw = bounce[: target.numel() * stored]
-            part.read(raw, (start + done) // width * stored)
-            target.copy_(raw.view(part.dtype))
-
-
-def as_type(flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Flat bytes as elements of `dtype`, whatever the alignment of the storage they are a part of."""
-    memory = (ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr())
-    memory.owner = flat  # type: ignore[attr-defined]  # keeps the bytes alive
-    return torch.frombuffer(memory, dtype=dtype)
+                part.read(destination[first - start : last - start], first - slot.offset, slot.dtype)

@@ -20,29 +20,44 @@ from torch import nn
 from ..plan import HostTier
 from .device_port import DevicePort
 from .host_parameter import OutsideTouches, adopt, release
-from .host_source import ByteSource, FileSource, MemorySource
+from .host_source import ByteSource, FileSource, KeptPart, MemorySource
 from .layout import Flattened, LayerLayout, TensorSlot, copy_span
 from .masters import Hold, Master, find
 from .parts import Parts, UnmovableTensor, parts_of, plain
 from .weight_file import FileReadError, FileSlice, forget_file, slice_of
 
 
-def _file_slices(flat: Flattened) -> list[FileSlice] | None:
-    """Where each tensor lies in its file; None unless all do, in a form that can be read as it is."""
-    found = [slice_of(leaf) for leaf in flat.leaves]
-    slices = [part for part in found if part is not None]
-    if not slices or len(slices) != len(found):
-        return None
-    for slot, part in zip(flat.layout.slots, slices):
-        contiguous = part.mapped.is_contiguous() and slot.nbytes == slot.shape.numel() * slot.dtype.itemsize
-        if not (contiguous if slot.dtype != part.dtype else part.nbytes == slot.nbytes):
+MAX_KEPT_SHARE = 4
+"""A layer lies in its file if no more than one byte in so many does not: an nvfp4 weight has a scale to 16 elements."""
+
+
+def _file_parts(flat: Flattened) -> list[FileSlice | KeptPart] | None:
+    """Where each tensor lies in its file; None unless nearly all of them do, in a form that can be read as it is.
+
+    A few bytes in no file (scales of quantised weights, which their loaders make) stay in memory as they are.
+    """
+    parts: list[FileSlice | KeptPart] = []
+    kept = total = 0
+    for slot, leaf in zip(flat.layout.slots, flat.leaves):
+        part = slice_of(leaf)
+        total += slot.nbytes
+        whole = plain(leaf).is_contiguous() and slot.nbytes == slot.shape.numel() * slot.dtype.itemsize
+        if part is None:
+            if not whole or leaf.device.type != "cpu":
+                return None
+            kept += slot.nbytes
+            with _mode_of(leaf):
+                parts.append(KeptPart(plain(leaf).data))
+        elif whole if slot.dtype != part.dtype else part.nbytes == slot.nbytes:
+            parts.append(part)
+        else:
             return None
-    return slices
+    return parts if kept < total and kept * MAX_KEPT_SHARE <= total else None
 
 
 def lies_whole_in_file(parameters: Sequence[torch.Tensor]) -> bool:
     """Whether a layer of these can do without a copy in memory."""
-    return any(slice_of(parameter) for parameter in parameters) and _file_slices(Flattened(parameters)) is not None
+    return _file_parts(Flattened(parameters)) is not None
 
 
 class HostLayer:
@@ -68,8 +83,8 @@ class HostLayer:
         """The master's, while we use one."""
         self.source: ByteSource | None = None
         """What to read the bytes from; None: `buffer` can be copied from as it is."""
-        self._slices = _file_slices(self._flat)
-        self._key = _content_key(self._slices, self.layout) if self._slices is not None else None
+        self._slices = _file_parts(self._flat)
+        self._key = None if self._slices is None else _content_key(self._slices, self.layout)
         if self._slices is not None:
             self.source = self._file_source()
         else:
@@ -78,7 +93,11 @@ class HostLayer:
     def _copy_leaves(self, buffer: torch.Tensor) -> None:
         for slot, leaf in zip(self.layout.slots, self._flat.leaves):
             with _mode_of(leaf):
-                view = slot.host_view(buffer)
+                view, part = slot.host_view(buffer), slice_of(leaf)
+                if part is not None and part.mapped.is_contiguous():
+                    part.read(buffer[slot.offset : slot.offset + slot.nbytes], 0, slot.dtype)
+                    part.file.check(part.offset)
+                    continue
                 view.copy_(plain(leaf).data) if leaf.dtype != slot.dtype else copy_span(view, plain(leaf).data)
 
     @property
@@ -173,7 +192,7 @@ class HostLayer:
         return [
             place
             for place, (leaf, slot) in enumerate(zip(self._flat.leaves, self.layout.slots))
-            if slice_of(leaf) is not None or (start >= 0 and plain(leaf).data_ptr() == start + slot.offset)
+            if self._at_file(place, leaf) or (start >= 0 and plain(leaf).data_ptr() == start + slot.offset)
         ]
 
     def own_bytes(self) -> torch.Tensor:
@@ -211,7 +230,8 @@ class HostLayer:
 
     def _check_files(self) -> None:
         for file in {id(part.file): part.file for part in self._slices or ()}.values():
-            file.check()
+            if file is not None:
+                file.check()
 
     @property
     def layout(self) -> LayerLayout:
@@ -280,7 +300,15 @@ class HostLayer:
 
     def _still_in_file(self, parts: Parts, places: Sequence[int]) -> bool:
         """Whether a tensor still is the one that lies in the file."""
-        return all(leaf is self._flat.leaves[place] and slice_of(leaf) for leaf, place in zip(parts.leaves, places))
+        return all(
+            leaf is self._flat.leaves[place] and self._at_file(place, leaf) for leaf, place in zip(parts.leaves, places)
+        )
+
+    def _at_file(self, place: int, leaf: torch.Tensor) -> bool:
+        """Whether a leaf shows what lies in the file, or what is kept beside it."""
+        if self._slices is None or isinstance(self._slices[place], FileSlice):
+            return slice_of(leaf) is not None
+        return plain(leaf).data_ptr() == self._slices[place].mapped.data_ptr()
 
     def _holds(self, parts: Parts, slots: Sequence[TensorSlot]) -> bool:
         """Whether a tensor looks into the buffer at its own place, so that there is nothing to be taken over."""
@@ -309,11 +337,14 @@ class HostLayer:
             return [parts.as_parameter(own) for parts, own in zip(self._flat.parts, views)]
 
 
-def _content_key(slices: Sequence[FileSlice], layout: LayerLayout) -> Hashable:
-    """What two layers have in common whose buffers hold the same bytes at the same places."""
+def _content_key(slices: Sequence[FileSlice | KeptPart], layout: LayerLayout) -> Hashable | None:
+    """What two layers have in common whose buffers hold the same bytes at the same places; None: there is no telling."""
+    if any(part.file is None for part in slices):
+        return None
     tensors = tuple(
         (str(part.file.path), part.file.identity, part.offset, part.nbytes, part.dtype, slot)
         for part, slot in zip(slices, layout.slots)
+        if isinstance(part, FileSlice)
     )
     return layout.nbytes, tensors
 

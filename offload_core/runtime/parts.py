@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .weight_file import dtype_of
+from .weight_file import dtype_of, take_out_of_file
 
 GGUF_MARKS = ("tensor_type", "tensor_shape", "patches")
 """What ComfyUI-GGUF and its descendants hang on a tensor subclass. Told by these, so that none of them is needed."""
@@ -167,6 +167,16 @@ def stored_bytes(tensor: torch.Tensor) -> int:
     except UnmovableTensor:
         return tensor.numel() * tensor.element_size()
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+
+
+def bring_into_memory(tensor: torch.Tensor) -> bool:
+    """Give whatever of `tensor` lies in a file memory of its own. False: nothing does. Raises FileReadError."""
+    try:
+        leaves = parts_of(tensor).leaves
+    except UnmovableTensor:
+        return False
+    taken = [take_out_of_file(leaf) for leaf in leaves]
+    return any(taken)
 
 
 def _take_apart(tensor: torch.Tensor, leaves: list[torch.Tensor]) -> _Recipe:

@@ -127,9 +127,40 @@ class FileSlice:
     dtype: torch.dtype
     mapped: torch.Tensor
 
-    def read(self, destination: torch.Tensor, start: int) -> None:
-        """Fill a flat byte tensor of host memory with the tensor's bytes from `start` on, as the file has them."""
-        self.file.read_into(destination.data_ptr(), destination.numel(), self.offset + start)
+    def read(self, destination: torch.Tensor, start: int, dtype: torch.dtype | None = None) -> None:
+        """Fill a flat byte tensor of host memory with the tensor's bytes from `start` on.
+
+        dtype: elements are converted to this type, as a loader would; `start` and the length are in its bytes.
+        """
+        if dtype is None or dtype == self.dtype:
+            self.file.read_into(destination.data_ptr(), destination.numel(), self.offset + start)
+            return
+        width, stored = dtype.itemsize, self.dtype.itemsize
+        piece = READ_BYTES // 4
+        with torch.inference_mode(False), torch.no_grad():
+            bounce = torch.empty(min(piece, destination.numel() // width) * stored, dtype=torch.uint8)
+            for done in range(0, destination.numel(), piece * width):
+                target = as_type(destination[done : done + piece * width], dtype)
+                raw = bounce[: target.numel() * stored]
+                self.read(raw, (start + done) // width * stored)
+                target.copy_(raw.view(self.dtype))
+
+    def in_memory(self, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor in memory of its own, as `dtype`. Raises FileReadError.
+
+        Read, not copied from the mapping: pages looked at there would count as the process's for as long as it stands.
+        """
+        if not self.mapped.is_contiguous():
+            return self.mapped.to(dtype, copy=True)
+        value = torch.empty(self.mapped.shape, dtype=dtype)
+        if value.numel():
+            self.read(value.view(-1).view(torch.uint8), 0, dtype)
+        self.file.check(self.offset)
+        return value
+
+    def __deepcopy__(self, memo: dict[int, object]) -> FileSlice:
+        """A copy of a tensor does not lie in the file, and `slice_of` says so: its address is another one."""
+        return self
 
 
 _ATTRIBUTE = "layerwise_offload_file_slice"
@@ -169,9 +200,16 @@ def take_out_of_file(parameter: torch.Tensor) -> bool:
         return False
     # Parameters made in inference mode take no data made outside of it.
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():
-        parameter.data = part.mapped.to(dtype_of(parameter), copy=True)
+        parameter.data = part.in_memory(dtype_of(parameter))
     forget_file(parameter)
     return True
+
+
+def as_type(flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Flat bytes as elements of `dtype`, whatever the alignment of the storage they are a part of."""
+    memory = (ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr())
+    memory.owner = flat  # type: ignore[attr-defined]  # keeps the bytes alive
+    return torch.frombuffer(memory, dtype=dtype)
 
 
 def _words(error: OSError) -> str:

@@ -1,13 +1,15 @@
 """Host memory in the real app: weights that stay in their file, on the CPU and on the device, and files that change."""
 
+import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.support import pixels, tiny_models
 from tests.support.devkit import paths
-from tests.support.workflows import build
+from tests.support.workflows import MODEL, build
 
 FOLDER = paths.MODELS / "diffusion_models"
 
@@ -94,3 +96,47 @@ def test_the_server_does_not_grow_from_load_to_load(sim):
         if number == 3:
             before = anonymous_bytes(sim)
     assert anonymous_bytes(sim) - before < 1.5 * one_model
+
+
+def larger_than_memory(source, target):
+    """The file `source` with one more tensor behind the others, of nothing, and more of it than this machine has."""
+    with open("/proc/meminfo") as meminfo:
+        entries = dict(line.split(":") for line in meminfo)
+    memory = sum(int(entries[name].split()[0]) * 1024 for name in ("MemTotal", "SwapTotal"))
+    content = source.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    end = len(content) - 8 - length
+    header["not_of_the_model"] = {"dtype": "U8", "shape": [memory], "data_offsets": [end, end + memory]}
+    text = json.dumps(header).encode()
+    with target.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text + content[8 + length :])
+        file.truncate(8 + len(text) + end + memory)
+
+
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+
+
+@pytest.mark.skipif(
+    not OVERCOMMIT.exists() or OVERCOMMIT.read_text().strip() != "0",
+    reason="needs a kernel that refuses mappings larger than its memory",
+)
+def test_a_file_larger_than_memory_and_swap_is_loaded_though_the_app_cannot_map_it(cpu, own_file):
+    reference = cpu.run(build("flux", loader="app")).check()
+    larger_than_memory(FOLDER / tiny_models.file_name("flux_tiny"), own_file)
+    prompt = build("flux", loader="app")
+    prompt[MODEL]["inputs"]["unet_name"] = own_file.name
+    refused = cpu.run(prompt)
+    assert refused.status == "error" and "Cannot allocate memory" in refused.message
+    result = cpu.run(workflow(own_file, budget_gb=0.05)).check()
+    assert not pixels.difference(cpu.images(reference), cpu.images(result))
+
+
+@pytest.mark.parametrize("family", ["flux_fp8_scaled", "flux_nvfp4"])
+def test_quantised_weights_are_streamed_from_the_file_too(cpu, family):
+    reference = cpu.run(build(family, loader="app")).check()
+    cpu.free()
+    result = cpu.run(build(family, loader="layerwise", placement="layerwise", budget_gb=0.02)).check()
+    assert not pixels.difference(cpu.images(reference), cpu.images(result))
+    plan, host = part(cpu)["plan"], part(cpu)["summary"]["host_bytes"]
+    assert host["mapped"] and host["pageable"] + plan["ring_bytes"] + plan["loose_bytes"] <= 0.02e9

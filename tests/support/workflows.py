@@ -62,6 +62,7 @@ FAMILIES: dict[str, Family] = {
     "flux_nvfp4": dataclasses.replace(_FLUX, model="flux_tiny_nvfp4"),
     "flux_mxfp8": dataclasses.replace(_FLUX, model="flux_tiny_mxfp8"),
     "flux_mid": dataclasses.replace(_FLUX, model="flux_mid", lora=""),
+    "flux_large": dataclasses.replace(_FLUX, model="flux_large", lora=""),
     "flux2": Family("flux2_tiny", "vae_flux2", _image_latent("EmptyFlux2LatentImage"), text_width=768),
     "wan": Family("wan_tiny", "vae_wan21", _video_latent("EmptyHunyuanLatentVideo"), text_width=768, frames=5),
     "wan_t5": Family(

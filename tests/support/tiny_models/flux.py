@@ -63,6 +63,16 @@ def flux_mid(seed):
     return fill(flux_shapes(hidden=MID, depth=19, single=38), BF16, seed), {}
 
 
+@recipe(
+    "flux_large",
+    "diffusion_models/flux_large.safetensors",
+    "19 double + 38 single blocks, 371 MB: more than the rest of a server's memory",
+    on_demand=True,
+)
+def flux_large(seed):
+    return fill(flux_shapes(hidden=TINY, depth=19, single=38), BF16, seed), {}
+
+
 @recipe("flux_tiny_fp8", "diffusion_models/flux_tiny_fp8.safetensors", "flux_tiny with plain float8_e4m3fn matrices")
 def flux_tiny_fp8(seed):
     tensors = fill(flux_shapes(), BF16, seed)
