@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     wanted.add_argument("--device", choices=DEVICES, default="auto")
     wanted.add_argument("--json", metavar="FILE", help="write the result here")
     wanted.add_argument("--out", metavar="DIR", help="where the pictures go (default .dev/artifacts/demo)")
+    wanted.add_argument("--memory-mb", type=int, help="on the CPU: what the server may grow by (default 200)")
 
     wanted = command("serve", "a real ComfyUI with the pack, to open in a browser; Ctrl-C ends it")
     wanted.add_argument("--device", choices=DEVICES, default="auto")

@@ -68,7 +68,7 @@ class Component:
         self.announce: Callable[[Component], None] | None = None
         """Tells browsers what became of the component; whoever loads it knows how."""
         self.reads_file = False
-        """On a device that shares memory with the host: the weights are in a file and are streamed from there."""
+        """On a device that takes host memory: the weights are in a file and are streamed from there."""
         self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
         """Our patchers over the module; the last one to go closes the component."""
         self._controller: OffloadController | None = None

@@ -8,7 +8,8 @@ import weakref
 import comfy.model_management as mm
 import torch
 
-from ..offload_core.runtime import DeviceQueue, port_for
+from ..offload_core.runtime import DeviceQueue, device_port, port_for
+from ..offload_core.runtime.cpu_port import ThreadedCpuPort
 from ..offload_core.runtime.staging import StagedPort
 
 _queues: weakref.WeakValueDictionary[str, DeviceQueue] = weakref.WeakValueDictionary()
@@ -21,7 +22,7 @@ def queue_for(device: torch.device) -> DeviceQueue:
         queue = _queues.get(str(device))
         if queue is None:
             port = port_for(device)
-            if isinstance(port, StagedPort):  # a slow file must not keep a user who has given up
+            if isinstance(port, (StagedPort, ThreadedCpuPort)):  # a slow file must not keep a user who has given up
                 port.while_waiting = mm.throw_exception_if_processing_interrupted
             queue = DeviceQueue(port)
             weakref.finalize(queue, port.close)
@@ -38,6 +39,11 @@ def ring_there(device: torch.device) -> int:
 def streams_to(device: torch.device) -> bool:
     """Whether there is anything to stream to: a device with memory of its own."""
     return not mm.is_device_cpu(device)
+
+
+def takes_host_memory(device: torch.device) -> bool:
+    """Whether what lies on `device` lies in the host's memory: on the CPU, and on Apple's GPUs."""
+    return not streams_to(device) or device_port.is_unified(device)
 
 
 def total_bytes(device: torch.device) -> int:

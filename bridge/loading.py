@@ -18,7 +18,7 @@ from ..offload_core.errors import OffloadError, SettingsError
 from ..offload_core.groups import group_of
 from . import compat
 from .asked import Asked
-from .device import streams_to
+from .device import streams_to, takes_host_memory
 from .file_weights import MappedFiles, settle
 from .memory import host_available_bytes
 from .patcher import LayerwiseModelPatcher, become_ours, weights_stay_in_file
@@ -107,15 +107,19 @@ def adopt(
 
 
 def _settle(patcher: LayerwiseModelPatcher, asked: Asked, files: MappedFiles) -> None:
-    """Decide what stays in the file. On the CPU that is what streaming means there; else all is in memory already."""
+    """Decide what stays in the file. On the CPU that is what streaming means there; else all is in memory already.
+
+    Where the device takes host memory, what has another type than its file is converted when it is read.
+    """
     has_memory = streams_to(patcher.load_device)
     streams = not left_to_the_app(asked)
     if streams and not has_memory:
         nbytes = sum(parameter.numel() * parameter.element_size() for parameter in patcher.model.parameters())
         explicit = asked.value("placement") == "layerwise" or asked.settings.is_explicitly_set("budget_bytes")
         streams = explicit or nbytes > host_available_bytes()
-        patcher.component.reads_file = streams
-    settle(patcher.model, patcher.built, files, leave=streams, convert=has_memory)
+    one_memory = takes_host_memory(patcher.load_device)
+    patcher.component.reads_file = streams and one_memory
+    settle(patcher.model, patcher.built, files, leave=streams, convert=not one_memory)
     patcher.built = {}
 
 

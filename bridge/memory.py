@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +17,11 @@ from ..offload_core.host_budget import HostBudget
 from ..offload_core.runtime.host_placement import there_bytes
 from ..offload_core.settings import ComponentSettings, Setting, Unset
 from . import compat
-from .device import streams_to, total_bytes
+from .device import streams_to, takes_host_memory, total_bytes
 
 if TYPE_CHECKING:
     from ..offload_core.runtime import OffloadController
+    from .component import Component
 
 UNLIMITED_BYTES = 10**18
 """The app says "load it all" with 1e32; anything near that is no figure."""
@@ -54,9 +57,25 @@ def host_available_bytes() -> int:
     return int(psutil.virtual_memory().available) if available is None else available
 
 
-def may_keep_version(nbytes: int) -> bool:
-    """Whether `nbytes` more of host memory for a patched layer is reasonable now."""
-    return nbytes <= host_budget.host_budget(host_available_bytes()).copies_bytes
+def keeps_versions(component: Component) -> Callable[[int], bool]:
+    """Tells whether so many bytes more of host memory for a patched layer of a component are reasonable now.
+
+    Where its budget is one of host memory, versions are within it, beside ring and residents.
+    """
+    reference = weakref.ref(component)
+
+    def may_keep(nbytes: int) -> bool:
+        if nbytes > host_budget.host_budget(host_available_bytes()).copies_bytes:
+            return False
+        one = reference()
+        if one is None or not one.attached or not takes_host_memory(one.device) or one.request is None:
+            return True
+        plan, budget = one.controller.plan, one.request.budget_bytes
+        if plan is None or budget is None:
+            return True
+        return plan.device_bytes + one.controller.versions.held_bytes + nbytes <= budget
+
+    return may_keep
 
 
 def host_allowance(settings: ComponentSettings, held_bytes: int = 0, pinned_bytes: int = 0) -> HostBudget:
@@ -79,11 +98,14 @@ def host_limits(
 ) -> dict[str, Any]:
     """What a plan may take of host memory now, as members of a plan request.
 
-    On the CPU the device budget is all there is to take. Raises SettingsError for a tier that cannot be had.
+    Where the device takes host memory, its budget is all there is to take. Raises SettingsError for a tier that cannot
+    be had.
     """
     if not streams_to(device):
         return {"pin_budget_bytes": 0, "copies_budget_bytes": 0, "in_place": True}
     host = host_allowance(settings, *there_bytes(controller.layers))
+    if takes_host_memory(device):
+        host = HostBudget(0, 0, f"{device} computes in host memory, where a copy would be a second one")
     limits = {"pin_budget_bytes": host.pins_bytes, "copies_budget_bytes": host.copies_bytes}
     tier = settings.value(Setting.HOST_TIER)
     if isinstance(tier, str):

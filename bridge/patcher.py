@@ -163,7 +163,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                     "found that this version reads the weights where they hang, before they are patched; set the "
                     "placement to whole for this encoder, or use ComfyUI 0.24 or later"
                 )
-            weights.keep_patched(component.controller, self.asked.value("lora_mode"))
+            weights.keep_patched(component, self.asked.value("lora_mode"))
             component.controller.revise(weights.changes_of(self, device_to, shows_progress=True))
             self._prepare_modules(device_to)
             component.load(self.asked, 10**30 if full_load else lowvram_model_memory)

@@ -26,6 +26,12 @@ log = logging.getLogger(__name__)
 LIVE_EVENT = "layerwise_offload.live"
 RESOLVED_EVENT = "layerwise_offload.resolved"
 
+IN_MEMORY = (
+    "computed on the CPU, with its weights in memory already: it runs the app's way; a Layerwise Offload loader in "
+    "place of the app's streams them from their file"
+)
+"""Of a model that an Apply node was given there."""
+
 INTERVAL_S = 0.25
 MAX_EVENTS = 400
 """In one live message."""
@@ -164,9 +170,11 @@ def tell_resolved(component: Component) -> None:
 
 def tell_left_to_the_app(component: Component, asked: Asked, device_bytes: int) -> None:
     """A component has been loaded by the app in its own way."""
-    reason = left_to_the_app(asked) or "this device has no memory of its own: there is nothing to stream to"
+    reason = left_to_the_app(asked) or IN_MEMORY
     said = asked.settings
     explicit = said.is_explicitly_set(Setting.PLACEMENT)
+    if reason is IN_MEMORY and (explicit or said.is_explicitly_set(Setting.BUDGET_BYTES)):
+        component.warn(f"{component.name}: asked to stream it; found it {IN_MEMORY}")
     placement = said.value(Setting.PLACEMENT)
     _send(
         component.nodes(),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_patcher
 import comfy.utils
@@ -22,8 +22,11 @@ from ..offload_core.runtime import Change, OffloadController, twin_of
 from ..offload_core.runtime.revision import Versions
 from . import compat
 from .foreign import Foreign, is_quantised
-from .memory import host_available_bytes, may_keep_version
+from .memory import host_available_bytes, keeps_versions
 from .recording import count_progress
+
+if TYPE_CHECKING:
+    from .component import Component
 
 
 def changes_of(patcher: Any, device: torch.device, shows_progress: bool = False) -> dict[str, Change]:
@@ -96,8 +99,9 @@ def untouched(patches: Any) -> Any:
     return patches
 
 
-def keep_patched(controller: OffloadController, lora_mode: object) -> None:
+def keep_patched(component: Component, lora_mode: object) -> None:
     """Say what becomes of patched layers, as `lora_mode` has it. What is kept and no longer to be is given back."""
+    controller = component.controller
     versions = controller.versions
     if lora_mode == "on_arrival":
         versions.may_hold = _keep_none
@@ -105,7 +109,7 @@ def keep_patched(controller: OffloadController, lora_mode: object) -> None:
             controller.unload()  # nothing is in flight after that
             versions.forget()
     else:
-        versions.may_hold = _keep_what_fits if lora_mode == "host" else may_keep_version
+        versions.may_hold = _keep_what_fits if lora_mode == "host" else keeps_versions(component)
 
 
 def _keep_none(nbytes: int) -> bool:

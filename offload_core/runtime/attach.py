@@ -23,7 +23,7 @@ from ..plan import Plan
 from ..planner import PlanRequest, make_plan, smallest_budget
 from ..replan import better_plan, several_passes
 from .controller import Entry, OffloadController
-from .device_port import port_for
+from .device_port import is_unified, port_for
 from .device_queue import DeviceQueue
 from .discovery import MIN_LAYER_BYTES, discover, keep_in_memory
 from .full_device import when_full
@@ -100,14 +100,15 @@ def attach(
         discovery = keep_in_memory(module, discover(module, min_layer_bytes=min_layer_bytes))
         inventory, budget_bytes = _within_device(discovery.inventory(component), budget_bytes, used)
         in_place = used.port.shares_host_memory
+        one_memory = in_place or is_unified(used.port.device)
         request = PlanRequest(
             inventory,
             str(used.port.device),
             budget_bytes,
             ring_bytes,
             passes=passes,
-            pin_budget_bytes=None if pinned and not in_place else 0,
-            copies_budget_bytes=0 if in_place else None,
+            pin_budget_bytes=None if pinned and not one_memory else 0,
+            copies_budget_bytes=0 if one_memory else None,
             in_place=in_place,
         )
         if h2d_bytes_per_s is not None:

@@ -97,6 +97,7 @@ class ChangedWeights:
                 layer.unbind()
                 with torch.inference_mode(False):
                     layer.bind(self._port.empty(layer.nbytes))
+                layer.host.move_to("mapped")  # it need not be in memory twice
             by_place = {(id(params), name): host for params, name, host in layer.host_bindings}
             layer.host.touches.changes = {
                 id(by_place[id(params), name]): change.compute for (params, name), change in changes

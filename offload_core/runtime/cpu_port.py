@@ -18,6 +18,8 @@ from .accelerator_port import page_aligned_bytes
 from .device_port import DeviceMemory, Event
 from .host_source import Abandoned, ByteSource
 
+_POLL_S = 0.1
+
 
 class LaneEvent:
     """A point on a lane. `pending` is the record that was queued last; a wait binds to the record queued before it."""
@@ -41,6 +43,8 @@ class ThreadedCpuPort:
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
+        self.while_waiting: Callable[[], None] | None = None
+        """Called now and then while the caller is kept waiting for a read; may raise, to give the wait up."""
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -77,7 +81,9 @@ class ThreadedCpuPort:
 
     def compute_waits(self, event: LaneEvent) -> None:
         if event.pending is not None:
-            event.pending.wait()
+            while not event.pending.wait(_POLL_S):
+                if self.while_waiting is not None:
+                    self.while_waiting()
             if event.failure is not None:
                 raise event.failure
 

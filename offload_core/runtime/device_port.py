@@ -103,6 +103,13 @@ class DevicePort(Protocol):
     def close(self) -> None: ...
 
 
+def is_unified(device: torch.device) -> bool:
+    """Whether a device that has tensors of its own keeps them in the host's memory: Apple's. A host copy of a weight
+    would then be a second one in the same memory, so whoever plans for such a device leaves weights in their file.
+    """
+    return device.type == "mps"
+
+
 def port_for(device: torch.device | str) -> DevicePort:
     """The port for `device`: accelerator streams where the back end has them, else plain synchronous copies."""
     device = torch.device(device)

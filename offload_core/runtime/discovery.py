@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..inventory import Inventory, LayerSpec
+from .file_rows import stays_in_file
 from .host_store import lies_whole_in_file
 from .layout import Flattened, span_bytes
 from .loose import LooseTensors
@@ -102,12 +103,15 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
 def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
     """Take whatever is not streamed, but lies in a file, into memory: it is used where it is, and a file may change.
 
-    The same discovery, with the bytes that this makes of the loose tensors.
+    But for tables of which rows can be read. The same discovery, with the bytes that this makes of the loose tensors.
     """
     streamed = {id(parameter) for layer in found.layers for parameter in layer.parameters}
+    tables = [(id(table.parameters[0]), _is_read_by_row(table.parameters[0], table.module)) for table in found.tables]
+    left = {key for key, _ in tables} - {key for key, by_row in tables if not by_row}
+    resting = streamed | left
     moved = False
     for parameter in root.parameters():
-        if id(parameter) not in streamed:
+        if id(parameter) not in resting:
             moved |= bring_into_memory(parameter)
     if not moved:
         return found
@@ -164,8 +168,13 @@ def _large_tables(root: nn.Module, shared: set[int], notes: list[str]) -> list[F
             continue
         nbytes = table.numel() * table.element_size()
         tables += [FoundLayer(name, module, [table], nbytes) for name, module in places]
-        notes.append(f"{places[0][0]} ({nbytes / 1e6:.0f} MB) stays on the host: only the rows looked up move")
+        where = "in its file" if all(_is_read_by_row(table, module) for _, module in places) else "on the host"
+        notes.append(f"{places[0][0]} ({nbytes / 1e6:.0f} MB) stays {where}: only the rows looked up move")
     return tables
+
+
+def _is_read_by_row(table: torch.Tensor, module: nn.Module) -> bool:
+    return stays_in_file(table, getattr(module, "max_norm", None))
 
 
 def _overlaps_another(table: torch.Tensor, root: nn.Module, shared: set[int]) -> bool:

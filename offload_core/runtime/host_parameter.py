@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .file_rows import look_up
 from .parts import GGUF_MARKS, Parts, plain
+from .weight_file import dtype_of, slice_of
 
 _MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as})
 """Operations that take tensors of two devices on purpose."""
@@ -53,6 +55,9 @@ class _Lender:
     ) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
+            rows = look_up(func, args, kwargs)
+            if rows is not None:
+                return rows
             device = None if func in _MOVES or _writes(func, kwargs) else _foreign_device(args, kwargs)
             if device is not None:
                 args, kwargs = _lend(args, device), _lend(kwargs, device)
@@ -182,13 +187,19 @@ def _value_of(parameter: _Lender, change: Callable[[], torch.Tensor]) -> torch.T
         touches.changes = changes
 
 
+def _read(leaf: torch.Tensor) -> torch.Tensor:
+    """What a leaf holds. One that lies in a file is read, and as it is to be: the file may no longer be what it was."""
+    part = slice_of(leaf)
+    return plain(leaf).detach() if part is None else part.in_memory(dtype_of(leaf))
+
+
 def _lend(value: Any, device: torch.device) -> Any:
     """`value` with every HostParameter in it replaced by a copy on `device`."""
     if isinstance(value, _Lender):
         if (change := value.touches.changes.get(id(value))) is not None:
             return _value_of(value, change).to(device)
         value.touches.count += 1
-        moved = [plain(leaf).detach().to(device) for leaf in value.parts.leaves]
+        moved = [_read(leaf).to(device) for leaf in value.parts.leaves]
         return value.parts.rebuild(moved)
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return type(value)(_lend(item, device) for item in value)

@@ -27,14 +27,16 @@ def settle_tiers(
 ) -> None:
     """Each master goes where the plan wants it: what gives memory back first, then what takes some.
 
-    A resident that is in host memory anyway, on a device that shares it, has to be in memory. `drain`: the host waits
-    until nothing is in flight. Raises FileReadError.
+    A resident of a device that shares host memory is used where its master lies, in memory; one that is changed there
+    has a place of its own, and no master beyond its file. `drain`: the host waits until nothing is in flight. Raises
+    FileReadError.
     """
     moves: list[tuple[Layer, HostTier]] = []
     for layer, planned in zip(layers, plan.layers):
         tier = planned.host_tier
-        if tier == "mapped" and layer.keep_resident and port.shares_host_memory:
-            tier = "pageable"
+        if layer.keep_resident and port.shares_host_memory:
+            own = layer.revision is not None or (layer.device_buffer is not None and not layer.is_in_place)
+            tier = "mapped" if own and layer.host.in_file else "pageable"
         if layer.host.tier != tier and (tier != "mapped" or layer.host.in_file):
             moves.append((layer, tier))
     if moves:

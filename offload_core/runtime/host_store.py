@@ -26,7 +26,6 @@ from .masters import Hold, Master, find
 from .parts import Parts, UnmovableTensor, parts_of, plain
 from .weight_file import FileReadError, FileSlice, forget_file, slice_of
 
-
 MAX_KEPT_SHARE = 4
 """A layer lies in its file if no more than one byte in so many does not: an nvfp4 weight has a scale to 16 elements."""
 
@@ -338,7 +337,7 @@ class HostLayer:
 
 
 def _content_key(slices: Sequence[FileSlice | KeptPart], layout: LayerLayout) -> Hashable | None:
-    """What two layers have in common whose buffers hold the same bytes at the same places; None: there is no telling."""
+    """What two layers have in common whose buffers hold the same bytes at the same places; None: nobody can tell."""
     if any(part.file is None for part in slices):
         return None
     tensors = tuple(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import simdev
+from tests.support import memory_use, simdev
 from tests.support.app_server import APP_RESERVE_MB, AppServer
 from tests.support.devkit import paths
 
@@ -79,11 +79,14 @@ def faulty(server_pool, request):
 
 @pytest.fixture
 def cpu(server_pool, request):
-    """A server started with --cpu: nothing loaded."""
-    server = server_pool.get("cpu", lambda: AppServer("cpu"))
-    server.free()
+    """A server started with --cpu: nothing loaded, and what was is no longer in its memory."""
+    server = server_pool.get("cpu", lambda: AppServer("cpu", env=memory_use.GIVES_BACK, extra_packs=(FAULT_PACK,)))
     request.node.app_server = server
-    return server
+    server.post("/fault", {"name": ""})
+    server.free()
+    yield server
+    if server.alive:
+        server.post("/fault", {"name": ""})
 
 
 @pytest.fixture

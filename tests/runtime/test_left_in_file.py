@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from offload_core.runtime import DeviceQueue, OffloadController, attach, discover
+from offload_core.runtime import Change, DeviceQueue, OffloadController, attach, discover
 from offload_core.runtime.cpu_port import ThreadedCpuPort
 from offload_core.runtime.discovery import keep_in_memory
 from offload_core.runtime.file_weights import tensor_places, weights_from_file
@@ -147,3 +147,105 @@ def test_a_copy_of_a_tensor_does_not_lie_in_the_file(tmp_path):
     stored = Quantised(tmp_path / "q.safetensors").blocks[0][0].weight._stored
     twin = copy.deepcopy(stored)
     assert torch.equal(twin, stored) and slice_of(stored) is not None and slice_of(twin) is None
+
+
+class Shifted(nn.Embedding):
+    """Looks up other rows than it is asked for, as BART's positions do."""
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        return super().forward(indices + 2)
+
+
+class Words(nn.Module):
+    """A table of 67 MB that two modules look things up in, and a few layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16384, WIDTH, padding_idx=16000)
+        self.shifted = Shifted(16384, WIDTH)
+        self.shifted.weight = self.table.weight
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False)) for _ in range(3))
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        x = self.table(indices) + self.shifted(indices)
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return x
+
+
+@pytest.fixture
+def words(tmp_path):
+    twin = Words().requires_grad_(False)
+    path = tmp_path / "words.safetensors"
+    state = {name: value for name, value in twin.state_dict().items() if name != "shifted.weight"}
+    safetensors.torch.save_file(state, path)
+    with torch.device("meta"):
+        model = Words()
+    model.shifted.weight = nn.Parameter(torch.empty(16384, WIDTH))  # not looked for in the file
+    table = model.shifted
+    del model.shifted
+    weights_from_file(model, path)
+    model.shifted = table
+    model.shifted.weight = model.table.weight
+    return model, twin, path
+
+
+def test_rows_of_a_table_are_read_when_they_are_looked_up(words):
+    model, twin, path = words
+    indices = torch.tensor([[5, 16000, 5, 0], [16381, 7, 7, 123]])
+    with torch.no_grad(), attach(model, device="cpu", budget_bytes=4 * LAYER_BYTES) as attached:
+        assert any("in its file" in note for note in attached.controller.inventory.notes)
+        assert torch.equal(model(indices), twin(indices))
+        assert torch.equal(model(indices[:, :0]), twin(indices[:, :0]))
+        touched = mapped_bytes(path) if os.path.exists("/proc/self/smaps") else 0
+        assert touched < LAYER_BYTES, f"{touched} bytes of the mapping are in memory"
+        with pytest.raises(IndexError):
+            model(torch.tensor([16384]))
+        assert torch.equal(model.table.weight * 2, twin.table.weight * 2), "whoever takes the table itself gets it"
+        os.truncate(path, 4096)
+        with pytest.raises(FileReadError, match="truncated from"):
+            model.table(torch.tensor([3]))
+    # the mapping ends before the table now: nobody may look at it any more
+
+
+def test_a_table_that_is_to_be_of_another_type_or_is_written_to_comes_into_memory(words):
+    model, twin, path = words
+    model.table.max_norm = 1e9
+    with torch.no_grad(), attach(model, device="cpu", budget_bytes=4 * LAYER_BYTES):
+        assert slice_of(model.table.weight) is None
+        assert torch.equal(model(torch.tensor([3])), twin(torch.tensor([3])))
+
+
+def test_a_resident_that_is_changed_in_host_memory_is_there_once(wide):
+    """A LoRA on the CPU: the master is the file, and what lies in memory is what the layer computes with."""
+    model, twin, _ = wide
+    x = torch.ones(2, WIDTH)
+
+    def weights_held():
+        own = [layer.device_buffer for layer in controller.layers if layer.keep_resident and not layer.is_in_place]
+        return sum(host.buffer.numel() for host in hosts if host.buffer is not None) + sum(b.numel() for b in own)
+
+    with (
+        torch.no_grad(),
+        attach(model, device="cpu", budget_bytes=5 * LAYER_BYTES, ring_bytes=LAYER_BYTES, passes=50) as attached,
+    ):
+        controller = attached.controller
+        hosts = [layer.host for layer in controller.layers]
+        plan = controller.plan
+        residents = [index for index, layer in enumerate(plan.layers) if layer.placement == "resident"]
+        assert residents and weights_held() == len(residents) * LAYER_BYTES
+        original = twin.blocks[residents[0]][0].weight.clone()
+        name = f"blocks.{residents[0]}.0.weight"
+        for factor in (2.0, 3.0):
+            controller.revise({name: Change(("times", factor), lambda factor=factor: original * factor)})
+            twin.blocks[residents[0]][0].weight.copy_(original * factor)
+            for _ in range(2):
+                assert torch.equal(model(x), twin(x))
+            assert weights_held() == len(residents) * LAYER_BYTES
+            controller.unload()
+            controller.load(plan)
+            assert torch.equal(model(x), twin(x)) and weights_held() == len(residents) * LAYER_BYTES
+        controller.revise({})
+        twin.blocks[residents[0]][0].weight.copy_(original)
+        controller.load(plan)
+        assert torch.equal(model(x), twin(x)) and weights_held() == len(residents) * LAYER_BYTES

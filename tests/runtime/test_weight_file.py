@@ -190,6 +190,26 @@ def test_a_slow_file_keeps_a_pass_waiting_and_a_pass_that_is_given_up_does_not_w
     controller.queue.close()
 
 
+def test_on_the_cpu_whoever_waits_for_a_read_may_give_up(net, monkeypatch):
+    model, twin, path = net
+    port = ThreadedCpuPort()
+    controller = streamed(model, port)
+    gate, real = threading.Event(), WeightFile._read
+    monkeypatch.setattr(WeightFile, "_read", lambda self, view, offset: gate.wait(20) and real(self, view, offset))
+
+    def interrupt():
+        gate.set()
+        raise KeyboardInterrupt
+
+    port.while_waiting = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run(model)
+    port.while_waiting = None
+    assert torch.equal(run(model), run(twin))
+    controller.detach()
+    controller.queue.close()
+
+
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     with pytest.raises(FileReadError, match="FileNotFoundError"):
         WeightFile(tmp_path / "nothing.safetensors")

@@ -21,6 +21,7 @@ def demo(arguments) -> int:
     words = ["--device", arguments.device]
     words += ["--json", arguments.json] if arguments.json else []
     words += ["--out", arguments.out] if arguments.out else []
+    words += ["--memory-mb", str(arguments.memory_mb)] if arguments.memory_mb else []
     return _hand_over(arguments.comfyui, "tests.support.demo", words)
 
 

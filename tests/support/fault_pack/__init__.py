@@ -1,12 +1,14 @@
 """TEST ONLY node pack: puts a fault into the pack under test while the server runs, and takes it out again.
 
-POST /fault {"name": ..., "at": N} seeds one of `FAULTS`; {"name": ""} takes it out. Faults are made here, around the
-engine's own methods: the engine has no switch for them. `at` is the visit, counted from now, at which those that
-raise or fill the device do so; of the shortages it is what there is, in MB.
+POST /fault {"name": ..., "at": N} seeds one of `FAULTS`, beside those before it with "keep"; {"name": ""} takes all of
+them out. Faults are made here, around the engine's own methods: the engine has no switch for them. `at` is the visit,
+counted from now, at which those that raise or fill the device do so; of the
+shortages it is what there is, in MB.
 """
 
 import importlib
 import sys
+import time
 
 import comfy.model_management as mm
 import torch
@@ -150,6 +152,60 @@ def pin_ceiling(at: int) -> None:
     _replace(mm, "MAX_PINNED_MEMORY", at * 1_000_000)
 
 
+# ---------------------------------------------------------------------- files and host memory
+
+
+def _before_reads(at: int, then) -> None:
+    """`then` is called before the `at`-th read from a weight file, and before all that come after it."""
+    file = _engine("weight_file").WeightFile
+    read, left = file._read, [at]
+
+    def reading(self, view, offset):
+        left[0] -= 1
+        if left[0] < 0:
+            then(self)
+        return read(self, view, offset)
+
+    _replace(file, "_read", reading)
+
+
+def unreadable(at: int) -> None:
+    def refuse(file):
+        raise PermissionError(13, "Permission denied")
+
+    _before_reads(at, refuse)
+
+
+def deleted(at: int) -> None:
+    _before_reads(at, lambda file: file.path.unlink(missing_ok=True))
+
+
+def slow(at: int) -> None:
+    """As over a bad network: each read takes most of a second."""
+    _before_reads(at, lambda file: time.sleep(0.7))
+
+
+def little_memory(at: int) -> None:
+    """The host has so many megabytes left."""
+    _replace(_engine("host_placement"), "available_bytes", lambda: at << 20)
+    package = next(key for key in sys.modules if key.endswith("offload_core.host_budget"))
+    _replace(sys.modules[package], "available_bytes", lambda: at << 20)
+
+
+def failure_before_load() -> None:
+    """The app has loaded a model and does not come as far as to use it."""
+
+    def fail(self, *args, **kwargs):
+        raise RuntimeError("seeded failure")
+
+    _replace(_engine("controller").OffloadController, "__init__", fail)
+
+
+def unified_memory() -> None:
+    """The device computes in host memory, as Apple's do."""
+    _replace(_engine("device_port"), "is_unified", lambda device: True)
+
+
 # ---------------------------------------------------------------------- what the server tells browsers
 
 
@@ -238,6 +294,7 @@ TOLD = (
     *(events_of_what_is_gone, planned_from_any_path, planned_without_the_widgets),
 )
 
+
 SILENT = (
     no_wait_for_the_copy,
     no_wait_for_the_last_reader,
@@ -248,7 +305,9 @@ SILENT = (
 )
 RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled, less_than_it_looked)
 SHORTAGES = (host_memory_short, pin_ceiling)
-FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING, *SHORTAGES, *TOLD)}
+OF_THE_HOST = (unreadable, deleted, slow, little_memory)
+OTHERS = (failure_before_load, unified_memory)
+FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING, *SHORTAGES, *OF_THE_HOST, *OTHERS, *TOLD)}
 
 
 @PromptServer.instance.routes.get("/fault/pins")
@@ -259,9 +318,10 @@ async def _pins(request):
 @PromptServer.instance.routes.post("/fault")
 async def _fault(request):
     wanted = await request.json()
-    while _undo:
+    while _undo and not wanted.get("keep"):
         _undo.pop()()
     if wanted["name"]:
         fault = FAULTS[wanted["name"]]
-        fault(wanted["at"]) if fault in (*RAISING, *SHORTAGES) and "at" in wanted else fault()
+        takes_place = fault in (*RAISING, *SHORTAGES, *OF_THE_HOST) and "at" in wanted
+        fault(wanted["at"]) if takes_place else fault()
     return web.json_response({})
