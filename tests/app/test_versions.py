@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import pixels
+from tests.support import pixels, saved_weights
 from tests.support.devkit import paths
 from tests.support.devkit.versions import APP_RELEASES, OLDEST_APP
-from tests.support.workflows import CLIP, MODEL, VAE, build, from_checkpoint, with_our_loaders
+from tests.support.workflows import CLIP, MODEL, SAMPLER, VAE, build, from_checkpoint, node, with_our_loaders
 
 pytestmark = pytest.mark.app
 
@@ -61,6 +61,16 @@ def test_the_pack_works_in(version, app_server_factory):
         reference = saved(server, prompt)
         ours = with_our_loaders(prompt, dict.fromkeys(loaders, {}), {"mode": "memory"})
         assert streamed(server, ours) == (components, reference)
+    files = []
+    for loader in ("app", "layerwise"):
+        widgets = {} if loader == "app" else {"placement": "layerwise", "budget_gb": 0.03}
+        prompt = build("flux", loader, lora=0.8, **widgets)
+        model = prompt[SAMPLER]["inputs"]["model"]
+        prompt["50"] = node("ModelSave", model=model, filename_prefix="diffusion_models/version")
+        server.run(prompt).check()
+        files.append(saved_weights.take(server.base / "output", "version"))
+        server.free()
+    assert files[0] == files[1] and len(files[0]) > 100, "a model that is saved after it was streamed"
     assert server.sim_stats()["used"] <= used, "device bytes were left behind"
 
 
