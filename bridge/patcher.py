@@ -303,7 +303,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             return weights.fill_in_patched(self, super().model_state_dict_for_saving(model, prefix), prefix)
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Apps before 0.24 make their lazy weights here, of what hangs in the module; later ones ask the method above."""
+        """Apps before 0.24 make lazy weights here, of what hangs in the module; later ones ask the method above."""
         if compat.saves_lazily() or not self.component.loaded:
             return super().state_dict_for_saving(*args, **kwargs)  # type: ignore[no-any-return]
         with self.component.controller.masters_shown():
