@@ -258,8 +258,14 @@ class AppServer:
     # ---- prompts
 
     def submit(self, prompt: dict) -> str:
-        """Queue a workflow in API form; returns its id. Raises HttpError (400) if the app rejects it."""
-        return self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})["prompt_id"]
+        """Queue a workflow in API form; returns its id. Raises HttpError (400) if the app rejects it.
+
+        And ServerError if it rejects a part: it would run the rest, and nobody would notice.
+        """
+        answer = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})
+        if answer.get("node_errors"):
+            raise ServerError(f"the app leaves out a part of the workflow: {answer['node_errors']}")
+        return answer["prompt_id"]
 
     def wait(self, prompt_id: str, timeout: float = 120) -> Result:
         started = time.monotonic()

@@ -141,8 +141,9 @@ def _with_twin(prompt: dict, case: Case) -> dict:
 
 def _source_of_twin(prompt: dict) -> list:
     """The second loader's output, behind the Apply node that may stand there."""
-    behind_it = next((key for key, entry in prompt.items() if entry["inputs"].get("model") == [TWIN_LOADER, 0]), None)
-    return [behind_it or TWIN_LOADER, 0]
+    applied = (key for key, entry in prompt.items() if entry["class_type"] == APPLY)
+    behind_it = next((key for key in applied if prompt[key]["inputs"].get("model") == [TWIN_LOADER, 0]), TWIN_LOADER)
+    return [behind_it, 0]
 
 
 def _with_merge(prompt: dict, case: Case) -> dict:
