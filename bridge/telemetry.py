@@ -74,26 +74,33 @@ class Subscriptions:
     async def _run(self) -> None:
         trace = recording().trace
         trace.watched = True
-        cursor = max(0, trace.written - MAX_EVENTS)
+        cursor, told = max(0, trace.written - MAX_EVENTS), False
         try:
             while True:
                 await asyncio.sleep(max(0.0, self._sent_at + INTERVAL_S - time.monotonic()))
-                self._clients = {c: told for c, told in self._clients.items() if c in self._server.sockets}
+                self._clients = {c: had for c, had in self._clients.items() if c in self._server.sockets}
                 if not self._clients:
                     return
                 self._sent_at = time.monotonic()
                 try:
-                    cursor = await self._tell(cursor)
+                    cursor = await self._tell(cursor, catching_up=not told)
+                    told = True
                 except Exception:  # a model that is being dropped this moment; the next message will do
                     log.debug("Layerwise Offload: no live message this time", exc_info=True)
         finally:
             trace.watched = False
             self._task = None
 
-    async def _tell(self, cursor: int) -> int:
-        """One message to everybody if there is news, else to those who have had none yet."""
+    async def _tell(self, cursor: int, catching_up: bool) -> int:
+        """One message to everybody if there is news, else to those who have had none yet.
+
+        catching_up: the events are from before anybody looked; those of components that are gone say nothing any more.
+        """
         state = live_message()
         events, after = recording().trace.since(cursor, MAX_EVENTS)
+        if catching_up:
+            alive = {component["id"] for component in state["components"]}
+            events = [event for event in events if event.source in alive]
         running = any(component["running"] for component in state["components"])
         signature = _signature(state)
         news = running or bool(events) or signature != self._last

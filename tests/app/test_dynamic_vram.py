@@ -112,14 +112,16 @@ def test_what_is_left_to_the_app_stays_dynamic(dynamic, what):
 
 def test_apply_refuses_what_the_app_cannot_load_without_dynamic_vram(dynamic):
     prompt = with_our_loaders(with_controlnet(build("sd15"), "controlnet_sd15"), {CLIP: {"placement": "layerwise"}})
-    prompt["80"] = node("LayerwiseOffloadApply", placement="layerwise", budget_gb=0.0, control_net=["13", 0])
+    prompt["80"] = node(
+        "LayerwiseOffloadApply", placement="auto", control_net_placement="layerwise", control_net=["13", 0]
+    )
     prompt["15"]["inputs"]["control_net"] = ["80", 4]
     result = dynamic.run(prompt)
     assert not result.ok and "Dynamic VRAM" in result.message and "Layerwise Offload" in result.message
     tiny_models.ensure("clip_vision_tiny")
     vision = {
         "1": node("CLIPVisionLoader", clip_name=tiny_models.file_name("clip_vision_tiny")),
-        "2": node("LayerwiseOffloadApply", placement="layerwise", budget_gb=0.0, clip_vision=["1", 0]),
+        "2": node("LayerwiseOffloadApply", placement="auto", clip_vision_placement="layerwise", clip_vision=["1", 0]),
         "3": node("EmptyImage", width=64, height=64, batch_size=1, color=0x4080C0),
         "4": node("CLIPVisionEncode", clip_vision=["2", 3], image=["3", 0], crop="center"),
         "5": node("ProbeTensors", value=["4", 0]),
