@@ -155,18 +155,18 @@ def draw(seed: int, version: str | None = None) -> Case:
     case = _with_more(case, random.Random(f"{seed} more"))
     if case.dit in ("resident", "whole"):
         case = replace(case, budget_share=0.0)  # said together they contradict each other, which other tests look at
-    if _patched_by_older_app(case):
+    if _patched_by_the_app(case):
         case = replace(case, weights_mb=0)
     return case
 
 
-def _patched_by_older_app(case: Case) -> bool:
-    """A patched model is left to an app older than 0.30, which on a small device gives another picture of it than on a
-    large one, with its own loaders as well."""
+def _patched_by_the_app(case: Case) -> bool:
+    """A patched model is left to the app, which on a small device gives another picture of it than on a large one, with
+    its own loaders as well."""
     on_model = case.loras or case.then_loras or case.twin_loras or case.hook or case.merge
     left = case.mode == "manual" or "whole" in (case.dit, case.twin_loader)
     on_encoder = case.clip_lora and (case.mode == "manual" or case.clip == "whole")
-    return case.version != "0.30.0" and bool(on_model and left or on_encoder)
+    return bool(on_model and left or on_encoder)
 
 
 def _with_more(case: Case, rng: random.Random) -> Case:
