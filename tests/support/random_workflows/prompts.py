@@ -148,7 +148,7 @@ def _source_of_twin(prompt: dict) -> list:
 
 def _with_merge(prompt: dict, case: Case) -> dict:
     source = prompt[SAMPLER]["inputs"]["model"]
-    other = _source_of_twin(prompt) if case.merge_other else source
+    other = _source_of_twin(prompt) if case.merge_other and case.twin_loader else source
     weight = {"ModelMergeSimple": {"ratio": case.merge}, "ModelMergeSubtract": {"multiplier": case.merge}}
     merged = node(case.merge_node, model1=source, model2=other, **weight.get(case.merge_node, {}))
     return _rewired({**prompt, MERGE: merged}, SAMPLER, model=[MERGE, 0])
