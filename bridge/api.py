@@ -6,7 +6,6 @@ from ..offload_core.policy import MODES
 from ..offload_core.settings import LORA_MODES
 from .asked import OPTIONS_GROUPS, Asked, Word, options_word, settings_from
 from .file_kinds import kind_of_vae, payloads
-from .fingerprint import files_now
 from .graph import check_options
 from .loaders import (
     CLIP_TYPES,
@@ -38,7 +37,6 @@ __all__ = [
     "Surroundings",
     "Word",
     "check_options",
-    "files_now",
     "kind_of_vae",
     "live_document",
     "load_checkpoint",

@@ -7,7 +7,6 @@ from ..bridge.api import (
     CLIP_TYPES,
     VAE_PRECISIONS,
     WEIGHT_DTYPES,
-    files_now,
     kind_of_vae,
     load_clip,
     load_clip_vision,
@@ -116,10 +115,6 @@ class LayerwiseOffloadLoader(io.ComfyNode):
                 io.ClipVision.Output(tooltip="The image encoder; nothing if none was chosen."),
             ],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, **widgets) -> str:
-        return files_now("LayerwiseOffloadLoader", widgets)
 
     @classmethod
     def execute(

@@ -7,7 +7,6 @@ from ..bridge.api import (
     CLIP_TYPES,
     VAE_PRECISIONS,
     WEIGHT_DTYPES,
-    files_now,
     kind_of_vae,
     load_checkpoint,
     load_clip,
@@ -65,10 +64,6 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
             hidden=HIDDEN,
             outputs=[io.Model.Output(tooltip="The model. Use it like any other: LoRA, samplers, model patches.")],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, **widgets) -> str:
-        return files_now("LayerwiseOffloadDiffusionModelLoader", widgets)
 
     @classmethod
     def execute(
@@ -132,10 +127,6 @@ class LayerwiseOffloadCLIPLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **widgets) -> str:
-        return files_now("LayerwiseOffloadCLIPLoader", widgets)
-
-    @classmethod
     def execute(
         cls,
         clip_name1: str,
@@ -187,10 +178,6 @@ class LayerwiseOffloadVAELoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **widgets) -> str:
-        return files_now("LayerwiseOffloadVAELoader", widgets)
-
-    @classmethod
     def execute(
         cls,
         vae_name: str,
@@ -231,10 +218,6 @@ class LayerwiseOffloadCLIPVisionLoader(io.ComfyNode):
             hidden=HIDDEN,
             outputs=[io.ClipVision.Output(tooltip="The image encoder. Use it like that of any other loader.")],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, **widgets) -> str:
-        return files_now("LayerwiseOffloadCLIPVisionLoader", widgets)
 
     @classmethod
     def execute(
@@ -278,10 +261,6 @@ class LayerwiseOffloadControlNetLoader(io.ComfyNode):
             hidden=HIDDEN,
             outputs=[io.ControlNet.Output(tooltip="The ControlNet. Use it like that of any other loader.")],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, **widgets) -> str:
-        return files_now("LayerwiseOffloadControlNetLoader", widgets)
 
     @classmethod
     def execute(
@@ -332,10 +311,6 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
                 io.Vae.Output(tooltip="The VAE; nothing if the checkpoint brings none."),
             ],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, **widgets) -> str:
-        return files_now("LayerwiseOffloadCheckpointLoader", widgets)
 
     @classmethod
     def execute(

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import pixels, tiny_models
 from tests.support.devkit import paths
-from tests.support.workflows import MODEL, build
+from tests.support.workflows import MODEL, SAMPLER, build
 
 FOLDER = paths.MODELS / "diffusion_models"
 SOUND = FOLDER / tiny_models.file_name("flux_tiny")
@@ -41,8 +41,8 @@ def server(request):
     return found
 
 
-def workflow(server, file, seed=1, **settings):
-    budget = server.budget_gb
+def workflow(server, file, seed=1, more_gb=0.0, **settings):
+    budget = server.budget_gb + more_gb
     prompt = build("flux", loader="layerwise", placement="layerwise", budget_gb=budget, seed=seed, **settings)
     prompt[MODEL]["inputs"]["model_name"] = file.name
     return prompt
@@ -54,53 +54,56 @@ def tiers(server):
 
 def spoil_in_place(file):
     with file.open("r+b") as content:
-        content.seek(-1000, os.SEEK_END)
-        content.write(bytes(1000))
+        content.seek(-100, os.SEEK_END)
+        content.write(b"\0" * 100)
 
 
 CHANGES = {
-    "changed": "its content was changed",
-    "truncated": "truncated from",
-    "replaced": "another file in its place",
-    "deleted": "was deleted",
+    "changed": (spoil_in_place, "its content was changed"),
+    "truncated": (lambda file: os.truncate(file, 1 << 20), "truncated from"),
+    "replaced": (lambda file: os.replace(shutil.copy(file, f"{file}.new"), file), "another file in its place"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_comes_to_harm_in_the_middle_of_a_run(server, own_file, change):
+def test_a_file_that_is_no_longer_what_was_loaded(server, own_file, change):
+    """Found when the next prompt runs the model that is loaded; and after the error the sound file is loaded again."""
     picture = pixels.sha256(server.images(server.run(workflow(server, own_file)).check()))
     assert tiers(server)["mapped"] and not tiers(server)["pinned"]
-    server.post("/fault", {"name": change, "at": 5, "keep": True})
+    what, words = CHANGES[change]
+    what(own_file)
     result = server.run(workflow(server, own_file, seed=2))
-    assert result.status == "error" and CHANGES[change] in result.message, result.message
+    assert result.status == "error" and words in result.message, result.message
     assert own_file.name in result.message and "at byte" in result.message
     assert server.alive
-    server.post("/fault", {"name": ""})
     shutil.copy(SOUND, own_file)
-    again = server.run(workflow(server, own_file)).check()
+    again = server.run(workflow(server, own_file, more_gb=0.001)).check()
     assert pixels.sha256(server.images(again)) == picture
 
 
-def test_the_file_that_is_there_now_is_loaded_with_the_next_prompt(server, own_file):
-    """As after a download anew: no widget changes, and nobody frees anything."""
-    sound = pixels.sha256(server.latents(server.run(workflow(server, own_file)).check()))
-    spoil_in_place(own_file)
-    assert pixels.sha256(server.latents(server.run(workflow(server, own_file)).check())) != sound
-    os.truncate(own_file, 1 << 20)
-    result = server.run(workflow(server, own_file))
-    assert result.status == "error" and own_file.name in result.message and "complete" in result.message
-    shutil.copy(SOUND, own_file)
-    assert pixels.sha256(server.latents(server.run(workflow(server, own_file)).check())) == sound
-
-
 def test_a_file_that_changes_between_being_loaded_and_being_run(cpu, own_file):
-    """Before the first read: what lies outside the layers is still to be read as well."""
+    """The loader's node has run, the sampler has not: what lies outside the layers is still to be read as well."""
     cpu.budget_gb = BUDGET_GB["cpu"]
-    cpu.post("/fault", {"name": "truncated", "at": 0})
-    result = cpu.run(workflow(cpu, own_file))
-    assert result.status == "error" and "truncated from" in result.message and own_file.name in result.message
+    prompt = workflow(cpu, own_file)
+    refused = {**prompt, SAMPLER: {**prompt[SAMPLER], "inputs": {**prompt[SAMPLER]["inputs"], "steps": 1}}}
+    cpu.post("/fault", {"name": "failure_before_load"})
+    assert cpu.run(refused).status == "error"
     cpu.post("/fault", {"name": ""})
+    os.truncate(own_file, 1 << 20)
+    result = cpu.run(prompt)
+    assert result.status == "error" and "truncated from" in result.message and own_file.name in result.message
     assert cpu.alive
+
+
+def test_a_file_that_is_deleted_in_the_middle_of_a_run(server, own_file):
+    picture = pixels.sha256(server.images(server.run(workflow(server, own_file)).check()))
+    server.post("/fault", {"name": "deleted", "at": 5, "keep": True})
+    result = server.run(workflow(server, own_file, seed=2))
+    assert result.status == "error" and "was deleted" in result.message and own_file.name in result.message
+    server.post("/fault", {"name": ""})
+    shutil.copy(SOUND, own_file)
+    again = server.run(workflow(server, own_file, more_gb=0.001)).check()
+    assert pixels.sha256(server.images(again)) == picture
 
 
 def test_reads_that_fail_in_the_middle_of_a_pass(server):

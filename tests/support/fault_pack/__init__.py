@@ -2,15 +2,12 @@
 
 POST /fault {"name": ..., "at": N} seeds one of `FAULTS`, beside those before it with "keep"; {"name": ""} takes all of
 them out. Faults are made here, around the engine's own methods: the engine has no switch for them. `at` is the visit,
-counted from now, at which those that raise or fill the device do so; of reads, which one comes to harm; of the
-shortages what there is, in MB.
+counted from now, at which those that raise or fill the device do so; of the
+shortages it is what there is, in MB.
 """
 
 import importlib
-import os
-import shutil
 import sys
-import threading
 import time
 
 import comfy.model_management as mm
@@ -144,6 +141,12 @@ def less_than_it_looked(at: int) -> None:
     _replace(controller, "load", failing)
 
 
+def host_memory_short(at: int = 1) -> None:
+    """The host has so many MB left, by its own account."""
+    package = next(key for key in sys.modules if key.endswith("offload_core.runtime")).rpartition(".")[0]
+    _replace(importlib.import_module(f"{package}.host_budget"), "available_bytes", lambda: at * 1_000_000)
+
+
 def pin_ceiling(at: int) -> None:
     """The app lets so many MB be page-locked, as it would on a card of its own kind."""
     _replace(mm, "MAX_PINNED_MEMORY", at * 1_000_000)
@@ -177,28 +180,6 @@ def deleted(at: int) -> None:
     _before_reads(at, lambda file: file.path.unlink(missing_ok=True))
 
 
-def changed(at: int) -> None:
-    def spoil(file):
-        with file.path.open("r+b") as content:
-            content.seek(-100, os.SEEK_END)
-            content.write(bytes(100))
-
-    _before_reads(at, spoil)
-
-
-def truncated(at: int) -> None:
-    _before_reads(at, lambda file: os.truncate(file.path, 1 << 20))
-
-
-def replaced(at: int) -> None:
-    """The same bytes, in another file. Readers are several."""
-
-    def another(file):
-        os.replace(shutil.copy(file.path, f"{file.path}.{threading.get_ident()}"), file.path)
-
-    _before_reads(at, another)
-
-
 def slow(at: int) -> None:
     """As over a bad network: each read takes most of a second."""
     _before_reads(at, lambda file: time.sleep(0.7))
@@ -209,6 +190,15 @@ def little_memory(at: int) -> None:
     _replace(_engine("host_placement"), "available_bytes", lambda: at << 20)
     package = next(key for key in sys.modules if key.endswith("offload_core.host_budget"))
     _replace(sys.modules[package], "available_bytes", lambda: at << 20)
+
+
+def failure_before_load() -> None:
+    """The app has loaded a model and does not come as far as to use it."""
+
+    def fail(self, *args, **kwargs):
+        raise RuntimeError("seeded failure")
+
+    _replace(_engine("controller").OffloadController, "__init__", fail)
 
 
 def unified_memory() -> None:
@@ -314,9 +304,9 @@ SILENT = (
     overlaps_forgotten,
 )
 RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled, less_than_it_looked)
-SHORTAGES = (pin_ceiling,)
-OF_THE_HOST = (unreadable, changed, truncated, replaced, deleted, slow, little_memory)
-OTHERS = (unified_memory,)
+SHORTAGES = (host_memory_short, pin_ceiling)
+OF_THE_HOST = (unreadable, deleted, slow, little_memory)
+OTHERS = (failure_before_load, unified_memory)
 FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING, *SHORTAGES, *OF_THE_HOST, *OTHERS, *TOLD)}
 
 
