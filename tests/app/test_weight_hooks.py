@@ -60,6 +60,7 @@ def test_a_hooked_model_is_streamed_with_the_apps_picture(sim, settings):
 def test_what_hooks_that_come_and_go_cost(sim):
     """A LoRA on one side only, so that weights change twice a step: residents are fetched again, once a change."""
     ours = {"placement": "layerwise", "budget_gb": 2 * BUDGET_GB}
+    sim.sim_configure(bandwidth=60_000_000)  # so slow that measured times want what is allowed to be resident
     outcome(sim, hooked(build("flux", "layerwise", **ours), 0.9))
     before = dit_report(sim)["summary"]
     outcome(sim, hooked(build("flux", "layerwise", seed=2, steps=4, **ours), 0.9))
@@ -67,7 +68,7 @@ def test_what_hooks_that_come_and_go_cost(sim):
     plan, passes = report["plan"], report["summary"]["passes"] - before["passes"]
     copied = report["summary"]["bytes_copied"] - before["bytes_copied"]
     streamed = sum(layer["bytes"] for layer in plan["layers"] if layer["placement"] == "streamed")
-    assert passes == 8 and streamed > 0  # whether any stay resident is up to the times that were measured
+    assert passes == 8 and plan["resident_bytes"] > 0 and streamed > 0
     # Look-ahead is thrown away at a change: of each pass at most a ring.
     assert copied <= passes * (streamed + plan["ring_bytes"]) + (passes // 2 + 1) * plan["resident_bytes"]
     assert report["summary"]["revised_layers"] - before["revised_layers"] <= (passes // 2 + 1) * len(plan["layers"])
