@@ -1,6 +1,11 @@
 """For tests that use other people's libraries and tests that use the simulated accelerator, in one process."""
 
 import contextlib
+import gc
+
+import pytest
+
+from tests.support import simdev
 
 
 def pytest_collection_modifyitems(items):
@@ -12,3 +17,19 @@ def pytest_collection_modifyitems(items):
             import_utils.is_torch_npu_available()
         with contextlib.suppress(ImportError):
             import diffusers.utils  # noqa: F401
+
+
+@pytest.fixture
+def npu():
+    """The simulated device, small and strict; no race may have been seen when the test ends."""
+    gc.collect()  # what an earlier test left in a cycle ends its page-locks now, not in the middle of this one
+    module = simdev.load()
+    module.synchronize()
+    module.empty_cache()
+    module.configure(mb=256, bandwidth=0, poison=True, race=True)
+    module.reset_stats()
+    yield module
+    module.synchronize()
+    counted = module.stats()
+    module.configure(mb=8192, bandwidth=0, race=False)
+    assert counted["races"] == 0, counted["race_message"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import time
 
 import pytest
@@ -20,21 +19,6 @@ from tests.support.tiny_torch_models import DIM, Model
 
 pytestmark = pytest.mark.skipif(not simdev.available(), reason="no simulated accelerator")
 MIB = 2**20
-
-
-@pytest.fixture
-def npu():
-    gc.collect()  # what an earlier test left in a cycle ends its page-locks now, not in the middle of this one
-    module = simdev.load()
-    module.synchronize()
-    module.empty_cache()
-    module.configure(mb=256, bandwidth=0, poison=True, race=True)
-    module.reset_stats()
-    yield module
-    module.synchronize()
-    counted = module.stats()
-    module.configure(mb=8192, bandwidth=0, race=False)
-    assert counted["races"] == 0, counted["race_message"]
 
 
 class Loaded:

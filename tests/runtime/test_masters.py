@@ -55,19 +55,6 @@ class Net(nn.Module):
         return x
 
 
-@pytest.fixture
-def npu():
-    gc.collect()
-    module = simdev.load()
-    module.configure(mb=256, bandwidth=0, poison=True, race=True)
-    module.reset_stats()
-    yield module
-    module.synchronize()
-    counted = module.stats()
-    module.configure(mb=8192, bandwidth=0, race=False)
-    assert counted["races"] == 0, counted["race_message"]
-
-
 class Stage:
     """A queue, a file, and users of it: modules that lie in the file, each with a plain twin on the device."""
 
