@@ -68,6 +68,7 @@ def test_a_copy_from_pinned_memory_does_not_keep_the_host(npu):
     assert time.perf_counter() - began < 0.05 and not done.inner.query()
     port.compute_waits(done)
     assert int(target[-1]) == 9
+    port.host_release(source)
     port.close()
 
 
@@ -82,6 +83,8 @@ def test_times_come_when_the_device_has_got_there(npu):
     assert port.elapsed_ns(start, end) is None
     port.drain()
     assert 10e6 < port.elapsed_ns(start, end) < 100e6
+    port.host_release(source)
+    port.close()
 
 
 def test_nothing_is_waited_for_allocated_or_copied_back_in_a_steady_pass(npu, loaded):
