@@ -300,7 +300,9 @@ class Search:
 
     def _trimmed(self, best: Candidate) -> Candidate:
         """The same pass time in less memory: residents that nobody misses, then ring beyond three layers."""
-        limit = best.pass_ns * EQUAL
+        # A choice that was let pass as equal to the floor has used up what may be called equal.
+        equal_to = self._floor_ns() if self._is_perfect(best) else best.pass_ns
+        limit = max(best.pass_ns, equal_to * EQUAL)
         for layer in sorted(best.residents, key=lambda layer: (-self.problem.sizes[layer], layer)):
             fewer = best.residents - {layer}
             if self._spent(1.3) or self.problem.sizes[layer] > best.ring_bytes:

@@ -17,7 +17,7 @@ from offload_core.evaluate import Evaluator, Problem
 from offload_core.inventory import Inventory, LayerSpec
 from offload_core.plan import Plan
 from offload_core.planner import PlanRequest, make_plan, smallest_budget
-from offload_core.search import WORK_VISITS, Search
+from offload_core.search import EQUAL, WORK_VISITS, Search
 from offload_core.simulate import copy_ns, simulate
 from tests.core.shapes import GB, MB, equal, flux, inventories, inventory, qwen_image
 
@@ -262,6 +262,13 @@ def test_never_worse_than_simple_rules_at_equal_bytes(inv: Inventory, data: st.D
         residents = rule(order, problem.sizes, budget - inv.loose_bytes - plan.ring_bytes)
         rival = Evaluator(problem).judge(residents, plan.ring_bytes)
         assert rival is None or plan.predicted.pass_ns <= rival.pass_ns * 1.0011
+
+
+def test_what_is_given_back_does_not_add_to_what_was_already_called_equal() -> None:
+    times = [None] * 19 + [0, 75_620, 63]
+    inv = inventory([(15_413, time) for time in times])
+    plan = planned(inv, 63_047)
+    assert plan.predicted.pass_ns <= plan.predicted.bound_ns * EQUAL
 
 
 def problem_of(inv: Inventory, budget_bytes: int, rate: float = 25e9) -> Problem:
