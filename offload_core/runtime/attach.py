@@ -119,10 +119,11 @@ def attach(
         )
         attachment = Attachment(controller, owned)
         controller.load(plan)
-        if passes > 1:
-            controller.replan_when_measured(partial(_replan, request))
+        several = several_passes(request)
+        if passes > 1 or in_place:  # what is guessed of compute is an accelerator's: no reason to move layers here
+            controller.replan_when_measured(partial(_replan, several))
         else:
-            controller.replan_on_second_pass(partial(_replan, several_passes(request)))
+            controller.replan_on_second_pass(partial(_replan, several))
         when_full(controller, partial(_less, request))
     except BaseException:
         if attachment is not None:

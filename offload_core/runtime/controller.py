@@ -27,7 +27,7 @@ from .changed_weights import ChangedWeights
 from .counters import RunCounters
 from .device_queue import DeviceQueue
 from .discovery import Discovery, discover, keep_in_memory
-from .host_placement import settle_tiers, with_files
+from .host_placement import TierMoves, with_files
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
 from .layer import Layer, build_layers
 from .loose import LooseTensors
@@ -35,7 +35,7 @@ from .masters import close_holds
 from .prefetcher import Prefetcher
 from .recorder import Recorder
 from .revision import Change, Versions
-from .ring import link_overlaps, place_layers
+from .ring import link_overlaps, place_layers, seat_residents
 from .tables import HostTables
 
 Entry = tuple[nn.Module, str]
@@ -202,10 +202,11 @@ class OffloadController:
         self.prefetcher.forget_look_ahead()
         self.versions.settle(self.layers)
         self._free_what_moves(plan)
-        settle_tiers(self.layers, plan, self.queue.port, self.prefetcher.drain, self._progress)
+        moves = TierMoves(self.layers, plan, self.queue.port, self.prefetcher.drain, self._progress)
+        moves.give_back()
         self._loose.load(self.queue.port)
         self._weights.put_on_loose(self._loose)
-        self._place(plan)
+        self._place(plan, moves)
         self.prefetcher.expect([self.layers[index] for index in plan.visits])
         self.prefetcher.loaded = True
         self.plan = plan
@@ -359,8 +360,8 @@ class OffloadController:
                 layer.overlaps = ()
                 layer.keep_resident = stays
 
-    def _place(self, plan: Plan) -> None:
-        """The ring comes first: it may have to shrink before there is room for the residents."""
+    def _place(self, plan: Plan, moves: TierMoves) -> None:
+        """The ring comes first: it may have to shrink before there is room for the residents, masters included."""
         self._streamed, self._offsets = [], []
         for layer, planned in zip(self.layers, plan.layers):
             if not layer.keep_resident:
@@ -369,15 +370,8 @@ class OffloadController:
                 self._offsets.append(planned.offset)
         link_overlaps(self._streamed, self._offsets)
         self.queue.lease(self, plan.ring_bytes)
-        for layer in self.layers:
-            if layer.keep_resident and layer.device_buffer is None:
-                # The memory is taken now, so that what the device has left is true; the bytes come in the order of
-                # the first pass.
-                if self.queue.port.shares_host_memory and layer.revision is None:
-                    layer.stay_in_place()
-                else:
-                    with torch.inference_mode(False):
-                        layer.bind(self.queue.port.empty(layer.nbytes))
+        moves.take()
+        seat_residents(self.layers, self.queue.port)
         self.queue.fence()
 
     # ------------------------------------------------------------------ planning again

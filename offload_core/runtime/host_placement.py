@@ -15,40 +15,54 @@ from .host_source import FileSource
 from .layer import Layer
 from .masters import Hold, distinct
 
-_GIVES_BACK: tuple[HostTier, ...] = ("pinned", "pageable", "mapped")
 
-
-def settle_tiers(
-    layers: Sequence[Layer],
-    plan: Plan,
-    port: DevicePort,
-    drain: Callable[[], None],
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Each master goes where the plan wants it: what gives memory back first, then what takes some.
+class TierMoves:
+    """Brings each master to where a plan wants it, in two steps. In between, the device's memory is arranged: where
+    host and device are one memory, a ring of the plan before must have gone when masters of the new one come.
 
     A resident of a device that shares host memory is used where its master lies, in memory; one that is changed there
-    has a place of its own, and no master beyond its file. `drain`: the host waits until nothing is in flight. Raises
-    FileReadError.
+    has a place of its own, and no master beyond its file. `drain`: the host waits until nothing is in flight.
     """
-    moves: list[tuple[Layer, HostTier]] = []
-    for layer, planned in zip(layers, plan.layers):
-        tier = planned.host_tier
-        if layer.keep_resident and port.shares_host_memory:
-            own = layer.revision is not None or (layer.device_buffer is not None and not layer.is_in_place)
-            tier = "mapped" if own and layer.host.in_file else "pageable"
-        if layer.host.tier != tier and (tier != "mapped" or layer.host.in_file):
-            moves.append((layer, tier))
-    if moves:
-        drain()
-    done, total = 0, sum(layer.nbytes for layer, _ in moves)
-    for layer, tier in sorted(moves, key=lambda move: -_GIVES_BACK.index(move[1])):
-        if not layer.is_in_place:  # else its parameters are in use where they are
-            layer.host.move_to(tier)
-        done += layer.nbytes
-        if progress is not None:
-            progress(done, total)
-    _drop_behind(layers, plan)
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        plan: Plan,
+        port: DevicePort,
+        drain: Callable[[], None],
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._layers, self._plan, self._drain, self._progress = layers, plan, drain, progress
+        self._moves: list[tuple[Layer, HostTier]] = []
+        for layer, planned in zip(layers, plan.layers):
+            tier = planned.host_tier
+            if layer.keep_resident and port.shares_host_memory:
+                own = layer.revision is not None or (layer.device_buffer is not None and not layer.is_in_place)
+                tier = "mapped" if own and layer.host.in_file else "pageable"
+            if layer.host.tier != tier and (tier != "mapped" or layer.host.in_file):
+                self._moves.append((layer, tier))
+        self._moved = 0
+
+    def give_back(self) -> None:
+        """What can be read from the file again leaves memory."""
+        if self._moves:
+            self._drain()
+        self._move("mapped")
+
+    def take(self) -> None:
+        """What the plan wants in memory comes there. Raises FileReadError."""
+        self._move("pageable")
+        self._move("pinned")
+        _drop_behind(self._layers, self._plan)
+
+    def _move(self, tier: HostTier) -> None:
+        total = sum(layer.nbytes for layer, _ in self._moves)
+        for layer in [layer for layer, wanted in self._moves if wanted == tier]:
+            if not layer.is_in_place:  # else its parameters are in use where they are
+                layer.host.move_to(tier)
+            self._moved += layer.nbytes
+            if self._progress is not None:
+                self._progress(self._moved, total)
 
 
 def _drop_behind(layers: Sequence[Layer], plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""Places the streamed layers of a plan in an arena: fixed offsets, and who shares bytes with whom.
+"""Places the layers of a plan: the streamed ones in an arena, at fixed offsets and knowing who shares bytes with whom.
 
 Arithmetic on offsets plus the binding of layers to views; it issues no copies.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .device_port import DevicePort
 from .layer import Layer
 
 
@@ -30,3 +31,17 @@ def link_overlaps(layers: Sequence[Layer], offsets: Sequence[int]) -> None:
         alive.append((offset + layer.nbytes, layer))
     for layer, others in overlaps.items():
         layer.overlaps = tuple(sorted(others, key=lambda other: other.index))
+
+
+def seat_residents(layers: Sequence[Layer], port: DevicePort) -> None:
+    """Give every resident without a place one of its own, or its master where the device can use that.
+
+    The memory is taken now, so that what the device has left is true; the bytes come in the order of the first pass.
+    """
+    for layer in layers:
+        if layer.keep_resident and layer.device_buffer is None:
+            if port.shares_host_memory and layer.revision is None:
+                layer.stay_in_place()
+            else:
+                with torch.inference_mode(False):
+                    layer.bind(port.empty(layer.nbytes))

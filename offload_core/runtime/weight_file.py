@@ -83,7 +83,8 @@ class WeightFile:
         done = 0
         while done < nbytes:
             try:
-                got = self._read(view[done : done + READ_BYTES], offset + done)
+                end = done + READ_BYTES - (offset + done) % READ_BYTES
+                got = self._read(view[done:end], offset + done)
             except OSError as error:
                 raise self._error(_words(error), offset + done) from error
             if got <= 0:
