@@ -31,6 +31,7 @@ from .kinds import TEXT_ENCODER
 from .placing import left_to_the_app
 
 _this_load = threading.local()
+_SHOWS_PATCHED = "layerwise_offload_shows_patched"
 
 
 @contextlib.contextmanager
@@ -157,12 +158,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 self._take_off_device()  # a clone of this patcher was for another device: queue and masters go
                 component.detach()
             component.attach(self.model, self.load_device)
-            if force_patch_weights and self.patches and self.is_clip and not compat.saves_lazily():
-                raise OffloadError(
-                    f"asked to save a patched text encoder under layerwise offload in ComfyUI {compat.app_version()}; "
-                    "found that this version reads the weights where they hang, before they are patched; set the "
-                    "placement to whole for this encoder, or use ComfyUI 0.24 or later"
-                )
+            if self.is_clip and not compat.saves_lazily():
+                _show_patched_to_savers(self.model)
             weights.keep_patched(component, self.asked.value("lora_mode"))
             component.controller.revise(weights.changes_of(self, device_to, shows_progress=True))
             self._prepare_modules(device_to)
@@ -336,6 +333,21 @@ def become_ours(patcher: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatc
     patcher.foreign = foreign
     patcher.join_component()
     return patcher
+
+
+def _show_patched_to_savers(model: torch.nn.Module) -> None:
+    """Apps before 0.24 save a text encoder by its module's state dict, where a loaded one has its weights patched."""
+    if not vars(model).get(_SHOWS_PATCHED):
+        model.register_state_dict_post_hook(_fill_in_patched)
+        vars(model)[_SHOWS_PATCHED] = True
+
+
+def _fill_in_patched(model: torch.nn.Module, state: dict[str, Any], _prefix: str, _metadata: object) -> None:
+    component = Component.of(model)
+    now = model.current_weight_patches_uuid
+    loaded = next((one for one in component.patchers if one.patches_uuid == now), None) if component.loaded else None
+    if loaded is not None:
+        weights.fill_in_patched(loaded, state, all_of_them=True)
 
 
 def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -183,21 +183,23 @@ def identity(value: Any) -> Hashable:
     return (type(value).__name__, id(value))
 
 
-def fill_in_patched(patcher: Any, state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def fill_in_patched(patcher: Any, state: dict[str, Any], prefix: str = "", all_of_them: bool = False) -> dict[str, Any]:
     """A state dict with the patched value of each patched weight for which the app does not ask by itself.
 
-    Who saves or extracts asks for the patched values of the app's own casting layers, one by one. Anything else it
-    takes for patched already, which under layerwise offload it is not.
+    Who saves or extracts asks for the patched values of the app's own casting layers, one by one, unless
+    `all_of_them` are wanted here. Anything else it takes for patched already, which under layerwise offload it is not.
     """
     for name in state if patcher.foreign is None else ():
         key = prefix + name
-        owner, _, own_name = key.rpartition(".")
-        if (
-            key not in patcher.patches
-            or not _app_patches(patcher.model, key)
-            or (own_name in ("weight", "bias") and hasattr(patcher.model.get_submodule(owner), "comfy_cast_weights"))
-        ):
+        if key not in patcher.patches or not _app_patches(patcher.model, key):
+            continue
+        if not all_of_them and _is_cast_by_the_app(patcher.model, key):
             continue
         weight = patcher.patch_weight_to_device(key, device_to=patcher.load_device, return_weight=True)
         state[name] = weight.to("cpu")
     return state
+
+
+def _is_cast_by_the_app(model: torch.nn.Module, key: str) -> bool:
+    owner, _, name = key.rpartition(".")
+    return name in ("weight", "bias") and hasattr(model.get_submodule(owner), "comfy_cast_weights")

@@ -7,10 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import pixels, saved_weights
+from tests.support import pixels, saved_weights, tiny_models
 from tests.support.devkit import paths
 from tests.support.devkit.versions import APP_RELEASES, OLDEST_APP
-from tests.support.workflows import CLIP, MODEL, SAMPLER, VAE, build, from_checkpoint, node, with_our_loaders
+from tests.support.workflows import (
+    CLIP,
+    MODEL,
+    NEGATIVE,
+    POSITIVE,
+    SAMPLER,
+    VAE,
+    build,
+    from_checkpoint,
+    node,
+    with_our_loaders,
+)
 
 pytestmark = pytest.mark.app
 
@@ -61,17 +72,29 @@ def test_the_pack_works_in(version, app_server_factory):
         reference = saved(server, prompt)
         ours = with_our_loaders(prompt, dict.fromkeys(loaders, {}), {"mode": "memory"})
         assert streamed(server, ours) == (components, reference)
-    files = []
-    for loader in ("app", "layerwise"):
-        widgets = {} if loader == "app" else {"placement": "layerwise", "budget_gb": 0.03}
-        prompt = build("flux", loader, lora=0.8, **widgets)
-        model = prompt[SAMPLER]["inputs"]["model"]
-        prompt["50"] = node("ModelSave", model=model, filename_prefix="diffusion_models/version")
-        server.run(prompt).check()
-        files.append(saved_weights.take(server.base / "output", "version"))
-        server.free()
-    assert files[0] == files[1] and len(files[0]) > 100, "a model that is saved after it was streamed"
+    streams = {MODEL: {"placement": "layerwise", "budget_gb": 0.03}, CLIP: {"placement": "layerwise"}}
+    models, encoders = zip(*(files_saved(server, settings) for settings in ({}, streams)))
+    assert models[0] == models[1] and len(models[0]) > 100, "a model that is saved after it was streamed"
+    assert encoders[0] == encoders[1] and len(encoders[0]) > 50, "a patched text encoder that is saved"
     assert server.sim_stats()["used"] <= used, "device bytes were left behind"
+
+
+def files_saved(server, settings):
+    """What is in the file of a patched model, and in those of a patched text encoder alone and in a checkpoint."""
+    tiny_models.ensure("lora_clip_l_tiny")
+    prompt = build("flux", lora=0.8)
+    lora = {"lora_name": tiny_models.file_name("lora_clip_l_tiny"), "strength_model": 0.0, "strength_clip": 0.7}
+    model, clip = prompt[SAMPLER]["inputs"]["model"], ["65", 1]
+    prompt["65"] = node("LoraLoader", model=[MODEL, 0], clip=prompt[POSITIVE]["inputs"]["clip"], **lora)
+    for consumer in (POSITIVE, NEGATIVE):
+        prompt[consumer]["inputs"]["clip"] = clip
+    prompt["91"] = node("ModelSave", model=model, filename_prefix="diffusion_models/version")
+    prompt["92"] = node("CLIPSave", clip=clip, filename_prefix="clip/encoder")
+    prompt["93"] = node("CheckpointSave", model=[MODEL, 0], clip=clip, vae=[VAE, 0], filename_prefix="checkpoints/all")
+    server.run(with_our_loaders(prompt, settings)).check()
+    files = [saved_weights.take(server.base / "output", prefix) for prefix in ("version", "encoder", "all")]
+    server.free()
+    return files[0], {**files[1], **files[2]}
 
 
 def test_an_app_that_lacks_something_is_refused_in_the_log_and_on_the_node(app_server_factory):
