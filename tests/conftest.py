@@ -1,4 +1,4 @@
-"""For all tiers: the `--long` switch, and what it means for drawn examples. The rest belongs to a tier's own conftest."""
+"""For all tiers: the `--long` switch and what it means for drawn examples. The rest is in each tier's own conftest."""
 
 import hypothesis
 import pytest
