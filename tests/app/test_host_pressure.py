@@ -35,7 +35,7 @@ def test_idle_models_go_back_to_their_file_and_come_again(faulty, own_file):  # 
         return {one["component"]: one["host"] for one in parts(faulty)}
 
     assert run(1)["dit"]["pinned_bytes"] > 0
-    faulty.post("/fault", {"name": "host_memory_short", "at": 500})
+    faulty.post("/fault", {"name": "little_memory", "at": 500})
     short = run(2)
     assert short["dit"]["pinned_bytes"] == short["dit"]["pageable_bytes"] == 0, (
         "the one that was idle when the other came"

@@ -129,7 +129,7 @@ def test_a_lora_while_host_memory_is_short(faulty):
     run_twice.reference = outcome(faulty, build("flux", lora=0.8))
     faulty.free()
     faulty.sim_reset()
-    faulty.post("/fault", {"name": "host_memory_short"})
+    faulty.post("/fault", {"name": "little_memory"})
     reports = run_twice(faulty)
     assert counts(reports, "copied_back") == [0, 0]
     streamed = sum(layer["placement"] == "streamed" for layer in reports[0]["plan"]["layers"])

@@ -141,12 +141,6 @@ def less_than_it_looked(at: int) -> None:
     _replace(controller, "load", failing)
 
 
-def host_memory_short(at: int = 1) -> None:
-    """The host has so many MB left, by its own account."""
-    package = next(key for key in sys.modules if key.endswith("offload_core.runtime")).rpartition(".")[0]
-    _replace(importlib.import_module(f"{package}.host_budget"), "available_bytes", lambda: at * 1_000_000)
-
-
 def pin_ceiling(at: int) -> None:
     """The app lets so many MB be page-locked, as it would on a card of its own kind."""
     _replace(mm, "MAX_PINNED_MEMORY", at * 1_000_000)
@@ -185,7 +179,7 @@ def slow(at: int) -> None:
     _before_reads(at, lambda file: time.sleep(0.7))
 
 
-def little_memory(at: int) -> None:
+def little_memory(at: int = 1) -> None:
     """The host has so many megabytes left."""
     _replace(_engine("host_placement"), "available_bytes", lambda: at << 20)
     package = next(key for key in sys.modules if key.endswith("offload_core.host_budget"))
@@ -304,8 +298,8 @@ SILENT = (
     overlaps_forgotten,
 )
 RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled, less_than_it_looked)
-SHORTAGES = (host_memory_short, pin_ceiling)
-OF_THE_HOST = (unreadable, deleted, slow, little_memory)
+SHORTAGES = (pin_ceiling, little_memory)
+OF_THE_HOST = (unreadable, deleted, slow)
 OTHERS = (failure_before_load, unified_memory)
 FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING, *SHORTAGES, *OF_THE_HOST, *OTHERS, *TOLD)}
 
