@@ -16,6 +16,7 @@ import torch
 
 from .accelerator_port import page_aligned_bytes
 from .device_port import DeviceMemory, Event
+from .direct_read import direct_reads
 from .host_source import Abandoned, ByteSource
 
 _POLL_S = 0.1
@@ -152,11 +153,12 @@ class ThreadedCpuPort:
         self._work.put(work)
 
     def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            try:
-                work()
-            except BaseException as failure:  # handed to the thread that waits; the lane must go on
-                self._failure = failure
+        with direct_reads():
+            while (work := self._work.get()) is not None:
+                try:
+                    work()
+                except BaseException as failure:  # handed to the thread that waits; the lane must go on
+                    self._failure = failure
 
 
 def _copy_bytes(destination: torch.Tensor, source: torch.Tensor) -> None:

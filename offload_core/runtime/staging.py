@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import torch
 
 from .device_port import DeviceMemory, DevicePort, Event
+from .direct_read import direct_reads
 from .host_source import Abandoned, ByteSource
 
 SLOT_BYTES = 16 << 20
@@ -263,6 +264,10 @@ class StagedPort:
 
     def _read_ahead(self) -> None:
         """A reader: fills the next slot that is free with the next chunk that was asked for."""
+        with direct_reads():
+            self._read_until_closed()
+
+    def _read_until_closed(self) -> None:
         while True:
             with self._change:
                 while not (self._unread and self._unread[0].number < self._sent + self._slot_count):

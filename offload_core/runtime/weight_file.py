@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import OffloadError
+from .direct_read import DirectFile
 
 READ_BYTES = 8 << 20
 """One read. Large enough that a disk is busy with it, small enough that the next one is asked for in time."""
@@ -54,6 +55,7 @@ class WeightFile:
         except OSError as error:
             raise FileReadError(f"asked to read {self.path}; found {_words(error)}; make the file readable") from error
         self.identity = FileIdentity.of(os.fstat(self._file.fileno()))
+        self._direct: DirectFile | None = None
         self._lock = threading.Lock()
         self.bytes_read = 0
 
@@ -80,7 +82,7 @@ class WeightFile:
         if not nbytes:
             return
         view = memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
-        done = 0
+        done = self._read_directly(view, offset) if self.drop_behind else 0
         while done < nbytes:
             try:
                 end = done + READ_BYTES - (offset + done) % READ_BYTES
@@ -95,6 +97,19 @@ class WeightFile:
             done += got
         with self._lock:
             self.bytes_read += nbytes
+
+    def _read_directly(self, view: memoryview, offset: int) -> int:
+        """As much as can be read around the page cache, which will have no use for it."""
+        try:
+            with self._lock:
+                if self._direct is None:
+                    self._direct = DirectFile(self.path)
+                    status = self._direct.status()
+                    if status is not None and FileIdentity.of(status) != self.identity:
+                        self._direct.close()  # another file by now: `check` has the words for that
+            return self._direct.read(view, offset)
+        except OSError as error:
+            raise self._error(_words(error), offset) from error
 
     def _read(self, view: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):
@@ -116,6 +131,8 @@ class WeightFile:
 
     def close(self) -> None:
         self._file.close()
+        if self._direct is not None:
+            self._direct.close()
 
 
 @dataclass(frozen=True, slots=True)
