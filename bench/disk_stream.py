@@ -1,13 +1,13 @@
 """A model larger than its memory, streamed from its file: ours, tensors mapped in place, accelerate's disk offload.
 
-    python -m bench.disk_stream [--gb 1.6] [--rows 64] [--passes 3] [--rounds 2] [--limit cold|cgroup] [--json FILE]
+    python -m bench.disk_stream [--gb 2] [--rows 64] [--passes 8] [--rounds 2] [--limit cold|cgroup] [--json FILE]
 
 One generated file of equal linear blocks; every contender runs the same stack on the CPU, in a process of its own, in
-turns. Before every pass what the page cache holds of the file is dropped, and mapped pages are let go: a scan that goes
-round a file larger than the cache finds nothing of it there, so that is what each pass of such a model looks like. With
-`--limit cgroup` each process runs in a memory cgroup of half the file's size instead (a child of its own group, where
-the machine lets us make one; what Python and torch hold is not counted, for it was there before) and nothing is dropped
-by hand. The result says which it was.
+turns, with nothing of the file in the page cache at first. With `--limit cgroup`, the default where the machine lets us
+make one, each process runs in a memory cgroup of half the file's size (a child of its own group; what Python and torch
+hold is not counted, for it was there before). With `--limit cold` there is no limit, and before every pass mapped pages
+are let go and the page cache of the file is dropped by hand: a scan that goes round a file larger than the cache finds
+nothing of it there. The result says which it was.
 
 disk      the file, read once from end to end into one buffer: what the disk takes
 compute   a pass with everything in memory: what the processor takes
@@ -15,8 +15,10 @@ ours      weights left in the file, a ring and nothing more, as `attach` with a 
 mapped    parameters that look into the mapped file
 accelerate  `disk_offload`: its own copy of the weights on disk, hooks that load and drop
 
-A pass cannot take less than the longer of disk and compute. `read_bytes` is what the kernel fetched from the device for
-a pass (/proc/self/io), `peak_rss_bytes` the most the process held, less what it held with torch imported.
+A pass cannot take less than the longer of disk and compute. The first passes of everybody are listed and not counted:
+ours measures in them, and changes its plan. `fetched_bytes` is what the kernel fetched from the device for a pass
+(/proc/self/io), `streamed_bytes` what the plan wants read, `peak_rss_bytes` the most the process held from the second
+pass on, less what it held with torch imported.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ from torch import nn
 
 SIZE = 4096
 CONTENDERS = ("disk", "compute", "ours", "mapped", "accelerate")
+FIRST_PASSES = 4
+"""Two that are measured, one to change the plan, one that finds the page cache as the change has left it."""
+
 _MADV_DONTNEED = 4
 
 
@@ -101,9 +106,21 @@ def make(name: str, path: Path, blocks: int, folder: Path, join: Callable[[], No
         load_in_memory(model, path)
         return model
     weights_from_file(model, path)
-    if name == "ours":
-        attach(model, device="cpu", budget_bytes=4 * SIZE * SIZE * 4)
-    return model
+    return OurStack(model, attach(model, device="cpu", budget_bytes=4 * SIZE * SIZE * 4)) if name == "ours" else model
+
+
+class OurStack:
+    """A pass of ours, and what the plan in effect has read in one."""
+
+    def __init__(self, model: Stack, attachment: Any) -> None:
+        self._model, self._attachment = model, attachment
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._model(x)
+
+    def streamed_bytes(self) -> int:
+        plan = self._attachment.plan
+        return sum(plan.layers[index].bytes for index in plan.streamed)
 
 
 def load_in_memory(model: Stack, path: Path) -> None:
@@ -159,7 +176,7 @@ def one(arguments: argparse.Namespace) -> None:
         cold = [path, *sorted(folder.glob("*.dat"))] if arguments.one != "compute" else []
         seconds, fetched, output = [], [], None
         reset = Path("/proc/self/clear_refs")
-        for number in range(arguments.passes + 1):
+        for number in range(FIRST_PASSES + arguments.passes):
             if arguments.limit == "cold":
                 drop(cold)
             if number == 1:  # the peak that counts is that of running, for accelerate has to hold the model once first
@@ -171,8 +188,10 @@ def one(arguments: argparse.Namespace) -> None:
     print(
         json.dumps(
             {
-                "seconds": seconds[1:],
-                "fetched_bytes": fetched[1:],
+                "first_seconds": seconds[:FIRST_PASSES],
+                "seconds": seconds[FIRST_PASSES:],
+                "fetched_bytes": fetched[FIRST_PASSES:],
+                "streamed_bytes": run.streamed_bytes() if isinstance(run, OurStack) else None,
                 "peak_rss_bytes": max(0, status_bytes("VmHWM") - base),
                 "load": os.getloadavg()[0],
                 "sum": float(output.double().sum()) if output is not None else None,
@@ -225,13 +244,23 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         file = Path(folder) / "model.safetensors"
         write_model(file, arguments.blocks)
         size = file.stat().st_size
-        group = in_cgroup(size // 2) if arguments.limit == "cgroup" else None
+        group = None
+        if arguments.limit != "cold":
+            try:
+                group = in_cgroup(size // 2)
+            except OSError as error:
+                if arguments.limit == "cgroup":
+                    raise SystemExit(
+                        f"asked for a memory cgroup; found none to be made here: {error}; use cold"
+                    ) from error
+        arguments.limit = "cold" if group is None else "cgroup"
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
         try:
             for number in range(arguments.rounds):
                 for name in CONTENDERS if number % 2 == 0 else CONTENDERS[::-1]:
                     runs[name].append(run_one(name, arguments, file, group))
-                    print(f"round {number + 1}: {name}: {[round(s, 2) for s in runs[name][-1]['seconds']]}", flush=True)
+                    first, rest = ([round(s, 2) for s in runs[name][-1][key]] for key in ("first_seconds", "seconds"))
+                    print(f"round {number + 1}: {name}: {first} {rest}", flush=True)
         finally:
             if group is not None:
                 group.rmdir()
@@ -245,12 +274,15 @@ def summary(arguments: argparse.Namespace, size: int, runs: dict[str, list[dict[
         name: {
             "median_s": statistics.median(s for run in own for s in run["seconds"]),
             "best_s": min(s for run in own for s in run["seconds"]),
-            "fetched_bytes_per_pass": int(statistics.median(b for run in own for b in run["fetched_bytes"])),
+            "fetched_bytes_per_pass": int(statistics.mean(b for run in own for b in run["fetched_bytes"])),
+            "first_passes_s": [[round(second, 3) for second in run["first_seconds"]] for run in own],
+            "passes_s": [[round(second, 3) for second in run["seconds"]] for run in own],
             "peak_rss_bytes": max(run["peak_rss_bytes"] for run in own),
         }
         for name, own in runs.items()
     }
     sums = {run["sum"] for name in ("compute", "ours", "mapped", "accelerate") for run in runs[name]}
+    streamed = sum(run["streamed_bytes"] * len(run["fetched_bytes"]) for run in runs["ours"])
     ratios = {}
     for kind in ("median_s", "best_s"):
         bound = max(figures["disk"][kind], figures["compute"][kind])
@@ -267,7 +299,7 @@ def summary(arguments: argparse.Namespace, size: int, runs: dict[str, list[dict[
         "rows": arguments.rows,
         "figures": figures,
         "ratios": ratios,
-        "fetched_over_file": figures["ours"]["fetched_bytes_per_pass"] / size,
+        "fetched_over_streamed": sum(b for run in runs["ours"] for b in run["fetched_bytes"]) / streamed,
         "same_output": len(sums) == 1,
         "load_average": [run["load"] for own in runs.values() for run in own],
         "machine": {"cpus": os.cpu_count(), "processor": processor(), "system": platform.platform()},
@@ -289,17 +321,17 @@ def show(result: dict[str, Any]) -> None:
         )
     for kind, ratios in result["ratios"].items():
         print(f"{kind}: " + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in ratios.items()))
-    print(f"fetched over file {result['fetched_over_file']:.3f}; same output: {result['same_output']}")
+    print(f"fetched over streamed {result['fetched_over_streamed']:.3f}; same output: {result['same_output']}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.disk_stream")
-    parser.add_argument("--gb", type=float, default=1.6, help="size of the file")
+    parser.add_argument("--gb", type=float, default=2.0, help="size of the file")
     parser.add_argument("--rows", type=int, default=64, help="of the input: more makes compute longer")
-    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=8, help="that count, after the first")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--limit", choices=("cold", "cgroup"), default="cold")
+    parser.add_argument("--limit", choices=("cold", "cgroup"), help="default: a cgroup where one can be made")
     parser.add_argument("--dir", default=None, help="where the file is written: the disk to measure")
     parser.add_argument("--json", type=Path)
     for name in ("--one", "--file", "--folder"):
