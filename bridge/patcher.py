@@ -13,10 +13,12 @@ from types import MappingProxyType
 from typing import Any
 
 import comfy.model_patcher
+import comfy.utils
 import torch
 
 from ..offload_core.errors import OffloadError
 from ..offload_core.runtime import twin_of
+from ..offload_core.runtime.host_parameter import check_files
 from ..offload_core.settings import ComponentSettings
 from . import compat, telemetry, weights
 from .asked import Asked
@@ -31,7 +33,7 @@ from .kinds import TEXT_ENCODER
 from .placing import left_to_the_app
 
 _this_load = threading.local()
-_SHOWS_PATCHED = "layerwise_offload_shows_patched"
+_TRUE_IN_STATE_DICTS = "layerwise_offload_true_in_state_dicts"
 
 
 @contextlib.contextmanager
@@ -71,6 +73,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def join_component(self) -> None:
         """Become one of the patchers of the module's component, with nothing set."""
+        _be_true_in_state_dicts(self.model)
         self.component = Component.of(self.model)
         self.component.patchers.add(self)
         self.component.announce = telemetry.tell_resolved
@@ -158,8 +161,6 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 self._take_off_device()  # a clone of this patcher was for another device: queue and masters go
                 component.detach()
             component.attach(self.model, self.load_device)
-            if self.is_clip and not compat.saves_lazily():
-                _show_patched_to_savers(self.model)
             weights.keep_patched(component, self.asked.value("lora_mode"))
             component.controller.revise(weights.changes_of(self, device_to, shows_progress=True))
             self._prepare_modules(device_to)
@@ -266,25 +267,27 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
     # ------------------------------------------------------------------ true values for whoever reads weights
 
+    @contextlib.contextmanager
+    def _true_values(self, *of: torch.Tensor) -> Iterator[None]:
+        """The module holds its untouched weights, and the files in which they (or `of` them) lie are what they were."""
+        with self.component.controller.masters_shown() if self.component.loaded else contextlib.nullcontext():
+            check_files(of or self.model.parameters())
+            yield
+
     def get_key_patches(self, filter_prefix: str | None = None) -> dict[str, Any]:
         """The untouched weights with the patches that are to go onto them: for merges, LoRA extraction and the like."""
-        if not self.component.loaded:
-            return super().get_key_patches(filter_prefix)  # type: ignore[no-any-return]
-        with self.component.controller.masters_shown():
+        with self._true_values():
             found: dict[str, Any] = super().get_key_patches(filter_prefix)
         # They are used later, when ours lend what they are on the device: out there go twins, which do not.
         return {key: [(twin_of(weight), convert), *rest] for key, [(weight, convert), *rest] in found.items()}
 
     def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Any]:
-        if not self.component.loaded:
-            return super().model_state_dict(filter_prefix)  # type: ignore[no-any-return]
-        with self.component.controller.masters_shown():
-            return weights.fill_in_patched(self, super().model_state_dict(filter_prefix))
+        with self._true_values():
+            state: dict[str, Any] = super().model_state_dict(filter_prefix)
+            return weights.fill_in_patched(self, state) if self.component.loaded else state
 
     def patch_weight_to_device(self, key: str, *args: Any, **kwargs: Any) -> Any:
-        if not self.component.loaded:
-            return super().patch_weight_to_device(key, *args, **kwargs)
-        with self.component.controller.masters_shown():
+        with self._true_values(comfy.utils.get_attr(self.model, key)):
             return super().patch_weight_to_device(key, *args, **kwargs)
 
     def model_state_dict_for_saving(self, model: torch.nn.Module | None = None, prefix: str = "") -> dict[str, Any]:
@@ -294,17 +297,16 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 f"asked to save a model that came as a {self.foreign.kind.__name__}; found quantised weights that only "
                 "its own pack can write; save the model from which the file was made"
             )
-        if not self.streams or not self.component.attached:
-            return super().model_state_dict_for_saving(model, prefix)  # type: ignore[no-any-return]
-        with self.component.controller.masters_shown():
-            return weights.fill_in_patched(self, super().model_state_dict_for_saving(model, prefix), prefix)
+        with self._true_values():
+            state: dict[str, Any] = super().model_state_dict_for_saving(model, prefix)
+            ours = self.streams and self.component.attached
+            return weights.fill_in_patched(self, state, prefix) if ours else state
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Apps before 0.24 make lazy weights here, of what hangs in the module; later ones ask the method above."""
-        if compat.saves_lazily() or not self.component.loaded:
-            return super().state_dict_for_saving(*args, **kwargs)  # type: ignore[no-any-return]
-        with self.component.controller.masters_shown():
-            return super().state_dict_for_saving(*args, **kwargs)  # type: ignore[no-any-return]
+        with contextlib.nullcontext() if compat.saves_lazily() else self._true_values():
+            state: dict[str, Any] = super().state_dict_for_saving(*args, **kwargs)
+            return state
 
     # ------------------------------------------------------------------ weight hooks
 
@@ -335,18 +337,25 @@ def become_ours(patcher: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatc
     return patcher
 
 
-def _show_patched_to_savers(model: torch.nn.Module) -> None:
-    """Apps before 0.24 save a text encoder by its module's state dict, where a loaded one has its weights patched."""
-    if not vars(model).get(_SHOWS_PATCHED):
-        model.register_state_dict_post_hook(_fill_in_patched)
-        vars(model)[_SHOWS_PATCHED] = True
+def _be_true_in_state_dicts(model: torch.nn.Module) -> None:
+    """Who takes the module's state dict reads weights that may lie in a file, and takes them for the loaded ones."""
+    if not vars(model).get(_TRUE_IN_STATE_DICTS):
+        vars(model)[_TRUE_IN_STATE_DICTS] = True
+        model.register_state_dict_pre_hook(_check_files)
+        if not compat.saves_lazily():
+            model.register_state_dict_post_hook(_fill_in_patched)
+
+
+def _check_files(model: torch.nn.Module, _prefix: str, _keep_vars: bool) -> None:
+    check_files(model.parameters())
 
 
 def _fill_in_patched(model: torch.nn.Module, state: dict[str, Any], _prefix: str, _metadata: object) -> None:
+    """Apps before 0.24 save a text encoder by its module's state dict: in theirs the weights are patched by then."""
     component = Component.of(model)
-    now = model.current_weight_patches_uuid
+    now = getattr(model, "current_weight_patches_uuid", None)
     loaded = next((one for one in component.patchers if one.patches_uuid == now), None) if component.loaded else None
-    if loaded is not None:
+    if loaded is not None and loaded.is_clip:
         weights.fill_in_patched(loaded, state, all_of_them=True)
 
 

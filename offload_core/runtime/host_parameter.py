@@ -8,6 +8,7 @@ modules hold plain device Parameters, so nothing here is on the hot path. Knows 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -17,8 +18,8 @@ import torch
 from torch import nn
 
 from .file_rows import look_up
-from .parts import GGUF_MARKS, Parts, plain
-from .weight_file import dtype_of, slice_of
+from .parts import GGUF_MARKS, Parts, UnmovableTensor, parts_of, plain
+from .weight_file import WeightFile, dtype_of, slice_of
 
 _MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as})
 """Operations that take tensors of two devices on purpose."""
@@ -114,6 +115,20 @@ def twin_of(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     with torch._C.DisableTorchFunctionSubclass():
         return tensor.parts.as_parameter([plain(leaf).data for leaf in tensor.parts.leaves])
+
+
+def check_files(tensors: Iterable[torch.Tensor]) -> None:
+    """Raise FileReadError if a file in which any of `tensors` lies is no longer what was loaded.
+
+    For who is about to read them where they are mapped: a touch of pages that are gone ends the process.
+    """
+    files: dict[int, WeightFile] = {}
+    for tensor in tensors:
+        with contextlib.suppress(UnmovableTensor):
+            leaves = tensor.parts.leaves if isinstance(tensor, _Lender) else parts_of(tensor).leaves
+            files |= {id(part.file): part.file for leaf in leaves if (part := slice_of(leaf))}
+    for file in files.values():
+        file.check()
 
 
 def blank_like(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,13 @@ with too little host memory for copies), and host memory that gets short while m
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.support import pixels, tiny_models
 from tests.support.devkit import paths
-from tests.support.workflows import MODEL, SAMPLER, build
+from tests.support.workflows import MODEL, SAMPLER, VAE, build, node, with_our_loaders
 
 FOLDER = paths.MODELS / "diffusion_models"
 SOUND = FOLDER / tiny_models.file_name("flux_tiny")
@@ -159,3 +160,31 @@ def test_a_device_that_computes_in_host_memory_gets_no_copies_beside_the_file(fa
         if lora is None:
             assert pixels.sha256(faulty.images(result)) == reference
     assert faulty.sim_stats()["races"] == 0
+
+
+def save_model(prompt):
+    return {MODEL: prompt[MODEL], "90": node("ModelSave", model=[MODEL, 0], filename_prefix="diffusion_models/harm")}
+
+
+def save_vae(prompt):
+    return {VAE: prompt[VAE], "90": node("VAESave", vae=[VAE, 0], filename_prefix="vae/harm")}
+
+
+@pytest.mark.parametrize("save", [save_model, save_vae])
+def test_who_saves_weights_of_a_file_that_came_to_harm_is_told_and_the_server_lives(server, own_file, save):
+    """Saving reads all of them, where they are mapped: touching pages that are gone would end the process."""
+    prompt = workflow(server, own_file, vae="vae_flux")
+    spoiled = own_file
+    if save is save_vae:
+        sound = paths.MODELS / "vae" / prompt[VAE]["inputs"]["vae_name"]
+        spoiled = Path(shutil.copy(sound, sound.with_name(own_file.name)))
+        prompt = with_our_loaders(prompt, {VAE: {"placement": "layerwise", "budget_gb": 0.05}})
+        prompt[VAE]["inputs"] |= {"vae_name": spoiled.name, "precision": "bf16"}
+    try:
+        server.run(prompt).check()
+        os.truncate(spoiled, 1 << 15)
+        result = server.run(save(prompt))
+    finally:
+        spoiled.unlink()
+    assert result.status == "error" and "truncated from" in result.message and spoiled.name in result.message
+    assert server.alive
