@@ -133,7 +133,7 @@ def _planned(one: Ahead, device: torch.device, others: list[Ahead]) -> Planned:
         ring_bytes=ring if isinstance(ring, int) else None,
         passes=kind.passes,
         placement="resident" if resident else "layerwise",
-        hold_spare=kind.passes <= MEASURED_FROM_PASSES,
+        hold_spare=kind.passes <= MEASURED_FROM_PASSES or not streams_to(device),
         pin_budget_bytes=host.pins_bytes if streams_to(device) else 0,
         copies_budget_bytes=host.copies_bytes if streams_to(device) else 0,
         host_source=host.reason,

@@ -98,11 +98,11 @@ def host_limits(
 ) -> dict[str, Any]:
     """What a plan may take of host memory now, as members of a plan request.
 
-    Where the device takes host memory, its budget is all there is to take. Raises SettingsError for a tier that cannot
-    be had.
+    Where the device takes host memory, its budget is all there is to take, and is used: to read takes from compute.
+    Raises SettingsError for a tier that cannot be had.
     """
     if not streams_to(device):
-        return {"pin_budget_bytes": 0, "copies_budget_bytes": 0, "in_place": True}
+        return {"pin_budget_bytes": 0, "copies_budget_bytes": 0, "in_place": True, "hold_spare": True}
     host = host_allowance(settings, *there_bytes(controller.layers))
     if takes_host_memory(device):
         host = HostBudget(0, 0, f"{device} computes in host memory, where a copy would be a second one")

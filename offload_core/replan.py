@@ -22,6 +22,9 @@ FASTER = 0.97
 SMALLER = 0.9
 """Or, at no loss of time, at most this share of its device bytes."""
 
+FEWER = 0.95
+"""Or, where memory that is to spare is to be used, at no loss of time, at most this share of the bytes copied."""
+
 SEVERAL = 2
 """Passes of a component that turned out to make more than one: how many are to come nobody knows."""
 
@@ -44,6 +47,7 @@ def better_plan(current: Plan, request: PlanRequest) -> Plan | None:
     before, after = old.pass_ns, new.predicted.pass_ns
     measured = any(layer.compute_ns is not None for layer in inventory.layers)
     known = "now that layers were measured" if measured else "for several passes in one use"
+    fewer = new.predicted.bytes_per_pass / old.bytes_per_pass if old.bytes_per_pass else 1
     spared = current.device_bytes - new.device_bytes
     if request.budget_bytes is not None and current.device_bytes > request.budget_bytes:
         why = f"{known}: the plan before was {current.device_bytes - request.budget_bytes} bytes over the budget"
@@ -51,6 +55,8 @@ def better_plan(current: Plan, request: PlanRequest) -> Plan | None:
         why = f"{known}: a pass takes {after / before:.0%} of the time it took with the plan before"
     elif after <= before and spared > 0 and new.device_bytes <= current.device_bytes * SMALLER:
         why = f"{known}: copies hide behind compute, {spared / 1e9:.2f} GB of device memory are given back"
+    elif request.hold_spare and after <= before and fewer <= FEWER:
+        why = f"{known}: a pass copies {fewer:.0%} of what it copied"
     else:
         return None
     return replace(new, decisions=(*new.decisions, why))

@@ -110,6 +110,7 @@ def attach(
             pin_budget_bytes=None if pinned and not one_memory else 0,
             copies_budget_bytes=0 if one_memory else None,
             in_place=in_place,
+            hold_spare=in_place,  # a byte that is kept is not read again: reading takes from compute what it takes
         )
         if h2d_bytes_per_s is not None:
             request = replace(request, h2d_bytes_per_s=h2d_bytes_per_s, link_source=_CALLERS_WORD)

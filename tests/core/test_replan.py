@@ -11,7 +11,7 @@ from offload_core.check import check_plan
 from offload_core.cost_model import compute_times
 from offload_core.inventory import Inventory
 from offload_core.planner import PlanRequest, make_plan, smallest_budget
-from offload_core.replan import FASTER, SMALLER, better_plan, several_passes
+from offload_core.replan import FASTER, FEWER, SMALLER, better_plan, several_passes
 from offload_core.simulate import simulate
 from tests.core.shapes import GB, equal, flux, inventories
 
@@ -60,6 +60,19 @@ def test_a_second_pass_holds_layers_and_one_pass_does_not() -> None:
     assert tight is None or tight.device_bytes <= plan.device_bytes, "a smaller ring, and a layer instead"
 
 
+def test_spare_memory_is_used_where_it_is_to_be_held() -> None:
+    """Copies hide either way; where reading disturbs computing, fewer of them are better."""
+    measured = equal(12, 67_108_864, 36_000_000)
+    asked = request(measured, 4 * 67_108_864, h2d_bytes_per_s=2.5e9, keep_residents=False)
+    plan = make_plan(asked)
+    asked = replace(asked, keep_residents=None)
+    assert plan.residents == () and better_plan(plan, asked) is None
+    held = better_plan(plan, replace(asked, hold_spare=True))
+    assert held is not None and held.residents and held.predicted.pass_ns <= plan.predicted.pass_ns
+    assert held.device_bytes <= 4 * 67_108_864 and "of what it copied" in held.decisions[-1]
+    assert better_plan(held, replace(asked, hold_spare=True)) is None
+
+
 def test_several_passes_takes_none_away() -> None:
     assert several_passes(request(flux(551), GB, passes=50)).passes == 50
 
@@ -96,7 +109,7 @@ def test_what_is_offered_is_sound_within_the_limits_and_better(data: st.DataObje
     passes = data.draw(st.sampled_from([1, 20]))
     first = request(unmeasured(measured), budget, ring_bytes=ring, passes=passes)
     current = make_plan(first)
-    again = several_passes(replace(first, inventory=measured))
+    again = several_passes(replace(first, inventory=measured, hold_spare=data.draw(st.booleans())))
     better = better_plan(current, again)
     if better is None:
         return
@@ -106,5 +119,7 @@ def test_what_is_offered_is_sound_within_the_limits_and_better(data: st.DataObje
     before = simulate(current, times, 25e9).pass_ns
     faster = better.predicted.pass_ns <= before * FASTER
     smaller = better.predicted.pass_ns <= before and better.device_bytes <= current.device_bytes * SMALLER
-    assert faster or smaller
+    copied = simulate(current, times, 25e9).bytes_per_pass
+    fewer = better.predicted.pass_ns <= before and better.predicted.bytes_per_pass <= copied * FEWER
+    assert faster or smaller or (again.hold_spare and fewer)
     assert better_plan(better, again) is None, "and then it stays"
