@@ -17,10 +17,9 @@ import comfy.utils
 import torch
 
 from ..offload_core.errors import OffloadError
-from ..offload_core.runtime import twin_of
 from ..offload_core.runtime.host_parameter import check_files
 from ..offload_core.settings import ComponentSettings
-from . import compat, telemetry, weights
+from . import compat, telemetry, true_values, weights
 from .asked import Asked
 from .component import Component
 from .device import streams_to
@@ -33,7 +32,6 @@ from .kinds import TEXT_ENCODER
 from .placing import left_to_the_app
 
 _this_load = threading.local()
-_TRUE_IN_STATE_DICTS = "layerwise_offload_true_in_state_dicts"
 
 
 @contextlib.contextmanager
@@ -73,7 +71,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def join_component(self) -> None:
         """Become one of the patchers of the module's component, with nothing set."""
-        _be_true_in_state_dicts(self.model)
+        true_values.be_true_in_state_dicts(self.model)
         self.component = Component.of(self.model)
         self.component.patchers.add(self)
         self.component.announce = telemetry.tell_resolved
@@ -278,16 +276,20 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         """The untouched weights with the patches that are to go onto them: for merges, LoRA extraction and the like."""
         with self._true_values():
             found: dict[str, Any] = super().get_key_patches(filter_prefix)
-        # They are used later, when ours lend what they are on the device: out there go twins, which do not.
-        return {key: [(twin_of(weight), convert), *rest] for key, [(weight, convert), *rest] in found.items()}
+        return {
+            key: [(true_values.to_be_used_later(weight), convert), *rest]
+            for key, [(weight, convert), *rest] in found.items()
+        }
 
     def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Any]:
         with self._true_values():
             state: dict[str, Any] = super().model_state_dict(filter_prefix)
-            return weights.fill_in_patched(self, state) if self.component.loaded else state
+            return true_values.fill_in_patched(self, state) if self.component.loaded else state
 
     def patch_weight_to_device(self, key: str, *args: Any, **kwargs: Any) -> Any:
-        with self._true_values(comfy.utils.get_attr(self.model, key)):
+        with self._true_values(comfy.utils.get_attr(self.model, key)), contextlib.ExitStack() as while_it_is_read:
+            if kwargs.get("return_weight"):
+                while_it_is_read.enter_context(true_values.read_from_file(self.model, key))
             return super().patch_weight_to_device(key, *args, **kwargs)
 
     def model_state_dict_for_saving(self, model: torch.nn.Module | None = None, prefix: str = "") -> dict[str, Any]:
@@ -297,14 +299,17 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 f"asked to save a model that came as a {self.foreign.kind.__name__}; found quantised weights that only "
                 "its own pack can write; save the model from which the file was made"
             )
-        with self._true_values():
+        with self._true_values(), true_values.in_their_types(self.model):
             state: dict[str, Any] = super().model_state_dict_for_saving(model, prefix)
             ours = self.streams and self.component.attached
-            return weights.fill_in_patched(self, state, prefix) if ours else state
+            return true_values.fill_in_patched(self, state, prefix) if ours else state
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Apps before 0.24 make lazy weights here, of what hangs in the module; later ones ask the method above."""
-        with contextlib.nullcontext() if compat.saves_lazily() else self._true_values():
+        with contextlib.ExitStack() as while_it_is_read:
+            if not compat.saves_lazily():
+                while_it_is_read.enter_context(self._true_values())
+                while_it_is_read.enter_context(true_values.in_their_types(self.model))
             state: dict[str, Any] = super().state_dict_for_saving(*args, **kwargs)
             return state
 
@@ -335,28 +340,6 @@ def become_ours(patcher: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatc
     patcher.foreign = foreign
     patcher.join_component()
     return patcher
-
-
-def _be_true_in_state_dicts(model: torch.nn.Module) -> None:
-    """Who takes the module's state dict reads weights that may lie in a file, and takes them for the loaded ones."""
-    if not vars(model).get(_TRUE_IN_STATE_DICTS):
-        vars(model)[_TRUE_IN_STATE_DICTS] = True
-        model.register_state_dict_pre_hook(_check_files)
-        if not compat.saves_lazily():
-            model.register_state_dict_post_hook(_fill_in_patched)
-
-
-def _check_files(model: torch.nn.Module, _prefix: str, _keep_vars: bool) -> None:
-    check_files(model.parameters())
-
-
-def _fill_in_patched(model: torch.nn.Module, state: dict[str, Any], _prefix: str, _metadata: object) -> None:
-    """Apps before 0.24 save a text encoder by its module's state dict: in theirs the weights are patched by then."""
-    component = Component.of(model)
-    now = getattr(model, "current_weight_patches_uuid", None)
-    loaded = next((one for one in component.patchers if one.patches_uuid == now), None) if component.loaded else None
-    if loaded is not None and loaded.is_clip:
-        weights.fill_in_patched(loaded, state, all_of_them=True)
 
 
 def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

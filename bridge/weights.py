@@ -35,7 +35,7 @@ def changes_of(patcher: Any, device: torch.device, shows_progress: bool = False)
     shows_progress: on the node that runs when weights are changed, which is as their layers arrive for the first time.
     """
     changes: dict[str, Change] = {}
-    keys = [key for key in patcher.patches if _app_patches(patcher.model, key)]
+    keys = [key for key in patcher.patches if app_patches(patcher.model, key)]
     count = count_progress(len(keys)) if shows_progress and patcher.foreign is None else None
     for key in keys:
         own = list(patcher.patches[key])  # the app adds to its list in place
@@ -144,7 +144,7 @@ def not_kept(versions: Versions) -> list[str]:
     return [f"{why}: patches (a LoRA, say) of {len(versions.refused)} layers are applied on each arrival"]
 
 
-def _app_patches(model: torch.nn.Module, key: str) -> bool:
+def app_patches(model: torch.nn.Module, key: str) -> bool:
     """Whether the app patches this weight when it loads the model.
 
     It does not where a weight hangs in a module beside modules with weights of their own (Wan's `modulation`): it
@@ -181,25 +181,3 @@ def identity(value: Any) -> Hashable:
     if isinstance(value, types.MethodType):
         return ("method", id(value.__self__), value.__func__)
     return (type(value).__name__, id(value))
-
-
-def fill_in_patched(patcher: Any, state: dict[str, Any], prefix: str = "", all_of_them: bool = False) -> dict[str, Any]:
-    """A state dict with the patched value of each patched weight for which the app does not ask by itself.
-
-    Who saves or extracts asks for the patched values of the app's own casting layers, one by one, unless
-    `all_of_them` are wanted here. Anything else it takes for patched already, which under layerwise offload it is not.
-    """
-    for name in state if patcher.foreign is None else ():
-        key = prefix + name
-        if key not in patcher.patches or not _app_patches(patcher.model, key):
-            continue
-        if not all_of_them and _is_cast_by_the_app(patcher.model, key):
-            continue
-        weight = patcher.patch_weight_to_device(key, device_to=patcher.load_device, return_weight=True)
-        state[name] = weight.to("cpu")
-    return state
-
-
-def _is_cast_by_the_app(model: torch.nn.Module, key: str) -> bool:
-    owner, _, name = key.rpartition(".")
-    return name in ("weight", "bias") and hasattr(model.get_submodule(owner), "comfy_cast_weights")
