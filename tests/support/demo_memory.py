@@ -47,6 +47,7 @@ def workflow(name: str, settings: dict) -> dict:
 
 def files_bytes() -> int:
     names = (FAMILY, CLIP, workflows.FAMILIES[FAMILY].vae)
+    tiny_models.ensure(*names)
     return sum((tiny_models.models_folder() / tiny_models.RECIPES[name].path).stat().st_size for name in names)
 
 
