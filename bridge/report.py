@@ -195,7 +195,7 @@ def timelines(expected: Sequence[dict[str, Any]]) -> dict[str, tuple[list[Event]
 
 
 def simulated(plan: Plan, request: PlanRequest, name: str) -> list[Event]:
-    times, _ = compute_times(request.inventory)
+    times, _ = compute_times(request.inventory, request.in_place)
     return steady_events(plan, times, request.h2d_bytes_per_s, name)
 
 

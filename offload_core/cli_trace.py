@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 def _simulated(data: object) -> dict[str, Any]:
     request = request_from_json(data)
     plan = make_plan(request)
-    times, _ = compute_times(request.inventory)
+    times, _ = compute_times(request.inventory, request.in_place)
     name = f"{plan.component}-plan"
     events = steady_events(plan, times, request.h2d_bytes_per_s, name)
     return chrome_trace(events, [Source(name, plan.component, plan.device, tuple(layer.name for layer in plan.layers))])

@@ -2,7 +2,8 @@
 
 A dense layer does two floating point operations per parameter and token, so a layer of b bytes of 16-bit weights takes
 b x tokens / rate seconds. The kind of component gives the usual number of tokens that meet each weight in one visit.
-Only the proportions matter for choosing residents; measured times replace the guess. Knows nothing about any device.
+Only the proportions matter for choosing residents; measured times replace the guess. Of the device it is told whether
+that is the processor.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from .inventory import Inventory, LayerSpec
 __all__ = ["ASSUMED_FLOPS", "compute_times", "tokens_for"]
 
 ASSUMED_FLOPS = 100e12  # floating point operations a second: a consumer card of 2023 on 16-bit weights
+CPU_FLOPS = 0.4e12  # a desktop's processor on 16-bit weights; on 32-bit ones it has half as many of them a byte
 _TOKENS_PER_VISIT = {
     "dit": 4096,  # a 1024 x 1024 picture in 16 x 16 patches
     "text_encoder": 512,
@@ -31,7 +33,7 @@ def tokens_for(component: str) -> int:
     return _TOKENS_PER_VISIT[max(kinds, key=len)] if kinds else _OTHER_TOKENS
 
 
-def compute_times(inventory: Inventory) -> tuple[tuple[int, ...], str | None]:
+def compute_times(inventory: Inventory, on_cpu: bool = False) -> tuple[tuple[int, ...], str | None]:
     """Compute nanoseconds of one visit per layer, and a sentence that says what was guessed (None: nothing was).
 
     Where some layers were measured, the rest get the measured layers' mean time per byte; else the cost model speaks.
@@ -45,10 +47,11 @@ def compute_times(inventory: Inventory) -> tuple[tuple[int, ...], str | None]:
         note = f"compute times of {len(unknown)} layers were not measured: taken in proportion to the measured layers"
     else:
         tokens = tokens_for(inventory.component)
-        ns_per_byte = tokens * 1e9 / ASSUMED_FLOPS
+        flops = CPU_FLOPS if on_cpu else ASSUMED_FLOPS
+        ns_per_byte = tokens * 1e9 / flops
         note = (
             f"no compute times were measured: assumed from bytes, {tokens} tokens a visit ({inventory.component}) "
-            f"and {ASSUMED_FLOPS / 1e12:.0f} TFLOPS on 16-bit weights"
+            f"and {flops / 1e12:g} TFLOPS on 16-bit weights"
         )
     return _fill(inventory.layers, ns_per_byte), note
 

@@ -28,7 +28,7 @@ def demoted(current: Plan, request: PlanRequest) -> Plan:
     staying = _exchanged(best, current)
     if staying is best:
         return best
-    times, _ = compute_times(request.inventory)
+    times, _ = compute_times(request.inventory, request.in_place)
     result = simulate(staying, times, request.h2d_bytes_per_s)
     had = set(current.residents)
     fetched = sum(copy_ns(best.layers[index].bytes, request.h2d_bytes_per_s) for index in set(best.residents) - had)

@@ -64,7 +64,7 @@ class _Draft:
         inventory = request.inventory
         self.request = request
         self.inventory = inventory
-        self.compute_ns, self.compute_note = compute_times(inventory)
+        self.compute_ns, self.compute_note = compute_times(inventory, request.in_place)
         # A guess that is too slow would call copies hidden that are not, and leave allowed memory unused. So while
         # nobody has measured, residents are chosen for a device that many times faster; the prediction is the guess's.
         measured = any(layer.compute_ns is not None for layer in inventory.layers)

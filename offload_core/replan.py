@@ -42,7 +42,7 @@ def better_plan(current: Plan, request: PlanRequest) -> Plan | None:
     """
     new = make_plan(request)
     inventory = request.inventory
-    times, _ = compute_times(inventory)
+    times, _ = compute_times(inventory, request.in_place)
     old = simulate(replace(current, visits=inventory.visits), times, request.h2d_bytes_per_s)
     before, after = old.pass_ns, new.predicted.pass_ns
     measured = any(layer.compute_ns is not None for layer in inventory.layers)

@@ -12,6 +12,11 @@ from .plan import HostTier
 
 __all__ = ["PlanRequest"]
 
+_ASSUMED_LINK = "assumed: PCIe 4.0 x16"
+FILE_BYTES_PER_S = 2e9
+FILE_SOURCE = "assumed: a file on a solid state disk"
+"""In place, what is streamed is read."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
@@ -19,7 +24,8 @@ class PlanRequest:
 
     budget_bytes      device bytes the component may use, everything included; None: nobody set it
     ring_bytes        the ring the user asked for, taken as it is; None: the planner chooses
-    h2d_bytes_per_s   link rate from pinned host memory, and in `link_source` where the figure comes from
+    h2d_bytes_per_s   link rate from pinned host memory, and in `link_source` where the figure comes from; in place and
+                      with nothing known, a disk's
     passes            passes in one use of the component (sampler steps x model calls; 1 for an encoder)
     placement         "layerwise": stream what does not stay; "resident": everything stays, or it is an error
     alignment         offsets in the ring are multiples of this many bytes
@@ -38,7 +44,7 @@ class PlanRequest:
     budget_bytes: int | None
     ring_bytes: int | None = None
     h2d_bytes_per_s: float = 25e9
-    link_source: str = "assumed: PCIe 4.0 x16"
+    link_source: str = _ASSUMED_LINK
     passes: int = 1
     placement: Literal["layerwise", "resident"] = "layerwise"
     alignment: int = 512
@@ -51,6 +57,9 @@ class PlanRequest:
     in_place: bool = False
 
     def __post_init__(self) -> None:
+        if self.in_place and self.link_source == _ASSUMED_LINK:
+            object.__setattr__(self, "h2d_bytes_per_s", FILE_BYTES_PER_S)
+            object.__setattr__(self, "link_source", FILE_SOURCE)
         as_name("device", self.device)
         as_name("link_source", self.link_source)
         for field in ("budget_bytes", "ring_bytes", "pin_budget_bytes", "copies_budget_bytes"):

@@ -121,7 +121,7 @@ def attach(
         attachment = Attachment(controller, owned)
         controller.load(plan)
         several = several_passes(request)
-        if passes > 1 or in_place:  # what is guessed of compute is an accelerator's: no reason to move layers here
+        if passes > 1 or in_place:  # a guess of a processor is no reason to read residents
             controller.replan_when_measured(partial(_replan, several))
         else:
             controller.replan_on_second_pass(partial(_replan, several))

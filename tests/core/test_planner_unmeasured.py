@@ -28,3 +28,21 @@ def test_measured_times_that_hide_the_copies_leave_it_free():
 def test_one_tiny_slow_layer_does_not_outlaw_the_guess_for_the_others():
     layers = (LayerSpec("blocks.0", 1, compute_ns=40_000_000), *LAYERS[1:])
     assert plan_for(2_000_000_000, layers).device_bytes <= 2_000_000_000
+
+
+def test_on_the_cpu_the_guess_is_of_a_processor_and_a_disk():
+    """Compute is slow there: the ring reads one layer while another computes, whatever else there is room for."""
+    size = 1 << 26
+    inventory = Inventory("model", tuple(LayerSpec(f"blocks.{index}", size) for index in range(12)), (), 0)
+    plan = make_plan(PlanRequest(inventory, "cpu", 4 * size, passes=20, in_place=True, hold_spare=True))
+    assert plan.ring_bytes >= 2 * size and plan.residents
+    assert any("a file on a solid state disk" in decision for decision in plan.decisions)
+    assert any("0.4 TFLOPS" in decision for decision in plan.decisions)
+    accelerators = make_plan(PlanRequest(inventory, "cuda:0", 4 * size, passes=20))
+    assert accelerators.ring_bytes < 2 * size, "by an accelerator's guess nothing would be read meanwhile"
+
+
+def test_what_was_measured_of_a_disk_stays():
+    inventory = Inventory("dit", LAYERS, (), 10_000_000)
+    request = PlanRequest(inventory, "cpu", None, h2d_bytes_per_s=7e8, link_source="measured", in_place=True)
+    assert (request.h2d_bytes_per_s, request.link_source) == (7e8, "measured")
