@@ -16,7 +16,7 @@ from torch import nn
 
 from ..offload_core.runtime import twin_of
 from ..offload_core.runtime.host_parameter import check_files
-from ..offload_core.runtime.weight_file import dtype_of, slice_of
+from ..offload_core.runtime.weight_file import dtype_of, lies_in_file, slice_of
 from . import compat
 from .component import Component
 from .kinds import DIT, TEXT_ENCODER
@@ -69,11 +69,19 @@ def read_from_file(model: nn.Module, key: str) -> Iterator[None]:
 
 
 def to_be_used_later(weight: torch.Tensor) -> torch.Tensor:
-    """A weight as it goes into a merge: it does not lend what it is on the device, and has the values of its type."""
+    """A weight as it goes into a merge: it does not lend what it is on the device, and has the values of its type.
+
+    Where it lies in a file it is marked so: ours read it when it is used (`weights.untouched`).
+    """
     part = slice_of(weight)
-    if part is None or _holds_all_of(dtype_of(weight), part.dtype):
+    if part is None:
         return twin_of(weight)
-    return part.in_memory(dtype_of(weight))
+    dtype = dtype_of(weight)
+    if not _holds_all_of(dtype, part.dtype):
+        return part.in_memory(dtype)
+    twin = twin_of(weight)
+    lies_in_file(twin, part, dtype)
+    return twin
 
 
 def _holds_all_of(dtype: torch.dtype, other: torch.dtype) -> bool:

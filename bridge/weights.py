@@ -20,6 +20,7 @@ import torch
 from ..offload_core.errors import OffloadError, SettingsError
 from ..offload_core.runtime import Change, OffloadController, twin_of
 from ..offload_core.runtime.revision import Versions
+from ..offload_core.runtime.weight_file import dtype_of, slice_of
 from . import compat
 from .foreign import Foreign, is_quantised
 from .memory import host_available_bytes, keeps_versions
@@ -90,10 +91,12 @@ def patched(
 def untouched(patches: Any) -> Any:
     """The same with ordinary tensors for the weights in it that are somebody's masters, as those of a merge are.
 
-    Masters lend what they are on the device, changes included. What is merged is the weight itself.
+    Masters lend what they are on the device, changes included. What is merged is the weight itself. Those that lie in a
+    file are read: a touch of mapped pages that are gone ends the process. Raises FileReadError.
     """
     if isinstance(patches, torch.Tensor):
-        return twin_of(patches)
+        part = slice_of(patches)
+        return twin_of(patches) if part is None else part.in_memory(dtype_of(patches))
     if type(patches) in (list, tuple):
         return type(patches)(map(untouched, patches))
     return patches

@@ -188,3 +188,21 @@ def test_who_saves_weights_of_a_file_that_came_to_harm_is_told_and_the_server_li
         spoiled.unlink()
     assert result.status == "error" and "truncated from" in result.message and spoiled.name in result.message
     assert server.alive
+
+
+def test_a_merge_with_weights_of_a_file_that_came_to_harm_is_an_error(server, own_file):
+    """They are wanted whenever a layer of the other model arrives, long after the merge was made."""
+
+    def merged(seed):
+        prompt = workflow(server, SOUND, seed=seed)
+        prompt[MODEL]["inputs"]["lora_mode"] = "on_arrival"
+        prompt["40"] = workflow(server, own_file)[MODEL]
+        prompt["41"] = node("ModelMergeSimple", model1=[MODEL, 0], model2=["40", 0], ratio=0.3)
+        prompt[SAMPLER]["inputs"]["model"] = ["41", 0]
+        return prompt
+
+    server.run(merged(1)).check()
+    os.truncate(own_file, 1 << 20)
+    result = server.run(merged(2))
+    assert result.status == "error" and "truncated from" in result.message and own_file.name in result.message
+    assert server.alive
