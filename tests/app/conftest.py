@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import memory_use, simdev
+from tests.support import memory_use, simdev, tiny_models
 from tests.support.app_server import APP_RESERVE_MB, AppServer
 from tests.support.devkit import paths
+from tests.support.model_files import ModelFiles
 
 PROBE_PACK = Path(__file__).parent / "probe_pack"
 FAULT_PACK = paths.SUPPORT / "fault_pack"
@@ -104,6 +105,23 @@ def app_server_factory(request):
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture
+def model_files():
+    """Files among the models, for the length of the test."""
+    files = ModelFiles()
+    yield files
+    files.close()
+
+
+@pytest.fixture
+def own_file(model_files):
+    """The path of a copy of flux_tiny that the test may spoil."""
+    tiny_models.ensure("flux_tiny")
+    folder = "diffusion_models"
+    sound = paths.MODELS / folder / tiny_models.file_name("flux_tiny")
+    return sound.with_name(model_files.put(folder, "own.safetensors", sound))
 
 
 @pytest.fixture

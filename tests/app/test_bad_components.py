@@ -32,23 +32,6 @@ FOLDERS = {
 }
 
 
-@pytest.fixture
-def placed():
-    """`placed(folder, name, content)` puts a file, or a copy of another one, into a models folder for one test."""
-    made = []
-
-    def place(folder: str, name: str, content: bytes) -> str:
-        path = paths.MODELS / folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-        made.append(path)
-        return name
-
-    yield place
-    for path in made:
-        path.unlink(missing_ok=True)
-
-
 def good_file(folder: str) -> bytes:
     name = FOLDERS[folder]
     tiny_models.ensure(name)
@@ -81,24 +64,24 @@ WRONG_KINDS = [
 
 
 @pytest.mark.parametrize(("slot", "content", "word"), WRONG_KINDS)
-def test_a_file_of_the_wrong_kind_is_refused_by_name_and_kind(sim, placed, slot, content, word):
-    name = placed(slot, "wrong_kind.safetensors", good_file(content))
+def test_a_file_of_the_wrong_kind_is_refused_by_name_and_kind(sim, model_files, slot, content, word):
+    name = model_files.put(slot, "wrong_kind.safetensors", good_file(content))
     result = sim.run(loading(slot, name))
     assert not result.ok
     assert name in result.message and f"it is a {word}" in result.message
 
 
-def test_a_text_encoder_is_no_diffusion_model(sim, placed):
-    name = placed("diffusion_models", "wrong_kind.safetensors", good_file("text_encoders"))
+def test_a_text_encoder_is_no_diffusion_model(sim, model_files):
+    name = model_files.put("diffusion_models", "wrong_kind.safetensors", good_file("text_encoders"))
     result = sim.run(loading("diffusion_models", name))
     assert not result.ok and name in result.message
 
 
 @pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder != "diffusion_models"])
-def test_a_damaged_file_is_one_clear_error(sim, placed, folder):
+def test_a_damaged_file_is_one_clear_error(sim, model_files, folder):
     before = sim.sim_stats()["used"]
     for number, content in enumerate((b"", b"no model" * 100, good_file(folder)[:5000])):
-        name = placed(folder, f"damaged_{number}.safetensors", content)
+        name = model_files.put(folder, f"damaged_{number}.safetensors", content)
         result = sim.run(loading(folder, name))
         assert not result.ok
         assert name in result.message
@@ -111,18 +94,18 @@ def test_a_missing_file_is_refused_by_name(sim, folder):
     assert not result.ok and "not_there.safetensors" in result.message
 
 
-def test_the_loader_of_all_refuses_a_vae_where_a_text_encoder_belongs(sim, placed):
-    name = placed("text_encoders", "wrong_kind.safetensors", good_file("vae"))
+def test_the_loader_of_all_refuses_a_vae_where_a_text_encoder_belongs(sim, model_files):
+    name = model_files.put("text_encoders", "wrong_kind.safetensors", good_file("vae"))
     result = sim.run(all_in_one(build("flux"), clip_name1=name))
     assert not result.ok and name in result.message and "it is a VAE" in result.message
 
 
-def test_the_checkpoint_loader_names_a_damaged_file(sim, placed):
-    placed("checkpoints", "damaged.safetensors", b"no model" * 100)
+def test_the_checkpoint_loader_names_a_damaged_file(sim, model_files):
+    name = model_files.put("checkpoints", "damaged.safetensors", b"no model" * 100)
     prompt = build("flux")
-    prompt[MODEL] = node("LayerwiseOffloadCheckpointLoader", ckpt_name="damaged.safetensors", placement="auto")
+    prompt[MODEL] = node("LayerwiseOffloadCheckpointLoader", ckpt_name=name, placement="auto")
     result = sim.run(prompt)
-    assert not result.ok and "damaged.safetensors" in result.message
+    assert not result.ok and name in result.message
 
 
 @pytest.mark.parametrize(

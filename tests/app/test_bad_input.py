@@ -11,22 +11,6 @@ from tests.support.workflows import APPLY, MODEL, build, node
 pytestmark = pytest.mark.app
 
 
-@pytest.fixture
-def model_file():
-    """`model_file(name, content)` puts a file among the diffusion models for the length of the test."""
-    made = []
-
-    def make(name: str, content: bytes):
-        path = paths.MODELS / "diffusion_models" / name
-        path.write_bytes(content)
-        made.append(path)
-        return name
-
-    yield make
-    for path in made:
-        path.unlink(missing_ok=True)
-
-
 def good_file() -> bytes:
     tiny_models.ensure("flux_tiny")
     return (paths.MODELS / "diffusion_models" / tiny_models.file_name("flux_tiny")).read_bytes()
@@ -61,9 +45,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_file_that_is_no_model_is_one_clear_error(sim, model_file, name):
+def test_a_file_that_is_no_model_is_one_clear_error(sim, model_files, name):
     before = sim.sim_stats()["used"]
-    result = sim.run(loaded_with(model_file(name, CASES[name]())))
+    result = sim.run(loaded_with(model_files.put("diffusion_models", name, CASES[name]())))
     assert not result.ok
     assert name in result.message, "the file's name is what the user needs"
     assert len(result.message) < 1000, "not every weight that does not fit"

@@ -2,19 +2,16 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from tests.app.test_components import encoding, saved
-from tests.support.devkit import paths
 from tests.support.workflows import CLIP, POSITIVE, node, with_our_loaders
 
 pytestmark = pytest.mark.app
 
-NAME = "lora_clip_l_tiny_test.safetensors"
-
 
 @pytest.fixture
-def lora():
+def lora(model_files):
     """A rank-4 LoRA on the MLPs of clip_l_tiny (width 768, 256 inside, 4 layers)."""
     generator = torch.Generator().manual_seed(3)
     tensors = {}
@@ -23,18 +20,15 @@ def lora():
             key = f"text_encoders.clip_l.transformer.text_model.encoder.layers.{layer}.mlp.{name}"
             tensors[f"{key}.lora_down.weight"] = torch.randn(4, inputs, generator=generator) * 0.05
             tensors[f"{key}.lora_up.weight"] = torch.randn(outputs, 4, generator=generator) * 0.05
-    path = paths.MODELS / "loras" / NAME
-    save_file(tensors, path)
-    yield NAME
-    path.unlink()
+    return model_files.put("loras", "clip_l.safetensors", save(tensors))
 
 
-def with_lora(prompt: dict, strength: float) -> dict:
+def with_lora(prompt: dict, lora: str, strength: float) -> dict:
     """LoraLoader wants a MODEL too; the small Flux serves."""
     prompt["1"] = node("UNETLoader", unet_name="flux_tiny.safetensors", weight_dtype="default")
     prompt["2"] = node(
         *("LoraLoader",),
-        **{"model": ["1", 0], "clip": [CLIP, 0], "lora_name": NAME, "strength_model": 0.0, "strength_clip": strength},
+        **{"model": ["1", 0], "clip": [CLIP, 0], "lora_name": lora, "strength_model": 0.0, "strength_clip": strength},
     )
     prompt[POSITIVE]["inputs"]["clip"] = ["2", 1]
     return prompt
@@ -42,11 +36,11 @@ def with_lora(prompt: dict, strength: float) -> dict:
 
 def test_a_lora_on_a_streamed_encoder_equals_the_app(sim, lora):
     plain = saved(sim, encoding())
-    reference = saved(sim, with_lora(encoding(), 0.8))
+    reference = saved(sim, with_lora(encoding(), lora, 0.8))
     assert reference != plain
     sim.free()
     ours = with_our_loaders(encoding(), {CLIP: {"placement": "layerwise"}})
-    assert saved(sim, with_lora(ours, 0.8)) == reference
+    assert saved(sim, with_lora(ours, lora, 0.8)) == reference
     assert saved(sim, with_our_loaders(encoding(), {CLIP: {"placement": "layerwise"}})) == plain, (
         "a LoRA that was taken out"
     )

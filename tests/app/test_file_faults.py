@@ -7,7 +7,6 @@ with too little host memory for copies), and host memory that gets short while m
 import os
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 
@@ -20,16 +19,6 @@ SOUND = FOLDER / tiny_models.file_name("flux_tiny")
 BUDGET_GB = {"cpu": 0.05, "faulty": 0.03}
 FROM_THE_FILE_MB = 1
 """So little host memory that no layer gets a copy."""
-
-
-@pytest.fixture
-def own_file():
-    """A copy of flux_tiny that the test may spoil."""
-    tiny_models.ensure("flux_tiny")
-    file = FOLDER / f"own_{os.getpid()}.safetensors"
-    shutil.copy(SOUND, file)
-    yield file
-    file.unlink(missing_ok=True)
 
 
 @pytest.fixture(params=["cpu", "faulty"])
@@ -171,21 +160,20 @@ def save_vae(prompt):
 
 
 @pytest.mark.parametrize("save", [save_model, save_vae])
-def test_who_saves_weights_of_a_file_that_came_to_harm_is_told_and_the_server_lives(server, own_file, save):
+def test_who_saves_weights_of_a_file_that_came_to_harm_is_told_and_the_server_lives(
+    server, own_file, model_files, save
+):
     """Saving reads all of them, where they are mapped: touching pages that are gone would end the process."""
     prompt = workflow(server, own_file, vae="vae_flux")
     spoiled = own_file
     if save is save_vae:
         sound = paths.MODELS / "vae" / prompt[VAE]["inputs"]["vae_name"]
-        spoiled = Path(shutil.copy(sound, sound.with_name(own_file.name)))
+        spoiled = sound.with_name(model_files.put("vae", "own.safetensors", sound))
         prompt = with_our_loaders(prompt, {VAE: {"placement": "layerwise", "budget_gb": 0.05}})
         prompt[VAE]["inputs"] |= {"vae_name": spoiled.name, "precision": "bf16"}
-    try:
-        server.run(prompt).check()
-        os.truncate(spoiled, 1 << 15)
-        result = server.run(save(prompt))
-    finally:
-        spoiled.unlink()
+    server.run(prompt).check()
+    os.truncate(spoiled, 1 << 15)
+    result = server.run(save(prompt))
     assert result.status == "error" and "truncated from" in result.message and spoiled.name in result.message
     assert server.alive
 

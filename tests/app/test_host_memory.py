@@ -14,16 +14,6 @@ from tests.support.workflows import MODEL, build
 FOLDER = paths.MODELS / "diffusion_models"
 
 
-@pytest.fixture
-def own_file():
-    """A copy of flux_tiny that the test may spoil."""
-    tiny_models.ensure("flux_tiny")
-    file = FOLDER / f"own_{os.getpid()}.safetensors"
-    shutil.copy(FOLDER / tiny_models.file_name("flux_tiny"), file)
-    yield file
-    file.unlink(missing_ok=True)
-
-
 def workflow(file, **settings):
     prompt = build("flux", loader="layerwise", placement="layerwise", **settings)
     for node in prompt.values():

@@ -3,7 +3,6 @@
 import pytest
 
 from tests.app.test_bit_identity import outcome
-from tests.app.test_host_memory import own_file  # noqa: F401 - a fixture
 from tests.app.test_masters import SECOND, host, of, parts, soon, twice
 from tests.support import pixels
 from tests.support.workflows import MODEL, SAMPLER, SAVE_IMAGE, build
@@ -25,7 +24,7 @@ def two_files(seed: int, other: str, loader: str = "layerwise") -> dict:
     return prompt
 
 
-def test_idle_models_go_back_to_their_file_and_come_again(faulty, own_file):  # noqa: F811
+def test_idle_models_go_back_to_their_file_and_come_again(faulty, own_file):
     expected = {seed: pictures(faulty, two_files(seed, own_file.name, "app")) for seed in (1, 2, 3)}
     faulty.free()
 

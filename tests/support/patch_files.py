@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from tests.support import tiny_models
 from tests.support.devkit import paths
+from tests.support.model_files import ModelFiles
 
 RANK = 4
 Random = Callable[..., torch.Tensor]
@@ -60,18 +61,18 @@ class PatchFiles:
 
     def __init__(self) -> None:
         self._made: dict[tuple, str] = {}
+        self._files = ModelFiles()
 
     def make(self, kind: str, model: str, where: tuple[str, ...], prefix: str = "diffusion_model.") -> str:
         """The name of a file that changes the weights of `model`, of 2 or more dims, named like one of `where`."""
         key = (kind, model, where, prefix)
         if key not in self._made:
-            self._made[key] = name = f"test_{len(self._made)}_{kind}_{model}.safetensors"
-            save_file(_changes(kind, model, where, prefix), paths.MODELS / "loras" / name)
+            name = f"test_{len(self._made)}_{kind}_{model}.safetensors"
+            self._made[key] = self._files.put("loras", name, save(_changes(kind, model, where, prefix)))
         return self._made[key]
 
     def close(self) -> None:
-        for name in self._made.values():
-            (paths.MODELS / "loras" / name).unlink(missing_ok=True)
+        self._files.close()
         self._made.clear()
 
 

@@ -6,8 +6,9 @@ that set-up has not made. Families are one module each; the registry knows nothi
 
 import os
 import subprocess
+from collections.abc import Iterable
 
-from tests.support.devkit import paths
+from tests.support.devkit import paths, steps
 from tests.support.devkit.versions import DEFAULT_APP
 
 from . import flux, text_encoders, unets, vaes, video, vision  # noqa: F401 - importing registers the recipes
@@ -26,12 +27,25 @@ def file_name(name: str) -> str:
 
 
 def ensure(*names: str):
-    """Make the files that are not there yet, in a process of its own: building them imports the app."""
-    absent = [name for name in names if not (paths.MODELS / RECIPES[name].path).is_file()]
-    if not absent:
+    """Make the files that are not there yet, in a process of its own: building them imports the app.
+
+    Whoever asks for one that another process is making waits for it. A second file in the first one's place would be
+    a changed file to a server that has begun to stream from it.
+    """
+    if absent(names):
+        with steps.exclusive():
+            _make(absent(names))
+
+
+def absent(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not (paths.MODELS / RECIPES[name].path).is_file()]
+
+
+def _make(names: list[str]):
+    if not names:
         return
     app = paths.app_tree(os.environ.get("LAYERWISE_COMFYUI", DEFAULT_APP))
-    command = [paths.PYTHON, "-m", "tests.support.tiny_models", "--app", app, "--out", paths.MODELS, *absent]
+    command = [paths.PYTHON, "-m", "tests.support.tiny_models", "--app", app, "--out", paths.MODELS, *names]
     done = subprocess.run([str(word) for word in command], cwd=paths.ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"making {', '.join(absent)} failed:\n{done.stdout}\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"making {', '.join(names)} failed:\n{done.stdout}\n{done.stderr[-3000:]}")

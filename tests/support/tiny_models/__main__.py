@@ -71,7 +71,7 @@ def make(name: str, arguments) -> int:
     tensors, metadata = recipe.make(arguments.seed)
     target = arguments.out / recipe.path
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_suffix(f".{os.getpid()}.part")  # test processes may make the same file at once
+    unfinished = target.with_suffix(".part")
     # one metadata entry at most: safetensors writes several in no fixed order, and files must be the same byte for byte
     assert len(metadata) <= 1
     save_file({key: value.contiguous() for key, value in tensors.items()}, unfinished, metadata=metadata or None)
