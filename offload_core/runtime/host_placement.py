@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,7 @@ from ..host_budget import available_bytes
 from ..inventory import Inventory
 from ..plan import HostTier, Plan
 from .device_port import DevicePort, Event
-from .host_source import FileSource
+from .host_source import FileSource, loaders
 from .layer import Layer
 from .masters import Hold, distinct
 
@@ -51,15 +52,16 @@ class TierMoves:
 
     def take(self) -> None:
         """What the plan wants in memory comes there. Raises FileReadError."""
-        self._move("pageable")
-        self._move("pinned")
+        with loaders() as threads:
+            self._move("pageable", threads)
+            self._move("pinned", threads)
         _drop_behind(self._layers, self._plan)
 
-    def _move(self, tier: HostTier) -> None:
+    def _move(self, tier: HostTier, threads: Executor | None = None) -> None:
         total = sum(layer.nbytes for layer, _ in self._moves)
         for layer in [layer for layer, wanted in self._moves if wanted == tier]:
             if not layer.is_in_place:  # else its parameters are in use where they are
-                layer.host.move_to(tier)
+                layer.host.move_to(tier, threads)
             self._moved += layer.nbytes
             if self._progress is not None:
                 self._progress(self._moved, total)

@@ -8,6 +8,7 @@ a file, is read through page-locked slots (`staging.py`), or straight into the r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from typing import Protocol
 
 import torch
@@ -15,6 +16,12 @@ import torch
 from .weight_file import FileSlice
 
 SOURCE_ALIGNMENT = 512
+
+LOADERS = 4
+"""Threads that fill masters side by side. Most of that time is the kernel's, which finds memory and copies into it."""
+
+PIECE_BYTES = 8 << 20
+"""What one of them reads at a time. They are given pieces in the file's order, which a disk with one head needs."""
 
 
 class Abandoned(Exception):  # noqa: N818 - not an error: nobody wants the bytes any more
@@ -51,6 +58,23 @@ class MemorySource:
     def read(self, destination: torch.Tensor, start: int) -> None:
         with torch.inference_mode(False), torch.no_grad():
             destination.copy_(self.buffer[start : start + destination.numel()])
+
+
+def loaders() -> ThreadPoolExecutor:
+    """Threads for `read_whole`, until the block ends."""
+    return ThreadPoolExecutor(LOADERS, "layerwise-offload-load")
+
+
+def read_whole(source: ByteSource, destination: torch.Tensor, threads: Executor | None) -> None:
+    """Fill `destination` with all of a layer's bytes. Raises OffloadError; nothing writes to it any more then."""
+    starts = range(0, destination.numel(), PIECE_BYTES)
+    if threads is None or len(starts) < 2:
+        source.read(destination, 0)
+        return
+    pieces = [threads.submit(source.read, destination[start : start + PIECE_BYTES], start) for start in starts]
+    wait(pieces)
+    for piece in pieces:
+        piece.result()
 
 
 class KeptPart:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 from ..plan import HostTier
 from .device_port import DevicePort
 from .host_parameter import OutsideTouches, adopt, release
-from .host_source import ByteSource, FileSource, KeptPart, MemorySource
+from .host_source import ByteSource, FileSource, KeptPart, MemorySource, read_whole
 from .layout import Flattened, LayerLayout, TensorSlot, copy_span
 from .masters import Hold, Master, find
 from .parts import Parts, UnmovableTensor, parts_of, plain
@@ -121,10 +122,11 @@ class HostLayer:
         """The bytes in memory, ours or another's that `move_to` would share; None if there are none."""
         return self.hold.master if self.buffer is not None else find(self._port, self._key)
 
-    def move_to(self, tier: HostTier) -> None:
+    def move_to(self, tier: HostTier, threads: Executor | None = None) -> None:
         """Bring the bytes to `tier`, or to the next one that there is. Nothing is in flight from the layer.
 
         Page-locking that fails leaves it pageable; what is in no file stays in its buffer. Raises FileReadError.
+        `threads`: what has to be read is read by several of them.
         """
         if tier == "mapped" and self.in_file:
             self._leave_buffer()
@@ -137,7 +139,7 @@ class HostLayer:
             buffer = master.fill(
                 self.layout.nbytes,
                 pinned and not self._port.pins_in_place,
-                lambda empty: self._file_source().read(empty, 0),  # read first, locked after: that faults the pages in
+                lambda empty: read_whole(self._file_source(), empty, threads),  # locked after: that faults the pages in
             )
         self._use(buffer, pinned)
 
