@@ -15,6 +15,7 @@ from .prompts import app_prompts, budget_gb, our_prompts
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seeds", nargs="+")
+    parser.add_argument("--device", choices=("sim", "cpu"), default="sim")
     parser.add_argument("--no-shrink", action="store_true")
     parser.add_argument("--prompt", action="store_true", help="print the prompts and run nothing")
     arguments = parser.parse_args()
@@ -27,7 +28,7 @@ def main() -> int:
         return 0
     outcomes, failed = collections.Counter(), 0
     for version, chosen in seeds_by_version(seeds).items():
-        with AppServer("sim", version=version, extra_packs=PACKS) as server:
+        with AppServer(arguments.device, version=version, extra_packs=PACKS) as server:
             judge = Judge(server)
             for seed in chosen:
                 begun = time.monotonic()

@@ -54,7 +54,8 @@ class Judge:
     def __call__(self, case: Case) -> Verdict:
         if not self.clean:
             self._clean()
-        self.server.sim_reset()
+        if self._simulated:
+            self.server.sim_reset()
         self.clean = False
         expected = self._expected(case)
         if isinstance(expected, str):
@@ -65,10 +66,9 @@ class Judge:
         if case.budget_share and (named := _TOO_SMALL.search(verdict.detail)):
             verdict = self._run(case, expected, float(named.group(1)))  # as a person would who reads the error
         self.server.post("/fault", {"name": ""})
-        self.server.sim_configure(mb=PLENTY_MB, bandwidth=0)
+        self._configure(mb=PLENTY_MB, bandwidth=0)
         self.server.free()
-        stats = self.server.sim_stats()
-        if stats["races"]:
+        if self._simulated and (stats := self.server.sim_stats())["races"]:
             verdict.problem = verdict.problem or f"{stats['races']} races: {stats['race_message']}"
         held = self._held_after_a_moment(before)
         self.clean = held == before
@@ -78,8 +78,17 @@ class Judge:
 
     def _clean(self) -> None:
         self.server.post("/fault", {"name": ""})
-        self.server.sim_configure(mb=PLENTY_MB, bandwidth=0, poison=1, race=1)
+        self._configure(mb=PLENTY_MB, bandwidth=0, poison=1, race=1)
         self.server.free()
+
+    @property
+    def _simulated(self) -> bool:
+        """Else the app computes on the CPU, whose memory is the machine's: as much as there is, and no link to it."""
+        return self.server.device == "sim"
+
+    def _configure(self, **simulated: int) -> None:
+        if self._simulated:
+            self.server.sim_configure(**simulated)
 
     def _held_after_a_moment(self, before: dict[str, int]) -> dict[str, int]:
         """Masters that stay to the end of a prompt go when a thread has noticed that it ended (decision 111)."""
@@ -92,10 +101,12 @@ class Judge:
         return held
 
     def _held(self) -> dict[str, int]:
-        """Device bytes, page-locked bytes and live components."""
-        stats = self.server.sim_stats()
-        components = len(self.server.report()["components"])
-        return {"device": stats["used"], "pinned": stats["pinned"], "components": components}
+        """Live components; of a simulated device its bytes and what is page-locked for it."""
+        held = {"components": len(self.server.report()["components"])}
+        if self._simulated:
+            stats = self.server.sim_stats()
+            held |= {"device": stats["used"], "pinned": stats["pinned"]}
+        return held
 
     def _expected(self, case: Case) -> list[str] | str:
         """What the app saves, per prompt; or, if it cannot run one of them, its error."""
@@ -120,7 +131,7 @@ class Judge:
 
     def _run(self, case: Case, expected: list[str], budget: float) -> Verdict:
         server = self.server
-        server.sim_configure(
+        self._configure(
             mb=APP_RESERVE_MB + case.weights_mb if case.weights_mb else PLENTY_MB,
             bandwidth=SLOW_LINK if case.slow_link else 0,
         )
