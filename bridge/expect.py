@@ -178,7 +178,7 @@ def _ahead(wanted: Wanted) -> Ahead | None:
 
 def _path(wanted: Wanted, name: str) -> str:
     """The file in the app's folder. Only what the app offers in its own lists is looked for."""
-    path = folder_paths.get_full_path(wanted.folder, name) if name in _listed(wanted.folder) else None
+    path = folder_paths.get_full_path(wanted.folder, name) if name in _listed(wanted, name) else None
     if path is None:
         raise OffloadError(
             f"asked to load {name[:200]} ({wanted.name}); found no such file in models/{wanted.folder}; choose one "
@@ -187,15 +187,25 @@ def _path(wanted: Wanted, name: str) -> str:
     return str(path)
 
 
-def _listed(folder: str) -> list[str]:
-    return list(folder_paths.get_filename_list(folder))
+def _listed(wanted: Wanted, name: str) -> list[str]:
+    """What the app offers. It raises for a folder that it has listed before and that is gone: a drive, a link to one."""
+    try:
+        return list(folder_paths.get_filename_list(wanted.folder))
+    except OSError as error:
+        raise OffloadError(
+            f"asked to load {name[:200]} ({wanted.name}); found that a folder of models/{wanted.folder} cannot be read "
+            f"({error.strerror}); put back what was there, or start ComfyUI anew"
+        ) from None
 
 
 def _tensors(wanted: Wanted, paths: list[str]) -> list[TensorInfo]:
     """The component's tensors in all its files, whose names are kept apart. Raises OffloadError for a broken file."""
     found = []
     for number, path in enumerate(paths):
-        status = Path(path).stat()
+        try:
+            status = Path(path).stat()
+        except OSError as error:  # it was there when the app listed it
+            raise OffloadError(_unreadable(path, f"it cannot be read ({error.strerror})")) from None
         for model in _headers(path, status.st_mtime_ns, status.st_size):
             parts = components_of(model.tensors, wanted.folder)
             mine = parts.get(wanted.kind, ()) if wanted.folder == "checkpoints" else model.tensors
@@ -216,7 +226,11 @@ def _headers(path: str, mtime_ns: int, size: int) -> tuple[ModelFile, ...]:
         found = f"it cannot be read ({error.strerror})"
     except OffloadError as error:  # it names the whole path, which is nobody's business in a browser
         found = str(error).replace(path, "this").removeprefix("this: ")
-    raise OffloadError(f"asked to read {Path(path).name}; found {found}; replace the file by a complete one")
+    raise OffloadError(_unreadable(path, found))
+
+
+def _unreadable(path: str, found: str) -> str:
+    return f"asked to read {Path(path).name}; found {found}; replace the file by a complete one"
 
 
 def _dtype(wanted: Wanted, asked: Asked) -> str:

@@ -41,6 +41,8 @@ BY_INPUT: dict[str, dict[str, str]] = {
 """Inputs that must be set for the component to be there at all: all of those of an Apply node."""
 
 _NOT_CHOSEN = (None, "", "none")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+"""What is read as a number in a node's id: any id is text that somebody has sent."""
 OTHER_NAMES = {"vae": ("audio_vae",)}
 """What a component may turn out to be when its file is read."""
 
@@ -98,12 +100,15 @@ def wire_of(prompt: Mapping[str, Any], node_id: str, name: str) -> tuple[str, in
     wire = prompt[node_id].get("inputs", {}).get(name)
     if not (isinstance(wire, list) and len(wire) == 2 and str(wire[0]) in prompt):
         return None
+    if not isinstance(wire[1], int) or wire[1] < 0:
+        return None  # no output has such a number
     return str(wire[0]), int(wire[1])
 
 
 def _natural(node_id: str) -> tuple[tuple[int, str], ...]:
     """Node ids in the order of their numbers; those of subgraphs are several, joined by colons."""
-    return tuple((int(part), "") if part.isdigit() else (10**9, part) for part in re.split(r"[:.]", str(node_id)))
+    parts = re.split(r"[:.]", str(node_id))
+    return tuple((int(part), "") if _NUMBER.fullmatch(part) else (10**9, part) for part in parts)
 
 
 def check_known(word: Word, names: list[str], where: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ..offload_core.errors import SettingsError, shown
 from ..offload_core.settings import ComponentSettings
 from .asked import AUTO, Asked, Word, options_word, settings_from
-from .graph import APPLY, BY_INPUT, names_in, wire_of
+from .graph import APPLY, BY_INPUT, Place, names_in, wire_of
 from .surroundings import Surroundings
 
 MAX_NODES = 4000
@@ -99,8 +99,9 @@ def wanted_in(prompt: Mapping[str, Any]) -> list[Wanted]:
     """The components of a prompt, in the order of their names. Raises SettingsError."""
     check_prompt(prompt)
     last: dict[str, Wanted] = {}
+    made: dict[Place, Wanted] = {}
     for (node_id, kind), name in names_in(prompt).items():
-        one = _wanted(prompt, node_id, kind, 0)
+        one = _wanted(prompt, node_id, kind, made)
         if name not in last or len(one.nodes) > len(last[name].nodes):
             last[name] = one
     return [last[name] for name in sorted(last)]
@@ -121,7 +122,16 @@ def check_prompt(prompt: object) -> None:
                 )
 
 
-def _wanted(prompt: Mapping[str, Any], node_id: str, kind: str, steps: int) -> Wanted:
+def _wanted(
+    prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, Wanted], steps: int = 0
+) -> Wanted:
+    """`made`: those that are known already, each made once however many Apply nodes stand behind it."""
+    if (node_id, kind) not in made:
+        made[node_id, kind] = _made(prompt, node_id, kind, made, steps)
+    return made[node_id, kind]
+
+
+def _made(prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, Wanted], steps: int) -> Wanted:
     node = prompt[node_id]
     inputs = {name: value for name, value in node["inputs"].items() if not isinstance(value, list)}
     near = Surroundings.of(
@@ -129,9 +139,9 @@ def _wanted(prompt: Mapping[str, Any], node_id: str, kind: str, steps: int) -> W
     )
     before, folder, files = None, "", ()
     if node["class_type"] == APPLY:
-        if steps > MAX_STEPS:
+        before, folder, files = (None, "", ()) if steps > MAX_STEPS else _behind(prompt, node_id, kind, made, steps)
+        if steps > MAX_STEPS or (before is not None and len(before.nodes) > MAX_STEPS):
             raise SettingsError(f"asked about node {shown(node_id)}; found more than {MAX_STEPS} Apply nodes before it")
-        before, folder, files = _behind(prompt, node_id, kind, steps)
     else:
         folder, widgets = OURS[node["class_type"]][kind]
         files = _names(inputs, widgets)
@@ -149,7 +159,7 @@ def _wanted(prompt: Mapping[str, Any], node_id: str, kind: str, steps: int) -> W
 
 
 def _behind(
-    prompt: Mapping[str, Any], node_id: str, kind: str, steps: int
+    prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, Wanted], steps: int
 ) -> tuple[Wanted | None, str, tuple[str, ...]]:
     """What an Apply node gets its component from: one of ours, or a loader of the app's, through any other nodes."""
     key, seen = BY_INPUT[APPLY][kind], {node_id}
@@ -162,7 +172,7 @@ def _behind(
             kinds = tuple(BY_INPUT[APPLY] if found == APPLY else OURS[found])
             if slot >= len(kinds) or kinds[slot] != kind:
                 break
-            before = _wanted(prompt, source, kind, steps + 1)
+            before = _wanted(prompt, source, kind, made, steps + 1)
             return before, before.folder, before.files
         if found in APPS:
             folder, widgets, kinds = APPS[found]

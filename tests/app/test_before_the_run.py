@@ -1,6 +1,8 @@
 """What the server says of a prompt before it has run: the plan as things stand, which a run then carries out."""
 
 import json
+import shutil
+import time
 
 import pytest
 
@@ -225,6 +227,50 @@ def test_nodes_in_a_circle_end(sim):
     }
     told = expect(sim, prompt)
     assert "error" in told or told["components"] == []
+
+
+@pytest.mark.parametrize("node_id", ["\u00b2", "9" * 4400, "\u0663"])
+def test_a_nodes_id_may_be_any_text(sim, node_id):
+    prompt = {node_id: flux()[MODEL], "1": node("LayerwiseOffloadApply", model=[node_id, 0], placement="auto")}
+    (dit,) = expect(sim, prompt)["components"]
+    assert sorted(dit["nodes"]) == sorted(["1", node_id])
+
+
+@pytest.mark.parametrize("loader", [MODEL, "20"], ids=["ours", "the app's"])
+def test_an_output_that_no_node_has_is_no_connection(sim, loader):
+    prompt = {
+        MODEL: flux()[MODEL],
+        "20": node("UNETLoader", unet_name=flux()[MODEL]["inputs"]["model_name"], weight_dtype="default"),
+        "21": node("LayerwiseOffloadApply", model=[loader, -99], placement="auto"),
+    }
+    (loose_end,) = expect(sim, prompt)["bystanders"]
+    assert loose_end["nodes"] == ["21"] and "seen only when" in loose_end["reason"]
+
+
+def test_many_apply_nodes_one_behind_the_other_take_no_time(sim):
+    prompt = {MODEL: flux()[MODEL]}
+    before = MODEL
+    for number in range(20, 120):
+        prompt[str(number)] = node("LayerwiseOffloadApply", model=[before, 0], placement="auto")
+        before = str(number)
+    began = time.monotonic()
+    (dit,) = expect(sim, prompt)["components"]
+    assert len(dit["nodes"]) == 101 and time.monotonic() - began < 10  # was a minute
+
+
+def test_a_folder_that_is_gone_since_the_app_listed_it_is_one_clear_error(sim, model_files, tmp_path):
+    tiny_models.ensure("clip_vision_tiny")
+    drive, link = tmp_path / "drive", model_files.path("clip_vision", "drive")
+    drive.mkdir()
+    shutil.copy(models_folder() / "clip_vision" / tiny_models.file_name("clip_vision_tiny"), drive / "own.safetensors")
+    link.symlink_to(drive, target_is_directory=True)
+    prompt = {"1": node("LayerwiseOffloadCLIPVisionLoader", clip_name=f"{link.name}/own.safetensors")}
+    (encoder,) = expect(sim, prompt)["components"]
+    assert encoder["model"] == "own.safetensors"
+    shutil.rmtree(drive)
+    told = expect(sim, prompt)
+    assert told.keys() == {"schema", "error"}
+    assert "models/clip_vision cannot be read" in told["error"] and str(tmp_path) not in told["error"]
 
 
 def test_the_events_of_the_last_run_are_there_for_a_page_that_comes_later(sim):
