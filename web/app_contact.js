@@ -50,13 +50,14 @@ export function onGraphChange(handler) {
 
 const rootGraph = () => app.rootGraph ?? app.graph;
 
-/** Every node that would run, with its id in API form (`12`, in a subgraph `5:12`): [{id, node, graph}]. */
-export function activeNodes(graph = rootGraph(), prefix = '') {
+/** Every node that would run, with its id in API form (`12`, in a subgraph `5:12`): [{id, node, graph, parent}]. */
+export function activeNodes(graph = rootGraph(), prefix = '', parent = null) {
   const found = [];
   for (const node of graph?.nodes ?? []) {
     if (node.mode === 2 || node.mode === 4) continue; // never, bypass
-    found.push({ id: `${prefix}${node.id}`, node, graph });
-    if (node.subgraph) found.push(...activeNodes(node.subgraph, `${prefix}${node.id}:`));
+    const entry = { id: `${prefix}${node.id}`, node, graph, parent };
+    found.push(entry);
+    if (node.subgraph) found.push(...activeNodes(node.subgraph, `${entry.id}:`, entry));
   }
   return found;
 }

@@ -8,24 +8,32 @@ const APP_LOADERS = [
 ];
 const OPTIONS = 'LayerwiseOffloadOptions';
 
+const CONSTANTS = ['PrimitiveInt', 'PrimitiveFloat', 'PrimitiveString', 'PrimitiveStringMultiline', 'PrimitiveBoolean'];
+const NEVER = 2, BYPASS = 4; // modes of a node
+const FROM_OUTSIDE = '-10'; // the id that a subgraph's own inputs have in its links; a number in older frontends
+const MAX_STEPS = 200; // of a wire through nodes that are not in the prompt
+
 /**
- * `active`: [{id, node, graph}], every node that would run. Of our nodes and the app's loaders the widgets come with it, of all
- * nodes the links. `graphOptions`: what our nodes will carry. null if there is none of ours.
+ * `active`: [{id, node, graph, parent}], every node that would run. Of our nodes and the app's loaders the widgets come with
+ * it, of all nodes the links, as they are when the app has taken out what never runs: reroutes, bypassed nodes, the borders of
+ * subgraphs, constants. `graphOptions`: what our nodes will carry. null if there is none of ours.
  */
 export function promptOf(active, graphOptions = '') {
-  const typeOf = (node) => String(node.comfyClass ?? node.type);
   if (!active.some(({ node }) => isOurs(typeOf(node)))) return null;
   const prompt = {};
-  for (const { id, node, graph } of active) {
+  for (const entry of active) {
+    const { id, node } = entry;
+    if (node.isVirtualNode || node.subgraph) continue;
     const type = typeOf(node);
     const read = isOurs(type) || type === OPTIONS || APP_LOADERS.includes(type);
     const inputs = {};
     for (const widget of read ? node.widgets ?? [] : []) {
-      if (['string', 'number', 'boolean'].includes(typeof widget.value)) inputs[widget.name] = widget.value;
+      if (isPlain(widget.value)) inputs[widget.name] = widget.value;
     }
     for (const input of node.inputs ?? []) {
-      const link = linkOf(graph, input.link);
-      if (link) inputs[input.name] = [id.replace(/[^:]*$/, '') + link.origin_id, link.origin_slot];
+      const source = sourceOf(entry, input);
+      if (source?.wire) inputs[input.name] = source.wire;
+      else if (source && read && isPlain(source.value)) inputs[input.name] = source.value;
     }
     delete inputs.layerwise_offload_text;
     if (isOurs(type)) inputs.graph_options = graphOptions;
@@ -34,7 +42,50 @@ export function promptOf(active, graphOptions = '') {
   return prompt;
 }
 
-function linkOf(graph, id) {
-  if (id === null || id === undefined) return null;
-  return graph?.links?.get?.(id) ?? graph?.links?.[id] ?? null;
+const typeOf = (node) => String(node.comfyClass ?? node.type);
+const isPlain = (value) => ['string', 'number', 'boolean'].includes(typeof value);
+const prefixOf = (id) => id.replace(/[^:]*$/, '');
+const linkOf = (graph, id) => (id === null || id === undefined ? null : graph?.links?.get?.(id) ?? graph?.links?.[id] ?? null);
+const widgetValue = (node, name) => node.widgets?.find((one) => one.name === name)?.value;
+
+/** What an input of a node that runs gets: {wire: [id, slot]}, {value}, or null for nothing. */
+function sourceOf(entry, input, steps = 0) {
+  const link = linkOf(entry.graph, input?.link);
+  return link && follow(entry, link, steps);
+}
+
+function follow(entry, link, steps) {
+  if (steps > MAX_STEPS) return null;
+  const { graph, parent } = entry;
+  if (String(link.origin_id) === FROM_OUTSIDE) {
+    const outer = parent?.node.inputs?.[link.origin_slot];
+    if (!outer) return null;
+    if (linkOf(parent.graph, outer.link)) return sourceOf(parent, outer, steps + 1);
+    return outer.widget ? { value: widgetValue(parent.node, outer.widget.name) } : null;
+  }
+  const id = prefixOf(entry.id) + link.origin_id;
+  const node = graph.getNodeById?.(link.origin_id);
+  const origin = { id, node, graph, parent };
+  if (node?.mode === NEVER) return null;
+  if (node?.mode === BYPASS) return sourceOf(origin, passedThrough(node, link.origin_slot), steps + 1);
+  if (node?.subgraph) {
+    const inner = linkOf(node.subgraph, node.subgraph.outputs?.[link.origin_slot]?.linkIds?.[0]);
+    return inner && follow({ id: `${id}:`, graph: node.subgraph, parent: origin }, inner, steps + 1);
+  }
+  if (node?.type === 'PrimitiveNode') return steps ? null : { value: node.widgets?.[0]?.value }; // the app hands it on no further
+  if (node && CONSTANTS.includes(typeOf(node)) && !node.inputs?.some((one) => linkOf(graph, one.link))) {
+    return { value: widgetValue(node, 'value') };
+  }
+  if (node?.isVirtualNode) {
+    const before = node.getInputLink?.(link.origin_slot); // some packs' pairs of nodes hand over a link of another node
+    return before ? follow(origin, before, steps + 1) : null;
+  }
+  return { wire: [id, link.origin_slot] };
+}
+
+/** The input that a bypassed node hands on at an output: of the same type, in the same place if there is one. */
+function passedThrough(node, slot) {
+  const type = node.outputs?.[slot]?.type;
+  const same = (input) => input && (input.type === type || input.type === '*' || type === '*');
+  return same(node.inputs?.[slot]) ? node.inputs[slot] : node.inputs?.find((input) => input.type === type);
 }

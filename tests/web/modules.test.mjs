@@ -229,3 +229,11 @@ test('the prompt of a graph has our nodes, the loaders and the links, and nothin
   });
   assert.equal(promptOf(active.slice(0, 2)), null);
 });
+
+test('wires that go in a circle through nodes that do not run lead nowhere', () => {
+  const reroute = { isVirtualNode: true, type: 'Reroute', inputs: [{ link: 1 }], getInputLink: () => links[1] };
+  const links = { 1: { origin_id: 9, origin_slot: 0 } };
+  const graph = { links, getNodeById: () => reroute };
+  const apply = { id: '1', graph, node: node('LayerwiseOffloadApply', { placement: 'auto' }, [{ name: 'model', link: 1 }]) };
+  assert.deepEqual(promptOf([apply])['1'].inputs, { placement: 'auto', graph_options: '' });
+});
