@@ -164,6 +164,7 @@ def tell_resolved(component: Component) -> None:
         {
             "id": component.id,
             "component": component.name,
+            "model": component.source,
             "placement": placement.get("value"),
             "source": placement.get("source"),
             "reason": placement.get("reason"),
@@ -188,6 +189,7 @@ def tell_left_to_the_app(component: Component, asked: Asked, device_bytes: int) 
         {
             "id": None,
             "component": component.name,
+            "model": component.source,
             "placement": placement if placement in ("whole", "cpu") else "whole",
             "source": said.source(Setting.PLACEMENT) if explicit and left_to_the_app(asked) else "policy",
             "reason": reason,

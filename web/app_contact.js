@@ -64,7 +64,7 @@ export function activeNodes(graph = rootGraph(), prefix = '', parent = null) {
 
 export const selectedNodes = () => Object.values(app.canvas?.selected_nodes ?? {});
 
-export const readGraphOptions = () => rootGraph()?.extra?.[EXTRA] ?? null;
+export const savedGraphOptions = () => rootGraph()?.extra?.[EXTRA] ?? null;
 
 /** Saves the options with the workflow, or takes them out of it if `options` is null. */
 export function writeGraphOptions(options) {

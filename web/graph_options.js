@@ -52,6 +52,15 @@ export function graphPart(text) {
   }
 }
 
+/** The graph's part that nodes brought with them, of the first that has one: `active` as of the app; null if none has. */
+export function carriedPart(active) {
+  for (const { node } of active) {
+    const part = graphPart(node.widgets?.find((widget) => widget.name === 'graph_options')?.value);
+    if (part) return { schema: SCHEMA, ...part };
+  }
+  return null;
+}
+
 function sorted(value) {
   if (value === null || typeof value !== 'object') return value;
   return Object.fromEntries(Object.keys(value).sort().map((key) => [key, sorted(value[key])]));

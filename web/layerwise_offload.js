@@ -1,5 +1,6 @@
 // Registers the pack's part of the page with the app: panel, settings, command, and what our nodes show.
 import * as app_contact from './app_contact.js';
+import { SCHEMA, carriedPart } from './graph_options.js';
 import { nodeWidgets } from './node_widgets.js';
 import { createPanel } from './panel.js';
 import { definitions } from './settings.js';
@@ -13,6 +14,9 @@ const contact = {
   ...app_contact,
   words: () => wordsFor(app_contact.locale()),
   graphChanged: () => panel.graphChanged(),
+  readGraphOptions: () => app_contact.savedGraphOptions() ?? carriedPart(app_contact.activeNodes()),
+  // What nodes brought with them would speak again if nothing were saved.
+  writeGraphOptions: (options) => app_contact.writeGraphOptions(options ?? (carriedPart(app_contact.activeNodes()) && { schema: SCHEMA })),
 };
 const panel = createPanel(contact);
 const nodes = nodeWidgets(contact);

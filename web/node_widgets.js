@@ -58,7 +58,7 @@ export function nodeWidgets(contact) {
     /** The message that a component has been placed. Warnings stay on the node; what the user has to do is one toast. */
     resolved(message) {
       const node = find(message.node);
-      if (node && shown.has(node)) put(node, [...new Map(shown.get(node).resolved).set(message.component, message).values()]);
+      if (node && shown.has(node) && namesFile(node, message.model ?? '')) put(node, [...stillThere(node, shown.get(node).resolved, message), message]);
       const fresh = (message.to_do ?? []).map((text) => `${message.component}: ${text}`).filter((text) => !told.has(text));
       if (!fresh.length) return;
       fresh.forEach((text) => told.add(text));
@@ -84,6 +84,12 @@ export function nodeWidgets(contact) {
   return nodes;
 }
 
+/** What a node shows beside a new message: of each kind it brings one, so an earlier name and a file taken out are gone. */
+function stillThere(node, resolved, message) {
+  const kinds = kindsOf(node).filter((kind) => kind !== kindOf(message.component));
+  return [...resolved.values()].filter((one) => kinds.includes(kindOf(one.component)));
+}
+
 /** What the report says of a node: by its id, else by its files, if the nodes that asked are no longer in the graph. */
 function resolvedOf(report, node, id, ids) {
   const named = (one) => namesFile(node, one.model);
@@ -103,11 +109,17 @@ function carryOptions(contact, node) {
   if (!widget) return; // a server side without it
   widget.hidden = true;
   widget.options = { ...(widget.options ?? {}), hidden: true, advanced: false };
-  widget.serializeValue = () => optionsText(contact.readGraphOptions() ?? graphPart(widget.value), word(contact.settingValue));
+  widget.serializeValue = () => optionsText(contact.savedGraphOptions() ?? graphPart(widget.value), word(contact.settingValue));
 }
 
-/** Another workflow may use the same node id: a component is this node's only if one of its widgets names its file. */
+/**
+ * Another workflow may use the same node id: a component is this node's only if one of its widgets names its file. What a
+ * widget gets from another node is not known here.
+ */
 function namesFile(node, model) {
-  const files = (node.widgets ?? []).map((widget) => widget.value).filter((value) => typeof value === 'string' && /\.\w+$/.test(value));
-  return !files.length || files.some((name) => model.includes(name.split(/[\\/]/).pop()));
+  const isFile = (name) => typeof name === 'string' && /\.\w+$/.test(name);
+  const files = (node.widgets ?? []).filter((widget) => isFile(widget.value));
+  const isWired = ({ name }) => node.inputs?.some((input) => input.name === name && input.link !== null && input.link !== undefined);
+  if (!isFile(model) || !files.length || files.some(isWired)) return true;
+  return files.some(({ value }) => model.includes(value.split(/[\\/]/).pop()));
 }

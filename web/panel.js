@@ -22,25 +22,28 @@ export function createPanel(contact) {
   let chosen = null;
   let view = 'overview';
   let mounted = null;
+  const failing = new Set(); // what the server did not answer last time; the head says so
   let asked = null; // the prompt that `state.ahead` is about, as text
-  const attempt = async (ask) => {
+  const attempt = async (what, ask) => {
     try {
       const change = await ask();
       state = change(state);
       mounted?.draw(true);
+      if (failing.delete(what) && !failing.size) mounted?.tell('');
     } catch (error) {
+      failing.add(what);
       mounted?.tell(error.message);
     }
   };
-  const refresh = () => attempt(async () => {
+  const refresh = () => attempt('report', async () => {
     const report = await contact.fetchReport();
     return (known) => withReport(known, report);
   });
-  const lookBack = () => attempt(async () => {
+  const lookBack = () => attempt('events', async () => {
     const { events } = await contact.fetchEvents();
     return (known) => withStored(known, events);
   });
-  const lookAhead = (again = false) => attempt(async () => {
+  const lookAhead = (again = false) => attempt('plan', async () => {
     const prompt = promptOf(contact.activeNodes(), optionsText(contact.readGraphOptions(), word(contact.settingValue)));
     const text = JSON.stringify(prompt);
     if (text === asked && !again) return (known) => known;
@@ -152,10 +155,11 @@ function buildPage(say, contact, parts) {
   const reasons = explanations(say);
   const form = graphOptionsForm(say, (options) => contact.writeGraphOptions(options));
   const empty = emptyView(say, contact);
+  const refused = element('p', { class: 'lwo-refused', role: 'status', hidden: true });
   const overview = element('div', { class: 'lwo-overview' }, element('div', { class: 'lwo-top' }, numbers.root, memory.root), map.root, overlap.root);
   const views = { overview, explain: reasons.root, options: form.root };
   const bodies = VIEWS.map((name) => element('div', { class: 'lwo-view', role: 'tabpanel', id: `lwo-view-${name}`, 'aria-labelledby': `lwo-tab-${name}`, tabindex: 0 }, views[name]));
-  const root = element('div', { class: 'lwo-panel' }, element('div', { class: 'lwo-head' }, list, status, save), ...bodies, empty.root);
+  const root = element('div', { class: 'lwo-panel' }, element('div', { class: 'lwo-head' }, list, status, save), refused, ...bodies, empty.root);
 
   function draw(state, view, component, all) {
     const nothing = state.known && !state.components.length && !(view === 'explain' && state.bystanders.length);
@@ -165,6 +169,8 @@ function buildPage(say, contact, parts) {
       bodies[index].hidden = name !== view || (nothing && name !== 'options');
     });
     empty.root.hidden = !(nothing && view !== 'options');
+    refused.hidden = !state.problem || !empty.root.hidden;
+    setText(refused, state.problem ? `${say('empty.problem')}: ${state.problem}` : '');
     save.disabled = !state.components.some((one) => !one.planned);
     if (!empty.root.hidden) empty.update(state);
     if (view === 'overview') {

@@ -179,6 +179,9 @@ def test_what_became_of_each_auto_is_told_to_the_nodes(sim, browser):
     assert dit["budget_bytes"] == BUDGET_GB * 1e9 and 0 < dit["device_bytes"] <= dit["budget_bytes"]
     assert encoder["node"] == CLIP and encoder["source"] == "policy" and encoder["reason"]
     assert (vae["node"], vae["placement"], vae["source"], vae["id"]) == (VAE, "whole", "node", None)
+    files = {"dit": (MODEL, "model_name"), "text_encoder": (CLIP, "clip_name1"), "vae": (VAE, "vae_name")}
+    for name, (node_id, widget) in files.items():
+        assert resolved[name]["model"] == streamed_flux()[node_id]["inputs"][widget], name
     report = sim.report()
     assert {c["component"]: c["nodes"] for c in report["components"]} == {"dit": [MODEL], "text_encoder": [CLIP]}
     assert [(b["component"], b["nodes"]) for b in report["bystanders"]] == [("vae", [VAE])]
