@@ -188,7 +188,7 @@ def _path(wanted: Wanted, name: str) -> str:
 
 
 def _listed(wanted: Wanted, name: str) -> list[str]:
-    """What the app offers. It raises for a folder that it has listed before and that is gone: a drive, a link to one."""
+    """What the app offers. It raises for a folder that it has listed before and that is gone, as a drive may be."""
     try:
         return list(folder_paths.get_filename_list(wanted.folder))
     except OSError as error:

@@ -122,9 +122,7 @@ def check_prompt(prompt: object) -> None:
                 )
 
 
-def _wanted(
-    prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, Wanted], steps: int = 0
-) -> Wanted:
+def _wanted(prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, Wanted], steps: int = 0) -> Wanted:
     """`made`: those that are known already, each made once however many Apply nodes stand behind it."""
     if (node_id, kind) not in made:
         made[node_id, kind] = _made(prompt, node_id, kind, made, steps)

@@ -65,8 +65,8 @@ export function nodeWidgets(contact) {
       if (!pending.length) setTimeout(() => contact.toast('warn', pending.splice(0).join('\n')), TOGETHER_MS);
       pending.push(...fresh);
     },
-    /** After a reload: what the last runs came to, for nodes that still load the same files. */
-    async fill(active = textNodes()) {
+    /** After a reload: what the last runs came to, for nodes that still load the same files. `missing`: of what says nothing. */
+    async fill(active = textNodes(), missing = false) {
       if (!active.length) return;
       await this.ready();
       for (const { node } of active) put(node, [...shown.get(node).resolved.values()]);
@@ -74,12 +74,13 @@ export function nodeWidgets(contact) {
       if (!report) return;
       const ids = new Set(contact.activeNodes().map((one) => one.id));
       for (const { id, node } of active) {
-        const list = resolvedOf(report, node, id, ids);
-        if (list.length) put(node, list);
+        const kept = missing ? [...shown.get(node).resolved.values()] : [];
+        const list = resolvedOf(report, node, id, ids).filter((one) => !kept.some((each) => kindOf(each.component) === kindOf(one.component)));
+        if (list.length) put(node, [...kept, ...list]);
       }
     },
-    /** After a run: nodes that the app found in its cache have had no message; a loader put into a subgraph is one. */
-    fillMissing: () => nodes.fill(textNodes().filter(({ node }) => !shown.get(node).resolved.size)),
+    /** After a run: what the app found in its cache has had no message: a whole node, as a loader put into a subgraph, or a part. */
+    fillMissing: () => nodes.fill(textNodes().filter(({ node }) => saysNothingOfSome(node, shown.get(node).resolved)), true),
   };
   return nodes;
 }
@@ -89,6 +90,8 @@ function stillThere(node, resolved, message) {
   const kinds = kindsOf(node).filter((kind) => kind !== kindOf(message.component));
   return [...resolved.values()].filter((one) => kinds.includes(kindOf(one.component)));
 }
+
+const saysNothingOfSome = (node, resolved) => kindsOf(node).some((kind) => ![...resolved.values()].some((one) => kindOf(one.component) === kind));
 
 /** What the report says of a node: by its id, else by its files, if the nodes that asked are no longer in the graph. */
 function resolvedOf(report, node, id, ids) {

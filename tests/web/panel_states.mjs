@@ -30,6 +30,15 @@ await scenario(async (page, task) => {
   await told('dit', { model: 'anothers.safetensors', placement: 'resident' });
   seen.anothers = await text();
 
+  // a component that the app found in its cache: no message in this run, yet it is in the report
+  const [dit, encoder] = fixture.report().components;
+  const here = { nodes: [loader], warnings: [] };
+  reported = { ...fixture.report(), components: [{ ...dit, ...here, model: task.model, budget_bytes: 1 }, { ...encoder, ...here, model: task.encoder }], bystanders: [] };
+  await inPage(() => app.api.dispatchEvent(new CustomEvent('execution_success', { detail: {} })));
+  await page.waitForTimeout(500);
+  seen.cached = await text();
+  reported = null;
+
   // the server does not answer, then it does
   await inPage(() => app.extensionManager.bottomPanel.toggleBottomPanelTab('layerwise-offload'));
   await page.waitForSelector('.lwo-map-row');

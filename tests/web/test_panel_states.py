@@ -17,15 +17,18 @@ def test_nothing_that_was_said_before_stays_when_it_is_no_longer_so(server, play
     server.free()
     vision = tiny_models.file_name("clip_vision_tiny")
     prompt = all_in_one(build("flux", vae="vae_flux"), clip_vision_name=vision)
-    model = prompt[MODEL]["inputs"]["model_name"]
+    files = {"model": prompt[MODEL]["inputs"]["model_name"], "encoder": prompt[MODEL]["inputs"]["clip_name1"]}
     played = play(
-        "panel_states.mjs", "panel-states", prompt=prompt, loader=MODEL, model=model, options=json.dumps(OPTIONS)
+        *("panel_states.mjs", "panel-states"),
+        **{"prompt": prompt, "loader": MODEL, "options": json.dumps(OPTIONS), **files},
     )
 
     assert "dit_2" in played["first"] and "image_encoder" in played["first"]
     assert played["renamed"].split()[0] == "dit" and "dit_2" not in played["renamed"], "it is called otherwise now"
     assert "image_encoder" not in played["renamed"], "it has been taken out"
     assert played["anothers"] == played["renamed"], "a file of another workflow's node"
+    assert played["renamed"].strip() in played["cached"], "what this run has said stays"
+    assert "text_encoder" in played["cached"], "what the app had in its cache is there too"
     assert played["status"] == "", "the server has answered since"
     assert "This workflow would not run" in played["refused"] and "gone.safetensors" in played["refused"]
 

@@ -1,4 +1,4 @@
-"""What the panel asks the server about is what the app would run, whatever the app takes out of a graph before it runs."""
+"""What the panel asks the server about is what the app would run, whatever it takes out of a graph before."""
 
 import pytest
 
