@@ -25,6 +25,7 @@ from ..offload_core.replan import better_plan
 from ..offload_core.runtime import OffloadController, discover
 from ..offload_core.runtime.discovery import keep_in_memory
 from ..offload_core.runtime.full_device import when_full
+from ..offload_core.runtime.gradients import no_ring_while_gradients_are_recorded
 from ..offload_core.settings import ComponentSettings
 from .asked import Asked
 from .device import queue_for, ring_there
@@ -145,6 +146,7 @@ class Component:
         self._controller.record(recording().trace, self.id)
         host_memory().joined(self._controller)
         when_full(self._controller, self._make_room, no_code_of_others)
+        no_ring_while_gradients_are_recorded(self._controller)  # the app's nodes infer in inference mode
         self._mover = ForeignMove(model, self)
         if self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
             self._watch = ShapeWatch(model, self)
