@@ -33,7 +33,8 @@ async function explainPlacement() {
 
 contact.register({
   name: 'LayerwiseOffload',
-  settings: definitions(),
+  // The app calls before it has stored the value, and for every setting when the page is opened.
+  settings: definitions().map((one) => ({ ...one, onChange: () => setTimeout(panel.graphChanged) })),
   commands: [{ id: EXPLAIN, label: 'Layerwise Offload: explain placement', icon: 'pi pi-info-circle', function: explainPlacement }],
   bottomPanelTabs: [{ id: PANEL, title: 'Layerwise Offload', type: 'custom', render: (place) => panel.mount(place), destroy: () => panel.unmount() }],
   async init() {

@@ -51,6 +51,15 @@ await scenario(async (page, task) => {
   await page.waitForFunction(() => !document.querySelector('.lwo-told').textContent, null, { timeout: 5000 }).catch(() => {});
   seen.status = await status.innerText();
 
+  // a user's default changes, and nothing in the graph
+  await page.click('#lwo-tab-explain');
+  await page.waitForTimeout(1000); // what was changed in the graph has had its plan
+  await inPage(() => verbs.settings({ 'LayerwiseOffload.Dit.Placement': 'resident' }));
+  await page.waitForSelector('.lwo-by-settings', { timeout: 5000 }).catch(() => {});
+  seen.byDefault = await page.locator('.lwo-cards').innerText();
+  await inPage(() => verbs.settings({ 'LayerwiseOffload.Dit.Placement': 'auto' }));
+  await page.click('#lwo-tab-overview');
+
   // a workflow that would not run, while an earlier one is still loaded
   reported = fixture.report();
   await set('model_name', 'gone.safetensors');

@@ -30,6 +30,7 @@ def test_nothing_that_was_said_before_stays_when_it_is_no_longer_so(server, play
     assert played["renamed"].strip() in played["cached"], "what this run has said stays"
     assert "text_encoder" in played["cached"], "what the app had in its cache is there too"
     assert played["status"] == "", "the server has answered since"
+    assert "ComfyUI settings" in played["byDefault"], "another default, another plan"
     assert "This workflow would not run" in played["refused"] and "gone.safetensors" in played["refused"]
 
     assert played["form"] == "whole" and json.loads(played["carried"]) == OPTIONS, "what came with the workflow"
