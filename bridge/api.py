@@ -17,7 +17,6 @@ from .loaders import (
     load_controlnet,
     load_diffusion_model,
     load_vae,
-    times_files_changed,
 )
 from .recording import step_progress
 from .report import live_document, report_image
@@ -55,7 +54,6 @@ __all__ = [
     "settings_from",
     "show_on_node",
     "step_progress",
-    "times_files_changed",
     "wrap_clip",
     "wrap_clip_vision",
     "wrap_controlnet",

@@ -13,11 +13,9 @@ import comfy.clip_vision
 import comfy.controlnet
 import comfy.sd
 import comfy.utils
-import folder_paths
 import torch
 
 from ..offload_core.errors import OffloadError, SettingsError
-from ..offload_core.runtime.weight_file import times_found_changed
 from .asked import Asked
 from .file_kinds import require_kind
 from .loading import adopt, app_load, check_placement, file_names
@@ -38,16 +36,6 @@ CLIP_TYPES = tuple(clip_type.name.lower() for clip_type in comfy.sd.CLIPType)
 _VAE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VAE_PRECISIONS = ("auto", *_VAE_DTYPES)
 _CPU = torch.device("cpu")
-
-
-def times_files_changed(folder: str, *names: Any) -> list[int]:
-    """How often each file in one of the app's model folders was found changed under a loaded model.
-
-    What a loader node's result depends on beside its inputs: the app then loads the file again, instead of a model that
-    ends in the same error each time. Names of no file are left out: the node has its own words for them.
-    """
-    paths = [folder_paths.get_full_path(folder, name) for name in names if isinstance(name, str)]
-    return [times_found_changed(path) for path in paths if path is not None]
 
 
 def _maps(asked: Asked) -> bool:

@@ -16,9 +16,8 @@ from ..bridge.api import (
     payloads,
     settings_from,
     step_progress,
-    times_files_changed,
 )
-from .loaders import encoder_names, encoder_paths
+from .loaders import encoder_paths
 from .widgets import (
     HIDDEN,
     NONE,
@@ -116,15 +115,6 @@ class LayerwiseOffloadLoader(io.ComfyNode):
                 io.ClipVision.Output(tooltip="The image encoder; nothing if none was chosen."),
             ],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, model_name=None, vae_name=None, clip_vision_name=None, **others) -> list[int]:
-        return [
-            *times_files_changed("diffusion_models", model_name),
-            *times_files_changed("text_encoders", *encoder_names(others)),
-            *times_files_changed("vae", vae_name),
-            *times_files_changed("clip_vision", clip_vision_name),
-        ]
 
     @classmethod
     def execute(

@@ -15,7 +15,6 @@ from ..bridge.api import (
     load_diffusion_model,
     load_vae,
     settings_from,
-    times_files_changed,
 )
 from .widgets import (
     HIDDEN,
@@ -65,10 +64,6 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
             hidden=HIDDEN,
             outputs=[io.Model.Output(tooltip="The model. Use it like any other: LoRA, samplers, model patches.")],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, model_name=None, **others) -> list[int]:
-        return times_files_changed("diffusion_models", model_name)
 
     @classmethod
     def execute(
@@ -132,10 +127,6 @@ class LayerwiseOffloadCLIPLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs) -> list[int]:
-        return times_files_changed("text_encoders", *encoder_names(inputs))
-
-    @classmethod
     def execute(
         cls,
         clip_name1: str,
@@ -187,10 +178,6 @@ class LayerwiseOffloadVAELoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, vae_name=None, **others) -> list[int]:
-        return times_files_changed("vae", vae_name)
-
-    @classmethod
     def execute(
         cls,
         vae_name: str,
@@ -231,10 +218,6 @@ class LayerwiseOffloadCLIPVisionLoader(io.ComfyNode):
             hidden=HIDDEN,
             outputs=[io.ClipVision.Output(tooltip="The image encoder. Use it like that of any other loader.")],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, clip_name=None, **others) -> list[int]:
-        return times_files_changed("clip_vision", clip_name)
 
     @classmethod
     def execute(
@@ -278,10 +261,6 @@ class LayerwiseOffloadControlNetLoader(io.ComfyNode):
             hidden=HIDDEN,
             outputs=[io.ControlNet.Output(tooltip="The ControlNet. Use it like that of any other loader.")],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, control_net_name=None, **others) -> list[int]:
-        return times_files_changed("controlnet", control_net_name)
 
     @classmethod
     def execute(
@@ -334,10 +313,6 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, ckpt_name=None, **others) -> list[int]:
-        return times_files_changed("checkpoints", ckpt_name)
-
-    @classmethod
     def execute(
         cls,
         ckpt_name: str,
@@ -358,11 +333,6 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
             "vae": asked_from(near, "vae", vae_placement),
         }
         return io.NodeOutput(*load_checkpoint(path, asked, folder_paths.get_folder_paths("embeddings")))
-
-
-def encoder_names(inputs: dict) -> list:
-    """What a node's widgets for text encoders say, as far as they say it themselves."""
-    return [inputs.get(f"clip_name{number}") for number in range(1, 5)]
 
 
 def encoder_paths(*names: str | None) -> list[str]:

@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import os
 import threading
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,15 +23,6 @@ from .direct_read import DirectFile
 
 READ_BYTES = 8 << 20
 """One read. Large enough that a disk is busy with it, small enough that the next one is asked for in time."""
-
-
-_found_changed: Counter[Path] = Counter()
-
-
-def times_found_changed(path: str | os.PathLike[str]) -> int:
-    """How often a file of this name was found to be no longer what was loaded: whoever has loaded it has to do so again
-    when that has grown."""
-    return _found_changed[Path(path)]
 
 
 class FileReadError(OffloadError):
@@ -74,14 +64,12 @@ class WeightFile:
         try:
             now = FileIdentity.of(os.stat(self.path))
         except FileNotFoundError as error:
-            _found_changed[self.path] += 1
             raise self._error("it was deleted since it was loaded", offset) from error
         except OSError as error:
             raise self._error(_words(error), offset) from error
         was = self.identity
         if now == was:
             return
-        _found_changed[self.path] += 1
         if now[:2] != was[:2]:
             raise self._error("another file in its place since it was loaded", offset)
         if now.size != was.size:
@@ -138,7 +126,7 @@ class WeightFile:
     def _error(self, found: str, offset: int) -> FileReadError:
         return FileReadError(
             f"asked to read weights at byte {offset} of {self.path}; found {found}; put the file back as it was, or "
-            "load the model again (in ComfyUI: queue the workflow again)"
+            "load the model again"
         )
 
     def close(self) -> None:

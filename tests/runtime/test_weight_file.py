@@ -18,7 +18,7 @@ from offload_core.runtime.host_source import FileSource, MemorySource
 from offload_core.runtime.host_store import HostLayer
 from offload_core.runtime.layout import Flattened
 from offload_core.runtime.staging import StagedPort
-from offload_core.runtime.weight_file import FileReadError, WeightFile, slice_of, times_found_changed
+from offload_core.runtime.weight_file import FileReadError, WeightFile, slice_of
 from tests.runtime.world import hand_plan
 
 
@@ -119,13 +119,11 @@ def test_a_file_that_is_no_longer_what_was_loaded(net, change, make_port):
     what, words = CHANGES[change]
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     what(path)
-    assert times_found_changed(path) == 0
     for _ in range(2):  # as often as somebody asks
         with pytest.raises(FileReadError, match=words) as error:
             for _ in range(2):  # what was fetched before the change is still good
                 run(model)
         assert str(path) in str(error.value) and "at byte" in str(error.value)
-    assert times_found_changed(path) >= 2
     if change in ("changed", "truncated", "grown"):
         path.write_bytes(kept)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
