@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 
 import pytest
 
@@ -247,15 +246,15 @@ def test_an_output_that_no_node_has_is_no_connection(sim, loader):
     assert loose_end["nodes"] == ["21"] and "seen only when" in loose_end["reason"]
 
 
-def test_many_apply_nodes_one_behind_the_other_take_no_time(sim):
+def test_many_apply_nodes_one_behind_the_other_are_each_worked_out_once(sim):
+    """Else a chain of so many is not answered in the minute that the request may take."""
     prompt = {MODEL: flux()[MODEL]}
     before = MODEL
-    for number in range(20, 120):
+    for number in range(20, 210):
         prompt[str(number)] = node("LayerwiseOffloadApply", model=[before, 0], placement="auto")
         before = str(number)
-    began = time.monotonic()
     (dit,) = expect(sim, prompt)["components"]
-    assert len(dit["nodes"]) == 101 and time.monotonic() - began < 10  # was a minute
+    assert len(dit["nodes"]) == 191
 
 
 def test_a_folder_that_is_gone_since_the_app_listed_it_is_one_clear_error(sim, model_files, tmp_path):

@@ -32,18 +32,17 @@ def ensure(*names: str):
     Whoever asks for one that another process is making waits for it. A second file in the first one's place would be
     a changed file to a server that has begun to stream from it.
     """
-    if absent(names):
+    if _absent(names):
         with steps.exclusive():
-            _make(absent(names))
+            if left := _absent(names):
+                _make(left)
 
 
-def absent(names: Iterable[str]) -> list[str]:
+def _absent(names: Iterable[str]) -> list[str]:
     return [name for name in names if not (paths.MODELS / RECIPES[name].path).is_file()]
 
 
 def _make(names: list[str]):
-    if not names:
-        return
     app = paths.app_tree(os.environ.get("LAYERWISE_COMFYUI", DEFAULT_APP))
     command = [paths.PYTHON, "-m", "tests.support.tiny_models", "--app", app, "--out", paths.MODELS, *names]
     done = subprocess.run([str(word) for word in command], cwd=paths.ROOT, capture_output=True, text=True)
