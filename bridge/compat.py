@@ -1,10 +1,12 @@
 """What the running app has and what it lacks: the one place that asks ComfyUI for features instead of relying on them.
 
-Two kinds. `NEEDED` are names without which nothing of ours can work: they are looked for once, when the app loads the
-pack, and if one is missing the log says so, and so does every node that would load or take over a model. The functions
-below the table are features that some tested version lacks, or that a later one may drop; each says what it answers
-then. Shapes of single objects (has this ControlNet weights of its own?) are no features of the app and stay where they
-are asked.
+Three kinds. `NEEDED` and `NEEDED_OF_A_PATCHER` are names without which nothing of ours can work: they are looked for
+once, when the app loads the pack, and if one is missing the log says so, and so does every node that would load or
+take over a model. Parameters that a newer app has added to methods that ours replace are looked for then as well
+(`compare`): the pack works without them, and the log and every node of ours say which they are. The functions below
+the tables are features that some tested version lacks, or that a later one may drop; each says what it answers then.
+Shapes of single objects (has this ControlNet weights of its own?) are no features of the app and stay where they are
+asked.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
 
 from ..offload_core.errors import OffloadError
 
@@ -26,10 +30,18 @@ NODE_API = "comfy_api.v0_0_2"
 """The version of the app's node interface that our nodes are written for."""
 
 NEEDED = (
+    "comfy.cli_args.args.disable_pinned_memory",
+    "comfy.clip_vision.ClipVisionModel",
     "comfy.clip_vision.load",
+    "comfy.controlnet.ControlNet.copy",
     "comfy.controlnet.load_controlnet",
+    "comfy.float.stochastic_rounding(seed)",
+    "comfy.lora.calculate_weight(original_weights)",
     "comfy.model_base.BaseModel",
+    "comfy.model_management.cast_to_device(copy)",
     "comfy.model_management.get_free_memory",
+    "comfy.model_management.get_torch_device",
+    "comfy.model_management.minimum_inference_memory",
     "comfy.model_management.throw_exception_if_processing_interrupted",
     "comfy.model_management.get_total_memory",
     "comfy.model_management.is_device_cpu",
@@ -41,8 +53,12 @@ NEEDED = (
     "comfy.model_patcher.ModelPatcher.eject_model",
     "comfy.model_patcher.ModelPatcher.get_all_callbacks",
     "comfy.model_patcher.ModelPatcher.get_combined_hook_patches",
+    "comfy.model_patcher.ModelPatcher.get_key_patches(filter_prefix)",
     "comfy.model_patcher.ModelPatcher.is_dynamic",
     "comfy.model_patcher.ModelPatcher.load(full_load)",
+    "comfy.model_patcher.ModelPatcher.loaded_size",
+    "comfy.model_patcher.ModelPatcher.model_size",
+    "comfy.model_patcher.ModelPatcher.model_state_dict(filter_prefix)",
     "comfy.model_patcher.ModelPatcher.partially_load(extra_memory)",
     "comfy.model_patcher.ModelPatcher.partially_unload(memory_to_free)",
     "comfy.model_patcher.ModelPatcher.patch_hooks",
@@ -50,18 +66,40 @@ NEEDED = (
     "comfy.model_patcher.ModelPatcher.unpatch_hooks",
     "comfy.model_patcher.ModelPatcher.unpatch_model(unpatch_weights)",
     "comfy.model_patcher.ModelPatcher.use_ejected(skip_and_inject_on_exit_only)",
+    "comfy.model_patcher.get_key_weight",
     "comfy.model_patcher.move_weight_functions",
     "comfy.model_patcher.wipe_lowvram_weight",
+    "comfy.ops.CastWeightBiasOp.bias_function",
+    "comfy.ops.CastWeightBiasOp.comfy_cast_weights",
+    "comfy.ops.CastWeightBiasOp.weight_function",
+    "comfy.sd.CLIP.clone",
     "comfy.sd.CLIPType",
-    "comfy.sd.VAE",
+    "comfy.sd.VAE(device)",
+    "comfy.sd.VAE(dtype)",
+    "comfy.sd.VAE(metadata)",
+    "comfy.sd.VAE.throw_exception_if_invalid",
     "comfy.sd.load_checkpoint_guess_config(te_model_options)",
     "comfy.sd.load_clip(disable_dynamic)",
     "comfy.sd.load_diffusion_model(disable_dynamic)",
+    "comfy.utils.ProgressBar.update_absolute",
+    "comfy.utils.get_attr",
     "comfy.utils.load_torch_file(return_metadata)",
+    "comfy.utils.string_to_seed",
+    "folder_paths.get_filename_list",
+    "folder_paths.get_full_path_or_raise",
 )
 """Dotted names, with a parameter in parentheses where a function needs one. All are in every tested version."""
 
+NEEDED_OF_A_PATCHER = (
+    *("backup", "current_hooks", "force_cast_weights", "forced_hooks", "load_device", "model", "model.device"),
+    *("model.current_weight_patches_uuid", "model.lowvram_patch_counter", "model.model_loaded_weight_memory"),
+    *("model.model_lowvram", "object_patches_backup", "offload_device", "patches", "patches_uuid", "size"),
+    *("weight_inplace_update", "weight_wrapper_patches"),
+)
+"""Attributes that the app's constructor of patchers gives a patcher and its model, and that ours reads or sets."""
+
 _missing: tuple[str, ...] = ()
+_unknown: tuple[str, ...] = ()
 
 
 def app_version() -> str:
@@ -72,8 +110,21 @@ def app_version() -> str:
         return "unknown"
 
 
+_ABSENT = object()
+
+
 def find(name: str) -> Any:
     """What a dotted name stands for in the app; None if it is not there, or its function lacks the parameter."""
+    value = _look_up(name)
+    return None if value is _ABSENT else value
+
+
+def has(name: str) -> bool:
+    """Whether the app has the name, whatever it stands for, and its function the parameter."""
+    return _look_up(name) is not _ABSENT
+
+
+def _look_up(name: str) -> Any:
     path, _, parameter = name.rstrip(")").partition("(")
     parts = path.split(".")
     for count in range(len(parts), 0, -1):
@@ -82,17 +133,18 @@ def find(name: str) -> Any:
         except ImportError:
             continue
         for part in parts[count:]:
-            found = getattr(found, part, None)
-        if found is not None and parameter and parameter not in inspect.signature(found).parameters:
-            return None
+            found = getattr(found, part, _ABSENT)
+        if found is not _ABSENT and parameter and parameter not in inspect.signature(found).parameters:
+            return _ABSENT
         return found
-    return None
+    return _ABSENT
 
 
 def look() -> tuple[str, ...]:
     """The needed names that this app lacks. Called when the app loads the pack; says in the log what it finds."""
     global _missing
-    _missing = tuple(name for name in (NODE_API, *NEEDED) if find(name) is None)
+    lacking = [name for name in (NODE_API, *NEEDED) if not has(name)]
+    _missing = tuple(lacking or _lacking_of_a_patcher())
     if _missing:
         log.error("Layerwise Offload: %s", _refusal())
     elif _number(app_version()) > _number(TESTED[-1]):
@@ -100,6 +152,72 @@ def look() -> tuple[str, ...]:
     else:
         log.info("Layerwise Offload on ComfyUI %s", app_version())
     return _missing
+
+
+def _lacking_of_a_patcher() -> list[str]:
+    """What a patcher lacks that the app builds over a model without weights."""
+    kind = find("comfy.model_patcher.ModelPatcher")
+    cpu = torch.device("cpu")
+    try:
+        patcher = kind(torch.nn.Module(), load_device=cpu, offload_device=cpu)
+    except (
+        Exception
+    ) as error:  # another app's error is what is missing here, not a reason to keep the app from starting
+        return [f"comfy.model_patcher.ModelPatcher(model, load_device, offload_device): {error}"]
+    return [f"ModelPatcher(...).{name}" for name in NEEDED_OF_A_PATCHER if not _has_attribute(patcher, name)]
+
+
+def _has_attribute(value: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    return True
+
+
+def compare(ours: type, replaced: Sequence[str]) -> tuple[str, ...]:
+    """The parameters of the app's methods, as `load(name)`, without effect where those of `ours` run in their place.
+
+    `ours`: our subclass of the app's ModelPatcher. `replaced`: names of its methods that do the work in place of the
+    app's. Called once, after `look`; says in the log what it finds, and `unheeded` says it to whoever asks later.
+    """
+    global _unknown
+    app = find("comfy.model_patcher.ModelPatcher")
+    _unknown = tuple(
+        f"{name}({parameter})"
+        for name in replaced
+        if hasattr(app, name)
+        for parameter in _names(getattr(app, name))
+        if parameter not in _names(getattr(ours, name))
+    )
+    for line in unheeded():
+        log.warning("Layerwise Offload: %s", line)
+    return _unknown
+
+
+def _names(function: Any) -> tuple[str, ...]:
+    """The parameters of a function that have names: less `*args` and `**kwargs`."""
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(name for name, found in inspect.signature(function).parameters.items() if found.kind not in many)
+
+
+def unheeded() -> list[str]:
+    """For people, in one sentence or none: what this app passes to our patchers without effect on streamed layers."""
+    if not _unknown:
+        return []
+    return [
+        f"ComfyUI {app_version()} passes more to this pack than it knows, which was tested up to {TESTED[-1]}: "
+        f"{', '.join(_unknown)}; layers are streamed as without it; look for a newer version of the pack"
+    ]
+
+
+def newer_than_the_pack(asked: str, error: BaseException) -> OffloadError:
+    """The error to show where the app has called ours in a way that the pack does not know."""
+    return OffloadError(
+        f"asked {asked}; found that ComfyUI {app_version()} calls the pack in a way that it does not know "
+        f"({error}): this ComfyUI is newer than the pack, which was tested up to {TESTED[-1]}; update the pack, or use "
+        "the app's own loader node"
+    )
 
 
 def require() -> None:

@@ -27,6 +27,7 @@ from ..offload_core.runtime.discovery import keep_in_memory
 from ..offload_core.runtime.full_device import when_full
 from ..offload_core.runtime.gradients import no_ring_while_gradients_are_recorded
 from ..offload_core.settings import ComponentSettings
+from . import compat
 from .asked import Asked
 from .device import queue_for, ring_there
 from .file_weights import fill_in_missing
@@ -64,7 +65,7 @@ class Component:
         self.name = kind.name
         self._is_named = False
         self.source = ""
-        self.warnings: list[str] = []
+        self.warnings: list[str] = compat.unheeded()
         self._to_do: list[str] = []
         self.announce: Callable[[Component], None] | None = None
         """Tells browsers what became of the component; whoever loads it knows how."""

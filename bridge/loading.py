@@ -7,6 +7,7 @@ re-points when it turns Dynamic VRAM on. For the duration of one load, and no lo
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -62,10 +63,17 @@ def app_load(what: str, paths: Sequence[str], maps: bool) -> Iterator[MappedFile
     except OffloadError:
         raise
     except Exception as error:
+        if is_refused_by_ours(error):
+            raise compat.newer_than_the_pack(f"to load the {what} {file_names(paths)}", error) from error
         raise OffloadError(
             f"asked to load the {what} {file_names(paths)}; found that ComfyUI cannot: {type(error).__name__}: "
             f"{_short(error)}; check that the file is complete and a {what} that this ComfyUI knows"
         ) from error
+
+
+def is_refused_by_ours(error: BaseException) -> bool:
+    """Whether the app has called our patcher with other arguments than it takes. No file is to blame for that."""
+    return isinstance(error, TypeError) and LayerwiseModelPatcher.__name__ in str(error)
 
 
 def _short(error: Exception) -> str:
@@ -103,7 +111,12 @@ def adopt(
     patcher.component.source = file_names(paths)
     _settle(patcher, asked, files)
     if reload is not None:
-        patcher.cached_patcher_init = (reload, ())
+        patcher.cached_patcher_init = (functools.partial(_twin, reload), ())
+
+
+def _twin(reload: Callable[..., Any], *_args: Any, disable_dynamic: bool = False, **_kwargs: Any) -> Any:
+    """What the app calls for a twin of the patcher. What a newer app wants besides has no meaning to our loaders."""
+    return reload(disable_dynamic=disable_dynamic)
 
 
 def _settle(patcher: LayerwiseModelPatcher, asked: Asked, files: MappedFiles) -> None:

@@ -2,6 +2,10 @@
 
 Clones carry settings and patches; everything that belongs to the weights hangs on the component behind the module. With
 the placement `whole`, or on a device without memory of its own, every method is the app's.
+
+Every method takes more arguments than it names and hands them to the app's, for a newer app may pass one more
+(decision 164). What the methods in `REPLACED` do not name has no effect on layers that are streamed; `compat.compare`
+says so at start.
 """
 
 from __future__ import annotations
@@ -33,6 +37,10 @@ from .placing import left_to_the_app
 
 _this_load = threading.local()
 
+REPLACED = ("is_dynamic", "load", "loaded_size", "model_size", "partially_load", "partially_unload", "patch_hooks")
+REPLACED += ("unpatch_hooks", "unpatch_model")
+"""The methods in whose place ours runs while layers are streamed; in all others the app's own does the work."""
+
 
 @contextlib.contextmanager
 def weights_stay_in_file() -> Iterator[None]:
@@ -57,15 +65,15 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         model: torch.nn.Module,
         load_device: torch.device,
         offload_device: torch.device,
-        size: int = 0,
-        weight_inplace_update: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(model, load_device, offload_device, size, weight_inplace_update)
+        super().__init__(model, load_device, offload_device, *args, **kwargs)
         if getattr(_this_load, "maps", False):
             self.built = {name: tensor.dtype for name, tensor in _tensors(model)}
         self.join_component()
 
-    def is_dynamic(self) -> bool:
+    def is_dynamic(self, *args: Any, **kwargs: Any) -> bool:
         """Only for the length of its own load, where it means: assign what was mapped, we know what to do with it."""
         return bool(self.built) and getattr(_this_load, "maps", False)
 
@@ -102,9 +110,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         clone.size = self.size  # the app has filled in what we hold now, which is not the size of the model
         return clone
 
-    def deepclone_multigpu(
-        self, new_load_device: torch.device | None = None, models_cache: dict[Any, Any] | None = None
-    ) -> Any:
+    def deepclone_multigpu(self, new_load_device: torch.device | None = None, *args: Any, **kwargs: Any) -> Any:
         """A patcher for another device: over a model read anew, or for text encoders over the same one.
 
         The app's node for CLIPs takes the patcher and goes on computing with the module that the CLIP was loaded with:
@@ -114,26 +120,26 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             clone = self.clone()
             clone.load_device = new_load_device
             return clone
-        return super().deepclone_multigpu(new_load_device, models_cache)
+        return super().deepclone_multigpu(new_load_device, *args, **kwargs)
 
     # ------------------------------------------------------------------ sizes, as the app's accounting wants them
 
-    def model_size(self) -> int:
+    def model_size(self, *args: Any, **kwargs: Any) -> int:
         """Device bytes this model wants: what it holds once loaded, so that nobody is evicted for more.
 
         And a few that are not there, by which the app knows whom to ask for room first (see `giving_back`).
         """
         if not self.streams:
-            return super().model_size()
+            return super().model_size(*args, **kwargs)
         component = self.component
         if not component.loaded:
             return component.wanted_bytes(self.model, self.asked, self.load_device)
         whole = self.asked.value("placement") == "resident"
         return component.freeable_bytes() + (0 if whole else asked_first_bytes(component.kind.passes))
 
-    def loaded_size(self) -> int:
+    def loaded_size(self, *args: Any, **kwargs: Any) -> int:
         """Device bytes that come free when it is unloaded."""
-        return self.component.freeable_bytes() if self.streams else super().loaded_size()
+        return self.component.freeable_bytes() if self.streams else super().loaded_size(*args, **kwargs)
 
     # ------------------------------------------------------------------ loading and unloading
 
@@ -143,10 +149,12 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         lowvram_model_memory: float = 0,
         force_patch_weights: bool = False,
         full_load: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         if not self.streams or device_to is None:
             give_memory(self.model)
-            super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
+            super().load(device_to, lowvram_model_memory, force_patch_weights, full_load, *args, **kwargs)
             if device_to is not None:
                 telemetry.tell_left_to_the_app(self.component, self.asked, super().loaded_size())
             return
@@ -207,10 +215,15 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         model.current_weight_patches_uuid = self.patches_uuid
 
     def partially_load(
-        self, device_to: torch.device, extra_memory: float = 0, force_patch_weights: bool = False
+        self,
+        device_to: torch.device,
+        extra_memory: float = 0,
+        force_patch_weights: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> int:
         if not self.streams:
-            return super().partially_load(device_to, extra_memory, force_patch_weights)
+            return super().partially_load(device_to, extra_memory, force_patch_weights, *args, **kwargs)
         with self.use_ejected(skip_and_inject_on_exit_only=True):
             before, held = self.loaded_size(), self.component.device_bytes()
             super().unpatch_model(None, unpatch_weights=False)  # another clone's objects, not its weights
@@ -223,26 +236,33 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             return self.loaded_size() - before
 
     def partially_unload(
-        self, device_to: torch.device, memory_to_free: float = 0, force_patch_weights: bool = False
+        self,
+        device_to: torch.device,
+        memory_to_free: float = 0,
+        force_patch_weights: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> int:
         if not self.streams or not self.component.loaded:
-            return super().partially_unload(device_to, memory_to_free, force_patch_weights)
+            return super().partially_unload(device_to, memory_to_free, force_patch_weights, *args, **kwargs)
         freed = self.component.give_back(self.asked, int(memory_to_free))
         self.model.model_loaded_weight_memory = self.loaded_size()
         return freed
 
-    def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> None:
+    def unpatch_model(
+        self, device_to: torch.device | None = None, unpatch_weights: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         if not self.streams:
             if self.component.loaded:  # by a clone that streams: what the app believes to be loaded no longer is
                 self._take_off_device()
-            super().unpatch_model(device_to, unpatch_weights)
+            super().unpatch_model(device_to, unpatch_weights, *args, **kwargs)
             return
         if unpatch_weights and self.component.attached:
             self.eject_model()
             self.unpatch_hooks()
             self._take_off_device()
             host_memory().relieve()
-        super().unpatch_model(None, unpatch_weights=False)
+        super().unpatch_model(None, False, *args, **kwargs)
 
     def _take_off_device(self) -> None:
         """Give the device back. The masters hold the untouched values."""
@@ -272,18 +292,18 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             check_files(of or self.model.parameters())
             yield
 
-    def get_key_patches(self, filter_prefix: str | None = None) -> dict[str, Any]:
+    def get_key_patches(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The untouched weights with the patches that are to go onto them: for merges, LoRA extraction and the like."""
         with self._true_values():
-            found: dict[str, Any] = super().get_key_patches(filter_prefix)
+            found: dict[str, Any] = super().get_key_patches(*args, **kwargs)
         return {
             key: [(true_values.to_be_used_later(weight), convert), *rest]
             for key, [(weight, convert), *rest] in found.items()
         }
 
-    def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Any]:
+    def model_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         with self._true_values():
-            state: dict[str, Any] = super().model_state_dict(filter_prefix)
+            state: dict[str, Any] = super().model_state_dict(*args, **kwargs)
             return true_values.fill_in_patched(self, state) if self.component.loaded else state
 
     def patch_weight_to_device(self, key: str, *args: Any, **kwargs: Any) -> Any:
@@ -292,7 +312,9 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 while_it_is_read.enter_context(true_values.read_from_file(self.model, key))
             return super().patch_weight_to_device(key, *args, **kwargs)
 
-    def model_state_dict_for_saving(self, model: torch.nn.Module | None = None, prefix: str = "") -> dict[str, Any]:
+    def model_state_dict_for_saving(
+        self, model: torch.nn.Module | None = None, prefix: str = "", *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         """As the app's, of which our models differ in one thing: nothing that hangs in the module is patched."""
         if self.foreign is not None:
             raise OffloadError(
@@ -300,7 +322,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 "its own pack can write; save the model from which the file was made"
             )
         with self._true_values(), true_values.in_their_types(self.model):
-            state: dict[str, Any] = super().model_state_dict_for_saving(model, prefix)
+            state: dict[str, Any] = super().model_state_dict_for_saving(model, prefix, *args, **kwargs)
             ours = self.streams and self.component.attached
             return true_values.fill_in_patched(self, state, prefix) if ours else state
 
@@ -315,10 +337,10 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
     # ------------------------------------------------------------------ weight hooks
 
-    def patch_hooks(self, hooks: Any) -> None:
+    def patch_hooks(self, hooks: Any, *args: Any, **kwargs: Any) -> None:
         """Put the hooks (a scheduled LoRA) into effect: layers arrive with their weights from now on."""
         if not self.streams:
-            super().patch_hooks(hooks)
+            super().patch_hooks(hooks, *args, **kwargs)
             return
         self.current_hooks = None
         if self.component.loaded:
@@ -326,9 +348,9 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 self.component.controller.revise(changes_with(self, hooks, self.load_device))
             self.current_hooks = hooks
 
-    def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
+    def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None, *args: Any, **kwargs: Any) -> None:
         if not self.streams:
-            super().unpatch_hooks(whitelist_keys_set)
+            super().unpatch_hooks(whitelist_keys_set, *args, **kwargs)
         elif self.current_hooks is not None:
             self.patch_hooks(None)
 

@@ -15,7 +15,7 @@ from ..offload_core.errors import OffloadError
 from ..offload_core.settings import ComponentSettings
 from . import compat
 from .kinds import kind_of
-from .loading import check_placement, patcher_class
+from .loading import check_placement, is_refused_by_ours, patcher_class
 from .patcher import LayerwiseModelPatcher, become_ours
 from .placing import left_to_the_app
 from .surroundings import Surroundings
@@ -34,6 +34,17 @@ def wrap_model(
     to the app stays what it is, block prefetch of the app's included.
     """
     compat.require()
+    try:
+        return _wrapped(model, kind, settings, near)
+    except TypeError as error:
+        if is_refused_by_ours(error):
+            raise compat.newer_than_the_pack(f"to apply layerwise offload to a {kind}", error) from error
+        raise
+
+
+def _wrapped(
+    model: comfy.model_patcher.ModelPatcher, kind: str, settings: ComponentSettings, near: Surroundings
+) -> comfy.model_patcher.ModelPatcher:
     found = kind_of(model.model)
     if found.slot != kind:
         raise OffloadError(

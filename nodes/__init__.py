@@ -11,8 +11,9 @@ class LayerwiseOffloadExtension(ComfyExtension):
     """What the app loads: the node list, and the routes before the server starts."""
 
     async def on_load(self) -> None:
-        from ..bridge import routes
+        from ..bridge import compat, patcher, routes
 
+        compat.compare(patcher.LayerwiseModelPatcher, patcher.REPLACED)
         routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

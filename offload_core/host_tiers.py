@@ -7,7 +7,7 @@ only page-locking it is in question. Knows nothing about devices or how memory i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from .inventory import Inventory
 from .plan import HostTier, Plan
@@ -53,21 +53,30 @@ def least_worth_first(inventory: Inventory, residents: frozenset[int]) -> list[i
     return _by_value(inventory, residents)[::-1]
 
 
+_COPIED_FROM: dict[HostTier, str] = {
+    "pinned": "copied from page-locked host memory, where they stay: no pass reads their file",
+    "pageable": "copied from pageable memory through a staging buffer",
+    "mapped": "read from the file in every pass; the prediction takes the link's rate for them, not the disk's",
+}
+
+
 def explain_tiers(plan: Plan, request: PlanRequest) -> Iterator[str]:
-    """What people should know of the host's part."""
-    streamed = [plan.layers[index] for index in plan.streamed]
-    tiers: Sequence[HostTier] = ("pageable", "mapped")
-    words = {
-        "pageable": "copied from pageable memory through a staging buffer",
-        "mapped": "read from the file in every pass; the prediction takes the link's rate for them, not the disk's",
-    }
-    for tier in tiers:
-        layers = [layer for layer in streamed if layer.host_tier == tier]
-        if layers and not request.in_place:
-            size = format_bytes(sum(layer.bytes for layer in layers))
-            why = f" ({request.host_source})" if request.host_source else ""
-            yield f"{len(layers)} streamed layers, {size}, are {words[tier]}{why}"
-    in_file = [layer for layer in streamed if layer.host_tier == "mapped"]
-    if in_file and request.in_place:
-        size = format_bytes(sum(layer.bytes for layer in in_file))
-        yield f"{len(in_file)} layers, {size}, are read from the file into the ring in every pass: not predicted"
+    """Where streamed layers are copied from, how many, and on whose word, in a sentence for each tier.
+
+    Of page-locked ones only where the limits of the host are known: elsewhere nothing was decided.
+    """
+    why = f" ({_decided_by(request)})" if _decided_by(request) else ""
+    for tier, words in _COPIED_FROM.items():
+        layers = [plan.layers[index] for index in plan.streamed if plan.layers[index].host_tier == tier]
+        if not layers or (tier == "pinned" and not why):
+            continue
+        size = format_bytes(sum(layer.bytes for layer in layers))
+        if not request.in_place:
+            yield f"{len(layers)} streamed layers, {size}, are {words}{why}"
+        elif tier == "mapped":
+            yield f"{len(layers)} layers, {size}, are read from the file into the ring in every pass: not predicted"
+
+
+def _decided_by(request: PlanRequest) -> str:
+    asked = f"host_tier = {request.host_tier}, as asked" if request.host_tier is not None else ""
+    return "; ".join(part for part in (asked, request.host_source) if part)

@@ -12,8 +12,10 @@ from tests.support.workflows import (
     PROMPT_TEXT,
     VAE,
     all_in_one,
+    applied,
     build,
     from_checkpoint,
+    looking,
     node,
     with_controlnet,
     with_our_loaders,
@@ -60,31 +62,6 @@ def decoding(vae: str = "vae_flux", size: int = 64, decode: str = "VAEDecode", *
         "12": node("VAEEncode", pixels=[DECODE, 0], vae=[VAE, 0]),
         "13": node("SaveLatent", samples=["12", 0], filename_prefix="latents/encoded"),
     }
-
-
-def looking() -> dict:
-    """A prompt that encodes a picture, and saves the features."""
-    tiny_models.ensure("clip_vision_tiny")
-    return {
-        "1": node("CLIPVisionLoader", clip_name=tiny_models.file_name("clip_vision_tiny")),
-        "2": node("EmptyImage", width=224, height=224, batch_size=1, color=0x4080C0),
-        "3": node("CLIPVisionEncode", clip_vision=["1", 0], image=["2", 0], crop="center"),
-        "20": node("ProbeTensors", value=["3", 0]),
-        "21": node("SaveLatent", samples=["20", 0], filename_prefix="latents/vision"),
-    }
-
-
-def applied(prompt: dict, loader_id: str, slot: str, output: int, **widgets) -> dict:
-    """The prompt with our Apply node behind the loader `loader_id`."""
-    changed = {}
-    for node_id, entry in prompt.items():
-        wires = {
-            name: ["30", output] if isinstance(value, list) and value[0] == loader_id else value
-            for name, value in entry["inputs"].items()
-        }
-        changed[node_id] = node(entry["class_type"], **wires)
-    changed["30"] = node("LayerwiseOffloadApply", placement="auto", **{slot: [loader_id, 0]}, **widgets)
-    return changed
 
 
 ENCODERS = {

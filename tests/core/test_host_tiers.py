@@ -66,6 +66,27 @@ def test_the_plan_says_so_and_the_checker_agrees():
     assert check_plan(plan, given.inventory, pin_budget_bytes=299 * MB) != []
 
 
+@pytest.mark.parametrize(
+    "limits, words",
+    [
+        ({}, "copied from page-locked host memory, where they stay: no pass reads their file (64 GB available)"),
+        ({"pin_budget_bytes": 0}, "copied from pageable memory through a staging buffer (64 GB available)"),
+        ({"copies_budget_bytes": 0}, "read from the file in every pass"),
+        ({"host_tier": "pageable"}, "through a staging buffer (host_tier = pageable, as asked; 64 GB available)"),
+    ],
+)
+def test_the_plan_says_of_each_tier_where_layers_are_copied_from_and_why(limits, words):
+    sizes = [100] * 8
+    plan = make_plan(replace(request(*sizes, **limits), budget_bytes=400 * MB, host_source="64 GB available"))
+    said = [line for line in plan.decisions if "streamed layers, " in line]
+    assert len(said) == 1 and words in said[0]
+
+
+def test_nothing_is_said_of_page_locked_layers_where_nothing_is_known_of_the_host():
+    plan = make_plan(replace(request(*[100] * 8), budget_bytes=400 * MB))
+    assert not any("page-locked" in line for line in plan.decisions)
+
+
 def test_the_checker_finds_a_file_that_is_not_there():
     plan = make_plan(request(100, 100, host_tier="mapped"))
     other = request(100, 100, in_file=False).inventory

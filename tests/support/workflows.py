@@ -217,6 +217,31 @@ def behind(prompt: dict, node_id: str, class_type: str, slot: str, output: int =
     return changed
 
 
+def applied(prompt: dict, loader_id: str, slot: str, output: int, **widgets) -> dict:
+    """The prompt with our Apply node, "30", behind a loader: what goes in as `slot` comes out at `output`."""
+    changed = {}
+    for node_id, entry in prompt.items():
+        wires = {
+            name: ["30", output] if isinstance(value, list) and value[0] == loader_id else value
+            for name, value in entry["inputs"].items()
+        }
+        changed[node_id] = node(entry["class_type"], **wires)
+    changed["30"] = node(APPLY_NODE, **{"placement": "auto", slot: [loader_id, 0], **widgets})
+    return changed
+
+
+def looking() -> dict:
+    """A prompt that encodes a picture, and saves the features."""
+    tiny_models.ensure("clip_vision_tiny")
+    return {
+        "1": node("CLIPVisionLoader", clip_name=tiny_models.file_name("clip_vision_tiny")),
+        "2": node("EmptyImage", width=224, height=224, batch_size=1, color=0x4080C0),
+        "3": node("CLIPVisionEncode", clip_vision=["1", 0], image=["2", 0], crop="center"),
+        "20": node("ProbeTensors", value=["3", 0]),
+        "21": node("SaveLatent", samples=["20", 0], filename_prefix="latents/vision"),
+    }
+
+
 def from_checkpoint(prompt: dict, checkpoint: str) -> dict:
     """The prompt with the app's checkpoint loader in place of its loaders of model, encoder and VAE."""
     tiny_models.ensure(checkpoint)
