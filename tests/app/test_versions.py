@@ -17,6 +17,7 @@ from tests.support.workflows import (
     POSITIVE,
     SAMPLER,
     VAE,
+    all_in_one,
     build,
     from_checkpoint,
     node,
@@ -97,12 +98,21 @@ def files_saved(server, settings):
     return files[0], {**files[1], **files[2]}
 
 
-def test_an_app_that_lacks_something_is_refused_in_the_log_and_on_the_node(app_server_factory):
-    server = app_server_factory("sim", extra_packs=(LACKING_PACK,))
-    what = "lacks comfy.sd.load_checkpoint_guess_config(te_model_options); the pack works from ComfyUI 0.16.3 on"
+@pytest.mark.parametrize(
+    "lacking, name",
+    [
+        ({}, "comfy.sd.load_checkpoint_guess_config(te_model_options)"),
+        ({"LACKING": "weight_wrapper_patches"}, "ModelPatcher(...).weight_wrapper_patches"),
+    ],
+    ids=["a function", "an attribute of patchers"],
+)
+def test_an_app_that_lacks_something_is_refused_in_the_log_and_on_the_node(app_server_factory, lacking, name):
+    server = app_server_factory("sim", extra_packs=(LACKING_PACK,), env=lacking)
+    what = f"lacks {name}; the pack works from ComfyUI 0.16.3 on"
     assert what in server.log()
-    for loader in ("layerwise", "apply"):
-        result = server.run(build("flux", loader))
-        assert result.status == "error"
-        assert what in result.message
-    server.run(build("flux")).check()  # the app's own nodes are not our business
+    result = server.run(all_in_one(build("flux")))
+    assert result.status == "error"
+    assert what in result.message
+    if not lacking:  # the app itself can do without the function
+        assert what in server.run(build("flux", "apply")).message
+        server.run(build("flux")).check()  # its own nodes are not our business
