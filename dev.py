@@ -19,7 +19,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - it is here for those who have an
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from tests.support.devkit import launch, setup, tiers  # noqa: E402 - after the path is set
+from tests.support.devkit import apps, launch, setup, tiers  # noqa: E402 - after the path is set
 from tests.support.devkit.versions import APP_RELEASES, DEFAULT_APP  # noqa: E402
 
 DEVICES = ("auto", "cuda", "sim", "cpu")
@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument(
             "--comfyui",
             default=DEFAULT_APP,
-            metavar="VERSION",
-            help=f"one of {', '.join(APP_RELEASES)} (default %(default)s)",
+            metavar="VERSION|PATH",
+            help=f"one of {', '.join(APP_RELEASES)} (default %(default)s), or the folder of a ComfyUI of your own",
         )
         return added
 
@@ -46,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
     wanted.add_argument("--tier", help=f"comma-separated, of {', '.join(tiers.TIERS)}")
     wanted.add_argument("--long", action="store_true", help="also the tests marked long")
 
-    command("versions", "every ComfyUI version that the pack is for; words that are not known here go to pytest")
+    which = "every ComfyUI version that the pack is for, or the one tree that is named"
+    command("versions", f"{which}; words that are not known here go to pytest")
 
     wanted = command("demo", "the same picture with the app's loader and with ours, in a real ComfyUI")
     wanted.add_argument("--device", choices=DEVICES, default="auto")
@@ -69,6 +70,7 @@ def main() -> int:
     arguments, extra = parser().parse_known_args()
     if extra and arguments.command not in ("test", "versions"):
         parser().error(f"unknown words: {' '.join(extra)}")
+    arguments.comfyui = apps.find(arguments.comfyui).name
     run = {
         "setup": lambda: setup.main(arguments),
         "test": lambda: tiers.main(arguments, [word for word in extra if word != "--"]),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -40,12 +39,10 @@ def use_app(tree: Path | str, cpu: bool = True) -> None:
 
 
 def default_tree() -> Path:
-    """The app's tree: LAYERWISE_COMFYUI_TREE, else the one that `dev.py setup` has put into place."""
-    if named := os.environ.get("LAYERWISE_COMFYUI_TREE"):
-        return Path(named)
-    from tests.support.devkit import paths, versions
+    """The app's tree: what LAYERWISE_COMFYUI names, else the default one that `dev.py setup` has put into place."""
+    from tests.support.devkit import apps
 
-    return paths.app_tree(os.environ.get("LAYERWISE_COMFYUI") or versions.DEFAULT_APP)
+    return apps.under_test().tree
 
 
 def build(name: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:

@@ -53,7 +53,7 @@ def unpack(kit: Path, work: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path),
-        "LAYERWISE_COMFYUI_TREE": str(app),
+        "LAYERWISE_COMFYUI": str(app),
         "LAYERWISE_DEV_DIR": str(work / "dev"),
         "HF_HUB_OFFLINE": "1",
         "PYTHONDONTWRITEBYTECODE": "1",

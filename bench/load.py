@@ -59,11 +59,10 @@ def write_flux(path: Path, hidden: int) -> None:
 def start_app() -> None:
     """The app's modules and the simulated accelerator in this process, as its server has them."""
     from tests.support import simdev
-    from tests.support.devkit import paths
-    from tests.support.devkit.versions import DEFAULT_APP
+    from tests.support.devkit import apps
 
     simdev.load().configure(mb=8192, bandwidth=0, poison=False, race=False)
-    sys.path.insert(0, str(paths.app_tree(DEFAULT_APP)))
+    sys.path.insert(0, str(apps.under_test().tree))
     sys.argv = ["main.py"]
     import comfy.model_management  # noqa: F401
     import comfy.sd  # noqa: F401

@@ -1,7 +1,6 @@
 """The pack beside others: nothing of the app is replaced, and the app's own tests pass as they do without us."""
 
 import os
-import shutil
 import socket
 import subprocess
 import xml.etree.ElementTree as ElementTree
@@ -9,8 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from tests.support.app_server import PACK_FOLDER
-from tests.support.devkit import paths
-from tests.support.devkit.versions import DEFAULT_APP
+from tests.support.devkit import apps, paths
 from tests.support.workflows import CLIP, MODEL, VAE, build, with_our_loaders
 
 pytestmark = pytest.mark.app
@@ -40,17 +38,17 @@ def apps_own_tests(folder, packs: dict) -> dict[str, str]:
 
     In a copy of the app's tree, because they write into the tree they run in.
     """
-    tree = folder / "app"
-    shutil.copytree(paths.app_tree(DEFAULT_APP), tree)
+    app, tree = apps.under_test(), folder / "app"
+    app.copy_tree(tree)
     for name, target in packs.items():
         (tree / "custom_nodes" / name).symlink_to(target, target_is_directory=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     report = folder / "report.xml"
-    env = {**os.environ, "PATH": f"{paths.PYTHON.parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "PATH": f"{app.python.parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     env["PYTHONPATH"] = str(paths.SUPPORT / "patient_client")
-    command = [paths.PYTHON, "-m", "pytest", *APPS_OWN_TESTS, "-o", "addopts=", "-s", "-p", "no:cacheprovider", "-q"]
+    command = [app.python, "-m", "pytest", *APPS_OWN_TESTS, "-o", "addopts=", "-s", "-p", "no:cacheprovider", "-q"]
     command += ["-p", "patient_client", "--skip-timing-checks"]
     command += ["--port", port, f"--junitxml={report}", f"--output_dir={folder / 'output'}"]
     done = subprocess.run([str(word) for word in command], cwd=tree, env=env, capture_output=True, text=True)
@@ -72,4 +70,5 @@ def test_the_apps_own_tests_pass_with_the_pack_as_without(tmp_path):
     without = apps_own_tests(tmp_path / "without", {})
     with_pack = apps_own_tests(tmp_path / "with", {PACK_FOLDER: paths.ROOT})
     assert with_pack == without
-    assert list(with_pack.values()).count("passed") == 190
+    passed = list(with_pack.values()).count("passed")
+    assert passed >= 100 if apps.under_test().is_own_tree else passed == 190

@@ -1,6 +1,7 @@
 """The pack in every ComfyUI version it is for: it works, bit for bit, or says at load and on the node what is missing.
 
-`python3 dev.py versions` runs all of them; an ordinary run tries the oldest (the others' tiers run in the newest).
+`python3 dev.py versions` runs all of them, and with `--comfyui PATH` only the tree that is named; an ordinary run tries
+the oldest (the others' tiers run in the newest).
 """
 
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import pixels, saved_weights, tiny_models
-from tests.support.devkit import paths
+from tests.support.devkit import apps
 from tests.support.devkit.versions import APP_RELEASES, OLDEST_APP
 from tests.support.workflows import (
     CLIP,
@@ -50,15 +51,21 @@ def streamed(server, prompt) -> tuple[set[str], str]:
     return names, pixels.sha256(arrays)
 
 
-@pytest.mark.parametrize(
-    "version",
-    [version if version == OLDEST_APP else pytest.param(version, marks=pytest.mark.long) for version in APP_RELEASES],
-)
-def test_the_pack_works_in(version, app_server_factory):
-    if not paths.app_tree(version).is_dir():
-        pytest.skip(f"python3 dev.py setup --comfyui {version}")
-    server = app_server_factory("sim", version=version, bandwidth=SLOW_LINK)
-    assert f"Layerwise Offload on ComfyUI {version}" in server.log()
+def names():
+    """The known versions, and the app under test where it is a tree of somebody's own."""
+    for version in APP_RELEASES:
+        yield version if version == OLDEST_APP else pytest.param(version, marks=pytest.mark.long)
+    if (app := apps.under_test()).is_own_tree:
+        yield pytest.param(app.name, id="tree")
+
+
+@pytest.mark.parametrize("name", list(names()))
+def test_the_pack_works_in(name, app_server_factory):
+    app = apps.find(name)
+    if not app.tree.is_dir():
+        pytest.skip(f"python3 dev.py setup --comfyui {name}")
+    server = app_server_factory("sim", version=name, bandwidth=SLOW_LINK)
+    assert f"Layerwise Offload on ComfyUI {app.version}" in server.log()
     used = server.sim_stats()["used"]
     for lora, loader in ((None, "layerwise"), (0.8, "layerwise"), (0.8, "apply")):
         reference = saved(server, build("flux", lora=lora))

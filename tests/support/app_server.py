@@ -23,8 +23,8 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-from tests.support.devkit import app_tree, paths
-from tests.support.devkit.versions import DEFAULT_APP
+from tests.support.devkit import app_tree, apps, paths
+from tests.support.devkit.versions import numbers
 
 PACK_FOLDER = "layerwise-offload"
 READY_TIMEOUT_S = 180
@@ -68,8 +68,9 @@ class Result:
 
 
 class AppServer:
-    """One server process. `device` is "sim", "cpu" or "cuda"; `pack=False` leaves the pack under test out,
-    `dynamic_vram` turns the app's Dynamic VRAM on (sim only)."""
+    """One server process. `device` is "sim", "cpu" or "cuda"; `version` names another app than the one under test, in
+    the way of `--comfyui`; `pack=False` leaves the pack under test out, `dynamic_vram` turns the app's Dynamic VRAM
+    on (sim only)."""
 
     def __init__(
         self,
@@ -91,7 +92,8 @@ class AppServer:
         if device not in ("sim", "cpu", "cuda"):
             raise ValueError(f"device must be sim, cpu or cuda, not {device!r}")
         self.device, self.port = device, port or _free_port()
-        self.version = version or os.environ.get("LAYERWISE_COMFYUI") or DEFAULT_APP
+        self.app = apps.find(version) if version else apps.under_test()
+        self.version = self.app.version
         self.url = f"http://127.0.0.1:{self.port}"
         self._sim = {
             **{"memory_mb": memory_mb, "bandwidth": bandwidth, "devices": devices},
@@ -186,18 +188,17 @@ class AppServer:
             (packs / name).symlink_to(target, target_is_directory=True)
 
     def _command(self) -> list[str]:
-        tree = paths.app_tree(self.version)
-        words = [paths.PYTHON, tree / "main.py", "--listen", "127.0.0.1", "--port", self.port]
+        words = [self.app.python, self.app.tree / "main.py", "--listen", "127.0.0.1", "--port", self.port]
         words += ["--disable-auto-launch", "--disable-api-nodes", "--base-directory", self.base]
         words += ["--database-url", "sqlite:///:memory:", *self._models_args()]
-        frontend = app_tree.frontend_root(self.version)
+        frontend = app_tree.frontend_root(self.app)
         words += ["--front-end-root", frontend] if frontend else []
         words += ["--cpu"] if self.device == "cpu" else []
         words += ["--enable-dynamic-vram"] if self._dynamic_vram else []
         return [str(word) for word in (*words, *self._extra_args)]
 
     def _models_args(self) -> list:
-        if _numbers(self.version) >= (0, 27):
+        if numbers(self.version) >= (0, 27):
             return ["--models-directory", paths.MODELS]
         folders = ("diffusion_models", "text_encoders", "vae", "loras", "controlnet", "clip_vision", "checkpoints")
         lines = ["tests:", f"  base_path: {paths.MODELS}", *(f"  {name}: {name}" for name in folders)]
@@ -375,10 +376,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
 
 
 def _natural(node_id: str):

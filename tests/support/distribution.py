@@ -17,7 +17,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tests.support.devkit import paths, versions
+from tests.support.devkit import apps, environment, paths, versions
 from tests.support.devkit.steps import Log, Steps, exclusive
 
 PACK_ID = "layerwise-offload"
@@ -84,7 +84,7 @@ class Distribution:
         `url`. Returns the one new folder in custom_nodes."""
         app = self.folder / "app"
         shutil.rmtree(app, ignore_errors=True)
-        shutil.copytree(paths.app_tree(versions.DEFAULT_APP), app, ignore=shutil.ignore_patterns("__pycache__"))
+        apps.under_test().copy_tree(app)
         before = set((app / "custom_nodes").iterdir())
         words = (BIN / "python", "-c", RUN_MANAGER, url, "install", what, "--mode", "cache", "--exit-on-fail")
         said = self._run(*words, cwd=app, env={"COMFYUI_PATH": str(app)})
@@ -150,13 +150,6 @@ class _Handler(SimpleHTTPRequestHandler):
 
 def _install_tools(log: Log):
     """Both tools over the app's packages (the Manager uses its aiohttp and torchvision), which stay as they are."""
-    shutil.rmtree(paths.DISTRIBUTION_VENV, ignore_errors=True)
-    log.run(paths.PYTHON, "-m", "venv", paths.DISTRIBUTION_VENV)
-    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    apps, ours = (
-        subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
-        for python in (paths.PYTHON, BIN / "python")
-    )
-    (Path(ours) / "zz_app.pth").write_text(f"import site; site.addsitedir({apps!r})\n")
+    environment.layered_venv(log, paths.DISTRIBUTION_VENV)
     wanted = (f"comfy-cli=={versions.COMFY_CLI}", f"comfyui-manager=={versions.COMFY_MANAGER}")
-    log.run(BIN / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-input", *wanted)
+    environment.pip(log, *wanted, python=paths.python_in(paths.DISTRIBUTION_VENV))

@@ -8,8 +8,9 @@ import zipfile
 from pathlib import Path
 
 from . import environment, paths
+from .apps import App, find
 from .steps import Log, Steps
-from .versions import DEFAULT_APP, AppRelease, app_release
+from .versions import APP_RELEASES, DEFAULT_APP, AppRelease
 
 
 def fetch(log: Log, release: AppRelease):
@@ -68,20 +69,20 @@ def fetch_frontend(log: Log, version: str):
         archive.extractall(paths.app_frontend(version))
 
 
-def frontend_root(version: str) -> Path | None:
-    """What `--front-end-root` must be for this version, or None where the environment's own frontend is right."""
-    if version == DEFAULT_APP:
+def frontend_root(app: App) -> Path | None:
+    """What `--front-end-root` must be for this app, or None where the frontend in its environment is right."""
+    if app.is_own_tree or app.version == DEFAULT_APP:
         return None
-    return paths.app_frontend(version) / "comfyui_frontend_package" / "static"
+    return paths.app_frontend(app.version) / "comfyui_frontend_package" / "static"
 
 
 def step_tree(steps: Steps, version: str):
-    release = app_release(version)
+    release = APP_RELEASES[version]
     tree = paths.app_tree(version)
     steps.run(f"comfyui-{version}", [release], lambda log: fetch(log, release), makes=tree / "main.py")
 
 
 def step_frontend(steps: Steps, version: str):
-    root = frontend_root(version)
+    root = frontend_root(find(version))
     if root is not None:
         steps.run(f"frontend-{version}", [version], lambda log: fetch_frontend(log, version), makes=root)

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from . import paths, versions
-from .steps import Log, Missing, Steps
+from .steps import Log, Missing, Steps, digest
 
 SKIPPED_REQUIREMENT = re.compile(r"^(torch|torchvision|torchaudio|comfyui-.*)([=<>~! ].*)?$")
 UI_PACKAGES = ("comfyui-frontend-package", "comfyui-embedded-docs", "comfyui-workflow-templates")
@@ -30,8 +30,9 @@ ASK_TORCH = (
 )
 
 
-def pip(log: Log, *arguments):
-    log.run(paths.PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-input", *arguments)
+def pip(log: Log, *arguments, python: Path | None = None):
+    quiet = ("-q", "--disable-pip-version-check", "--no-input")
+    log.run(python or paths.PYTHON, "-m", "pip", "install", *quiet, *arguments)
 
 
 def has_nvidia_gpu() -> bool:
@@ -87,14 +88,55 @@ def pinned_requirements(tree: Path) -> dict[str, str]:
     return dict(m.groups() for m in (re.match(r"([A-Za-z0-9_.-]+)==(\S+)", line.strip()) for line in lines) if m)
 
 
-def install_requirements(log: Log, tree: Path):
-    wanted = [line.strip() for line in (tree / "requirements.txt").read_text().splitlines()]
-    wanted = [line for line in wanted if line and not line.startswith("#") and not SKIPPED_REQUIREMENT.match(line)]
-    file = paths.DEV / "requirements-app.txt"
-    file.write_text("\n".join(wanted) + "\n")
-    pip(log, "-c", paths.CONSTRAINTS, "-r", file)
+def wanted_requirements(tree: Path) -> tuple[list[str], list[str]]:
+    """What is installed for the app: the lines that pip resolves, and those of the UI's packages, which bring nothing
+    else with them."""
+    lines = [line.strip() for line in (tree / "requirements.txt").read_text().splitlines()]
+    resolved = [line for line in lines if line and not line.startswith("#") and not SKIPPED_REQUIREMENT.match(line)]
     pins = pinned_requirements(tree)
-    pip(log, "--no-deps", *(f"{name}=={pins[name]}" for name in UI_PACKAGES if name in pins))
+    return resolved, [f"{name}=={pins[name]}" for name in UI_PACKAGES if name in pins]
+
+
+def install_requirements(log: Log, tree: Path, venv: Path | None = None):
+    """Into `venv`, or into the common environment."""
+    resolved, alone = wanted_requirements(tree)
+    file, python = (paths.DEV, paths.PYTHON) if venv is None else (venv, paths.python_in(venv))
+    file /= "requirements-app.txt"
+    file.write_text("\n".join(resolved) + "\n")
+    pip(log, "-c", paths.CONSTRAINTS, "-r", file, python=python)
+    if alone:
+        pip(log, "--no-deps", *alone, python=python)
+
+
+def layered_venv(log: Log, folder: Path, *lines: str):
+    """A fresh environment over the common one: it sees all packages of that one, pip included, and what is installed
+    into it comes first and changes nothing below. `lines` are run whenever its interpreter starts."""
+    shutil.rmtree(folder, ignore_errors=True)
+    log.run(paths.PYTHON, "-m", "venv", "--without-pip", folder)
+    ask = "import json, site; print(json.dumps(site.getsitepackages()))"
+    below, own = (
+        json.loads(subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True).stdout)
+        for python in (paths.PYTHON, paths.python_in(folder))
+    )
+    seen = [f"import site; site.addsitedir({site!r})" for site in below]
+    (Path(own[0]) / "zz_layer_below.pth").write_text("\n".join([*seen, *lines]) + "\n")
+
+
+def tree_venv(tree: Path) -> Path:
+    """Where the environment of a tree of somebody's own is; trees that require the same share it."""
+    resolved, alone = wanted_requirements(tree)
+    return paths.tree_environment(digest(*sorted(resolved), *alone)[:12]) / "venv"
+
+
+def make_tree_venv(log: Log, tree: Path):
+    """An environment for `tree`, of which only what differs from the common one takes time and space. Its interpreter
+    keeps what it compiles out of the tree."""
+    venv = tree_venv(tree)
+    pycache = str(venv.parent / "pycache")
+    layered_venv(log, venv, f"import sys; sys.pycache_prefix = None if sys.dont_write_bytecode else {pycache!r}")
+    install_requirements(log, tree, venv)
+    # the stubbed builds below name another torch than ours, so pip has put others over them; it takes away only these
+    log.run(paths.python_in(venv), "-m", "pip", "uninstall", "-q", "-y", "torchvision", "torchaudio")
 
 
 def install_vision_and_audio(log: Log):
@@ -157,3 +199,10 @@ def steps_after_app(steps: Steps, tree: Path):
     steps.run("requirements", [tree / "requirements.txt", facts], lambda log: install_requirements(log, tree))
     steps.run("torchvision-torchaudio", [facts, *stubbed], install_vision_and_audio)
     steps.run("test-tools", [TEST_REQUIREMENTS, PEER_REQUIREMENTS, facts], install_tools)
+
+
+def step_tree_venv(steps: Steps, tree: Path, default_tree: Path):
+    """After `steps_after_app`: the environment lies over the one that these make of the default app's requirements."""
+    venv = tree_venv(tree)
+    inputs = [*map(str, wanted_requirements(tree)), default_tree / "requirements.txt", paths.TORCH_FACTS, sys.version]
+    steps.run(f"tree-{venv.parent.name}", inputs, lambda log: make_tree_venv(log, tree), makes=paths.python_in(venv))

@@ -14,12 +14,12 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from . import paths
+from . import apps, paths
 from .setup import set_up
 from .steps import Log, say
 
 LIMIT_BYTES = 60_000_000
-APP_PARTS = ("comfy", "comfy_api", "comfy_execution", "comfy_config", "utils", "app")
+APP_PARTS = ("requirements.txt", "comfy", "comfy_api", "comfy_execution", "comfy_config", "utils", "app")
 PYTHON_VERSION = "3.12"
 PLATFORM = "manylinux_2_28_x86_64"
 
@@ -105,9 +105,9 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
-def write(folder: Path, version: str) -> int:
+def write(folder: Path, app: apps.App) -> int:
     """Pack into `folder`, which is made anew. Its size in bytes."""
-    tree = paths.app_tree(version)
+    tree = app.tree
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         kit = Path(temporary) / "kit"
         (kit / "wheels").mkdir(parents=True)
@@ -119,7 +119,7 @@ def write(folder: Path, version: str) -> int:
             for file in sorted(kit.rglob("*"))
             if file.is_file()
         }
-        manifest = {"schema": 1, "comfyui": version, "commit": commit(), "wheels": wheels, "sha256": sums}
+        manifest = {"schema": 1, "comfyui": app.version, "commit": commit(), "wheels": wheels, "sha256": sums}
         (kit / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         (kit / "run.sh").write_text(RUN)
         (kit / "run.sh").chmod(0o755)
@@ -137,7 +137,7 @@ def main(arguments) -> int:
         return 1
     set_up(arguments.comfyui)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    size = write(folder, arguments.comfyui)
+    size = write(folder, apps.find(arguments.comfyui))
     say(f"{folder}: {size / 1e6:.1f} MB; copy it to the GPU machine and run {folder.name}/run.sh there")
     if size > LIMIT_BYTES:
         print(f"that is more than the {LIMIT_BYTES / 1e6:.0f} MB it may have", file=sys.stderr)

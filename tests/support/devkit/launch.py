@@ -3,16 +3,16 @@
 import subprocess
 import sys
 
-from . import paths
+from . import apps, paths
 from .setup import set_up
 from .tiers import child_environment
 
 
-def _hand_over(version: str, module: str, words: list[str]) -> int:
-    set_up(version)
-    command = [str(paths.PYTHON), "-m", module, *words]
+def _hand_over(name: str, module: str, words: list[str]) -> int:
+    set_up(name)
+    command = [str(apps.find(name).python), "-m", module, *words]
     try:
-        return subprocess.run(command, cwd=paths.ROOT, env=child_environment(version)).returncode
+        return subprocess.run(command, cwd=paths.ROOT, env=child_environment(name)).returncode
     except KeyboardInterrupt:
         return 130
 

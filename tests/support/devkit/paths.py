@@ -4,12 +4,17 @@ import os
 import sys
 from pathlib import Path
 
+
+def python_in(venv: Path) -> Path:
+    return venv / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
 ROOT = Path(__file__).resolve().parents[3]
 SUPPORT = ROOT / "tests" / "support"
 DEV = Path(os.environ.get("LAYERWISE_DEV_DIR") or ROOT / ".dev").resolve()
 
 VENV = DEV / "venv"
-PYTHON = VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+PYTHON = python_in(VENV)
 LOGS = DEV / "logs"
 STAMPS = DEV / "stamps"
 DOWNLOADS = DEV / "downloads"
@@ -25,6 +30,11 @@ TORCH_FACTS = DEV / "torch.json"
 
 def app_tree(version: str) -> Path:
     return DEV / "comfyui" / version
+
+
+def tree_environment(digest: str) -> Path:
+    """Where the environment of trees with the requirements of this digest is."""
+    return DEV / "trees" / digest
 
 
 def app_frontend(version: str) -> Path:

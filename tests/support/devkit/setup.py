@@ -2,35 +2,38 @@
 
 import sys
 
-from . import accelerator, app_tree, browser, environment, models, paths
+from . import accelerator, app_tree, apps, browser, environment, models, paths
 from .steps import StepFailed, Steps, exclusive, say, stop
-from .versions import DEFAULT_APP, app_release
+from .versions import DEFAULT_APP
 
 
-def set_up(*app_versions: str, web: bool = False) -> Steps:
-    """All steps that the default app, `app_versions` and (on request) the browser tests need. Ends the program with one
-    readable message if a step fails; what the machine lacks is in the result's `missing`."""
-    for version in app_versions:
-        app_release(version)
+def set_up(*names: str, web: bool = False) -> Steps:
+    """All steps that the default app, the named ones (apps.find) and (on request) the browser tests need. Ends the
+    program with one readable message if a step fails; what the machine lacks is in the result's `missing`."""
+    chosen = [apps.find(name) for name in names]
     if sys.platform == "win32":
         stop("set-up runs on Linux and macOS; on Windows use WSL")
     steps = Steps()
     try:
         with exclusive():
-            _all_steps(steps, app_versions, web)
+            _all_steps(steps, chosen, web)
     except StepFailed as failure:
         stop(str(failure))
     return steps
 
 
-def _all_steps(steps: Steps, app_versions: tuple[str, ...], web: bool):
+def _all_steps(steps: Steps, chosen: list[apps.App], web: bool):
     environment.steps_before_app(steps)
-    # one environment serves every version of the app: the default one's requirements, which are the newest
-    for version in dict.fromkeys((DEFAULT_APP, *app_versions)):
+    # one environment serves every known version of the app: the default one's requirements, which are the newest
+    versions = [app.version for app in chosen if not app.is_own_tree]
+    for version in dict.fromkeys((DEFAULT_APP, *versions)):
         app_tree.step_tree(steps, version)
     environment.steps_after_app(steps, paths.app_tree(DEFAULT_APP))
-    for version in app_versions:
+    for version in versions:
         app_tree.step_frontend(steps, version)
+    for app in chosen:
+        if app.is_own_tree:
+            environment.step_tree_venv(steps, app.tree, paths.app_tree(DEFAULT_APP))
     accelerator.step(steps)
     models.step(steps, DEFAULT_APP)
     if web:

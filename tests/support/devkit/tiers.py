@@ -10,7 +10,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 
-from . import accelerator, browser, environment, paths
+from . import accelerator, apps, browser, environment, paths
 from .setup import set_up
 from .steps import on_ci, say, stop
 from .versions import APP_RELEASES, OLDEST_APP
@@ -37,7 +37,7 @@ class Outcome:
         return "  ".join(part for part in parts if part)
 
 
-def child_environment(version: str) -> dict:
+def child_environment(app_name: str) -> dict:
     """What test processes see. Nothing may look for models on a hub.
 
     One thread each: the models are small, and threads that wait for each other by spinning starve the other processes.
@@ -46,7 +46,7 @@ def child_environment(version: str) -> dict:
         "OMP_NUM_THREADS": "1",
         **os.environ,
         "LAYERWISE_DEV_DIR": str(paths.DEV),
-        "LAYERWISE_COMFYUI": version,
+        "LAYERWISE_COMFYUI": app_name,
         "HF_HUB_OFFLINE": "1",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
@@ -101,7 +101,8 @@ def run_tier(tier: str, arguments, extra: list[str]) -> Outcome:
     report.unlink(missing_ok=True)
     selected = [a for a in extra if a.startswith("tests/") or "::" in a]
     targets = [] if selected else [str(folder.relative_to(paths.ROOT))]
-    command = [str(paths.PYTHON), "-m", "pytest", *targets, *extra, f"--junitxml={report}"]
+    python = apps.find(arguments.comfyui).python
+    command = [str(python), "-m", "pytest", *targets, *extra, f"--junitxml={report}"]
     command += ["-o", "junit_family=xunit2", f"--timeout={TEST_TIMEOUT_S}", "--durations=5", "--durations-min=5"]
     if arguments.long:
         command.append("--long")
@@ -138,9 +139,14 @@ def main(arguments, extra: list[str]) -> int:
 
 
 def versions_main(arguments, extra: list[str]) -> int:
-    """The pack in every version of the app that set-up knows."""
-    set_up(*APP_RELEASES)
-    return sum_up([run_tier("app", arguments, ["tests/app/test_versions.py", *extra])])
+    """The pack in every version of the app that set-up knows; or in the tree that is named, and in no other."""
+    selected = ["tests/app/test_versions.py"]
+    if apps.find(arguments.comfyui).is_own_tree:
+        set_up(arguments.comfyui)
+        selected += ["-k", "tree or not test_the_pack_works_in"]
+    else:
+        set_up(*APP_RELEASES)
+    return sum_up([run_tier("app", arguments, [*selected, *extra])])
 
 
 def sum_up(outcomes: list[Outcome]) -> int:

@@ -1,5 +1,6 @@
 """The versions that set-up installs, in one place. Plain data."""
 
+import re
 from dataclasses import dataclass
 
 TORCH = "2.13.0"
@@ -44,8 +45,6 @@ OLDEST_APP = "0.16.3"
 """Every run of the app tier tries this one as well; the others are for `dev.py versions` and `--long`."""
 
 
-def app_release(version: str) -> AppRelease:
-    try:
-        return APP_RELEASES[version]
-    except KeyError:
-        raise SystemExit(f"--comfyui {version}: known versions are {', '.join(APP_RELEASES)}") from None
+def numbers(version: str) -> tuple[int, ...]:
+    """For comparing versions: (0, 30, 0) of "0.30.0", and of "0.30.0rc1"."""
+    return tuple(int(part) for part in re.match(r"[0-9.]*[0-9]", version)[0].split("."))

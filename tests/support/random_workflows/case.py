@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 
+from tests.support.devkit.versions import numbers
+
 PLACEMENTS = ("auto", "auto", "layerwise", "layerwise", "layerwise", "layerwise", "resident", "whole")
 MODES = ("auto", "memory", "memory", "speed", "manual")
 LORA_FAMILIES = ("flux", "flux_fp8", "flux_fp8_scaled", "flux_int8", "flux_gguf")
@@ -113,7 +115,7 @@ def draw(seed: int, version: str | None = None) -> Case:
     """The case of a seed; `version` puts it into another version of the app."""
     rng = random.Random(seed)
     version = version or version_of(seed)
-    family = rng.choice([name for name in FAMILIES if _number(SINCE.get(name, "0")) <= _number(version)])
+    family = rng.choice([name for name in FAMILIES if numbers(SINCE.get(name, "0")) <= numbers(version)])
     rarely = random.Random(f"{seed} rare").random()
     family = next((name for name, share in RARE if rarely < share), family)
     always_apply = family == "flux_gguf"
@@ -220,7 +222,3 @@ def seeds_by_version(seeds: Iterable[int]) -> dict[str, list[int]]:
     for seed in seeds:
         found.setdefault(version_of(seed), []).append(seed)
     return found
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))

@@ -4,12 +4,10 @@
 that set-up has not made. Families are one module each; the registry knows nothing about them.
 """
 
-import os
 import subprocess
 from collections.abc import Iterable
 
-from tests.support.devkit import paths, steps
-from tests.support.devkit.versions import DEFAULT_APP
+from tests.support.devkit import apps, paths, steps
 
 from . import flux, text_encoders, unets, vaes, video, vision  # noqa: F401 - importing registers the recipes
 from .registry import RECIPES
@@ -43,8 +41,8 @@ def _absent(names: Iterable[str]) -> list[str]:
 
 
 def _make(names: list[str]):
-    app = paths.app_tree(os.environ.get("LAYERWISE_COMFYUI", DEFAULT_APP))
-    command = [paths.PYTHON, "-m", "tests.support.tiny_models", "--app", app, "--out", paths.MODELS, *names]
+    app = apps.under_test()
+    command = [app.python, "-m", "tests.support.tiny_models", "--app", app.tree, "--out", paths.MODELS, *names]
     done = subprocess.run([str(word) for word in command], cwd=paths.ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"making {', '.join(names)} failed:\n{done.stdout}\n{done.stderr[-3000:]}")
