@@ -188,6 +188,14 @@ def install_tools(log: Log):
     log.run(paths.PYTHON, "-c", "import pytest, hypothesis, transformers, accelerate, diffusers.hooks")
 
 
+def install_newest_kitchen(log: Log):
+    """Into a folder of its own, for tests that put it first on the path. Its build for any device: 1 MB, torch kernels
+    only; the one with the GPUs' libraries is 200 MB."""
+    shutil.rmtree(paths.NEWEST_KITCHEN, ignore_errors=True)
+    target = ("--target", paths.NEWEST_KITCHEN, "--no-deps", "--platform", "any", "--only-binary", ":all:")
+    pip(log, *target, f"comfy-kitchen=={versions.NEWEST_KITCHEN}")
+
+
 def steps_before_app(steps: Steps):
     steps.run("venv", [sys.version], make_venv, makes=paths.PYTHON)
     steps.run("torch", [versions.TORCH, sys.version], install_torch, makes=paths.TORCH_FACTS)
@@ -198,6 +206,7 @@ def steps_after_app(steps: Steps, tree: Path):
     facts = paths.TORCH_FACTS
     steps.run("requirements", [tree / "requirements.txt", facts], lambda log: install_requirements(log, tree))
     steps.run("torchvision-torchaudio", [facts, *stubbed], install_vision_and_audio)
+    steps.run("newest-kitchen", [versions.NEWEST_KITCHEN], install_newest_kitchen, makes=paths.NEWEST_KITCHEN)
     steps.run("test-tools", [TEST_REQUIREMENTS, PEER_REQUIREMENTS, facts], install_tools)
 
 

@@ -24,6 +24,7 @@ SIMDEV_LIBRARY = DEV / "simdev" / "libsimdev.so"
 DISTRIBUTION_VENV = DEV / "distribution-venv"
 NODE_MODULES = DEV / "web" / "node_modules"
 PERFETTO = DEV / "web" / "perfetto"
+NEWEST_KITCHEN = DEV / "newest-kitchen"
 CONSTRAINTS = DEV / "constraints.txt"
 TORCH_FACTS = DEV / "torch.json"
 

