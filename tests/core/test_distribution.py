@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from dev import parser as dev_parser
 from tests.support import release, words
 from tests.support.devkit import paths
 from tests.support.distribution import PACK_ID, git, shipped_files, working_files
@@ -117,5 +118,19 @@ def test_nothing_is_published_but_by_a_tag():
     triggers = workflow[workflow.index("\non:") : workflow.index("\npermissions:")]
     assert re.findall(r"^ *(\w+):", triggers, re.MULTILINE) == ["on", "push", "tags"]
     assert git("ls-files", "-co", "--exclude-standard", "--", ".github", cwd=paths.ROOT).split() == [
-        ".github/workflows/publish.yml"
+        ".github/workflows/nightly.yml",
+        ".github/workflows/publish.yml",
     ]
+    nightly = (paths.ROOT / ".github" / "workflows" / "nightly.yml").read_text()
+    assert "\npermissions:\n  contents: read\n\n" in nightly and nightly.count("permissions:") == 1
+    assert "secrets." not in nightly and "node publish" not in nightly
+
+
+def test_the_nightly_commands_are_commands_that_there_are():
+    nightly = (paths.ROOT / ".github" / "workflows" / "nightly.yml").read_text()
+    commands = re.findall(r"python3 dev\.py ([a-z].+(?:\n +tests/.+)*)", nightly.partition("\njobs:")[2])
+    assert len(commands) == 4 and all('--comfyui "$COMFYUI"' in command for command in commands)
+    for command in commands:
+        words = command.replace('"$COMFYUI"', "0.30.0").split()
+        known, extra = dev_parser().parse_known_args(words)
+        assert known.command == words[0] and all((paths.ROOT / word).is_file() for word in extra)
