@@ -8,6 +8,8 @@ python3 dev.py serve    a real ComfyUI with the pack, to open in a browser
 python3 dev.py lint     ruff and mypy
 python3 dev.py setup    only what the others would set up first
 python3 dev.py gpu-kit  packs what a GPU machine without network needs
+
+--comfyui PATH          with each of them: a ComfyUI tree of your own, which is not written to
 """
 
 import argparse
