@@ -70,7 +70,7 @@ class Result:
 class AppServer:
     """One server process. `device` is "sim", "cpu" or "cuda"; `version` names another app than the one under test, in
     the way of `--comfyui`; `pack=False` leaves the pack under test out, `dynamic_vram` turns the app's Dynamic VRAM
-    on (sim only)."""
+    on (sim only), `frontend` is the folder of another frontend's page."""
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class AppServer:
         pack: bool = True,
         dynamic_vram: bool = False,
         port: int | None = None,
+        frontend: Path | None = None,
     ):
         if device not in ("sim", "cpu", "cuda"):
             raise ValueError(f"device must be sim, cpu or cuda, not {device!r}")
@@ -101,6 +102,7 @@ class AppServer:
         }
         self._dynamic_vram = dynamic_vram
         self._extra_args, self._extra_packs, self._extra_env, self._pack = extra_args, extra_packs, env or {}, pack
+        self._frontend = frontend or app_tree.frontend_root(self.app)
         self._process: subprocess.Popen | None = None
         self.base = Path()
         self.log_path = Path()
@@ -191,8 +193,7 @@ class AppServer:
         words = [self.app.python, self.app.tree / "main.py", "--listen", "127.0.0.1", "--port", self.port]
         words += ["--disable-auto-launch", "--disable-api-nodes", "--base-directory", self.base]
         words += ["--database-url", "sqlite:///:memory:", *self._models_args()]
-        frontend = app_tree.frontend_root(self.app)
-        words += ["--front-end-root", frontend] if frontend else []
+        words += ["--front-end-root", self._frontend] if self._frontend else []
         words += ["--cpu"] if self.device == "cpu" else []
         words += ["--enable-dynamic-vram"] if self._dynamic_vram else []
         return [str(word) for word in (*words, *self._extra_args)]

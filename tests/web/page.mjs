@@ -18,6 +18,27 @@ const OF_THE_APP = [
   /^\[Jobs API\] Error fetching jobs: ZodError/, // the frontend that ComfyUI 0.16.3 names, about that version's job list
   /^Failed to load resource/, // which one is seen by its answer, see below
 ];
+const OF_THE_NEWEST = [/^WARNING: Invalid layout total size: 60%/]; // its side panels
+
+// Runs in the page before the app: its LiteGraph names each use of something deprecated, which the app itself does too.
+// What our files caused is an error, each time; the app's own is not said.
+function watchDeprecated() {
+  Error.stackTraceLimit = 50;
+  const ours = (text) => {
+    const { stack } = new Error(text);
+    if (stack.includes('/extensions/layerwise-offload/')) console.error(`deprecated, and used by us: ${stack}`);
+  };
+  let liteGraph;
+  Object.defineProperty(window, 'LiteGraph', {
+    configurable: true,
+    get: () => liteGraph,
+    set(made) {
+      liteGraph = made;
+      made.alwaysRepeatWarnings = true;
+      made.onDeprecationWarning = [ours];
+    },
+  });
+}
 
 // Runs inside the page. Verbs throw with a sentence that says what was missing.
 function installVerbs() {
@@ -124,16 +145,17 @@ export async function settle(page) {
   await page.evaluate(installVerbs);
 }
 
-export async function openApp(url, { vueNodes = false, files, width = 1600, viewport = { width, height: 1000 }, settings = {}, faults = {}, routes = async () => {} }) {
+export async function openApp(url, { frontend = 'own', vueNodes = false, files, width = 1600, viewport = { width, height: 1000 }, settings = {}, faults = {}, routes = async () => {} }) {
   const executablePath = process.env.LAYERWISE_CHROMIUM;
   const browser = await chromium.launch({ executablePath, headless: true, args: BROWSER_ARGUMENTS });
   const context = await browser.newContext({ viewport, reducedMotion: 'reduce' });
   const page = await context.newPage();
   const seen = { errors: [], external: [] };
   page.on('pageerror', (error) => seen.errors.push(error.message));
+  const ofTheApp = frontend === 'newest' ? [...OF_THE_APP, ...OF_THE_NEWEST] : OF_THE_APP;
   page.on('console', (message) => {
     const text = message.text();
-    if (['error', 'warning'].includes(message.type()) && !OF_THE_APP.some((pattern) => pattern.test(text))) seen.errors.push(text);
+    if (['error', 'warning'].includes(message.type()) && !ofTheApp.some((pattern) => pattern.test(text))) seen.errors.push(text);
   });
   page.on('response', (answer) => {
     if (answer.status() >= 400 && /layerwise/.test(answer.url())) seen.errors.push(`${answer.status()} ${answer.url()}`);
@@ -150,6 +172,7 @@ export async function openApp(url, { vueNodes = false, files, width = 1600, view
     await page.route(`**/extensions/layerwise-offload/${file}*`, (route) => route.fulfill({ contentType, body: text }));
   }
   await routes(page);
+  await page.addInitScript(watchDeprecated);
   await page.goto(url, { waitUntil: 'domcontentloaded' });
   await settle(page);
   return { browser, page, seen };

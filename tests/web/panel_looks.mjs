@@ -75,9 +75,11 @@ await scenario(async (page, task) => {
     const device_bytes = budget_bytes && budget_bytes - 0.07e9;
     await send('resolved', { schema: 1, node: '1', id: null, component, placement, source, reason: 'a reason', budget_bytes, device_bytes, warnings: [...warnings, ...to_do], to_do });
   }
-  await page.waitForSelector('.p-toast-message');
+  const shown = page.getByRole('alert').filter({ hasText: 'Layerwise Offload' });
+  await shown.first().waitFor();
   await page.waitForTimeout(300);
-  const toasts = await page.locator('.p-toast-message').allInnerTexts();
+  const wide = (all) => all.filter((one) => one.offsetWidth > 99).map((one) => one.innerText); // without the copy that is for screen readers
+  const toasts = await shown.evaluateAll(wide);
   const resolved = (await page.locator('.lwo-node-line').allInnerTexts()).map((one) => one.replace(/\s*\n\s*/g, ' '));
   await picture('node');
   const cut = await page.evaluate(graphOnScreen, 12);

@@ -63,7 +63,7 @@ await scenario(async (page, task) => {
   // a workflow that would not run, while an earlier one is still loaded
   reported = fixture.report();
   await set('model_name', 'gone.safetensors');
-  await inPage(() => app.api.dispatchEvent(new CustomEvent('execution_error', { detail: {} })));
+  await inPage(() => app.api.dispatchEvent(new CustomEvent('execution_error', { detail: { exception_type: 'ValueError', exception_message: 'refused' } })));
   await page.waitForFunction(() => document.querySelectorAll('.lwo-map-row').length > 1);
   await page.waitForSelector('.lwo-refused', { timeout: 5000 }).catch(() => {});
   await page.screenshot({ path: task.screenshot });

