@@ -62,7 +62,8 @@ export function activeNodes(graph = rootGraph(), prefix = '', parent = null) {
   return found;
 }
 
-export const selectedNodes = () => Object.values(app.canvas?.selected_nodes ?? {});
+/** What is selected: nodes, and groups and bends of wires beside them. */
+export const selectedItems = () => [...(app.canvas?.selectedItems ?? [])];
 
 export const savedGraphOptions = () => rootGraph()?.extra?.[EXTRA] ?? null;
 

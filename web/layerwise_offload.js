@@ -24,7 +24,7 @@ const nodes = nodeWidgets(contact);
 /** Turns the panel to the reasons for the selected node; says what to do if there is no such node, or it has not run. */
 async function explainPlacement() {
   const say = await contact.words();
-  const ours = contact.selectedNodes().filter((node) => isOurs(node.comfyClass ?? node.type));
+  const ours = contact.selectedItems().filter((node) => isOurs(node.comfyClass ?? node.type));
   const selected = contact.activeNodes().find(({ node }) => ours.includes(node));
   if (!selected) return contact.toast('info', say('command.select'));
   contact.showPanel(PANEL);

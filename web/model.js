@@ -135,13 +135,18 @@ const PLACEMENT_WIDGET = { dit: 'dit_placement', text_encoder: 'clip_placement',
 
 export const isOurs = (type) => type in OUTPUTS;
 
+/** Whether the input `name` of a node gets its value by a wire. */
+export function isWired(node, name) {
+  const slot = (node.inputs ?? []).findIndex((input) => input.name === name);
+  return slot >= 0 && node.isInputConnected(slot);
+}
+
 /** The kinds of components that a node brings: what an Apply node has no input for, and an image encoder not chosen, are not. */
 export function kindsOf(node) {
   const type = node.comfyClass ?? node.type;
-  const connected = (name) => node.inputs?.some((input) => input.name === name && input.link !== null && input.link !== undefined);
   const widget = (name) => node.widgets?.find((one) => one.name === name)?.value;
   return (OUTPUTS[type] ?? []).filter((kind) => {
-    if (type === APPLY) return connected(APPLY_INPUT[kind]);
+    if (type === APPLY) return isWired(node, APPLY_INPUT[kind]);
     if (type === 'LayerwiseOffloadLoader' && kind === 'image_encoder') return ![undefined, '', 'none'].includes(widget('clip_vision_name'));
     return true;
   });

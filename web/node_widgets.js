@@ -1,7 +1,7 @@
 // What our nodes carry in the browser: the text widget, and the hidden input with the options of the whole graph.
 // Gets the app's node objects from its hooks; all other contact with the app is by `contact`.
 import { graphPart, optionsText } from './graph_options.js';
-import { isOurs, kindsOf } from './model.js';
+import { isOurs, isWired, kindsOf } from './model.js';
 import { MARGIN, fromReport, heightFor, kindOf, nodeText } from './node_text.js';
 import { word } from './settings.js';
 
@@ -122,7 +122,6 @@ function carryOptions(contact, node) {
 function namesFile(node, model) {
   const isFile = (name) => typeof name === 'string' && /\.\w+$/.test(name);
   const files = (node.widgets ?? []).filter((widget) => isFile(widget.value));
-  const isWired = ({ name }) => node.inputs?.some((input) => input.name === name && input.link !== null && input.link !== undefined);
-  if (!isFile(model) || !files.length || files.some(isWired)) return true;
+  if (!isFile(model) || !files.length || files.some(({ name }) => isWired(node, name))) return true;
   return files.some(({ value }) => model.includes(value.split(/[\\/]/).pop()));
 }

@@ -30,8 +30,8 @@ export function promptOf(active, graphOptions = '') {
     for (const widget of read ? node.widgets ?? [] : []) {
       if (isPlain(widget.value)) inputs[widget.name] = widget.value;
     }
-    for (const input of node.inputs ?? []) {
-      const source = sourceOf(entry, input);
+    for (const [slot, input] of (node.inputs ?? []).entries()) {
+      const source = sourceOf(entry, slot);
       if (source?.wire) inputs[input.name] = source.wire;
       else if (source && read && isPlain(source.value)) inputs[input.name] = source.value;
     }
@@ -45,12 +45,20 @@ export function promptOf(active, graphOptions = '') {
 const typeOf = (node) => String(node.comfyClass ?? node.type);
 const isPlain = (value) => ['string', 'number', 'boolean'].includes(typeof value);
 const prefixOf = (id) => id.replace(/[^:]*$/, '');
-const linkOf = (graph, id) => (id === null || id === undefined ? null : graph?.links?.get?.(id) ?? graph?.links?.[id] ?? null);
 const widgetValue = (node, name) => node.widgets?.find((one) => one.name === name)?.value;
 
+/** The link that an input gets its value by, or null. */
+function linkInto({ node, graph }, slot) {
+  if (slot < 0) return null;
+  if (!node.subgraph) return node.getInputLink(slot);
+  // a subgraph's node answers that with a link inside it
+  const isInto = (link) => String(link.target_id) === String(node.id) && link.target_slot === slot;
+  return [...graph.links.values()].find(isInto) ?? null;
+}
+
 /** What an input of a node that runs gets: {wire: [id, slot]}, {value}, or null for nothing. */
-function sourceOf(entry, input, steps = 0) {
-  const link = linkOf(entry.graph, input?.link);
+function sourceOf(entry, slot, steps = 0) {
+  const link = linkInto(entry, slot);
   return link && follow(entry, link, steps);
 }
 
@@ -60,7 +68,7 @@ function follow(entry, link, steps) {
   if (String(link.origin_id) === FROM_OUTSIDE) {
     const outer = parent?.node.inputs?.[link.origin_slot];
     if (!outer) return null;
-    if (linkOf(parent.graph, outer.link)) return sourceOf(parent, outer, steps + 1);
+    if (linkInto(parent, link.origin_slot)) return sourceOf(parent, link.origin_slot, steps + 1);
     return outer.widget ? { value: widgetValue(parent.node, outer.widget.name) } : null;
   }
   const id = prefixOf(entry.id) + link.origin_id;
@@ -69,11 +77,11 @@ function follow(entry, link, steps) {
   if (node?.mode === NEVER) return null;
   if (node?.mode === BYPASS) return sourceOf(origin, passedThrough(node, link.origin_slot), steps + 1);
   if (node?.subgraph) {
-    const inner = linkOf(node.subgraph, node.subgraph.outputs?.[link.origin_slot]?.linkIds?.[0]);
+    const inner = node.subgraph.getLink(node.subgraph.outputs?.[link.origin_slot]?.linkIds?.[0]);
     return inner && follow({ id: `${id}:`, graph: node.subgraph, parent: origin }, inner, steps + 1);
   }
   if (node?.type === 'PrimitiveNode') return steps ? null : { value: node.widgets?.[0]?.value }; // the app hands it on no further
-  if (node && CONSTANTS.includes(typeOf(node)) && !node.inputs?.some((one) => linkOf(graph, one.link))) {
+  if (node && CONSTANTS.includes(typeOf(node)) && !node.inputs?.some((_, slot) => linkInto(origin, slot))) {
     return { value: widgetValue(node, 'value') };
   }
   if (node?.isVirtualNode) {
@@ -83,9 +91,9 @@ function follow(entry, link, steps) {
   return { wire: [id, link.origin_slot] };
 }
 
-/** The input that a bypassed node hands on at an output: of the same type, in the same place if there is one. */
+/** The slot of the input that a bypassed node hands on at an output: of the same type, in the same place if there is one. */
 function passedThrough(node, slot) {
   const type = node.outputs?.[slot]?.type;
   const same = (input) => input && (input.type === type || input.type === '*' || type === '*');
-  return same(node.inputs?.[slot]) ? node.inputs[slot] : node.inputs?.find((input) => input.type === type);
+  return same(node.inputs?.[slot]) ? slot : (node.inputs ?? []).findIndex((input) => input.type === type);
 }

@@ -16,8 +16,10 @@ import { whatIfLines } from '../../web/explain.js';
 import * as fixture from './fixture.mjs';
 
 const say = (key, values = {}) => `${key}${Object.values(values).map((one) => ` ${one}`).join('')}`;
+// `inputs`: [{name, link}], a link as the app's graph has them, or null
 const node = (comfyClass, widgets = {}, inputs = []) => ({
-  comfyClass, inputs, widgets: Object.entries(widgets).map(([name, value]) => ({ name, value })),
+  comfyClass, inputs: inputs.map(({ name }) => ({ name })), widgets: Object.entries(widgets).map(([name, value]) => ({ name, value })),
+  isInputConnected: (slot) => Boolean(inputs[slot].link), getInputLink: (slot) => inputs[slot].link,
 });
 
 test('numbers are read by people', () => {
@@ -66,7 +68,7 @@ test('components are named as the server names them', () => {
   const active = [
     { id: '10', node: node('LayerwiseOffloadDiffusionModelLoader') },
     { id: '2', node: node('LayerwiseOffloadLoader', { clip_vision_name: 'none' }) },
-    { id: '3:1', node: node('LayerwiseOffloadApply', {}, [{ name: 'model', link: 4 }, { name: 'control_net', link: 5 }]) },
+    { id: '3:1', node: node('LayerwiseOffloadApply', {}, [{ name: 'model', link: {} }, { name: 'clip', link: null }, { name: 'control_net', link: {} }]) },
     { id: '4', node: node('KSampler') },
   ];
   assert.deepEqual(componentNames(active), ['dit', 'dit_2', 'text_encoder', 'vae', 'controlnet']);
@@ -216,11 +218,12 @@ test('passes that do not follow one another are not drawn as if they did', () =>
 });
 
 test('the prompt of a graph has our nodes, the loaders and the links, and nothing else of anybody', () => {
-  const links = { 7: { origin_id: 1, origin_slot: 0 }, 8: { origin_id: 2, origin_slot: 0 } };
+  const from = (origin_id) => ({ origin_id, origin_slot: 0 });
+  const graph = {};
   const active = [
-    { id: '5:1', graph: { links: new Map(Object.entries(links).map(([id, one]) => [Number(id), one])) }, node: node('UNETLoader', { unet_name: 'a.safetensors' }) },
-    { id: '5:2', graph: { links }, node: node('Secret', { password: 'x' }, [{ name: 'model', link: 7 }]) },
-    { id: '5:3', graph: { links }, node: node('LayerwiseOffloadApply', { placement: 'auto', layerwise_offload_text: '' }, [{ name: 'model', link: 8 }, { name: 'clip', link: null }]) },
+    { id: '5:1', graph, node: node('UNETLoader', { unet_name: 'a.safetensors' }) },
+    { id: '5:2', graph, node: node('Secret', { password: 'x' }, [{ name: 'model', link: from(1) }]) },
+    { id: '5:3', graph, node: node('LayerwiseOffloadApply', { placement: 'auto', layerwise_offload_text: '' }, [{ name: 'model', link: from(2) }, { name: 'clip', link: null }]) },
   ];
   assert.deepEqual(promptOf(active, '{}'), {
     '5:1': { class_type: 'UNETLoader', inputs: { unet_name: 'a.safetensors' } },
@@ -231,9 +234,9 @@ test('the prompt of a graph has our nodes, the loaders and the links, and nothin
 });
 
 test('wires that go in a circle through nodes that do not run lead nowhere', () => {
-  const reroute = { isVirtualNode: true, type: 'Reroute', inputs: [{ link: 1 }], getInputLink: () => links[1] };
-  const links = { 1: { origin_id: 9, origin_slot: 0 } };
-  const graph = { links, getNodeById: () => reroute };
-  const apply = { id: '1', graph, node: node('LayerwiseOffloadApply', { placement: 'auto' }, [{ name: 'model', link: 1 }]) };
+  const link = { origin_id: 9, origin_slot: 0 };
+  const reroute = { isVirtualNode: true, type: 'Reroute', inputs: [{}], getInputLink: () => link };
+  const graph = { getNodeById: () => reroute };
+  const apply = { id: '1', graph, node: node('LayerwiseOffloadApply', { placement: 'auto' }, [{ name: 'model', link }]) };
   assert.deepEqual(promptOf([apply])['1'].inputs, { placement: 'auto', graph_options: '' });
 });
