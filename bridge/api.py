@@ -20,7 +20,7 @@ from .loaders import (
 )
 from .recording import step_progress
 from .report import live_document, report_image
-from .report_text import report_json, report_text, show_on_node
+from .report_text import report_json, report_text
 from .surroundings import Surroundings
 from .wrapping import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
 
@@ -52,7 +52,6 @@ __all__ = [
     "report_json",
     "report_text",
     "settings_from",
-    "show_on_node",
     "step_progress",
     "wrap_clip",
     "wrap_clip_vision",

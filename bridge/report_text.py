@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from . import compat
-
 
 def report_json(document: Mapping[str, Any]) -> str:
     """The same document that `/layerwise_offload/report` answers with."""
@@ -55,13 +53,3 @@ def _paragraph(component: dict[str, Any]) -> list[str]:
     lines.append(f"  on the device: {now:.3f} GB now, {most:.3f} GB at most")
     lines.extend(f"  warning: {warning}" for warning in component["warnings"])
     return lines
-
-
-def show_on_node(text: str, node_id: str) -> None:
-    """Show `text` on the node itself, in whichever way the user's interface renders nodes.
-
-    By the app's progress text: what a node returns for the interface is drawn for the app's own preview nodes only.
-    """
-    server = compat.server()
-    if server is not None:
-        server.send_progress_text(text, node_id)

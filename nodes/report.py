@@ -2,7 +2,7 @@
 
 from comfy_api.v0_0_2 import io, ui
 
-from ..bridge.api import live_document, report_image, report_json, report_text, show_on_node
+from ..bridge.api import live_document, report_image, report_json, report_text
 
 
 class LayerwiseOffloadReport(io.ComfyNode):
@@ -34,7 +34,6 @@ class LayerwiseOffloadReport(io.ComfyNode):
                     tooltip="The report as a picture: memory, where every layer is, copies over compute in one pass.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -46,6 +45,6 @@ class LayerwiseOffloadReport(io.ComfyNode):
     def execute(cls, value) -> io.NodeOutput:
         document = live_document()
         text = report_text(document)
-        show_on_node(text, cls.hidden.unique_id)
         image = report_image(document)
+        # Shown by our own page (web/node_widgets.js). The app's progress text is gone from a node when its job ends.
         return io.NodeOutput(value, text, report_json(document), image, ui=ui.PreviewText(text))

@@ -50,6 +50,7 @@ contact.register({
     contact.onMessage('live', () => {}); // the app complains of messages that nobody has asked for
   },
   nodeCreated: (node) => nodes.created(node),
+  onNodeOutputsUpdated: (outputs) => nodes.restored(outputs),
   afterConfigureGraph() {
     panel.graphChanged();
     return nodes.fill();

@@ -1,4 +1,5 @@
-// What a node says about itself: for each of its components, what `auto` came to, on whose word, and what it takes.
+// What a node says about itself: for each of its components, what `auto` came to, on whose word, and what it takes; on the
+// Report node, the report.
 // Makes elements and texts; where they go on the node is app-side business of layerwise_offload.js.
 import { element } from './dom.js';
 import { bytes } from './format.js';
@@ -49,8 +50,23 @@ export function nodeText(say, node) {
   return { root, show };
 }
 
+/** The element of the Report node's text; `show(text)` fills it, empty before the first run. */
+export function reportText(say) {
+  // the app's page leaves the wheel to what says so and has the focus
+  const root = element('div', { class: 'lwo-node lwo-report', tabindex: 0, 'data-capture-wheel': 'true' });
+  const show = (text) => {
+    root.classList.toggle('lwo-quiet', !text);
+    root.textContent = text || say('node.no_report');
+  };
+  show('');
+  return { root, show };
+}
+
 const ORDER = ['dit', 'text_encoder', 'image_encoder', 'vae', 'controlnet'];
 const order = (component) => ORDER.indexOf(kindOf(component));
+
+/** The least height of a report; it takes what the node has. */
+export const REPORT_HEIGHT = 2 * MARGIN + 5 * LINE_HEIGHT;
 
 /** The height of the text of a node, the same before and after a run, so that no run changes a node's size. */
 export const heightFor = (node) => 2 * MARGIN + LINE_HEIGHT * Math.max(1, kindsOf(node).length);

@@ -1,8 +1,8 @@
-// What our nodes carry in the browser: the text widget, and the hidden input with the options of the whole graph.
+// What our nodes carry in the browser: a text widget, and the hidden input with the options of the whole graph.
 // Gets the app's node objects from its hooks; all other contact with the app is by `contact`.
 import { graphPart, optionsText } from './graph_options.js';
 import { isOurs, isWired, kindsOf } from './model.js';
-import { MARGIN, fromReport, heightFor, kindOf, nodeText } from './node_text.js';
+import { MARGIN, REPORT_HEIGHT, fromReport, heightFor, kindOf, nodeText, reportText } from './node_text.js';
 import { word } from './settings.js';
 
 const TEXT_WIDGET = 'layerwise_offload_text';
@@ -15,6 +15,7 @@ const TOGETHER_MS = 500; // what comes within this time is said in one toast
 /** Looks after the nodes of the graph. `say` must be ready before nodes are made; see `ready`. */
 export function nodeWidgets(contact) {
   const shown = new WeakMap(); // node -> {text, resolved: Map by component}
+  const reports = new WeakMap(); // Report node -> its text
   let say = null;
   const told = new Set();
   const pending = [];
@@ -35,25 +36,30 @@ export function nodeWidgets(contact) {
     /** A node has been made: by hand, by loading, or by pasting. */
     created(node) {
       const type = node.comfyClass ?? node.type;
-      if (type === REPORT) node.setSize(REPORT_SIZE.map((least, side) => Math.max(node.size[side], least)));
+      const speak = (...words) => say(...words);
+      if (type === REPORT) {
+        const text = reportText(speak);
+        reports.set(node, text);
+        carryText(node, text.root, REPORT_SIZE, () => REPORT_HEIGHT);
+        const before = node.onExecuted;
+        node.onExecuted = function (output, ...rest) {
+          before?.call(this, output, ...rest);
+          text.show(textOf(output));
+        };
+      }
       if (!isOurs(type)) return;
       carryOptions(contact, node);
-      const text = nodeText((...words) => say(...words), node);
+      const text = nodeText(speak, node);
       shown.set(node, { text, resolved: new Map() });
-      const size = [...node.size];
-      const widget = node.addDOMWidget(TEXT_WIDGET, 'layerwise_offload_text', text.root, {
-        serialize: false, // not into the prompt
-        hideOnZoom: false,
-        margin: MARGIN,
-        getValue: () => '',
-        setValue: () => {},
-        getMinHeight: () => heightFor(node),
-        getMaxHeight: () => heightFor(node),
-      });
-      widget.serialize = false; // nor into the workflow; being last, it leaves no hole there
-      widget.computeLayoutSize = () => ({ minHeight: heightFor(node), maxHeight: heightFor(node), minWidth: 0 });
-      const least = node.computeSize();
-      node.setSize([Math.max(size[0], least[0], WIDTH), Math.max(size[1], least[1])]); // a saved one gets its own size after this
+      const height = () => heightFor(node);
+      carryText(node, text.root, [WIDTH, 0], height, height);
+    },
+    /** The app has put back what nodes of this workflow showed: another tab has been opened, or a run of the history. */
+    restored(outputs) {
+      for (const { node, graph, parent } of contact.activeNodes()) {
+        const output = outputs?.[parent ? `${graph.id}:${node.id}` : node.id];
+        if (output) reports.get(node)?.show(textOf(output));
+      }
     },
     /** The message that a component has been placed. Warnings stay on the node; what the user has to do is one toast. */
     resolved(message) {
@@ -84,6 +90,30 @@ export function nodeWidgets(contact) {
   };
   return nodes;
 }
+
+/**
+ * Puts a text on a node: its last widget, in no prompt and in no saved workflow. `size`: what a new node has at least;
+ * `least()` and `most()`: the text's height, without a `most` what the node has left.
+ */
+function carryText(node, root, size, least, most) {
+  const before = [...node.size];
+  const widget = node.addDOMWidget(TEXT_WIDGET, 'layerwise_offload_text', root, {
+    serialize: false, // not into the prompt
+    hideOnZoom: false,
+    margin: MARGIN,
+    getValue: () => '',
+    setValue: () => {},
+    getMinHeight: least,
+    getMaxHeight: most,
+  });
+  widget.serialize = false; // nor into the workflow; being last, it leaves no hole there
+  widget.computeLayoutSize = () => ({ minHeight: least(), maxHeight: most?.(), minWidth: 0 });
+  const needed = node.computeSize();
+  node.setSize([0, 1].map((side) => Math.max(before[side], needed[side], size[side]))); // a saved one gets its own size after this
+}
+
+/** The report in what the Report node gave to the page. */
+const textOf = (output) => (output?.text ?? []).join('\n');
 
 /** What a node shows beside a new message: of each kind it brings one, so an earlier name and a file taken out are gone. */
 function stillThere(node, resolved, message) {

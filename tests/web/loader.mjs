@@ -11,7 +11,7 @@ await scenario(async (page, task) => {
   await page.screenshot({ path: task.screenshot });
   const beforeReload = await page.evaluate(() => verbs.apiForm()); // the app draws a new seed after each run
   const uiAfterRun = await page.evaluate(() => verbs.uiForm());
-  // What nodes show: as widgets in either renderer, or as text of the page.
+  // What nodes show: as text of the page, or as widgets of the app's that a renderer draws.
   const shown = await page.evaluate(() => document.body.innerText + JSON.stringify(app.graph.nodes.map((n) => n.widgets?.map((w) => w.value))));
   const vueElements = await page.locator('[data-node-id]').count();
   await page.evaluate(() => verbs.saveAndReload());
