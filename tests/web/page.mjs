@@ -21,12 +21,15 @@ const OF_THE_APP = [
 const OF_THE_NEWEST = [/^WARNING: Invalid layout total size: 60%/]; // its side panels
 
 // Runs in the page before the app: its LiteGraph names each use of something deprecated, which the app itself does too.
-// What our files caused is an error, each time; the app's own is not said.
+// What our files caused is an error, once for each road to it; the app's own is not said.
 function watchDeprecated() {
   Error.stackTraceLimit = 50;
+  const told = new Set();
   const ours = (text) => {
     const { stack } = new Error(text);
-    if (stack.includes('/extensions/layerwise-offload/')) console.error(`deprecated, and used by us: ${stack}`);
+    if (!stack.includes('/extensions/layerwise-offload/') || told.has(stack)) return;
+    told.add(stack);
+    console.error(`deprecated, and used by us: ${stack}`);
   };
   let liteGraph;
   Object.defineProperty(window, 'LiteGraph', {

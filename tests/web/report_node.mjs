@@ -20,6 +20,19 @@ await scenario(async (page, task) => {
   await page.screenshot({ path: task.screenshot });
   const area = page.locator('.lwo-report');
   seen.visible = [await area.count(), await area.isVisible(), await area.boundingBox()];
+  // a report with many lines scrolls in its node, by the wheel too, and moves neither node nor graph
+  await inPage((node) => app.api.dispatchEvent(new CustomEvent('executed', {
+    detail: { node, display_node: node, prompt_id: '', output: { text: [Array(200).fill('a line').join('\n')] } },
+  })), id);
+  await page.waitForTimeout(300);
+  const box = await area.boundingBox();
+  const view = () => inPage(() => [app.canvas.ds.scale, ...app.canvas.ds.offset, ...verbs.report().pos, ...verbs.report().size]);
+  const viewBefore = await view();
+  await page.mouse.click(box.x + 50, box.y + 20);
+  await page.mouse.wheel(0, 120);
+  await page.waitForTimeout(300);
+  seen.long = { box, scrolled: await area.evaluate((one) => one.scrollTop), moved: JSON.stringify(await view()) !== JSON.stringify(viewBefore) };
+  seen.last = await text();
   seen.saved = await inPage(async () => JSON.stringify([verbs.uiForm(), await verbs.apiForm()]));
 
   await inPage(() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow'));
