@@ -1,6 +1,7 @@
 """Seeded faults in web/: each one replaces a text in a file. Plain data; tests/web/test_web_faults.py says who notices.
 
-`modules` faults are noticed by the pure modules' tests under Node, `looks` faults by the panel over a made-up run.
+`modules` faults are noticed by the pure modules' tests under Node, `looks` faults by the panel over a made-up run,
+`report` faults by the Report node in a real server.
 """
 
 from dataclasses import dataclass
@@ -64,5 +65,14 @@ LOOKS = (
         "layerwise_offload.js",
         "async init() {",
         "async init() { new Image().src = 'http://192.0.2.1/x.png';",
+    ),
+)
+
+REPORT = (
+    WebFault("a long report makes its node grow", "layerwise_offload.css", "contain: size; ", ""),
+    WebFault("the wheel is left to the graph", "node_text.js", ", 'data-capture-wheel': 'true'", ""),
+    WebFault(
+        *("another tab's report is forgotten", "layerwise_offload.js"),
+        *("onNodeOutputsUpdated: (outputs) => nodes.restored(outputs),", ""),
     ),
 )

@@ -12,12 +12,15 @@ HINT = "The report is shown here after a run."
 
 @pytest.mark.parametrize("renderer", ["vue", "canvas"])
 def test_the_text_is_there_after_a_run_and_saved_nowhere(play, renderer):
-    prompt = {
-        "1": node("PrimitiveInt", value=3),
-        REPORT: node("LayerwiseOffloadReport", value=["1", 0]),
-    }
-    played = play("report_node.mjs", f"report-{renderer}", prompt=prompt, report=REPORT, vueNodes=renderer == "vue")
+    judge(play("report_node.mjs", f"report-{renderer}", **task(), vueNodes=renderer == "vue"))
 
+
+def task() -> dict:
+    prompt = {"1": node("PrimitiveInt", value=3), REPORT: node("LayerwiseOffloadReport", value=["1", 0])}
+    return {"prompt": prompt, "report": REPORT}
+
+
+def judge(played: dict):
     assert played["run"]["status"] == "success", played["run"]
     said = " ".join(played["said"].split())
     assert said, "the report says nothing"

@@ -6,7 +6,8 @@ import subprocess
 import pytest
 
 from tests.support.devkit import paths
-from tests.support.web_faults import LOOKS, MODULES, WebFault
+from tests.support.web_faults import LOOKS, MODULES, REPORT, WebFault
+from tests.web import test_report_node as report_node
 from tests.web.test_panel_looks import judge
 
 pytestmark = [pytest.mark.web, pytest.mark.long]
@@ -41,6 +42,16 @@ def test_the_looks_notice(play, fault):
     faults = {fault.file: seeded(fault)}
     with pytest.raises(AssertionError):
         judge(play("panel_looks.mjs", f"fault-{fault.file}", width=1600, settings=settings, faults=faults), locale)
+
+
+@pytest.mark.parametrize("fault", REPORT, ids=lambda fault: fault.name)
+def test_the_report_node_notices(play, fault):
+    with pytest.raises(AssertionError):
+        played = play(
+            *("report_node.mjs", f"fault-{fault.file}"),
+            **{**report_node.task(), "vueNodes": True, "faults": {fault.file: seeded(fault)}},
+        )
+        report_node.judge(played)
 
 
 def test_without_a_fault_nothing_is_noticed(play):
