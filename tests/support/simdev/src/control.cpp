@@ -1,6 +1,8 @@
 // The C interface that torch_npu (Python, ctypes) drives: set-up, settings, counters.
 #include "simdev.h"
 
+#include <algorithm>
+
 namespace {
 thread_local std::string text;  // keeps what a `const char*` answer points to alive
 }
@@ -50,6 +52,21 @@ void sim_memory(int device, long long* out) {
 }
 
 int sim_max_devices() { return simdev::kMaxDevices; }
+
+void sim_follow(int on) { simdev::pool_follow(on != 0); }
+
+// The calling thread's diary as rows of kind, serial, bytes, stream; what does not fit is kept for the next call.
+int sim_diary(long long* out, int capacity) {
+  thread_local std::vector<simdev::MemoryEvent> left;
+  const auto fresh = simdev::pool_diary();
+  left.insert(left.end(), fresh.begin(), fresh.end());
+  const int count = (int)std::min(left.size(), (size_t)capacity);
+  for (int i = 0; i < count; i++, out += 4)
+    out[0] = left[i].kind, out[1] = left[i].serial, out[2] = left[i].bytes, out[3] = left[i].stream;
+  left.erase(left.begin(), left.begin() + count);
+  return count;
+}
+int sim_holds(long long serial) { return simdev::pool_holds(serial); }
 
 const char* sim_race_message() {
   text = simdev::race::last_message();

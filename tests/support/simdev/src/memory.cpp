@@ -12,11 +12,13 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <set>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace simdev {
@@ -27,10 +29,21 @@ constexpr size_t kAlign = 512;
 constexpr int kPoisonByte = 0xFF;  // NaN in fp64, fp32, fp16, bf16 and the fp8 formats
 
 struct Block {
+  long long serial;             // of the allocation, never used twice
   size_t bytes;
   StreamId stream;              // the stream that was current at allocation
   std::set<StreamId> users;     // others, as told by record_stream
 };
+
+std::atomic<long long> last_serial{0};
+
+// The diary of a thread: what it allocated, freed and could not get, in order, while somebody follows it.
+thread_local bool followed = false;
+thread_local std::vector<MemoryEvent> diary;
+
+void note(MemoryEvent::Kind kind, long long serial, size_t bytes, StreamId stream) {
+  if (followed) diary.push_back({kind, serial, (long long)bytes, (long long)stream});
+}
 
 class Pool {
  public:
@@ -45,6 +58,7 @@ class Pool {
       cached.pop_back();
     } else {
       if (stats_.reserved + bytes > stats_.limit) release_cache();
+      if (stats_.reserved + bytes > stats_.limit) note(MemoryEvent::kRefused, 0, wanted, stream);
       TORCH_CHECK_WITH(OutOfMemoryError, stats_.reserved + bytes <= stats_.limit, "simdev out of memory. Tried to allocate ",
                        bytes, " bytes; ", stats_.used, " bytes in use of ", stats_.limit);
       block = std::aligned_alloc(kAlign, bytes);
@@ -52,7 +66,9 @@ class Pool {
       stats_.reserved += bytes;
       stats_.reserved_peak = std::max(stats_.reserved_peak, stats_.reserved);
     }
-    live_[block] = {bytes, stream, {}};
+    const long long serial = ++last_serial;
+    live_[block] = {serial, bytes, stream, {}};
+    note(MemoryEvent::kAllocated, serial, wanted, stream);
     stats_.used += bytes;
     stats_.peak = std::max(stats_.peak, stats_.used);
     stats_.allocs++;
@@ -70,6 +86,7 @@ class Pool {
       drain(user);
       race::stream_joins(block.stream, race::snapshot(user));
     }
+    note(MemoryEvent::kFreed, block.serial, block.bytes, block.stream);
     stats_.used -= block.bytes;
     stats_.frees++;
     if (settings.poison) std::memset(pointer, kPoisonByte, block.bytes);
@@ -81,6 +98,10 @@ class Pool {
     std::lock_guard<std::mutex> lock(mutex_);
     auto found = live_.find(pointer);
     if (found != live_.end() && found->second.stream != stream) found->second.users.insert(stream);
+  }
+  bool holds(long long serial) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return std::any_of(live_.begin(), live_.end(), [&](const auto& entry) { return entry.second.serial == serial; });
   }
   void trim() {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -203,6 +224,16 @@ void pool_trim() {
 }
 void pool_record_stream(void* block, StreamId stream) {
   for (int device = 0; device < kMaxDevices; device++) pool(device).record_stream(block, stream);
+}
+void pool_follow(bool on) {
+  followed = on;
+  diary.clear();
+}
+std::vector<MemoryEvent> pool_diary() { return std::exchange(diary, {}); }
+bool pool_holds(long long serial) {
+  for (int device = 0; device < kMaxDevices; device++)
+    if (pool(device).holds(serial)) return true;
+  return false;
 }
 void* device_allocator() { return static_cast<c10::Allocator*>(&device_allocator_instance); }
 void register_hooks() { at::RegisterPrivateUse1HooksInterface(new Hooks()); }

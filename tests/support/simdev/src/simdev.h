@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace simdev {
 
@@ -75,6 +76,13 @@ void pool_reset_peak();                                      // of every device,
 void pool_set_limit(size_t bytes);
 void pool_trim();                                            // gives cached blocks back, as empty_cache() does
 void pool_record_stream(void* block, StreamId stream);
+struct MemoryEvent {
+  enum Kind : long long { kAllocated, kFreed, kRefused } kind;
+  long long serial, bytes, stream;  // no serial where the memory could not be had
+};
+void pool_follow(bool on);                                   // whether the calling thread keeps a diary from now on
+std::vector<MemoryEvent> pool_diary();                       // of the calling thread, since it was last asked
+bool pool_holds(long long serial);                           // whether that allocation has not been freed, by any thread
 void* device_allocator();                                    // c10::Allocator*, untyped to keep torch out of this header
 bool is_pinned(const void* pointer);
 bool pin_range(void* pointer, size_t bytes);                 // as cudaHostRegister: refuses an overlapping range

@@ -3,5 +3,5 @@ simulated accelerator, so that the app's own Dynamic VRAM code (`ModelPatcherDyn
 
 Its policy is a plain one: a weight that faults becomes resident if the device, or the cap `SIMDEV_VBAR_MB`, has room
 for it, else the app streams it; nothing is evicted on its own, only when the app asks. Pressure between models is
-therefore not like the library's; sizes, ownership and the order of calls are.
+therefore not like the library's; sizes, ownership and the order of calls are. Memory graphs fail as its own do.
 """

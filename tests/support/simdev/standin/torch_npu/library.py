@@ -48,6 +48,8 @@ def _open() -> ctypes.CDLL:
     lib.sim_host_register.argtypes = [ctypes.c_void_p, ctypes.c_longlong]
     lib.sim_host_unregister.argtypes = [ctypes.c_void_p]
     lib.sim_memory.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_longlong)]
+    lib.sim_diary.argtypes = [ctypes.POINTER(ctypes.c_longlong), ctypes.c_int]
+    lib.sim_holds.argtypes = [ctypes.c_longlong]
     lib.sim_race_message.restype = ctypes.c_char_p
     return lib
 
@@ -104,6 +106,35 @@ def stats() -> dict:
 
 def stat(name: str) -> int:
     return stats()[name]
+
+
+DIARY_ROWS = 256
+ALLOCATED, FREED, REFUSED = range(3)
+"""The kinds of events in a diary, in the order of `MemoryEvent` in src/simdev.h."""
+
+
+def follow(on: bool):
+    """Whether the calling thread keeps a diary of its device memory from now on. It starts empty."""
+    lib.sim_follow(int(on))
+
+
+def diary() -> list[tuple[int, int, int, int]]:
+    """(kind, serial, bytes, stream id) of each allocation, free and refusal in the calling thread since the last call.
+
+    The serial names the allocation; a refusal has none.
+    """
+    rows: list[tuple[int, int, int, int]] = []
+    values = (ctypes.c_longlong * (4 * DIARY_ROWS))()
+    while True:
+        count = lib.sim_diary(values, DIARY_ROWS)
+        rows += [tuple(values[4 * row : 4 * row + 4]) for row in range(count)]
+        if count < DIARY_ROWS:
+            return rows
+
+
+def holds(serial: int) -> bool:
+    """Whether that allocation has not been freed yet, by whichever thread."""
+    return bool(lib.sim_holds(serial))
 
 
 def reset():
