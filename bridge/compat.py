@@ -14,7 +14,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -295,3 +297,15 @@ def app_pin_room_bytes() -> int | None:
     if ceiling is None or ceiling <= 0:
         return None
     return int(ceiling - (find("comfy.model_management.TOTAL_PINNED_MEMORY") or 0))
+
+
+def outside_the_apps_graph() -> Callable[[], AbstractContextManager[Any]]:
+    """The app's own way to allocate device memory beside its compiler's memory graph (from 0.34 on): a context manager
+    for each call. It raises where the graph has failed. One that does nothing where the app has no such graph."""
+    return find("comfy.model_prefetch.pause_malloc_graph") or nullcontext
+
+
+def apps_graph_is_active() -> bool:
+    """Whether the calling thread runs inside the app's memory graph, in which nothing that failed can be repeated."""
+    graphs = find("comfy.model_prefetch.MALLOC_GRAPHS")
+    return bool(graphs) and getattr(graphs.get(threading.get_ident()), "_comfy_active", False) is True

@@ -31,7 +31,7 @@ from . import compat
 from .asked import Asked
 from .device import queue_for, ring_there
 from .file_weights import fill_in_missing
-from .giving_back import give_back, kept_and_ring, least_of, make_room, no_code_of_others, ring_bytes
+from .giving_back import give_back, kept_and_ring, least_of, leave_to, make_room, no_code_of_others, ring_bytes
 from .host_memory import host_memory, moved_bytes
 from .kinds import Kind, entries_of, kind_of
 from .memory import DeviceAllowance, device_allowance, host_limits, not_locked
@@ -88,6 +88,8 @@ class Component:
         """The counters when it was last loaded, which the app does for each use."""
         self.crowded: tuple[tuple[int, ...] | None, int] | None = None
         """The shape on which the device ran out of memory in the middle of a pass, and the bytes it can have there."""
+        self.needs_room = False
+        """On the shape of `crowded`, idle components have to leave the device before this one runs."""
         self.shape: tuple[int, ...] | None = None
         """The shape that the app last estimated memory for: what the next passes will run on."""
         self._measuring_for: tuple[int, ...] | None = None
@@ -143,6 +145,7 @@ class Component:
             entries=entries_of(model, self.kind),
             pinned=False,  # the plan says who is page-locked
             progress=moved_bytes(),
+            around_allocations=compat.outside_the_apps_graph(),
         )
         self._controller.record(recording().trace, self.id)
         host_memory().joined(self._controller)
@@ -219,6 +222,8 @@ class Component:
     def load(self, asked: Asked, offered_bytes: float) -> None:
         """Load within what `asked` or else the policy and the app allow; a plan that is still right is kept."""
         settings = asked.settings
+        if self.needs_room and self._crowded_here():
+            leave_to(self, self._others())
         if not self.loaded:  # a ring that is there for others is there for it, if it can do with a ring
             inventory = self.controller.inventory
             shared = self._ring_shared(inventory, self.device)
@@ -253,8 +258,10 @@ class Component:
         return resolution.components[self.name]
 
     def _neighbours(self) -> list[Neighbour]:
-        others = [other for other in list(_live) if other is not self]
-        return [neighbour for other in others if (neighbour := other._as_neighbour()) is not None]
+        return [neighbour for other in self._others() if (neighbour := other._as_neighbour()) is not None]
+
+    def _others(self) -> list[Component]:
+        return [other for other in list(_live) if other is not self]
 
     def _as_neighbour(self) -> Neighbour | None:
         """How another component sees it; None once nobody uses it any more."""
@@ -269,10 +276,12 @@ class Component:
     def _within_policy(self, asked: Asked, allowance: DeviceAllowance, others: list[Neighbour]) -> DeviceAllowance:
         """What the app offers, cut to what the policy leaves to the component and to what others will ask for."""
         assert self.resolved is not None
-        here = self.crowded is not None and self.crowded[0] == self.shape
-        crowded = self.crowded[1] if self.crowded is not None and here else None
+        crowded = self.crowded[1] if self.crowded is not None and self._crowded_here() else None
         room = 0 if self.kind.asks_for_ring else max((other.room_bytes for other in others), default=0)
         return within_policy(asked, self.resolved, self.controller.inventory, allowance, room, crowded)
+
+    def _crowded_here(self) -> bool:
+        return self.crowded is not None and self.crowded[0] == self.shape
 
     def unload(self) -> None:
         """Give the device back. Nothing is copied."""
@@ -299,8 +308,8 @@ class Component:
         self._planned_for = None  # what is offered next time counts afresh
         return freed
 
-    def _make_room(self, plan: Plan, too_late: bool) -> Plan | None:
-        return make_room(self, plan, too_late, [other for other in list(_live) if other is not self])
+    def _make_room(self, plan: Plan, layer: str, too_late: bool) -> Plan | None:
+        return make_room(self, plan, layer, too_late, self._others())
 
     def put_into_effect(self, plan: Plan) -> None:
         """Load `plan`, or the least that works if the device has no room for it after all."""

@@ -10,11 +10,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..offload_core.demote import demoted
 from ..offload_core.errors import BudgetError, OffloadError
 from ..offload_core.inventory import Inventory
 from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
+from .compat import apps_graph_is_active
 
 if TYPE_CHECKING:
     from .component import Component
@@ -63,16 +66,63 @@ def give_back(component: Component, nbytes: int) -> int:
     return before
 
 
-def make_room(component: Component, plan: Plan, too_late: bool, others: Iterable[Component]) -> Plan | None:
+class FullInTheAppsGraph(OffloadError, torch.OutOfMemoryError):
+    """The device ran out of memory where the layer cannot be run again. To the app it is what it is to us, want of
+    memory: it then takes its models off the device."""
+
+
+def _full_in_the_apps_graph(
+    component: Component, plan: Plan, layer: str, others: Iterable[Component]
+) -> FullInTheAppsGraph:
+    """What ends a run in which the app's memory graph has failed for want of memory.
+
+    Nothing is moved before the app has cleaned up. What the component can have on this shape is remembered, and that
+    idle ones have to make room for it: `leave_to`, at the next load, does the rest.
+    """
+    request = component.request
+    assert request is not None
+    less = make_plan(least_of(request))
+    idle = sum(other.freeable_bytes() for other in _idle(component, others))
+    given = idle + max(0, plan.device_bytes - less.device_bytes)
+    component.crowded = component.shape, less.device_bytes
+    component.needs_room = True
+    memory = component.controller.queue.port.memory()
+    free = "" if memory is None else f"{memory.free_bytes / 1e9:.2f} of {memory.total_bytes / 1e9:.2f} GB free and "
+    found = (
+        f"asked for memory in the layer {layer} of {component.source}; found {component.device} full, {free}ComfyUI's "
+        "compiler memory graph active, in which a layer cannot be run again"
+    )
+    component.warn(f"{component.device} ran out of memory in the middle of a pass, in ComfyUI's compiler memory graph")
+    return FullInTheAppsGraph(
+        f"{found}; {given / 1e9:.2f} GB are given up before the next run: run the prompt again"
+        if given
+        else f"{found}; there is nothing left to give up: use a smaller picture or batch, or start ComfyUI with "
+        "--disable-comfy-compiler"
+    )
+
+
+def leave_to(component: Component, others: Iterable[Component]) -> None:
+    """Idle components leave the device, because `component` ran out of memory on this shape."""
+    for other in _idle(component, others):
+        other.leave_device()
+
+
+def _idle(component: Component, others: Iterable[Component]) -> list[Component]:
+    return [one for one in others if one.loaded and one.device == component.device and not one.controller.in_pass()]
+
+
+def make_room(component: Component, plan: Plan, layer: str, too_late: bool, others: Iterable[Component]) -> Plan | None:
     """The device is full in the middle of our own pass: idle components go, and this one keeps the least it needs.
 
-    None if there is nothing to give. What is given up here stays given up while it runs on the same shape.
+    None if there is nothing to give. What is given up here stays given up while it runs on the same shape. Inside the
+    app's memory graph it raises instead, and room is made before the next run.
     """
+    if apps_graph_is_active():
+        raise _full_in_the_apps_graph(component, plan, layer, others)
     given = 0
-    for other in others:
-        if other.loaded and other.device == component.device and not other.controller.in_pass():
-            given += other.freeable_bytes()
-            other.leave_device()
+    for other in _idle(component, others):
+        given += other.freeable_bytes()
+        other.leave_device()
     request = component.request
     assert request is not None
     less = make_plan(least_of(request))

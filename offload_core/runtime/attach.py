@@ -142,7 +142,7 @@ def _replan(request: PlanRequest, current: Plan, measured: Inventory, link: floa
     return better_plan(current, replace(request, inventory=measured))
 
 
-def _less(request: PlanRequest, current: Plan, too_late: bool) -> Plan | None:
+def _less(request: PlanRequest, current: Plan, layer: str, too_late: bool) -> Plan | None:
     """The least that works, for a device that has turned out to be full; None if that is what is in effect."""
     plan = make_plan(replace(request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None))
     return plan if plan.device_bytes < current.device_bytes else None

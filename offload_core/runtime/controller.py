@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,11 +59,13 @@ class OffloadController:
         entries: Sequence[Entry] | None = None,
         pinned: bool = True,
         progress: Callable[[int, int], None] | None = None,
+        around_allocations: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
         """Attach to `root`, whose parameters are on the CPU.
 
         entries: the methods a pass goes through, by default `root.forward`. `pinned`: whether to ask for page-locked
         host masters; the ones that cannot be had are pageable. `progress(bytes, of_bytes)` is told how far they are.
+        `around_allocations`: see `Prefetcher`.
         """
         self.root = root
         self.queue = queue
@@ -80,6 +83,7 @@ class OffloadController:
         self._loose = self._find_loose()
         self._weights = ChangedWeights(root, component, self.layers, queue.port)
         self.prefetcher = Prefetcher(queue.port, self.layers)
+        self.prefetcher.around_allocations = around_allocations
         self.prefetcher.may_use_ring = self._may_use_ring
         self._offsets: list[int] = []
         self._streamed: list[Layer] = []

@@ -19,9 +19,10 @@ from ..plan import Plan
 if TYPE_CHECKING:
     from .controller import OffloadController
 
-AskForRoom = Callable[[Plan, bool], Plan | None]
-"""The plan in effect in, and whether it is too late for the layer that failed; a plan of fewer device bytes out, the
-same one if others have made room, or None if there is none to be had."""
+AskForRoom = Callable[[Plan, str, bool], Plan | None]
+"""The plan in effect in, the name of the layer that failed, and whether it is too late for it; a plan of fewer device
+bytes out, the same one if others have made room, or None if there is none to be had. What it raises takes the place of
+the error."""
 
 MayRepeat = Callable[[tuple[Any, ...], dict[str, Any]], bool]
 """The arguments of a layer's call in; whether the call may be made twice as far as they go out."""
@@ -33,10 +34,10 @@ def when_full(controller: OffloadController, ask: AskForRoom | None, may_repeat:
     controller.prefetcher.may_repeat = may_repeat
 
 
-def _make_room(controller: OffloadController, ask: AskForRoom, too_late: bool) -> bool:
+def _make_room(controller: OffloadController, ask: AskForRoom, layer: str, too_late: bool) -> bool:
     """In the middle of a pass, with none of the component's layers in use. Whether there is more room now."""
     before = controller.plan
-    plan = None if before is None else ask(before, too_late)
+    plan = None if before is None else ask(before, layer, too_late)
     if plan is None:
         return False
     try:

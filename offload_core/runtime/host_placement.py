@@ -13,7 +13,7 @@ from ..inventory import Inventory
 from ..plan import HostTier, Plan
 from .device_port import DevicePort, Event
 from .host_source import FileSource, loaders
-from .layer import Layer
+from .layer import Binding, Layer
 from .masters import Hold, distinct
 
 
@@ -110,17 +110,24 @@ def with_files(inventory: Inventory, layers: Sequence[Layer]) -> Inventory:
     return replace(inventory, layers=specs)
 
 
-def copy_unplaced(layer: Layer, port: DevicePort, buffer: torch.Tensor, fence: Event) -> None:
-    """Into memory of its own, on the compute lane; what has to be read comes by the copy lane, after earlier users."""
+def copied_unplaced(layer: Layer, port: DevicePort, fence: Event) -> list[Binding]:
+    """The layer in memory of its own, by the compute lane; what has to be read comes by the copy lane, after earlier
+    users."""
+    with torch.inference_mode(False):
+        buffer = port.empty(layer.nbytes)
+        bindings = layer.bindings_into(buffer)
+    if layer.saving:
+        port.compute_waits(layer.saved)
     source = layer.master_source
     if source is None:
         port.copy_on_compute(buffer, layer.source_bytes)
-        return
+        return bindings
     port.record_compute(fence)
     port.copy_waits(fence)
     port.copy_from(buffer, source)
     port.record_copy(layer.copy_done)
     port.compute_waits(layer.copy_done)
+    return bindings
 
 
 def give_up_reads(port: DevicePort, layers: Sequence[Layer]) -> None:

@@ -26,13 +26,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
-
-import torch
 
 from .counters import RunCounters
 from .device_port import DevicePort
-from .host_placement import copy_unplaced, give_up_reads
+from .host_placement import copied_unplaced, give_up_reads
 from .layer import Layer
 from .recorder import Recorder
 from .revision import Versions
@@ -63,11 +62,13 @@ class Prefetcher:
         """Called between passes, before each: the moment at which a plan may change."""
         self.recorder: Recorder | None = None
         """Gets the times of what was measured. Without one there is a test for it now and then, and nothing else."""
-        self.make_room: Callable[[bool], bool] | None = None
+        self.make_room: Callable[[str, bool], bool] | None = None
         """Asked when the device is out of memory and none of our layers is in use: has room been made? It is told
-        whether that is too late for the layer that failed."""
+        the name of the layer that failed and whether it is too late for it. What it raises replaces the error."""
         self.may_repeat: Callable[[tuple[Any, ...], dict[str, Any]], bool] | None = None
         """Asked with the arguments of a layer that failed for want of memory: may its call be made a second time?"""
+        self.around_allocations: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """Entered around what takes device memory in a pass; steady visits take none. Nothing older is freed inside."""
         self.versions = Versions(port)
         self._ring_is_ours = False
         self._layers = tuple(layers)
@@ -100,7 +101,8 @@ class Prefetcher:
     def begin_pass(self) -> None:
         """The component starts to run. Starts look-ahead where it is not already under way."""
         if self.before_pass is not None:
-            self.before_pass()
+            with self.around_allocations():  # whoever runs the component may have begun more than a pass
+                self.before_pass()
         self.in_pass = True
         self._start_pass()
         if self.recorder is not None:
@@ -227,7 +229,7 @@ class Prefetcher:
         """
         self._put_back(layer)
         layer.timed = False
-        if self.make_room is None or not self.make_room(too_late) or too_late:
+        if self.make_room is None or not self.make_room(layer.name, too_late) or too_late:
             return False
         while self._trace and self._trace.pop() is not layer:
             pass
@@ -362,20 +364,16 @@ class Prefetcher:
             layer.in_use = 1
             return
         self.counters.unplaced_visits += 1
-        with torch.inference_mode(False):
-            buffer = self.port.empty(layer.nbytes)
-            bindings = layer.bindings_into(buffer)
-        self._copied_on_compute = True
-        if layer.saving:
-            self.port.compute_waits(layer.saved)
-        copy_unplaced(layer, self.port, buffer, self._fence)
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
-        layer.in_use = 1
-        layer.swap_in(bindings)
-        if layer.source_carries is not layer.revision and layer.revision is not None:
-            layer.revision.apply()
-            self.counters.revised_layers += 1
+        self._copied_on_compute = True
+        with self.around_allocations():
+            bindings = copied_unplaced(layer, self.port, self._fence)
+            layer.in_use = 1
+            layer.swap_in(bindings)
+            if layer.source_carries is not layer.revision and layer.revision is not None:
+                layer.revision.apply()
+                self.counters.revised_layers += 1
 
     def _revise(self, layer: Layer) -> None:
         """The layer has arrived with its master's bytes: change them where they lie, and keep the result."""
@@ -383,7 +381,8 @@ class Prefetcher:
         assert revision is not None and layer.carries is None  # `revise` has thrown away anything else
         layer.timing = layer.timed = False  # this visit takes longer than others will
         try:
-            revision.apply()
+            with self.around_allocations():
+                revision.apply()
         except BaseException:
             self._forget_pending()
             layer.spoil(self.port)

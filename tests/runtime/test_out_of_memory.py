@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from offload_core.errors import OffloadError
 from offload_core.planner import PlanRequest, make_plan, smallest_budget
 from offload_core.runtime import DeviceQueue, OffloadController, discover, port_for
 from offload_core.runtime.full_device import when_full
@@ -93,7 +94,7 @@ class Stage:
         when_full(self.controller, self.less, lambda args, kwargs: True)
         self.x = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
 
-    def less(self, plan, too_late):
+    def less(self, plan, layer, too_late):
         self.asked += not too_late
         smallest = make_plan(PlanRequest(self.controller.inventory, "cpu", smallest_budget(self.controller.inventory)))
         return smallest if smallest.device_bytes < plan.device_bytes else None
@@ -189,6 +190,29 @@ def test_a_layer_that_failed_before_it_left_its_trace_is_repeated(trace):
         stage.controller.detach()
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_who_is_asked_for_room_may_end_the_run_in_other_words(late):
+    """It is told which layer it was; nothing is repeated, and nothing stays behind."""
+    with a_world() as world:
+        stage = Stage(world)
+        stage.run()
+        told = []
+
+        def refuse(plan, layer, too_late):
+            told.append((plan is stage.plan, layer, too_late))
+            raise OffloadError("in other words")
+
+        when_full(stage.controller, refuse, lambda args, kwargs: not late)
+        stage.model.layers[3].failures = 1
+        with pytest.raises(OffloadError, match="in other words"):
+            stage.model(stage.x)
+        assert told == [(True, stage.controller.layers[3].name, late)]
+        assert not world.port.in_flight() and not any(layer.in_use for layer in stage.controller.layers)
+        stage.run()
+        assert stage.controller.counters.retried_visits == 0
+        stage.controller.detach()
+
+
 def test_without_leave_only_our_own_work_is_repeated():
     with a_world() as world:
         stage = Stage(world)
@@ -209,7 +233,7 @@ def test_memory_for_a_visit_outside_the_ring_is_made():
         one.run()
         other.load(8192)
         less = hand_plan(one.controller, 8192)
-        when_full(one.controller, lambda plan, too_late: None if plan is less else less)
+        when_full(one.controller, lambda plan, layer, too_late: None if plan is less else less)
 
         def inside():
             world.port.limit_bytes = world.port.live_bytes
@@ -263,7 +287,7 @@ def test_a_layer_with_layers_inside_is_not_tried_out():
         asked = []
         when_full(
             one.controller,
-            lambda plan, too_late: asked.append(plan) if not too_late else None,
+            lambda plan, layer, too_late: asked.append(plan) if not too_late else None,
             lambda args, kwargs: True,
         )
         one.fail(1, torch.OutOfMemoryError)
@@ -307,7 +331,7 @@ def test_on_a_device_that_really_is_full():
     inventory = controller.inventory
     controller.load(make_plan(PlanRequest(inventory, "npu", inventory.total_bytes)))
     small = make_plan(PlanRequest(inventory, "npu", smallest_budget(inventory)))
-    when_full(controller, lambda plan, too_late: small, lambda args, kwargs: True)
+    when_full(controller, lambda plan, layer, too_late: small, lambda args, kwargs: True)
     x = torch.randn(2048, WIDE, generator=torch.Generator().manual_seed(3)).to("npu")  # 4 MiB
     with torch.inference_mode():
         expected = twin(x).cpu()

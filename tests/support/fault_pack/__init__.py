@@ -6,6 +6,7 @@ counted from now, at which those that raise or fill the device do so; of the
 shortages it is what there is, in MB.
 """
 
+import contextlib
 import importlib
 import sys
 import time
@@ -139,6 +140,30 @@ def less_than_it_looked(at: int) -> None:
         load(self, plan)
 
     _replace(controller, "load", failing)
+
+
+def ring_lost(at: int) -> None:
+    """Another component has the ring for the length of a pass, the `at`-th of a component's life: memory of its own
+    for each layer."""
+    controller = _engine("controller").OffloadController
+    may = controller._may_use_ring
+
+    def may_not(self):
+        if self.counters.passes != at:
+            return may(self)
+        self.prefetcher.give_up_ring()
+        return False
+
+    _replace(controller, "_may_use_ring", may_not)
+
+
+def allocated_in_the_apps_graph() -> None:
+    """For components that are attached from now on."""
+    _replace(_bridge("compat"), "outside_the_apps_graph", lambda: contextlib.nullcontext)
+
+
+def repeated_in_the_apps_graph() -> None:
+    _replace(_bridge("giving_back"), "apps_graph_is_active", lambda: False)
 
 
 def pin_ceiling(at: int) -> None:
@@ -297,10 +322,10 @@ SILENT = (
     layer_taken_for_present,
     overlaps_forgotten,
 )
-RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled, less_than_it_looked)
+RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled, less_than_it_looked, ring_lost)
 SHORTAGES = (pin_ceiling, little_memory)
 OF_THE_HOST = (unreadable, deleted, slow)
-OTHERS = (failure_before_load, unified_memory)
+OTHERS = (failure_before_load, unified_memory, allocated_in_the_apps_graph, repeated_in_the_apps_graph)
 FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING, *SHORTAGES, *OF_THE_HOST, *OTHERS, *TOLD)}
 
 
