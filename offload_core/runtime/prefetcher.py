@@ -1,8 +1,11 @@
 """The heart: decides, visit by visit, which copy is issued next, and orders copies and kernels with two events each.
 
-The first pass follows the plan's guess of the order and is recorded; later passes are looked ahead along the record,
-cyclically, so that the last layers of a pass fetch the first of the next. Whatever does not follow the record is
-served by a demand load: slower, never wrong.
+Every pass is recorded; the last few different walks are kept (`walks.py`), the plan's guess among them. Copies are
+issued along the road: the walk that this pass is expected to make, then the one that is expected to follow it, so that
+the last layers of a pass fetch the first of the next. A visit that is not the expected one is placed on a walk that
+explains all visits of the pass so far, and the road changes to that walk. What no walk explains is served by demand
+loads: slower, never wrong. A road that was wrong has cost copies and ring bytes, no more: what was counted on is
+forgotten as a whole when the road changes, what was copied stays where it is and counts again if it is on the new one.
 
 Ordering, and why it is enough
 ------------------------------
@@ -36,6 +39,7 @@ from .layer import Layer
 from .recorder import Recorder
 from .revision import Versions
 from .timing import collect, wait_for
+from .walks import Walk, Walks
 
 _TIMED_PASSES = 2
 _TIMED_EVERY = 8
@@ -72,14 +76,19 @@ class Prefetcher:
         self.versions = Versions(port)
         self._ring_is_ours = False
         self._layers = tuple(layers)
-        self._order: list[Layer] = list(layers)
-        self._recorded = False
+        self._walks = Walks(layers)
+        self._walk = self._then = self._walks.expected()
+        """The walk that this pass makes, or the next one if none is under way, and the one that should follow."""
+        self._length = 0
+        """Visits of `_walk`."""
+        self._road: list[Layer] = []
+        """The visits of `_walk`, then those of `_then`."""
         self._next = 0
-        """Position in the order of the visit that is expected next."""
+        """Position on the road of the visit that is expected next; it is one of `_walk`."""
         self._ahead = 0
         """How many visits from `_next` on look-ahead has provided for."""
+        self._go(self._walk, self._then)
         self._trace: list[Layer] = []
-        self._last_trace: list[Layer] = []
         self._misses = 0
         self._timing = False
         self._at_rest = True
@@ -94,9 +103,9 @@ class Prefetcher:
 
     def expect(self, order: Sequence[Layer]) -> None:
         """The plan's guess of the order of visits. What was seen counts more."""
-        if not self._recorded:
-            self.forget_look_ahead()
-            self._order = list(order)
+        if not self._walks.seen:
+            self._walks.guess(order)
+            self._set_out()
 
     def begin_pass(self) -> None:
         """The component starts to run. Starts look-ahead where it is not already under way."""
@@ -136,17 +145,12 @@ class Prefetcher:
         self._look_ahead()
 
     def _finish_pass(self) -> None:
-        """Follow what was just seen, unless it is a shortened pass of a kind not seen before (a step cache skips)."""
+        """Keep what was just seen, and expect what most probably follows it."""
         self.counters.passes += 1
-        trace, last = self._trace, self._last_trace
-        self._trace, self._last_trace = [], trace
-        differs = trace != self._order or not self._recorded
-        if trace and differs and (not self._recorded or len(trace) >= len(self._order) or trace == last):
-            self.forget_look_ahead()
-            self._order = trace
-            self._recorded = True
-        elif self._next:
-            self._skip_to(0)
+        trace, self._trace = self._trace, []
+        if trace:
+            self._walks.add(trace)
+        self._set_out()
 
     def _abort(self) -> None:
         """A pass has failed: nothing is in use, counted on or in flight when this returns."""
@@ -157,6 +161,7 @@ class Prefetcher:
                 layer.in_use = 1
                 self._put_back(layer)
         self.forget_look_ahead()
+        self._set_out()
         give_up_reads(self.port, self._layers)
         self.drain()
 
@@ -172,13 +177,14 @@ class Prefetcher:
             self._continue_implicit_pass(layer)
         counters.visits += 1
         self._trace.append(layer)
-        order = self._order
-        if order and order[self._next] is layer:
+        if self._road[self._next] is layer:
             self._misses = 0
-            self._next = self._next + 1 if self._next + 1 < len(order) else 0
+            self._next += 1
             if self._ahead:
                 self._ahead -= 1
                 layer.pending -= 1
+            if self._next == self._length:
+                self._turn()
         else:
             self._find_place(layer)
         if layer.valid:
@@ -253,14 +259,14 @@ class Prefetcher:
     # ------------------------------------------------------------------ look-ahead
 
     def _look_ahead(self) -> None:
-        """Issue copies along the order as far as the bytes of the ring allow, at most one pass ahead."""
+        """Issue copies along the road as far as the bytes of the ring allow, and no farther than it is known."""
         if self._misses >= _MISSES_TO_PAUSE:
             return
-        order = self._order
-        count = len(order)
+        road = self._road
+        end = len(road)
         position = self._next + self._ahead
-        while self._ahead < count:
-            layer = order[position % count]
+        while position < end:
+            layer = road[position]
             if not layer.valid:
                 if not self._may_issue(layer):
                     return
@@ -318,7 +324,7 @@ class Prefetcher:
         self._next = 0
 
     def _forget_pending(self) -> None:
-        for layer in self._order:
+        for layer in self._layers:
             layer.pending = 0
         self._ahead = 0
 
@@ -393,24 +399,55 @@ class Prefetcher:
             self.counters.copied_back += self.versions.save(layer)
 
     def _find_place(self, layer: Layer) -> None:
-        """The visit is not the expected one: go on from where the layer comes next, if it comes at all."""
-        order = self._order
-        count = len(order)
+        """The visit is not the expected one: go on along a walk that explains all of this pass, or as well as we can.
+
+        As well as we can: from where the layer comes next on the walk that we are on, if it comes at all.
+        """
         self.counters.order_misses += 1
+        walk = self._walks.explaining(self._trace, self._walk)
+        if walk is not None:
+            self._misses = 0
+            self._change_to(walk, len(self._trace))
+            return
         self._misses += 1
-        for distance in range(1, count):
-            if order[(self._next + distance) % count] is layer:
-                self._skip_to((self._next + distance + 1) % count)
+        walk, start = self._walk, self._next
+        if walk.derived_from is not None:  # made up, and wrong
+            walk, start = walk.derived_from, 0
+        count = len(walk.visits)
+        for position in range(start, start + count):
+            if walk.visits[position % count] is layer:
+                self._change_to(walk, position % count + 1)
                 break
 
-    def _skip_to(self, position: int) -> None:
-        """Move the expected visit on to `position`; visits in between are not coming, their look-ahead is let go."""
-        count = len(self._order)
-        for _ in range((position - self._next) % count):
-            if self._ahead:
-                self._ahead -= 1
-                self._order[self._next].pending -= 1
-            self._next = (self._next + 1) % count
+    # ------------------------------------------------------------------ the road
+
+    def _set_out(self) -> None:
+        """No pass is under way: be at the begin of the one that is expected. Look-ahead for it may be under way."""
+        walk = self._walks.expected()
+        then = self._walks.after(self._walks.last, walk)
+        if walk is not self._walk or then is not self._then or self._next:
+            self._forget_pending()
+            self._go(walk, then)
+
+    def _turn(self) -> None:
+        """The walk has been made: the next one begins, which is on the road already; look-ahead for it stays."""
+        self._go(self._then, self._walks.after(self._walk, self._then))
+
+    def _change_to(self, walk: Walk, position: int) -> None:
+        """This pass makes `walk`, and has come to `position` of it. Nothing is counted on along the old road."""
+        self._forget_pending()
+        self._go(walk, self._walks.after(self._walks.last, walk))
+        self._next = position
+        if position == self._length:
+            self._turn()
+
+    def _go(self, walk: Walk, then: Walk) -> None:
+        """Be at the begin of `walk`, which `then` follows. What is counted on is the caller's business."""
+        if walk is not self._walk or then is not self._then or not self._road:
+            self._walk, self._then = walk, then
+            self._length = len(walk.visits)
+            self._road = walk.visits + then.visits
+        self._next = 0
 
     def _continue_implicit_pass(self, layer: Layer) -> None:
         """Layers run although the component's own entry was not called: a pass ends where its first layer recurs."""
@@ -422,23 +459,28 @@ class Prefetcher:
     # ------------------------------------------------------------------ times
 
     def recorded_order(self) -> tuple[int, ...]:
-        """Indices of the layers in the order in which a pass was seen to visit them; empty before the first."""
-        return tuple(layer.index for layer in self._order) if self._recorded else ()
+        """Indices of the layers in the order in which passes were seen to visit them; empty before the first.
+
+        Where there are several such orders, the one to plan by (`Walks.typical`).
+        """
+        return tuple(layer.index for layer in self._walks.typical().visits) if self._walks.seen else ()
 
     def measure_again(self) -> None:
         """Compute times no longer hold (another resolution, say): measure the next passes. The link is the same."""
         for layer in self._layers:
             layer.compute_ns, layer.timed = None, False
+        self._walks.count_again()
         self._cold_pass = self.counters.passes
 
     def all_measured(self) -> bool:
         """Whether every layer of the recorded order has a measured time. Reads what has arrived, waits for nothing."""
-        if not self._recorded:
+        if not self._walks.seen:
             return False
-        for layer in self._order:
+        visits = self._walks.typical().visits
+        for layer in visits:
             if layer.timed:
                 collect(layer, self.port, self.counters, self.recorder)
-        return all(layer.compute_ns is not None for layer in self._order)
+        return all(layer.compute_ns is not None for layer in visits)
 
     def read_times(self) -> None:
         """Read what has arrived of the last measured visits, if no pass is under way. Waits for nothing. Any thread."""

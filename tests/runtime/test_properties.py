@@ -72,6 +72,31 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Turns:
+    """Walks that take turns, as in the steps of several runs, perhaps with a failure in the middle of the last round.
+
+    By the third round they are known, and up to three walks that are not disturbed are foreseen.
+    """
+
+    walks: tuple[tuple[int, ...], ...]
+    rounds: int
+    fails_at: int | None
+
+    def happen(self, one: Component, other: Component) -> None:
+        walks = [one.fit(list(walk)) for walk in self.walks]
+        counters = one.controller.counters
+        for number in range(self.rounds):
+            before = counters.order_misses
+            for walk in walks:
+                one.run(walk)
+            assert number < 3 or counters.order_misses == before, "visits in an order that was known"
+        if self.fails_at is not None:
+            for walk in walks:
+                one.fail(self.fails_at % len(walk), Interrupt, walk)
+                one.run(walk)
+
+
+@dataclass(frozen=True)
 class Fail:
     order: list[int] | None
     at: int
@@ -192,6 +217,10 @@ def raise_interrupt(block: Block) -> None:
     raise Interrupt
 
 
+turns = st.builds(
+    Turns, st.lists(st.lists(blocks, min_size=1, max_size=7).map(tuple), min_size=2, max_size=3).map(tuple),
+    st.integers(1, 4), st.one_of(st.none(), st.integers(0, 6)),
+)  # fmt: skip
 loads = st.builds(
     Load, st.sampled_from([0, 256, 2048, 4096, 9000, 30_000]).map(lambda n: n // 256 * 256), st.frozensets(blocks),
     st.one_of(st.none(), st.integers(1, 40)),
@@ -200,6 +229,7 @@ events = st.one_of(
     st.builds(Run, orders),
     st.builds(Run, orders, st.lists(st.tuples(st.integers(0, 5), blocks), max_size=3).map(tuple)),
     st.builds(Run, orders, st.just(()), st.integers(0, 5), st.booleans()),
+    turns,
     loads,
     st.builds(Fail, orders, st.integers(0, 8), st.sampled_from(ERRORS)),
     st.builds(Walk, st.lists(blocks, min_size=1, max_size=9), st.booleans()),

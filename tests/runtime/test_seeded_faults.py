@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 
-from tests.runtime import faults_patched, faults_replan  # noqa: F401 - they add to FAULTS
+from tests.runtime import faults_patched, faults_replan, faults_walks  # noqa: F401 - they add to FAULTS
 from tests.runtime.faults import FAULTS, Fault
 from tests.runtime.world import World
 from tests.runtime.zoo import ZOO
@@ -64,4 +64,4 @@ def test_caught(seeded: Fault, monkeypatch, capsys):
 
 
 def test_there_are_enough_of_them():
-    assert len(FAULTS) >= 58 and len({seeded.name for seeded in FAULTS}) == len(FAULTS)
+    assert len(FAULTS) >= 73 and len({seeded.name for seeded in FAULTS}) == len(FAULTS)

@@ -18,6 +18,7 @@ import torch
 from offload_core.plan import HostTier, Plan, PlannedLayer, Prediction
 from offload_core.runtime import Change, DeviceQueue, OffloadController, discover
 from offload_core.runtime.file_weights import weights_from_file
+from offload_core.runtime.prefetcher import Prefetcher
 from offload_core.runtime.staging import StagedPort
 from tests.runtime.file_models import saved
 from tests.support.race_port import RacePort
@@ -196,6 +197,7 @@ class Component:
         port = self.world.port
         if self.controller.loaded:
             assert port.holds(block.tag) and port.holds(block.weight), f"block {block.number} ran from the host"
+        check_look_ahead(self.controller.prefetcher)
         everybody = [layer for component in self.world.components for layer in component.controller.layers]
         unplaced = sum(layer.nbytes for layer in everybody if layer.in_use and not layer.valid)
         allowed = self.world.allowed_bytes() + unplaced
@@ -207,6 +209,7 @@ class Component:
 
     def check_host(self) -> None:
         """Between passes: streamed layers' parameters are the host's, and all values are right."""
+        check_look_ahead(self.controller.prefetcher)
         for layer in self.controller.layers:
             if not layer.keep_resident:
                 for params, name, host in layer.host_bindings:
@@ -222,6 +225,18 @@ class Component:
                 right = [self.masters[name], *(right if self.world.port.holds(mine[name]) else [])]
             equal = [torch.equal(as_bytes(mine[name]), as_bytes(value)) for value in right]
             assert any(equal), f"{name} has another value"
+
+
+def check_look_ahead(prefetcher: Prefetcher) -> None:
+    """The invariants that the prefetcher promises in its first lines, and that look-ahead ends where the road does."""
+    layers, ahead = prefetcher._layers, prefetcher._ahead
+    counted_on = prefetcher._road[prefetcher._next : prefetcher._next + ahead]
+    assert sum(layer.pending for layer in layers) == ahead == len(counted_on), "pending does not add up to ahead"
+    for layer in layers:
+        assert layer.pending == counted_on.count(layer), f"{layer.name} is pending, and not on the road"
+        assert layer.valid or not layer.pending, f"{layer.name} is pending, and not valid"
+        for other in layer.overlaps:
+            assert not (layer.valid and other.valid), f"{layer.name} and {other.name} are valid in the same bytes"
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from offload_core.errors import PlanError
 from offload_core.plan import Plan
 from tests.runtime.world import Interrupt, World, hand_plan
 from tests.runtime.zoo_patched import LIVES
+from tests.runtime.zoo_walks import WALKS
 from tests.support.tiny_torch_models import DIM, Block, on_run
 
 UNEVEN = (4, 2, 7, 3, 5, 1, 6)
@@ -300,5 +301,5 @@ ZOO: tuple[Callable[[World], None], ...] = (
     weights_change, detached_in_full_flight, detached_before_it_ran, plans_change, plan_asked_for_inside_a_layer,
     planned_again, planned_again_without_room, second_pass, another_plan_meanwhile, unloaded_between, two_components,
     component_between_layers, component_inside_a_layer, without_an_entry, without_an_entry_and_failing,
-    *LIVES,
+    *LIVES, *WALKS,
 )  # fmt: skip

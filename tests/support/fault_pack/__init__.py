@@ -66,7 +66,7 @@ def layer_taken_for_present() -> None:
 
     def stale(self):
         give_up(self)
-        for layer in self._order:
+        for layer in self._layers:
             layer.valid = layer.device_buffer is not None
 
     _replace(prefetcher, "forget_look_ahead", stale)

@@ -1,0 +1,159 @@
+"""The walks that a component's passes were seen to make: which of them explains the visits so far, which comes next.
+
+Models walk their layers in more than one way: each block twice while a prefix is put into a key/value cache and once
+afterwards, without the blocks that a step cache or skip-layer guidance leaves out, by another conditioning. The last
+few different walks are kept. Nothing here is called while visits come as expected: `explaining` on a visit that did
+not, `add` and `after` once a pass. Knows nothing of copies: whatever it answers is a guess, and may be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .layer import Layer
+
+KEPT = 6
+"""Walks that are kept. The one that was made longest ago goes first."""
+
+
+class Walk:
+    """The layers that one pass visits, in order. Two walks are the same only if they are one object."""
+
+    __slots__ = ("derived_from", "passes", "seen", "visits")
+
+    def __init__(self, visits: Sequence[Layer], derived_from: Walk | None = None) -> None:
+        self.visits = list(visits)
+        self.derived_from = derived_from
+        """The walk that this one was made up from; None: it was seen, or planned."""
+        self.seen = False
+        """A pass has made it. Until one has, a plan's guess is kept like a walk that was seen."""
+        self.passes = 0
+        """How many passes have made it since `count_again`."""
+
+
+class Walks:
+    """What is known of one component's walks. There is always one, however little is known."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._kept = [Walk(layers)]
+        """The one that was made last comes first."""
+        self._before: Walk | None = None
+        self.last = self._kept[0]
+        """The walk of the last pass, and the one before it."""
+        self._forecasts: dict[tuple[Walk | None, Walk], tuple[Walk, bool]] = {}
+        """By the walks of two passes that follow one another: the walk of the third, and whether it came last time."""
+
+    @property
+    def seen(self) -> bool:
+        """Whether any pass was seen."""
+        return self.last.seen
+
+    def guess(self, order: Sequence[Layer]) -> None:
+        """The plan's guess. For as long as no pass was seen."""
+        if order and not self.seen:
+            self._kept = [Walk(order)]
+            self.last = self._kept[0]
+
+    # ------------------------------------------------------------------ what comes next
+
+    def expected(self) -> Walk:
+        """The walk of the next pass, most probably."""
+        return self.after(self._before, self.last)
+
+    def after(self, before: Walk | None, last: Walk) -> Walk:
+        """What most probably follows a pass `last` that followed a pass `before`.
+
+        That is what followed these two before; else what has always followed `last`; else the same walk again, or the
+        one before it if the last one has left something out.
+        """
+        forecast = self._forecasts.get((before, last))
+        if forecast is not None:
+            return forecast[0]
+        followers = {walk for context, (walk, _) in self._forecasts.items() if context[1] is last}
+        if len(followers) == 1:
+            return followers.pop()
+        shortened = before is not None and len(last.visits) < len(before.visits)
+        return before if shortened and before is not None else last
+
+    def add(self, trace: list[Layer]) -> None:
+        """A pass has made the visits of `trace`, of which there is at least one. The list is kept."""
+        kept = self._kept
+        walk = next((known for known in kept if known.visits == trace), None)
+        if walk is None:
+            walk = Walk(trace)
+        else:
+            kept.remove(walk)
+        kept.insert(0, walk)
+        if self.seen:
+            self._learn(walk)
+            self._before = self.last
+        self.last = walk
+        walk.seen = True
+        walk.passes += 1
+        while len(kept) > KEPT:
+            self._forget(kept.pop())
+
+    def _learn(self, walk: Walk) -> None:
+        """A forecast is given up when it was wrong twice in a row: a run's first pass does not change the others'."""
+        context = (self._before, self.last)
+        forecast, held = self._forecasts.get(context, (walk, True))
+        if forecast is walk or not held:
+            self._forecasts[context] = (walk, True)
+        else:
+            self._forecasts[context] = (forecast, False)
+
+    def _forget(self, walk: Walk) -> None:
+        self._forecasts = {
+            context: forecast
+            for context, forecast in self._forecasts.items()
+            if walk not in context and walk is not forecast[0]
+        }
+
+    # ------------------------------------------------------------------ where we are
+
+    def explaining(self, trace: list[Layer], current: Walk) -> Walk | None:
+        """A walk that begins with the visits of this pass so far, or None. `current` comes before others.
+
+        Of several others the one in which the last layer comes once more at once: if it does not, having kept its
+        bytes has cost nothing. Else the one that was made last.
+        """
+        count = len(trace)
+        if _begins(current, trace):
+            return current
+        explaining = [walk for walk in self._kept if _begins(walk, trace)]
+        for walk in explaining:
+            if walk.visits[count : count + 1] == trace[-1:]:
+                return walk
+        return explaining[0] if explaining else self._stretched(trace)
+
+    def _stretched(self, trace: list[Layer]) -> Walk | None:
+        """A walk made up from one that is known, with each visit as often as the first one of this pass has come.
+
+        The first pass of a model that fills a cache is like that. Later ones are known from `add`.
+        """
+        first, times = trace[0], len(trace)
+        if times < 2 or any(layer is not first for layer in trace):
+            return None
+        for walk in self._kept:
+            if walk.visits[0] is first and walk.visits[1:2] != [first]:
+                return Walk([layer for layer in walk.visits for _ in range(times)], derived_from=walk)
+        return None
+
+    # ------------------------------------------------------------------ what to plan by
+
+    def typical(self) -> Walk:
+        """The walk to plan by: the one made most often; of several, the one with most layers, then the last one made.
+
+        So the first of them that skips layers does not replace the one that has them all.
+        """
+        return max(self._kept, key=lambda walk: (walk.seen, walk.passes, len(set(walk.visits))))
+
+    def count_again(self) -> None:
+        """How often which walk was made so far says nothing about the passes to come."""
+        for walk in self._kept:
+            walk.passes = 0
+
+
+def _begins(walk: Walk, trace: list[Layer]) -> bool:
+    count = len(trace)
+    return len(walk.visits) >= count and walk.visits[count - 1] is trace[-1] and walk.visits[:count] == trace
