@@ -177,13 +177,14 @@ class Prefetcher:
             self._continue_implicit_pass(layer)
         counters.visits += 1
         self._trace.append(layer)
-        if self._road[self._next] is layer:
+        position = self._next
+        if self._road[position] is layer:
             self._misses = 0
-            self._next += 1
+            self._next = position = position + 1
             if self._ahead:
                 self._ahead -= 1
                 layer.pending -= 1
-            if self._next == self._length:
+            if position == self._length:
                 self._turn()
         else:
             self._find_place(layer)
@@ -263,8 +264,8 @@ class Prefetcher:
         if self._misses >= _MISSES_TO_PAUSE:
             return
         road = self._road
-        end = len(road)
         position = self._next + self._ahead
+        end = len(road)
         while position < end:
             layer = road[position]
             if not layer.valid:

@@ -77,6 +77,19 @@ class Walks:
 
     def add(self, trace: list[Layer]) -> None:
         """A pass has made the visits of `trace`, of which there is at least one. The list is kept."""
+        walk = self._kept[0]
+        if walk.visits != trace:
+            walk = self._bring_forward(trace)
+        if self.seen:
+            self._learn(walk)
+            self._before = self.last
+        self.last = walk
+        walk.seen = True
+        walk.passes += 1
+        while len(self._kept) > KEPT:
+            self._forget(self._kept.pop())
+
+    def _bring_forward(self, trace: list[Layer]) -> Walk:
         kept = self._kept
         walk = next((known for known in kept if known.visits == trace), None)
         if walk is None:
@@ -84,19 +97,12 @@ class Walks:
         else:
             kept.remove(walk)
         kept.insert(0, walk)
-        if self.seen:
-            self._learn(walk)
-            self._before = self.last
-        self.last = walk
-        walk.seen = True
-        walk.passes += 1
-        while len(kept) > KEPT:
-            self._forget(kept.pop())
+        return walk
 
     def _learn(self, walk: Walk) -> None:
         """A forecast is given up when it was wrong twice in a row: a run's first pass does not change the others'."""
         context = (self._before, self.last)
-        forecast, held = self._forecasts.get(context, (walk, True))
+        forecast, held = self._forecasts.get(context, (walk, False))
         if forecast is walk or not held:
             self._forecasts[context] = (walk, True)
         else:

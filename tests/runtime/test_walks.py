@@ -1,7 +1,7 @@
-"""Passes that take turns in the order of their visits, exactly: sixteen equal layers, room for a third, a virtual clock.
+"""Passes that take turns in the order of their visits, exactly: sixteen equal layers, room for a third, virtual clock.
 
 What real models do: a first step that fills a key/value cache calls each block twice, step caches and skip-layer
-guidance leave blocks out, conditionings of several kinds take turns. That nothing races meanwhile is the zoo's business.
+guidance leave blocks out, conditionings of several kinds take turns. That nothing races is the zoo's business.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RUNS = {
     "each block twice in the first step": ([TWICE, *[ONCE] * 5], [1, 0, 0, 0, 0, 0]),
     "each block twice, few steps": ([TWICE, *[ONCE] * 3], [1, 0, 0, 0]),
     "each block twice, two passes a step": ([TWICE, TWICE, *[ONCE] * 6], [1, 0, 0, 0, 0, 0, 0, 0]),
-    "the whole walk twice": ([ONCE + ONCE, *[ONCE] * 4], [0, 0, 0, 0, 0]),
+    "each block twice and the whole walk again": ([TWICE + ONCE, *[ONCE] * 4], [1, 0, 0, 0, 0]),
     "a step cache on every second step": ([ONCE, SKIPPING] * 4, [0, 1, 0, 0, 0, 0, 0, 0]),
     "a step cache on two of three steps": ([ONCE, SKIPPING, SKIPPING] * 3, [0, 1, 1, 1, 0, 0, 0, 0, 0]),
     "skip-layer guidance": ([ONCE, ONCE, SKIPPING] * 3, [0, 0, 1, 0, 0, 0, 0, 0, 0]),
