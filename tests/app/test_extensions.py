@@ -8,7 +8,7 @@ from tests.support.workflows import LATENT, NEGATIVE, POSITIVE, SAMPLER, build, 
 pytestmark = pytest.mark.app
 
 PATCH, PATCH_2 = "60", "61"
-SEVERAL_STEPS = ("wrapper around the forward", "blocks left out", "step cache", "lazy cache")
+SEVERAL_STEPS = ("wrapper around the forward", "blocks left out", "blocks twice in the first step", "step cache", "lazy cache")
 """What does something different from step to step."""
 
 
@@ -65,6 +65,7 @@ CASES = {
     "object patch": ("flux", probe("object_patch")),
     "wrapper around the forward": ("flux", probe("wrapper")),
     "blocks left out": ("flux", probe("skipped_blocks")),
+    "blocks twice in the first step": ("flux", probe("twice_in_the_first_step")),
     "weight wrapper": ("flux", probe("weight_wrapper")),
     "compiled blocks": ("flux", probe("compiled")),
     "compiled whole": ("flux", probe("compiled_whole")),
@@ -109,4 +110,24 @@ def test_what_other_nodes_do_works_on_a_streamed_model(sim, name):
         assert any(layer["placement"] == "streamed" for layer in report["plan"]["layers"])
     # And without the node again: it has left nothing behind on the module.
     assert outcome(sim, build(family, loader, steps=steps, placement="layerwise", budget_gb=budget)) == plain
+    assert sim.sim_stats()["races"] == 0
+
+
+def test_a_first_step_that_calls_each_block_twice_is_known_from_the_second_run_on(sim):
+    """Several runs of one loaded model. The second visit of the first block comes without notice; nothing else does."""
+    steps, runs = 4, 4
+    budget = 1.3 * smallest_budget_gb(sim, "flux")
+    sim.free()
+    counted = []
+    for seed in range(runs):
+        prompt = build("flux", "layerwise", placement="layerwise", budget_gb=budget, steps=steps, seed=seed)
+        outcome(sim, probe("twice_in_the_first_step")(prompt))
+        report = next(one for one in sim.report()["components"] if one["component"] == "dit")
+        counted.append(report["summary"])
+    layers = len(report["plan"]["layers"])
+    for before, after in zip(counted, counted[1:]):
+        assert after["passes"] - before["passes"] == steps
+        assert after["visits"] - before["visits"] == (steps + 1) * layers
+        assert after["demand_loads"] - before["demand_loads"] <= 1
+    assert counted[0]["demand_loads"] <= 1
     assert sim.sim_stats()["races"] == 0

@@ -69,6 +69,21 @@ def skipped_blocks(model):
     model.set_model_patch_replace(skipping, "dit", "double_block", 2)
 
 
+def twice_in_the_first_step(model):
+    """As models that fill a key/value cache: in the first step of a run each block is called twice in a row."""
+
+    def called(args, extra):
+        options, block = args["transformer_options"], extra["original_block"]
+        if options["sigmas"][0] == options["sample_sigmas"][0]:
+            args = args | block(args)
+        return block(args)
+
+    diffusion_model = model.get_model_object("diffusion_model")
+    for kind in ("double", "single"):
+        for index in range(len(getattr(diffusion_model, f"{kind}_blocks"))):
+            model.set_model_patch_replace(called, "dit", f"{kind}_block", index)
+
+
 def weight_wrapper(model):
     """A function over a weight, applied whenever the weight is used."""
     for index in (0, 3):
@@ -84,7 +99,10 @@ def compiled_whole(model):
     set_torch_compile_wrapper(model=model, backend="eager")
 
 
-EXTENSIONS = (injection, object_patch, wrapper, skipped_blocks, weight_wrapper, compiled, compiled_whole)
+EXTENSIONS = (
+    injection, object_patch, wrapper, skipped_blocks, twice_in_the_first_step, weight_wrapper, compiled,
+    compiled_whole,
+)  # fmt: skip
 
 
 class ProbeExtension:
