@@ -8,7 +8,9 @@ from tests.support.workflows import LATENT, NEGATIVE, POSITIVE, SAMPLER, build, 
 pytestmark = pytest.mark.app
 
 PATCH, PATCH_2 = "60", "61"
-SEVERAL_STEPS = ("wrapper around the forward", "blocks left out", "blocks twice in the first step", "step cache", "lazy cache")
+SEVERAL_STEPS = (
+    "wrapper around the forward", "blocks left out", "blocks twice in the first step", "step cache", "lazy cache",
+)  # fmt: skip
 """What does something different from step to step."""
 
 
