@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 TESTED = ("0.16.3", "0.18.2", "0.24.1", "0.27.0", "0.30.0")
 """The ComfyUI versions that `python3 dev.py versions` runs the pack in; the first is pyproject's `requires-comfyui`."""
 
+NEWEST_RUN = "0.33.0"
+"""The newest version that the pack was run in, by `--comfyui PATH`: the README's table says with which tests."""
+
 NODE_API = "comfy_api.v0_0_2"
 """The version of the app's node interface that our nodes are written for."""
 
@@ -149,8 +152,8 @@ def look() -> tuple[str, ...]:
     _missing = tuple(lacking or _lacking_of_a_patcher())
     if _missing:
         log.error("Layerwise Offload: %s", _refusal())
-    elif _number(app_version()) > _number(TESTED[-1]):
-        log.info("Layerwise Offload on ComfyUI %s: tested up to %s, has all it needs", app_version(), TESTED[-1])
+    elif _number(app_version()) > _number(NEWEST_RUN):
+        log.info("Layerwise Offload on ComfyUI %s: run up to %s, has all it needs", app_version(), NEWEST_RUN)
     else:
         log.info("Layerwise Offload on ComfyUI %s", app_version())
     return _missing
@@ -208,7 +211,7 @@ def unheeded() -> list[str]:
     if not _unknown:
         return []
     return [
-        f"ComfyUI {app_version()} passes more to this pack than it knows, which was tested up to {TESTED[-1]}: "
+        f"ComfyUI {app_version()} passes more to this pack than it knows, which was run in ComfyUI up to {NEWEST_RUN}: "
         f"{', '.join(_unknown)}; layers are streamed as without it; look for a newer version of the pack"
     ]
 
@@ -217,8 +220,8 @@ def newer_than_the_pack(asked: str, error: BaseException) -> OffloadError:
     """The error to show where the app has called ours in a way that the pack does not know."""
     return OffloadError(
         f"asked {asked}; found that ComfyUI {app_version()} calls the pack in a way that it does not know "
-        f"({error}): this ComfyUI is newer than the pack, which was tested up to {TESTED[-1]}; update the pack, or use "
-        "the app's own loader node"
+        f"({error}): this ComfyUI is newer than the pack, which was run in ComfyUI up to {NEWEST_RUN}; update the pack, "
+        "or use the app's own loader node"
     )
 
 
@@ -232,7 +235,7 @@ def _refusal() -> str:
     shown = ", ".join(_missing[:3]) + (f" and {len(_missing) - 3} more" if len(_missing) > 3 else "")
     return (
         f"asked to work in ComfyUI {app_version()}; found that it lacks {shown}; the pack works from ComfyUI "
-        f"{TESTED[0]} on and was tested up to {TESTED[-1]}: use one of these versions, or the app's own nodes"
+        f"{TESTED[0]} on and was run up to {NEWEST_RUN}: use one of these versions, or the app's own nodes"
     )
 
 
