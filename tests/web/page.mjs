@@ -18,7 +18,7 @@ const OF_THE_APP = [
   /^\[Jobs API\] Error fetching jobs: ZodError/, // the frontend that ComfyUI 0.16.3 names, about that version's job list
   /^Failed to load resource/, // which one is seen by its answer, see below
 ];
-const OF_THE_NEWEST = [/^WARNING: Invalid layout total size: 60%/]; // its side panels
+const OF_THE_NEWEST = [/^WARNING: Invalid layout total size: [\d.]+%/]; // its side panels, with or without the pack
 
 // Runs in the page before the app: its LiteGraph names each use of something deprecated, which the app itself does too.
 // What our files caused is an error, once for each road to it; the app's own is not said.
