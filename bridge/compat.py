@@ -220,8 +220,8 @@ def newer_than_the_pack(asked: str, error: BaseException) -> OffloadError:
     """The error to show where the app has called ours in a way that the pack does not know."""
     return OffloadError(
         f"asked {asked}; found that ComfyUI {app_version()} calls the pack in a way that it does not know "
-        f"({error}): this ComfyUI is newer than the pack, which was run in ComfyUI up to {NEWEST_RUN}; update the pack, "
-        "or use the app's own loader node"
+        f"({error}): this ComfyUI is newer than the pack, which was run in ComfyUI up to {NEWEST_RUN}; update the "
+        "pack, or use the app's own loader node"
     )
 
 
