@@ -198,7 +198,7 @@ def look_ahead_overwrites_a_layer_in_use(patch: Patch) -> None:
     after(patch, Prefetcher, "enter", lambda self, layer: self._look_ahead())
 
 
-@fault("slow")
+@fault("state")
 def look_ahead_overwrites_a_layer_still_to_come(patch: Patch) -> None:
     def changed(self: Prefetcher, layer: Layer) -> bool:
         return layer.device_buffer is not None and not any(other.in_use for other in layer.overlaps)
