@@ -34,6 +34,23 @@ def test_computes_as_the_cpu_does(npu):
     assert torch.equal(layer.to("npu")(x.to("npu")).cpu(), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_convolution_accumulates_in_32_bits(npu, dtype):
+    torch.manual_seed(0)
+    layer, x = torch.nn.Conv3d(8, 8, 3, padding=1), torch.randn(1, 8, 3, 6, 6).to(dtype)
+    layer = layer.to(dtype)
+    expected = torch.nn.functional.conv3d(x.float(), layer.weight.float(), layer.bias.float(), padding=1).to(dtype)
+    assert torch.equal(layer.to("npu")(x.to("npu")).cpu(), expected)
+
+
+@pytest.mark.parametrize("other", ["weight", "bias"])
+def test_a_convolution_refuses_two_types(npu, other):
+    given = {"weight": torch.ones(1, 1, 1, 1, device="npu"), "bias": torch.ones(1, device="npu")}
+    given[other] = given[other].bfloat16()
+    with pytest.raises(RuntimeError, match=f"{other} type"):
+        torch.nn.functional.conv2d(torch.ones(1, 1, 3, 3, device="npu"), **given)
+
+
 def test_memory_limit_and_poison(npu):
     used = npu.stats()["used"]
     with pytest.raises(torch.OutOfMemoryError):
