@@ -62,14 +62,14 @@ def bytes_of_the_layer_before() -> None:
 
 def layer_taken_for_present() -> None:
     prefetcher = _engine("prefetcher").Prefetcher
-    give_up = prefetcher.forget_look_ahead
+    set_out = prefetcher._set_out
 
     def stale(self):
-        give_up(self)
+        set_out(self)
         for layer in self._layers:
             layer.valid = layer.device_buffer is not None
 
-    _replace(prefetcher, "forget_look_ahead", stale)
+    _replace(prefetcher, "_set_out", stale)
 
 
 def overlaps_forgotten() -> None:
