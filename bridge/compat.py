@@ -184,7 +184,7 @@ def compare(ours: type, replaced: Sequence[str]) -> tuple[str, ...]:
     """The parameters of the app's methods, as `load(name)`, without effect where those of `ours` run in their place.
 
     `ours`: our subclass of the app's ModelPatcher. `replaced`: names of its methods that do the work in place of the
-    app's. Called once, after `look`; says in the log what it finds, and `unheeded` says it to whoever asks later.
+    app's. Called once, after `look`. Logs what it finds; `unheeded` returns it as a sentence for reports and nodes.
     """
     global _unknown
     app = find("comfy.model_patcher.ModelPatcher")

@@ -110,7 +110,7 @@ class Prefetcher:
     def begin_pass(self) -> None:
         """The component starts to run. Starts look-ahead where it is not already under way."""
         if self.before_pass is not None:
-            with self.around_allocations():  # whoever runs the component may have begun more than a pass
+            with self.around_allocations():  # a changed plan takes memory
                 self.before_pass()
         self.in_pass = True
         self._start_pass()

@@ -52,7 +52,7 @@ def streamed(server, prompt) -> tuple[set[str], str]:
 
 
 def names():
-    """The known versions, and the app under test where it is a tree of somebody's own."""
+    """The known versions, and the app under test where `--comfyui PATH` names a tree."""
     for version in APP_RELEASES:
         yield version if version == OLDEST_APP else pytest.param(version, marks=pytest.mark.long)
     if (app := apps.under_test()).is_own_tree:

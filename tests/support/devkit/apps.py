@@ -1,7 +1,7 @@
 """Which ComfyUI something runs in: a version that set-up fetches, or a tree of one's own, named by its folder.
 
-A tree of somebody's own is read and run where it lies, and never written to. What its `requirements.txt` names is in an
-environment of its own over the common one (environment.py, decision 162).
+A tree that `--comfyui PATH` names is read and run where it lies, and never written to. What its `requirements.txt`
+names is in an environment of its own over the common one (environment.py, decision 162).
 """
 
 import os
