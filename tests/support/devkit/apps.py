@@ -1,4 +1,4 @@
-"""Which ComfyUI something runs in: a version that set-up fetches, or a tree of one's own, named by its folder.
+"""Which ComfyUI something runs in: a version that set-up fetches, or a local tree, named by its folder.
 
 A tree that `--comfyui PATH` names is read and run where it lies, and never written to. What its `requirements.txt`
 names is in an environment of its own over the common one (environment.py, decision 162).
@@ -15,7 +15,7 @@ from .versions import APP_RELEASES, DEFAULT_APP
 
 FILES_OF_A_TREE = ("main.py", "comfyui_version.py", "requirements.txt")
 OF_ITS_USER = {".git", ".venv", "venv", "output", "temp", "user"}
-"""What may lie in a tree that somebody works in and is not the app's; packs and models are not either."""
+"""What a developer's tree may hold besides the app; packs and models are left out too."""
 
 
 @dataclass(frozen=True)

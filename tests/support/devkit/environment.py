@@ -123,7 +123,7 @@ def layered_venv(log: Log, folder: Path, *lines: str):
 
 
 def tree_venv(tree: Path) -> Path:
-    """Where the environment of a tree of somebody's own is; trees that require the same share it."""
+    """The folder of a local tree's environment; trees with the same requirements share it."""
     resolved, alone = wanted_requirements(tree)
     return paths.tree_environment(digest(*sorted(resolved), *alone)[:12]) / "venv"
 
