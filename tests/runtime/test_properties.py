@@ -289,6 +289,7 @@ def test_a_life(first, second, exotic, begin, life, late, inference):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @settings(anyway, max_examples=4000)
 @arguments
 def test_many_lives(first, second, exotic, begin, life, late, inference):
