@@ -125,12 +125,16 @@ class IdlePort:
             setattr(self, name, _nothing)
         for name in ("drain", "close", "host_release", "memory", "host_waits", "abandon", "copy_from", "copy_back"):
             setattr(self, name, _nothing)
+        self.before_release = _nothing
 
     def empty(self, nbytes: int) -> torch.Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8)
 
     def event(self, timed: bool = False) -> Any:
         return None
+
+    def happened(self, event: Any) -> bool:
+        return True
 
     def elapsed_ns(self, start: Any, end: Any) -> int | None:
         return 0

@@ -227,6 +227,7 @@ class OffloadController:
         try:
             self.prefetcher.give_up_ring()
             self.prefetcher.drain()
+            self.prefetcher.before_release()
             self.queue.release(self)
         finally:
             for layer in self.layers:
@@ -357,6 +358,7 @@ class OffloadController:
             if layer.keep_resident != stays:
                 if layer.keep_resident and not drained:  # its copy may be under way; the ring's are `lease`'s business
                     self.prefetcher.drain()
+                    self.prefetcher.before_release()
                     drained = True
                 if layer.keep_resident and self.prefetcher.recorder is not None:
                     self.prefetcher.recorder.evicted(layer, layer.nbytes)
@@ -435,6 +437,7 @@ class OffloadController:
     def ring_moved(self, arena: torch.Tensor | None) -> None:
         self.prefetcher.give_up_ring()
         if arena is None:
+            self.prefetcher.before_release()
             for layer in self._streamed:
                 layer.unbind()
         else:

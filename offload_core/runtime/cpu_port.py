@@ -110,6 +110,12 @@ class ThreadedCpuPort:
     def host_waits(self, event: LaneEvent) -> None:
         self.compute_waits(event)
 
+    def happened(self, event: LaneEvent) -> bool:
+        return event.pending is None or (event.pending.is_set() and event.failure is None)
+
+    def before_release(self) -> None:
+        pass
+
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         _copy_bytes(destination, source)
 

@@ -54,6 +54,7 @@ class Layer:
         "device_buffer",
         "finished",
         "found",
+        "has_arrived",
         "host",
         "host_bindings",
         "in_use",
@@ -96,6 +97,8 @@ class Layer:
         self.keep_resident = False
         self.valid = False
         """A copy of these bytes into `device_buffer` was issued and nothing was issued over it since."""
+        self.has_arrived = False
+        """The copy that `valid` speaks of has happened, as far as was asked. Only residents are asked."""
         self.pending = 0
         """Visits to come for which look-ahead counts on the bytes: they must not be overwritten."""
         self.in_use = 0
@@ -173,7 +176,7 @@ class Layer:
         assert self.device_buffer is not None  # the controller has brought it into memory
         self.device_bindings = []
         self.carries = None
-        self.valid = True
+        self.valid = self.has_arrived = True
 
     def revise(self, revision: Revision | None) -> bool:
         """From now on the layer's weights are to be these. True if the bytes on the device are good for nothing now."""

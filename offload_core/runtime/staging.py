@@ -139,6 +139,9 @@ class StagedPort:
     def host_release(self, buffer: torch.Tensor) -> None:
         self.inner.host_release(buffer)
 
+    def before_release(self) -> None:
+        self.inner.before_release()
+
     def host_waits(self, event: StagedEvent) -> None:
         self._until_issued(event)
         self.inner.host_waits(event.inner)
@@ -203,6 +206,9 @@ class StagedPort:
                 self._change.wait(_POLL_S)
                 if self.while_waiting is not None:
                     self.while_waiting()
+
+    def happened(self, event: StagedEvent) -> bool:
+        return event.number <= self._done and event.failure is None and self.inner.happened(event.inner)
 
     def elapsed_ns(self, start: StagedEvent, end: StagedEvent) -> int | None:
         if start.number > self._done or end.number > self._done:

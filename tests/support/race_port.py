@@ -211,6 +211,16 @@ class RacePort:
         if event.recorded_on == COPY:
             self._run_copies(event.copies_before)
 
+    def happened(self, event: RaceEvent) -> bool:
+        """A copy that is kept back has not happened; whoever is told so of another has seen it."""
+        if self.late and self._issued - len(self._waiting) < event.copies_before:
+            return False
+        self._wait(event, HOST)
+        return True
+
+    def before_release(self) -> None:
+        pass
+
     def drain(self) -> None:
         self.counts["drain"] += 1
         self._run_copies(self._issued)

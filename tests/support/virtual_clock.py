@@ -85,6 +85,12 @@ class VirtualClockPort:
     def abandon(self, sources: object) -> None:
         pass
 
+    def happened(self, event: VirtualEvent) -> bool:
+        return event.ns is None or event.ns <= self.host_ns
+
+    def before_release(self) -> None:
+        pass
+
     def drain(self) -> None:
         self.host_waits += 1
         self.host_ns = max(self.host_ns, self.copy_ns, self.back_ns)

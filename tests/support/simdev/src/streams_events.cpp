@@ -175,7 +175,11 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     stream_of_thread[index_of(s.device())] = s.id();
     return old;
   }
-  bool queryStream(const c10::Stream& s) const override { return worker(s.id()).idle(); }
+  bool queryStream(const c10::Stream& s) const override {
+    const bool idle = worker(s.id()).idle();
+    if (idle) race::host_joins(race::snapshot(s.id()));  // an answer "done" orders as a wait does
+    return idle;
+  }
   void synchronizeStream(const c10::Stream& s) const override {
     counters.stream_syncs++;
     host_waits_for(s.id());
