@@ -125,7 +125,7 @@ class IdlePort:
             setattr(self, name, _nothing)
         for name in ("drain", "close", "host_release", "memory", "host_waits", "abandon", "copy_from", "copy_back"):
             setattr(self, name, _nothing)
-        self.before_release = _nothing
+        self.before_release = self.prepare_reads = _nothing
 
     def empty(self, nbytes: int) -> torch.Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8)

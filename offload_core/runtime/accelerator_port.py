@@ -109,6 +109,9 @@ class SynchronousPort:
             source.read(part, start)
             destination[start : start + part.numel()].copy_(part)
 
+    def prepare_reads(self) -> None:
+        pass
+
     def abandon(self, sources: Collection[ByteSource]) -> None:
         pass
 

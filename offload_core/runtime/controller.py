@@ -214,6 +214,10 @@ class OffloadController:
         self.prefetcher.expect([self.layers[index] for index in plan.visits])
         self.prefetcher.loaded = True
         self.plan = plan
+        if self.in_pass():
+            self.versions.reserve_later()
+        else:
+            self.versions.reserve(self.layers)
         if self.prefetcher.recorder is not None:
             self.prefetcher.recorder.planned(began_ns, plan.device_bytes)
 
@@ -317,6 +321,8 @@ class OffloadController:
     def _revise_layers(self) -> None:
         for layer in self._weights.put_on_layers(self.versions):
             self._refetch(layer)
+        if self.loaded:  # until then nobody knows which layers are streamed
+            self.versions.reserve(self.layers)
 
     @contextlib.contextmanager
     def masters_shown(self) -> Iterator[None]:

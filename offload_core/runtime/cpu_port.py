@@ -104,6 +104,9 @@ class ThreadedCpuPort:
 
         self._queue(read)
 
+    def prepare_reads(self) -> None:
+        pass
+
     def abandon(self, sources: Collection[ByteSource]) -> None:
         self._abandoned = {id(source): self._copies for source in sources}
 

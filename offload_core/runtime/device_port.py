@@ -70,6 +70,9 @@ class DevicePort(Protocol):
     def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
         """Queue a copy of bytes that have to be read first. A wait for it raises what reading raised."""
 
+    def prepare_reads(self) -> None:
+        """Copies from sources are to come: take what they go through now, not in a pass. Idempotent."""
+
     def abandon(self, sources: Collection[ByteSource]) -> None:
         """What was not read yet for copies from these need not be: nobody will wait for them."""
 

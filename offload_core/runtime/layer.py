@@ -195,13 +195,13 @@ class Layer:
         return buffer
 
     @property
-    def master_source(self) -> ByteSource | None:
-        """What has to be read before it can be copied: a master that is not page-locked. None: `source_bytes` it is."""
-        return self.host.source if self.source is None else None
+    def to_read(self) -> ByteSource | None:
+        """What has to be read before it can be copied: bytes that are not page-locked. None: `source_bytes` it is."""
+        return self.host.source if self.source_carries is None else self.source_carries.to_read
 
     def queue_copy(self, port: DevicePort, buffer: torch.Tensor) -> None:
         """On the copy lane, from wherever the bytes are."""
-        source = self.master_source
+        source = self.to_read
         if source is None:
             port.copy(buffer, self.source_bytes)
         else:

@@ -114,6 +114,8 @@ class Prefetcher:
         if self.before_pass is not None:
             with self.around_allocations():  # a changed plan takes memory
                 self.before_pass()
+        if self.versions.outdated:
+            self.versions.reserve(self._layers)
         self.in_pass = True
         self._start_pass()
         if self.recorder is not None:

@@ -150,7 +150,7 @@ class StagedPort:
 
     def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
         """Queue a copy of all of a source's bytes on the copy lane."""
-        self._make_slots()
+        self.prepare_reads()
         self.staged_bytes += source.nbytes
         job = _Job(destination, source)
         for start in range(0, source.nbytes, self._slot_bytes):
@@ -244,7 +244,7 @@ class StagedPort:
 
     # ------------------------------------------------------------------ behind it
 
-    def _make_slots(self) -> None:
+    def prepare_reads(self) -> None:
         if self._slots:
             return
         with torch.inference_mode(False):  # other threads write to them

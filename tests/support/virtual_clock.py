@@ -82,6 +82,9 @@ class VirtualClockPort:
         self.copies -= 1
         done.ns = self.back_ns
 
+    def prepare_reads(self) -> None:
+        pass
+
     def abandon(self, sources: object) -> None:
         pass
 
