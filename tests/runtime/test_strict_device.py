@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from offload_core.runtime import DeviceQueue, OffloadController, accelerator_port, attach, discover, port_for
+from offload_core.runtime import Change, DeviceQueue, OffloadController, accelerator_port, attach, discover, port_for
 from offload_core.runtime.device_port import is_unified
 from tests.runtime.world import hand_plan
 from tests.support import simdev
@@ -160,6 +160,43 @@ def test_without_page_locks_the_model_runs_through_the_staging_buffer(npu):
         assert attachment.controller.pinned_bytes() == 0
         for _ in range(3):
             assert torch.equal(model(x).cpu(), expected)
+
+
+# ---------------------------------------------------------------------- what page-locking costs
+
+
+def strengthened(model: Wide, factor: float) -> dict[str, Change]:
+    def changed(place: int) -> Change:
+        return Change(factor, lambda: model.blocks[place].weight * factor)
+
+    return {f"blocks.{place}.weight": changed(place) for place in range(len(model.blocks))}
+
+
+@pytest.mark.parametrize("pinned", [True, False], ids=["page-locked", "pageable"])
+def test_nothing_is_page_locked_in_a_pass_and_nothing_for_another_strength(npu, pinned):
+    model, x, _ = wide()
+    plain = copy.deepcopy(model)
+
+    def locks() -> int:
+        return npu.stats()["registrations"]
+
+    with attach(model, device="npu", min_layer_bytes=1, pinned=pinned) as attachment, torch.no_grad():
+        before = locks()
+        model(x)
+        for factor in (0.5, 0.25, 2.0):
+            attachment.controller.revise(strengthened(model, factor))
+            if factor != 0.5:
+                assert locks() == before, "another strength uses what is there"
+            before = locks()
+            twin = copy.deepcopy(plain).to("npu")
+            for block in twin.blocks:
+                block.weight.mul_(factor)
+            for _ in range(3):
+                assert torch.equal(model(x), twin(x))
+            assert locks() == before, "page-locked in a pass"
+        assert attachment.controller.counters.copied_back == 3 * 4 * MIB
+    held = npu.stats()
+    assert held["faulted_bytes"] == 0, "locked before its pages were touched: by one core, under the driver's lock"
 
 
 # ---------------------------------------------------------------------- waiting
