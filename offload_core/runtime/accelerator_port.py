@@ -35,6 +35,8 @@ _POLL_S = 0.0002
 
 _READ_BYTES = 16 << 20
 
+_current_device = torch.accelerator.current_device_index
+
 
 def has_streams(device: torch.device) -> bool:
     """Whether the back end of `device` has streams and events that work. Apple's has one queue and no streams."""
@@ -170,6 +172,8 @@ class AcceleratorPort(SynchronousPort):
         self.pins_in_place = _host_register(self.device) is not None
         self._index = self.device.index
         self._only_device = torch.accelerator.device_count() == 1
+        """Else each call asks whether our device is the thread's current one. Where it is, a call needs not be told which
+        stream is meant, and telling it costs more than the call."""
         self._allocated_on: set[torch.Stream] = set()
         """The compute streams that were current when memory was taken: the allocator gives it out there again."""
 
@@ -177,10 +181,6 @@ class AcceleratorPort(SynchronousPort):
         self._allocated_on.add(torch.accelerator.current_stream(self._index))
         return super().empty(nbytes)
 
-    def _is_current(self) -> bool:
-        """Whether our device is the thread's current one. A call then needs not be told which one is meant, and telling
-        it costs more than the call."""
-        return self._only_device or torch.accelerator.current_device_index() == self._index
 
     def event(self, timed: bool = False) -> Event:
         return torch.Event(self.device, enable_timing=timed)
@@ -189,7 +189,7 @@ class AcceleratorPort(SynchronousPort):
         event.record(self._stream)
 
     def record_compute(self, event: Event) -> None:
-        if self._is_current():
+        if self._only_device or _current_device() == self._index:
             event.record()
         else:
             event.record(torch.accelerator.current_stream(self._index))
@@ -198,23 +198,23 @@ class AcceleratorPort(SynchronousPort):
         self._stream.wait_event(event)
 
     def compute_waits(self, event: Event) -> None:
-        if self._is_current():
+        if self._only_device or _current_device() == self._index:
             event.wait()
         else:
             event.wait(torch.accelerator.current_stream(self._index))
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        if not self._is_current():  # setting a stream sets its device as well, and each device has a current stream
+        if self._only_device or _current_device() == self._index:
+            # A bare set and restore: the stream's own context manager does the same with three more calls.
+            current = torch.accelerator.current_stream(self._index)
+            torch.accelerator.set_stream(self._stream)
+            try:
+                _queue_bytes(destination, source)
+            finally:
+                torch.accelerator.set_stream(current)
+        else:  # setting a stream sets its device as well, and each device has a current stream
             with self._stream:
                 _queue_bytes(destination, source)
-            return
-        # A bare set and restore: the stream's own context manager does the same with three more calls.
-        current = torch.accelerator.current_stream(self._index)
-        torch.accelerator.set_stream(self._stream)
-        try:
-            _queue_bytes(destination, source)
-        finally:
-            torch.accelerator.set_stream(current)
 
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         _queue_bytes(destination, source)

@@ -201,11 +201,16 @@ class Layer:
 
     def queue_copy(self, port: DevicePort, buffer: torch.Tensor) -> None:
         """On the copy lane, from wherever the bytes are."""
-        source = self.to_read
+        source, to_read = self.source, None
         if source is None:
-            port.copy(buffer, self.source_bytes)
+            source, to_read = self.host.buffer, self.host.source
+        elif self.source_carries is not None:
+            to_read = self.source_carries.to_read
+        if to_read is not None:
+            port.copy_from(buffer, to_read)
         else:
-            port.copy_from(buffer, source)
+            assert source is not None
+            port.copy(buffer, source)
 
     @property
     def is_in_place(self) -> bool:

@@ -292,7 +292,10 @@ class Prefetcher:
             return True
         if not self._ring_is_ours:
             return False
-        return all(not (other.pending or other.in_use) for other in layer.overlaps)
+        for other in layer.overlaps:  # noqa: SIM110 - a generator costs more than all of its steps
+            if other.pending or other.in_use:
+                return False
+        return True
 
     def _issue(self, layer: Layer) -> None:
         """Queue the copy of a layer. What it overlaps is out of the way."""

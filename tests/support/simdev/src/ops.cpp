@@ -161,7 +161,8 @@ void check_host_side(const at::Tensor& host) {
 }
 
 void copy_later(const at::Tensor& from, const at::Tensor& to) {
-  static Engine to_device_engine[kMaxDevices], to_host_engine[kMaxDevices];
+  static auto* to_device_engine = new Engine[kMaxDevices];  // leaked: streams' threads outlive static destructors
+  static auto* to_host_engine = new Engine[kMaxDevices];
   counters.async_copies++;
   // Host tensors are kept alive by the queued copy. Device tensors are not: their memory may be freed and reused before
   // the copy runs, as on a GPU, and then the race check and the poison tell.

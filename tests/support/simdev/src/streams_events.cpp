@@ -70,6 +70,20 @@ class Worker {
     }
     wake_.notify_one();
   }
+  // Work that takes no time is done at once where nothing is before it: waking a thread for it would cost the caller
+  // what no device's driver costs him.
+  template <typename Work>
+  void push_moment(Work work) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (queue_.empty() && !busy_) {
+        work();
+        return;
+      }
+      queue_.push_back(std::move(work));
+    }
+    wake_.notify_one();
+  }
   bool idle() {
     std::lock_guard<std::mutex> lock(mutex_);
     return queue_.empty() && !busy_;
@@ -195,14 +209,14 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     auto recording = std::make_shared<Recording>();
     recording->clock = race::snapshot(s.id());
     handle(*event) = recording;
-    enqueue(s.id(), [recording] { recording->finish(); });
+    worker(s.id()).push_moment([recording] { recording->finish(); });
   }
   void block(void* event, const c10::Stream& s) const override {
     if (!event) return;
     counters.event_waits++;
     auto recording = handle(event);
     race::stream_joins(s.id(), recording->clock);
-    enqueue(s.id(), [recording] { recording->wait(); });
+    if (!recording->reached()) enqueue(s.id(), [recording] { recording->wait(); });
   }
   bool queryEvent(void* event) const override {
     if (!event) return true;
