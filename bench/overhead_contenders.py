@@ -16,8 +16,8 @@ BLOCKS = 24
 PARAMETERS = 32
 SIDE = 32  # 32 x 32 floats are 4 KiB
 LINK_BYTES_PER_S = 1e9
-"""Of the simulated accelerator: a copy takes longer than a visit, so that the device is always behind the host, as it is
-wherever streaming pays. A faster one would have its thread asleep again by the next copy, and what was measured then
+"""Of the simulated accelerator: a copy takes longer than a visit, so that the device is always behind the host, as it
+is wherever streaming pays. A faster one would have its thread asleep again by the next copy, and what was measured then
 would be mostly the system waking it, which a copy engine does not need."""
 
 COPIES = "with copies"

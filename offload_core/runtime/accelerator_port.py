@@ -20,7 +20,7 @@ from .host_source import ByteSource
 
 _PIECE_BYTES = 64 << 20
 """Copies are queued in pieces of this size. A device has one copy engine for each direction, which takes the copies of
-all streams in the order in which they are ready, whatever the priorities of the streams: another stream's copy (a LoRA's
+all streams in the order in which they are ready, whatever the streams' priorities: another stream's copy (a LoRA's
 matrices, a latent) then waits for one piece and not for a layer."""
 
 _LOCK_BYTES = 16 * _PIECE_BYTES
@@ -56,7 +56,8 @@ def _queue_bytes(destination: torch.Tensor, source: torch.Tensor) -> None:
     if destination.numel() <= _PIECE_BYTES:
         destination.copy_(source, non_blocking=True)
     else:
-        torch._foreach_copy_(destination.split(_PIECE_BYTES), source.split(_PIECE_BYTES), non_blocking=True)
+        pieces = torch.split(destination, _PIECE_BYTES), torch.split(source, _PIECE_BYTES)
+        torch._foreach_copy_(*pieces, non_blocking=True)
 
 
 def _wait_until(reached: Callable[[], bool]) -> None:
@@ -172,15 +173,14 @@ class AcceleratorPort(SynchronousPort):
         self.pins_in_place = _host_register(self.device) is not None
         self._index = self.device.index
         self._only_device = torch.accelerator.device_count() == 1
-        """Else each call asks whether our device is the thread's current one. Where it is, a call needs not be told which
-        stream is meant, and telling it costs more than the call."""
+        """Else each call asks whether our device is the thread's current one. Where it is, a call need not be told which
+        stream is meant; telling it costs more than the call."""
         self._allocated_on: set[torch.Stream] = set()
         """The compute streams that were current when memory was taken: the allocator gives it out there again."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
         self._allocated_on.add(torch.accelerator.current_stream(self._index))
         return super().empty(nbytes)
-
 
     def event(self, timed: bool = False) -> Event:
         return torch.Event(self.device, enable_timing=timed)
@@ -244,7 +244,7 @@ class AcceleratorPort(SynchronousPort):
         return bool(event.query())
 
     def before_release(self) -> None:
-        """What comes next on the stream that memory was allocated on may be given it again: wait, if another one ran."""
+        """The allocator gives memory out again on the stream that it was allocated on: if that is another one, wait."""
         current = torch.accelerator.current_stream(self._index)
         if self._allocated_on - {current}:
             _wait_until(current.query)

@@ -91,7 +91,7 @@ class DevicePort(Protocol):
         """The host waits for what `event` marks. Never on the hot path."""
 
     def happened(self, event: Event) -> bool:
-        """Whether what a recorded `event` marks has happened. Does not wait. True: nothing need wait for it any more."""
+        """Whether what a recorded `event` marks has happened. Does not wait. True: nothing need wait for it now."""
 
     def before_release(self) -> None:
         """Memory from `empty` is about to be given back; what read it comes before this point of the compute lane.
@@ -117,9 +117,9 @@ class DevicePort(Protocol):
 
 
 def is_unified(device: torch.device) -> bool:
-    """Whether a device that has tensors of its own keeps them in the host's memory: Apple's, and integrated GPUs. A host
-    copy of a weight would then be a second one in the same memory, so plans for such a device leave weights in their
-    file.
+    """Whether a device that has tensors of its own keeps them in the host's memory: Apple's, and integrated GPUs.
+
+    A host copy of a weight would then be a second one in the same memory, so plans leave weights in their file.
     """
     if device.type in ("mps", "cpu", "meta"):
         return device.type == "mps"

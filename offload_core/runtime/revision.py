@@ -130,8 +130,8 @@ class Versions:
         elif layer.revision is not None and layer.revision.key == key:
             found = layer.revision
         else:
-            overwritten = self._overwritten.get(layer.index, ())
-            if hash(key) in overwritten:
+            overwritten = self._overwritten.get(layer.index)
+            if overwritten is not None and hash(key) in overwritten:
                 overwritten.remove(hash(key))
                 self._wanted_sets[layer.index] = self._wanted_sets.get(layer.index, 1) + 1
             return Revision(key, changes)
@@ -173,7 +173,7 @@ class Versions:
             self._port.prepare_reads()
 
     def _overwrite(self, layer: Layer) -> torch.Tensor | None:
-        """The memory of the layer's version that was wanted least recently, if there are as many as are worth keeping."""
+        """The memory of the layer's version that was wanted least recently, if it has as many as are worth keeping."""
         mine = [place for place in self._kept if place[0] == layer.index]
         if len(mine) < self._wanted_sets.get(layer.index, 1):
             return None
@@ -217,8 +217,9 @@ class Versions:
     # ------------------------------------------------------------------ in a pass
 
     def save(self, layer: Layer) -> int:
-        """Copy a changed layer to the host, so that it need not be changed again when it comes next. Returns bytes: none
-        if no memory was reserved for it.
+        """Copy a changed layer to the host, so that it need not be changed again when it comes next.
+
+        Returns how many bytes are copied: none if no memory was reserved for it.
         """
         revision, changed = layer.revision, layer.device_buffer
         assert revision is not None and changed is not None

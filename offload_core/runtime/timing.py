@@ -9,7 +9,7 @@ from .recorder import Recorder
 
 
 def wait_for(layer: Layer, port: DevicePort, timed: bool, warm: bool) -> None:
-    """The compute lane waits for the layer's copy, unless it is known to have happened: a resident's, sooner or later."""
+    """The compute lane waits for the layer's copy, unless it is known to have happened: a resident's, after a while."""
     if timed:
         wait_timed(layer, port, warm)
     elif not layer.keep_resident:

@@ -235,7 +235,7 @@ def test_a_resident_that_has_arrived_is_not_waited_for(npu):
         npu.synchronize()
         model(x)
         streamed = 3
-        # Per streamed visit one wait of the kernels and at most one of the copy, and one of the pass for the pass before.
+        # Of each streamed visit one wait of the kernels and one of the copy at most; and one of the pass for the last.
         assert waits() <= 2 * streamed + 1
     controller.detach()
     queue.close()

@@ -227,7 +227,8 @@ def detached_while_it_is_copied_back(world: World) -> None:
 
 
 LIVES: tuple[Callable[[World], None], ...] = (
-    changed_on_arrival, one_strength_after_another, back_and_forth, two_sets_in_turn, changed_residents, changed_outside_layers, changed_while_plans_change,
+    changed_on_arrival, one_strength_after_another, back_and_forth, two_sets_in_turn,
+    changed_residents, changed_outside_layers, changed_while_plans_change,
     changed_without_room, changed_with_room_for_two, changing_fails, an_error_after_a_change,
     changed_beside_another_component, a_master_changes_under_its_changes, detached_while_it_is_copied_back,
 )  # fmt: skip
