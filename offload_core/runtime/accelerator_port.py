@@ -173,8 +173,8 @@ class AcceleratorPort(SynchronousPort):
         self.pins_in_place = _host_register(self.device) is not None
         self._index = self.device.index
         self._only_device = torch.accelerator.device_count() == 1
-        """Else each call asks whether our device is the thread's current one. Where it is, a call need not be told which
-        stream is meant; telling it costs more than the call."""
+        """Else each call asks whether our device is the thread's current one. Where it is, a call need not be told the
+        stream; telling it costs more than the call."""
         self._allocated_on: set[torch.Stream] = set()
         """The compute streams that were current when memory was taken: the allocator gives it out there again."""
 
