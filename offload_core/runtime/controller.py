@@ -217,7 +217,7 @@ class OffloadController:
         if self.in_pass():
             self.versions.reserve_later()
         else:
-            self.versions.reserve(self.layers)
+            self.versions.reserve(self.layers, self._progress)
         if self.prefetcher.recorder is not None:
             self.prefetcher.recorder.planned(began_ns, plan.device_bytes)
 
@@ -321,8 +321,8 @@ class OffloadController:
     def _revise_layers(self) -> None:
         for layer in self._weights.put_on_layers(self.versions):
             self._refetch(layer)
-        if self.loaded:  # until then nobody knows which layers are streamed
-            self.versions.reserve(self.layers)
+        if self.loaded:  # until then it is not known which layers are streamed
+            self.versions.reserve(self.layers, self._progress)
 
     @contextlib.contextmanager
     def masters_shown(self) -> Iterator[None]:

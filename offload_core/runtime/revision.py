@@ -144,9 +144,12 @@ class Versions:
         """A pass is under way: `reserve` is due at its end."""
         self.outdated = True
 
-    def reserve(self, layers: Sequence[Layer]) -> None:
-        """Have memory for the version of every layer that is changed when it arrives next, as far as there is room."""
-        self.outdated = False
+    def reserve(self, layers: Sequence[Layer], progress: Callable[[int, int], None] | None = None) -> None:
+        """Have memory for the version of every layer that is changed when it arrives next, as far as there is room.
+
+        `progress(bytes, of_bytes)` is told how far it is, and may end it by an error: what is missing is then due.
+        """
+        self.outdated = True
         wanting = {
             layer.index: layer
             for layer in layers
@@ -155,22 +158,22 @@ class Versions:
         for index in [index for index in self._reserved if index not in wanting]:
             self._free(self._reserved.pop(index))
         self.refused.clear()
-        reused = False
+        done, total = 0, sum(layer.nbytes for layer in wanting.values())
         for index, layer in wanting.items():
-            if index in self._reserved:
-                continue
-            buffer = self._overwrite(layer)
-            if buffer is None:
-                buffer = self._take(layer)
-            elif not reused:
-                self._port.drain()  # copies from it, or to it, may be under way
-                reused = True
-            if buffer is None:
-                self.refused.add(layer.name)
-            else:
-                self._reserved[index] = buffer
+            if index not in self._reserved:
+                buffer = self._overwrite(layer)
+                if buffer is None:
+                    buffer = self._take(layer)
+                if buffer is None:
+                    self.refused.add(layer.name)
+                else:
+                    self._reserved[index] = buffer
+            done += layer.nbytes
+            if progress is not None:
+                progress(done, total)
         if self._unlocked:
             self._port.prepare_reads()
+        self.outdated = False
 
     def _overwrite(self, layer: Layer) -> torch.Tensor | None:
         """The memory of the layer's version that was wanted least recently, if it has as many as are worth keeping."""
@@ -178,7 +181,10 @@ class Versions:
         if len(mine) < self._wanted_sets.get(layer.index, 1):
             return None
         unwanted = [place for place in mine if layer.revision is not self._kept[place][1]]
-        return self._forget_version(unwanted[0]) if unwanted else None
+        if not unwanted:
+            return None
+        self._port.drain()  # copies from it, or to it, may be under way
+        return self._forget_version(unwanted[0])
 
     def _take(self, layer: Layer) -> torch.Tensor | None:
         """New memory, if need be at the cost of versions of any layer that are not in effect."""
