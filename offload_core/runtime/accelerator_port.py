@@ -8,10 +8,11 @@ figures, stands in this file and nowhere else. The module knows nothing about la
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import time
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 
@@ -23,9 +24,13 @@ _PIECE_BYTES = 64 << 20
 all streams in the order in which they are ready, whatever the streams' priorities: another stream's copy (a LoRA's
 matrices, a latent) then waits for one piece and not for a layer."""
 
-_LOCK_BYTES = 16 * _PIECE_BYTES
-"""Memory is page-locked in pieces of 1 GiB: one registration of many GB fails on some drivers (seen at 512 GB; long
-before on Windows). CUDA refuses a copy that spans two registrations, so these end where pieces of copies end."""
+_LOCK_BYTES = 64 << 30
+"""Most that one registration page-locks; larger calls fail in some drivers. Any layer has one, because CUDA refuses a
+copy that spans two, and others copy from our buffers as well: the app, a parameter that is used outside its layer."""
+
+_LOCK_LESS_BYTES = 16 * _PIECE_BYTES
+"""The same where that is refused, as happens long before the end of memory under Windows and on busy devices. These end
+where pieces of copies end, so that ours never span two."""
 
 _LOCK_FLAGS = 1
 """cudaHostRegisterPortable: page-locked for every device of the process."""
@@ -81,7 +86,8 @@ class SynchronousPort:
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = _indexed(torch.device(device))
-        self._pins: dict[int, int] = {}
+        self._pins: dict[int, list[int]] = {}
+        """Page-locked buffers by address, each with the addresses of its registrations."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
@@ -271,18 +277,20 @@ class AcceleratorPort(SynchronousPort):
         return buffer.data_ptr() in self._pins or self._register(register, buffer)
 
     def _register(self, register: _HostRegister, buffer: torch.Tensor) -> bool:
-        """Page-lock the bytes in place, at their exact size, in pieces. All or nothing."""
-        start, end = buffer.data_ptr(), buffer.data_ptr() + buffer.numel()
-        for address in range(start, end, _LOCK_BYTES):
-            if register.register(address, min(_LOCK_BYTES, end - address)) != 0:
-                self._unregister(register, start, address)
-                self._clear_error()
-                return False
-        self._pins[start] = buffer.numel()
-        return True
+        """Page-lock the bytes in place, at their exact size, by as few registrations as may be. All or nothing."""
+        start, nbytes = buffer.data_ptr(), buffer.numel()
+        for most in (_LOCK_BYTES, _LOCK_LESS_BYTES):
+            spans = [(start + first, min(most, nbytes - first)) for first in range(0, nbytes, most)]
+            locked = list(itertools.takewhile(lambda span: register.register(*span) == 0, spans))
+            if len(locked) == len(spans):
+                self._pins[start] = [address for address, _ in spans]
+                return True
+            self._clear_error()
+            self._unregister(register, [address for address, _ in locked])
+        return False
 
-    def _unregister(self, register: _HostRegister, start: int, end: int) -> None:
-        codes = [register.unregister(address) for address in range(start, end, _LOCK_BYTES)]
+    def _unregister(self, register: _HostRegister, addresses: Iterable[int]) -> None:
+        codes = [register.unregister(address) for address in addresses]
         if any(codes):
             self._clear_error()
 
@@ -293,11 +301,10 @@ class AcceleratorPort(SynchronousPort):
             torch.zeros(1, device=self.device).add_(1)
 
     def host_release(self, buffer: torch.Tensor) -> None:
-        start = buffer.data_ptr()
-        nbytes = self._pins.pop(start, 0)
+        addresses = self._pins.pop(buffer.data_ptr(), [])
         register = _host_register(self.device)
-        if nbytes and register is not None:
-            self._unregister(register, start, start + nbytes)
+        if addresses and register is not None:
+            self._unregister(register, addresses)
 
     def close(self) -> None:
         self.drain()

@@ -239,7 +239,8 @@ def test_host_memory_has_its_exact_size_and_pages_of_its_own(nbytes):
 
 
 def test_memory_is_locked_in_place_in_pieces_at_its_exact_size(npu, monkeypatch):
-    monkeypatch.setattr("offload_core.runtime.accelerator_port._LOCK_BYTES", MIB)
+    for name in ("_LOCK_BYTES", "_LOCK_LESS_BYTES"):
+        monkeypatch.setattr(f"offload_core.runtime.accelerator_port.{name}", MIB)
     port = AcceleratorPort("npu")
     before = npu.stats()
 

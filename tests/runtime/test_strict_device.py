@@ -34,7 +34,8 @@ def port(npu):
 def pieces(monkeypatch):
     """Copies in pieces of 64 KiB and page-locks of 256, so that a small layer has several of both."""
     monkeypatch.setattr(accelerator_port, "_PIECE_BYTES", 64 << 10)
-    monkeypatch.setattr(accelerator_port, "_LOCK_BYTES", 256 << 10)
+    for name in ("_LOCK_BYTES", "_LOCK_LESS_BYTES"):
+        monkeypatch.setattr(accelerator_port, name, 256 << 10)
 
 
 @pytest.fixture(params=ALLOCATORS)
@@ -105,8 +106,46 @@ def test_a_layer_over_several_page_locks_streams(npu):
 
 
 def test_page_locks_end_where_pieces_do():
-    assert accelerator_port._LOCK_BYTES % accelerator_port._PIECE_BYTES == 0
+    for most in (accelerator_port._LOCK_BYTES, accelerator_port._LOCK_LESS_BYTES):
+        assert most % accelerator_port._PIECE_BYTES == 0
     assert 32 * MIB <= accelerator_port._PIECE_BYTES <= 64 * MIB
+
+
+def test_a_layer_is_locked_by_one_registration_so_that_others_may_copy_from_it(npu, monkeypatch):
+    """A weight used outside its layer, and the app that moves an unloaded model, copy without our pieces."""
+    monkeypatch.setattr(accelerator_port, "_LOCK_LESS_BYTES", 256 << 10)
+    model, x, expected = wide()
+    with attach(model, device="npu", min_layer_bytes=1) as attachment, torch.no_grad():
+        weight = model.blocks[0].weight
+        assert torch.equal(nn.functional.linear(x, weight).cpu(), nn.functional.linear(x, weight.to("npu")).cpu())
+        assert attachment.controller.outside_touches
+        attachment.controller.unload()
+        assert attachment.controller.pinned_bytes() == 4 * MIB
+        assert torch.equal(copy.deepcopy(model).to("npu")(x).cpu(), expected)
+        assert torch.equal(model.blocks[0].weight.to("npu", non_blocking=True).cpu(), model.blocks[0].weight)
+
+
+def test_where_one_registration_is_refused_several_are_tried(npu, port, monkeypatch):
+    runtime = npu.cudart()
+    monkeypatch.setattr(accelerator_port, "_LOCK_LESS_BYTES", 256 << 10)
+
+    class Busy:
+        @staticmethod
+        def cudaHostRegister(address, size, flags):  # noqa: N802 - named as cudart names it
+            if size > 256 << 10:
+                runtime.cudaHostRegister(address, -1, flags)  # refused, and leaves its error
+                return 2
+            return runtime.cudaHostRegister(address, size, flags)
+
+        cudaHostUnregister = runtime.cudaHostUnregister  # noqa: N815
+
+    monkeypatch.setattr(npu, "cudart", lambda: Busy)
+    before = npu.stats()
+    buffer, pinned = port.host_empty(MIB, True)
+    assert pinned and npu.stats()["registrations"] - before["registrations"] == 4
+    torch.ones(4, device="npu")
+    port.host_release(buffer)
+    assert npu.stats()["pinned"] == before["pinned"]
 
 
 @pytest.mark.usefixtures("pieces")

@@ -173,7 +173,7 @@ std::map<uintptr_t, size_t> pins;
 
 // A runtime call that fails leaves its error behind in the calling thread; the next one to ask gets it, and clears it.
 thread_local int left_error = 0;
-constexpr int kMemoryAllocation = 2, kAlreadyRegistered = 712, kNotRegistered = 713;
+constexpr int kInvalidValue = 1, kMemoryAllocation = 2, kAlreadyRegistered = 712, kNotRegistered = 713;
 
 int fails(int code) { return left_error = code; }
 
@@ -307,6 +307,7 @@ bool within_one_pin(const void* pointer, size_t bytes) {
 int host_register(void* pointer, size_t bytes) {
   static std::mutex driver;  // one at a time, in the whole process
   std::lock_guard<std::mutex> lock(driver);
+  if ((long long)bytes <= 0) return fails(kInvalidValue);
   if (settings.pin_limit >= 0 && (long long)(pinned_bytes() + bytes) > settings.pin_limit) return fails(kMemoryAllocation);
   if (!pin_range(pointer, bytes)) return fails(kAlreadyRegistered);
   const size_t faulted = fault_in(pointer, bytes);
@@ -322,7 +323,8 @@ int host_unregister(void* pointer) { return unpin_range(pointer) ? 0 : fails(kNo
 
 void raise_left_error() {
   const int code = std::exchange(left_error, 0);
-  const char* what = code == kMemoryAllocation    ? "out of memory"
+  const char* what = code == kInvalidValue        ? "invalid argument"
+                     : code == kMemoryAllocation  ? "out of memory"
                      : code == kAlreadyRegistered ? "part or all of the requested memory range is already mapped"
                                                   : "pointer does not correspond to a registered memory region";
   TORCH_CHECK(code == 0, "CUDA error: ", what, " (", code, ", left behind by an earlier call of the runtime)");
