@@ -181,14 +181,15 @@ def test_clones_with_different_strengths_never_mix(sim):
 
 
 def test_what_a_changed_strength_costs(sim, patch_file):
-    """Only what the patch touches is done again, once; nothing is loaded anew, and back again costs nothing."""
+    """Only what the patch touches is done again, once; nothing is loaded anew. Another strength takes the memory of the
+    one before; from the first return on both are kept, and going back and forth costs nothing."""
     name = patch_file("lora", "flux_tiny", BLOCKS)
     budget = smallest_budget_gb(sim, "flux")
     sim.free()
     reference = {s: outcome(sim, with_patch(build("flux", "app"), name, s)) for s in (0.8, 0.4)}
     sim.free()
     costs = []
-    for strength, seed in ((0.8, 1), (0.8, 2), (0.4, 1), (0.4, 2), (0.8, 1)):
+    for strength, seed in ((0.8, 1), (0.8, 2), (0.4, 1), (0.4, 2), (0.8, 1), (0.4, 1), (0.8, 1)):
         prompt = with_patch(build("flux", "layerwise", budget_gb=budget, seed=seed), name, strength)
         before = dit_report(sim)["summary"] if costs else {}
         result = outcome(sim, prompt)
@@ -198,14 +199,14 @@ def test_what_a_changed_strength_costs(sim, patch_file):
         costs.append({key: after[key] - before.get(key, 0) for key in keys})
     plan = dit_report(sim)["plan"]
     assert not plan["resident_bytes"], "the smallest budget keeps no layer"
-    assert [cost["revised_layers"] for cost in costs] == [3, 0, 3, 0, 0]
-    assert [cost["passes"] for cost in costs] == [2] * 5
+    assert [cost["revised_layers"] for cost in costs] == [3, 0, 3, 0, 3, 0, 0]
+    assert [cost["passes"] for cost in costs] == [2] * 7
     unchanged = costs[1]["bytes_copied"]
     ring = plan["ring_bytes"]  # what look-ahead had fetched of the other set at the change
     assert unchanged and all(cost["bytes_copied"] <= unchanged + ring for cost in costs[2:])
     changed = sum(l["bytes"] for l in plan["layers"] if any(l["name"].endswith(n) for n in (  # noqa: E741
         "double_blocks.1", "single_blocks.2", "double_blocks.3")))  # fmt: skip
-    assert costs[0]["copied_back"] == costs[2]["copied_back"] == changed and costs[4]["copied_back"] == 0
+    assert [cost["copied_back"] for cost in costs] == [changed, 0, changed, 0, changed, 0, 0]
 
 
 def test_a_lora_without_touching_weights_is_right(sim, patch_file):
