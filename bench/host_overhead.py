@@ -9,7 +9,7 @@ offloading: the figures are the difference, per visit of a block. "median" is ov
 fastest turns of both, which is what a machine with nothing else to do shows. Both are processor time of the calling
 thread, where a host that waits for a device counts as idle; that favours the peers: they wait, ours does not.
 
-Two groups. With a device's copies, on the simulated accelerator, whose copies run on a thread of their own at 20 GB/s;
+Two groups. With a device's copies, on the simulated accelerator, whose copies run on a thread of their own at 1 GB/s;
 streams, events, copies and allocations are torch's real calls:
 
 ours              Swaps 32 parameters in and out, issues one copy some blocks ahead on the copy stream, records two

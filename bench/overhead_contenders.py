@@ -15,9 +15,10 @@ from torch import nn
 BLOCKS = 24
 PARAMETERS = 32
 SIDE = 32  # 32 x 32 floats are 4 KiB
-LINK_BYTES_PER_S = 20e9
-"""Of the simulated accelerator. Without a rate every copy would be over at once, and the copy thread asleep again by
-the next: what was measured then was mostly the system waking it, which a copy engine does not need."""
+LINK_BYTES_PER_S = 1e9
+"""Of the simulated accelerator: a copy takes longer than a visit, so that the device is always behind the host, as it
+is wherever streaming pays. A faster one would have its thread asleep again by the next copy, and what was measured then
+would be mostly the system waking it, which a copy engine does not need."""
 
 COPIES = "with copies"
 NO_COPIES = "without copies"
@@ -125,12 +126,16 @@ class IdlePort:
             setattr(self, name, _nothing)
         for name in ("drain", "close", "host_release", "memory", "host_waits", "abandon", "copy_from", "copy_back"):
             setattr(self, name, _nothing)
+        self.before_release = self.prepare_reads = _nothing
 
     def empty(self, nbytes: int) -> torch.Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8)
 
     def event(self, timed: bool = False) -> Any:
         return None
+
+    def happened(self, event: Any) -> bool:
+        return True
 
     def elapsed_ns(self, start: Any, end: Any) -> int | None:
         return 0

@@ -9,22 +9,33 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import time
 import types
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 
 from .device_port import DeviceMemory, Event
 from .host_source import ByteSource
 
-_HIGH_PRIORITY = -1
-"""The copy lane goes first when both lanes are ready: a late copy stalls compute, a late kernel stalls nothing."""
+_PIECE_BYTES = 64 << 20
+"""Copies are queued in pieces of this size. A device has one copy engine for each direction, which takes the copies of
+all streams in the order in which they are ready, whatever the streams' priorities: another stream's copy (a LoRA's
+matrices, a latent) then waits for one piece and not for a layer."""
 
-_PIN_CHUNK_BYTES = 1 << 30
-"""Page-lock in pieces: one registration of many GB fails on some drivers (seen at 512 GB; long before on Windows)."""
+_LOCK_BYTES = 16 * _PIECE_BYTES
+"""Memory is page-locked in pieces of 1 GiB: one registration of many GB fails on some drivers (seen at 512 GB; long
+before on Windows). CUDA refuses a copy that spans two registrations, so these end where pieces of copies end."""
 
+_LOCK_FLAGS = 1
+"""cudaHostRegisterPortable: page-locked for every device of the process."""
+
+_POLL_S = 0.0002
+"""Between two looks at an event. `synchronize` spins, which takes a core from whatever else the process does."""
 
 _READ_BYTES = 16 << 20
+
+_current_device = torch.accelerator.current_device_index
 
 
 def has_streams(device: torch.device) -> bool:
@@ -37,6 +48,22 @@ def has_streams(device: torch.device) -> bool:
     except (RuntimeError, NotImplementedError, ValueError, AssertionError):
         return False
     return True
+
+
+def _queue_bytes(destination: torch.Tensor, source: torch.Tensor) -> None:
+    """Queue a copy of flat bytes on the current stream. The host's side begins where a buffer of the port's begins, or
+    ends before its first piece does."""
+    if destination.numel() <= _PIECE_BYTES:
+        destination.copy_(source, non_blocking=True)
+    else:
+        pieces = torch.split(destination, _PIECE_BYTES), torch.split(source, _PIECE_BYTES)
+        torch._foreach_copy_(*pieces, non_blocking=True)
+
+
+def _wait_until(reached: Callable[[], bool]) -> None:
+    """The host waits without keeping a core busy."""
+    while not reached():
+        time.sleep(_POLL_S)
 
 
 def _backend(device: torch.device) -> types.ModuleType:
@@ -85,6 +112,9 @@ class SynchronousPort:
             source.read(part, start)
             destination[start : start + part.numel()].copy_(part)
 
+    def prepare_reads(self) -> None:
+        pass
+
     def abandon(self, sources: Collection[ByteSource]) -> None:
         pass
 
@@ -98,6 +128,12 @@ class SynchronousPort:
         pass
 
     def host_waits(self, event: Event) -> None:
+        pass
+
+    def happened(self, event: Event) -> bool:
+        return True
+
+    def before_release(self) -> None:
         pass
 
     def elapsed_ns(self, start: Event, end: Event) -> int | None:
@@ -131,12 +167,20 @@ class AcceleratorPort(SynchronousPort):
 
     def __init__(self, device: torch.device | str) -> None:
         super().__init__(device)
-        self._stream = torch.Stream(self.device, priority=_HIGH_PRIORITY)
+        self._stream = torch.Stream(self.device)
         self._back: torch.Stream | None = None
         """What is copied back has a stream of its own: links work in both directions at once."""
-        # An event goes to the current device's stream unless told otherwise, and telling it costs more than recording.
         self.pins_in_place = _host_register(self.device) is not None
+        self._index = self.device.index
         self._only_device = torch.accelerator.device_count() == 1
+        """Else each call asks whether our device is the thread's current one. Where it is, a call need not be told the
+        stream; telling it costs more than the call."""
+        self._allocated_on: set[torch.Stream] = set()
+        """The compute streams that were current when memory was taken: the allocator gives it out there again."""
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        self._allocated_on.add(torch.accelerator.current_stream(self._index))
+        return super().empty(nbytes)
 
     def event(self, timed: bool = False) -> Event:
         return torch.Event(self.device, enable_timing=timed)
@@ -145,57 +189,66 @@ class AcceleratorPort(SynchronousPort):
         event.record(self._stream)
 
     def record_compute(self, event: Event) -> None:
-        if self._only_device:
+        if self._only_device or _current_device() == self._index:
             event.record()
         else:
-            event.record(torch.accelerator.current_stream(self.device))
+            event.record(torch.accelerator.current_stream(self._index))
 
     def copy_waits(self, event: Event) -> None:
         self._stream.wait_event(event)
 
     def compute_waits(self, event: Event) -> None:
-        if self._only_device:
+        if self._only_device or _current_device() == self._index:
             event.wait()
         else:
-            event.wait(torch.accelerator.current_stream(self.device))
+            event.wait(torch.accelerator.current_stream(self._index))
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        if not self._only_device:  # setting a stream sets its device as well, and each device has a current stream
+        if self._only_device or _current_device() == self._index:
+            # A bare set and restore: the stream's own context manager does the same with three more calls.
+            current = torch.accelerator.current_stream(self._index)
+            torch.accelerator.set_stream(self._stream)
+            try:
+                _queue_bytes(destination, source)
+            finally:
+                torch.accelerator.set_stream(current)
+        else:  # setting a stream sets its device as well, and each device has a current stream
             with self._stream:
-                destination.copy_(source, non_blocking=True)
-            return
-        # A bare set and restore: the stream's own context manager does the same with three more calls.
-        current = torch.accelerator.current_stream()
-        torch.accelerator.set_stream(self._stream)
-        try:
-            destination.copy_(source, non_blocking=True)
-        finally:
-            torch.accelerator.set_stream(current)
+                _queue_bytes(destination, source)
 
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        destination.copy_(source, non_blocking=True)
+        _queue_bytes(destination, source)
 
     def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: Event) -> None:
         if self._back is None:
             self._back = torch.Stream(self.device)
         self.record_compute(done)
         self._back.wait_event(done)
-        current = torch.accelerator.current_stream()
-        torch.accelerator.set_stream(self._back)
         try:
-            with torch.inference_mode(False), torch.no_grad():
-                destination.copy_(source, non_blocking=True)
+            with self._back, torch.inference_mode(False), torch.no_grad():
+                _queue_bytes(destination, source)
         finally:
-            torch.accelerator.set_stream(current)
             done.record(self._back)
 
     def drain(self) -> None:
-        self._stream.synchronize()
-        if self._back is not None:
-            self._back.synchronize()
+        for stream in (self._stream, self._back):
+            if stream is not None:
+                _wait_until(stream.query)
+                stream.synchronize()
 
     def host_waits(self, event: Event) -> None:
+        _wait_until(event.query)
         event.synchronize()
+
+    def happened(self, event: Event) -> bool:
+        return bool(event.query())
+
+    def before_release(self) -> None:
+        """The allocator gives memory out again on the stream that it was allocated on: if that is another one, wait."""
+        current = torch.accelerator.current_stream(self._index)
+        if self._allocated_on - {current}:
+            _wait_until(current.query)
+            current.synchronize()
 
     def elapsed_ns(self, start: Event, end: Event) -> int | None:
         if not (start.query() and end.query()):
@@ -208,7 +261,7 @@ class AcceleratorPort(SynchronousPort):
         register = _host_register(self.device)
         if register is None:
             return _pinned_by_torch(nbytes)
-        buffer = page_aligned_bytes(nbytes)
+        buffer = page_aligned_bytes(nbytes).fill_(0)  # by all cores: locking would fault the pages in by one
         return buffer, self._register(register, buffer)
 
     def host_pin(self, buffer: torch.Tensor) -> bool:
@@ -218,27 +271,33 @@ class AcceleratorPort(SynchronousPort):
         return buffer.data_ptr() in self._pins or self._register(register, buffer)
 
     def _register(self, register: _HostRegister, buffer: torch.Tensor) -> bool:
-        """Page-lock the bytes in place, at their exact size, in chunks. All or nothing."""
-        start, left = buffer.data_ptr(), buffer.numel()
-        address = start
-        while left:
-            size = min(left, _PIN_CHUNK_BYTES)
-            if register.register(address, size) != 0:
-                register.clear_error()
-                for pinned in range(start, address, _PIN_CHUNK_BYTES):
-                    register.unregister(pinned)
+        """Page-lock the bytes in place, at their exact size, in pieces. All or nothing."""
+        start, end = buffer.data_ptr(), buffer.data_ptr() + buffer.numel()
+        for address in range(start, end, _LOCK_BYTES):
+            if register.register(address, min(_LOCK_BYTES, end - address)) != 0:
+                self._unregister(register, start, address)
+                self._clear_error()
                 return False
-            address, left = address + size, left - size
         self._pins[start] = buffer.numel()
         return True
+
+    def _unregister(self, register: _HostRegister, start: int, end: int) -> None:
+        codes = [register.unregister(address) for address in range(start, end, _LOCK_BYTES)]
+        if any(codes):
+            self._clear_error()
+
+    def _clear_error(self) -> None:
+        """A call of the runtime that failed leaves an error behind in its thread, for the next launch or allocation to
+        raise. Torch offers nothing that takes it away, so it is raised here, by the smallest of both."""
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=self.device).add_(1)
 
     def host_release(self, buffer: torch.Tensor) -> None:
         start = buffer.data_ptr()
         nbytes = self._pins.pop(start, 0)
         register = _host_register(self.device)
         if nbytes and register is not None:
-            for pinned in range(start, start + nbytes, _PIN_CHUNK_BYTES):
-                register.unregister(pinned)
+            self._unregister(register, start, start + nbytes)
 
     def close(self) -> None:
         self.drain()
@@ -271,21 +330,17 @@ def _pinned_by_torch(nbytes: int) -> tuple[torch.Tensor, bool]:
 
 
 class _HostRegister:
-    """Page-locking of memory that is already there: cudart's, or any back end's that offers the same three calls."""
+    """Page-locking of memory that is already there: cudart's, or any back end's that offers the same two calls. Both
+    return the runtime's error code, 0 for none."""
 
     def __init__(self, backend: types.ModuleType) -> None:
         self._runtime = backend.cudart()
 
     def register(self, address: int, size: int) -> int:
-        return int(self._runtime.cudaHostRegister(address, size, 0))
+        return int(self._runtime.cudaHostRegister(address, size, _LOCK_FLAGS))
 
-    def unregister(self, address: int) -> None:
-        self._runtime.cudaHostUnregister(address)
-
-    def clear_error(self) -> None:
-        # A failed registration leaves a sticky error that would surface as an unrelated failure of a later kernel.
-        if hasattr(self._runtime, "cudaGetLastError"):
-            self._runtime.cudaGetLastError()
+    def unregister(self, address: int) -> int:
+        return int(self._runtime.cudaHostUnregister(address))
 
 
 def _host_register(device: torch.device) -> _HostRegister | None:

@@ -214,6 +214,10 @@ class OffloadController:
         self.prefetcher.expect([self.layers[index] for index in plan.visits])
         self.prefetcher.loaded = True
         self.plan = plan
+        if self.in_pass():
+            self.versions.reserve_later()
+        else:
+            self.versions.reserve(self.layers)
         if self.prefetcher.recorder is not None:
             self.prefetcher.recorder.planned(began_ns, plan.device_bytes)
 
@@ -227,6 +231,7 @@ class OffloadController:
         try:
             self.prefetcher.give_up_ring()
             self.prefetcher.drain()
+            self.prefetcher.before_release()
             self.queue.release(self)
         finally:
             for layer in self.layers:
@@ -316,6 +321,8 @@ class OffloadController:
     def _revise_layers(self) -> None:
         for layer in self._weights.put_on_layers(self.versions):
             self._refetch(layer)
+        if self.loaded:  # until then nobody knows which layers are streamed
+            self.versions.reserve(self.layers)
 
     @contextlib.contextmanager
     def masters_shown(self) -> Iterator[None]:
@@ -357,6 +364,7 @@ class OffloadController:
             if layer.keep_resident != stays:
                 if layer.keep_resident and not drained:  # its copy may be under way; the ring's are `lease`'s business
                     self.prefetcher.drain()
+                    self.prefetcher.before_release()
                     drained = True
                 if layer.keep_resident and self.prefetcher.recorder is not None:
                     self.prefetcher.recorder.evicted(layer, layer.nbytes)
@@ -435,6 +443,7 @@ class OffloadController:
     def ring_moved(self, arena: torch.Tensor | None) -> None:
         self.prefetcher.give_up_ring()
         if arena is None:
+            self.prefetcher.before_release()
             for layer in self._streamed:
                 layer.unbind()
         else:

@@ -104,11 +104,20 @@ class ThreadedCpuPort:
 
         self._queue(read)
 
+    def prepare_reads(self) -> None:
+        pass
+
     def abandon(self, sources: Collection[ByteSource]) -> None:
         self._abandoned = {id(source): self._copies for source in sources}
 
     def host_waits(self, event: LaneEvent) -> None:
         self.compute_waits(event)
+
+    def happened(self, event: LaneEvent) -> bool:
+        return event.pending is None or (event.pending.is_set() and event.failure is None)
+
+    def before_release(self) -> None:
+        pass
 
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         _copy_bytes(destination, source)

@@ -63,10 +63,15 @@ class DevicePort(Protocol):
         """Later work on the compute lane starts after what `event` marks."""
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        """Queue a copy of bytes on the copy lane. Both are flat byte tensors of the same length."""
+        """Queue a copy of bytes on the copy lane. Both are flat byte tensors of the same length; the source is all of a
+        buffer from `host_empty`, or what such a buffer begins with.
+        """
 
     def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
         """Queue a copy of bytes that have to be read first. A wait for it raises what reading raised."""
+
+    def prepare_reads(self) -> None:
+        """Copies from sources are to come: take what they go through now, not in a pass. Idempotent."""
 
     def abandon(self, sources: Collection[ByteSource]) -> None:
         """What was not read yet for copies from these need not be: nobody will wait for them."""
@@ -84,6 +89,14 @@ class DevicePort(Protocol):
 
     def host_waits(self, event: Event) -> None:
         """The host waits for what `event` marks. Never on the hot path."""
+
+    def happened(self, event: Event) -> bool:
+        """Whether what a recorded `event` marks has happened. Does not wait. True: nothing need wait for it now."""
+
+    def before_release(self) -> None:
+        """Memory from `empty` is about to be given back; what read it comes before this point of the compute lane.
+        Whoever is given the memory next, on whichever stream, comes after. Never on the hot path.
+        """
 
     def elapsed_ns(self, start: Event, end: Event) -> int | None:
         """Time between two timed events, or None while either is still to come."""
@@ -104,10 +117,14 @@ class DevicePort(Protocol):
 
 
 def is_unified(device: torch.device) -> bool:
-    """Whether a device that has tensors of its own keeps them in the host's memory: Apple's. A host copy of a weight
-    would then be a second one in the same memory, so whoever plans for such a device leaves weights in their file.
+    """Whether a device that has tensors of its own keeps them in the host's memory: Apple's, and integrated GPUs.
+
+    A host copy of a weight would then be a second one in the same memory, so plans leave weights in their file.
     """
-    return device.type == "mps"
+    if device.type in ("mps", "cpu", "meta"):
+        return device.type == "mps"
+    describe = getattr(torch.get_device_module(device), "get_device_properties", None)
+    return describe is not None and bool(getattr(describe(device), "is_integrated", False))
 
 
 def port_for(device: torch.device | str) -> DevicePort:

@@ -33,7 +33,8 @@ class TierMoves:
         drain: Callable[[], None],
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self._layers, self._plan, self._drain, self._progress = layers, plan, drain, progress
+        self._layers, self._plan, self._port = layers, plan, port
+        self._drain, self._progress = drain, progress
         self._moves: list[tuple[Layer, HostTier]] = []
         for layer, planned in zip(layers, plan.layers):
             tier = planned.host_tier
@@ -55,6 +56,8 @@ class TierMoves:
         with loaders() as threads:
             self._move("pageable", threads)
             self._move("pinned", threads)
+        if any(layer.host.source is not None for layer in self._layers):
+            self._port.prepare_reads()
         _drop_behind(self._layers, self._plan)
 
     def _move(self, tier: HostTier, threads: Executor | None = None) -> None:
@@ -118,7 +121,7 @@ def copied_unplaced(layer: Layer, port: DevicePort, fence: Event) -> list[Bindin
         bindings = layer.bindings_into(buffer)
     if layer.saving:
         port.compute_waits(layer.saved)
-    source = layer.master_source
+    source = layer.to_read
     if source is None:
         port.copy_on_compute(buffer, layer.source_bytes)
         return bindings
@@ -132,7 +135,7 @@ def copied_unplaced(layer: Layer, port: DevicePort, fence: Event) -> list[Bindin
 
 def give_up_reads(port: DevicePort, layers: Sequence[Layer]) -> None:
     """A pass has failed: look-ahead that waits for gigabytes to be read is not waited for, nor its bytes counted on."""
-    read = [layer for layer in layers if layer.host.source is not None and not layer.swapped_in]
-    port.abandon([layer.host.source for layer in read if layer.host.source is not None])
-    for layer in read:
+    read = [(layer, source) for layer in layers if not layer.swapped_in and (source := layer.to_read) is not None]
+    port.abandon([source for _, source in read])
+    for layer, _ in read:
         layer.valid = False

@@ -54,6 +54,7 @@ class Layer:
         "device_buffer",
         "finished",
         "found",
+        "has_arrived",
         "host",
         "host_bindings",
         "in_use",
@@ -96,6 +97,8 @@ class Layer:
         self.keep_resident = False
         self.valid = False
         """A copy of these bytes into `device_buffer` was issued and nothing was issued over it since."""
+        self.has_arrived = False
+        """The copy that `valid` speaks of has happened, as far as was asked. Only residents are asked."""
         self.pending = 0
         """Visits to come for which look-ahead counts on the bytes: they must not be overwritten."""
         self.in_use = 0
@@ -173,7 +176,7 @@ class Layer:
         assert self.device_buffer is not None  # the controller has brought it into memory
         self.device_bindings = []
         self.carries = None
-        self.valid = True
+        self.valid = self.has_arrived = True
 
     def revise(self, revision: Revision | None) -> bool:
         """From now on the layer's weights are to be these. True if the bytes on the device are good for nothing now."""
@@ -192,17 +195,22 @@ class Layer:
         return buffer
 
     @property
-    def master_source(self) -> ByteSource | None:
-        """What has to be read before it can be copied: a master that is not page-locked. None: `source_bytes` it is."""
-        return self.host.source if self.source is None else None
+    def to_read(self) -> ByteSource | None:
+        """What has to be read before it can be copied: bytes that are not page-locked. None: `source_bytes` it is."""
+        return self.host.source if self.source_carries is None else self.source_carries.to_read
 
     def queue_copy(self, port: DevicePort, buffer: torch.Tensor) -> None:
         """On the copy lane, from wherever the bytes are."""
-        source = self.master_source
+        source, to_read = self.source, None
         if source is None:
-            port.copy(buffer, self.source_bytes)
+            source, to_read = self.host.buffer, self.host.source
+        elif self.source_carries is not None:
+            to_read = self.source_carries.to_read
+        if to_read is not None:
+            port.copy_from(buffer, to_read)
         else:
-            port.copy_from(buffer, source)
+            assert source is not None
+            port.copy(buffer, source)
 
     @property
     def is_in_place(self) -> bool:

@@ -97,6 +97,8 @@ class Prefetcher:
         self._cold_pass = 0
         """The pass that is measured for the counters only."""
         self._fence = port.event()
+        self._passed = port.event()
+        """Compute to compute: the last pass has ended. Passes may run on different streams of the caller's."""
         self._copied_on_compute = False
 
     # ------------------------------------------------------------------ passes
@@ -112,6 +114,8 @@ class Prefetcher:
         if self.before_pass is not None:
             with self.around_allocations():  # a changed plan takes memory
                 self.before_pass()
+        if self.versions.outdated:
+            self.versions.reserve(self._layers)
         self.in_pass = True
         self._start_pass()
         if self.recorder is not None:
@@ -120,6 +124,7 @@ class Prefetcher:
     def end_pass(self, completed: bool) -> None:
         """The component has run, or failed to. After a failure nothing is in flight any more."""
         self.in_pass = False
+        self.port.record_compute(self._passed)
         if completed:
             self._finish_pass()
             self._look_ahead()
@@ -134,6 +139,7 @@ class Prefetcher:
             self._at_rest = False
         self._trace = []
         self._misses = 0
+        self.port.compute_waits(self._passed)
         passes = self.counters.passes
         wanted = passes < self._cold_pass + _TIMED_PASSES or self.before_pass is not None
         self._timing = wanted or passes % _TIMED_EVERY == 0
@@ -255,6 +261,8 @@ class Prefetcher:
         if layer.timing:
             self.port.record_compute(layer.finished)
             layer.timing = False
+        if not self.in_pass:  # a pass whose end we do not see
+            self.port.record_compute(self._passed)
         layer.in_use = 0
 
     # ------------------------------------------------------------------ look-ahead
@@ -284,7 +292,10 @@ class Prefetcher:
             return True
         if not self._ring_is_ours:
             return False
-        return all(not (other.pending or other.in_use) for other in layer.overlaps)
+        for other in layer.overlaps:  # noqa: SIM110 - a generator costs more than all of its steps
+            if other.pending or other.in_use:
+                return False
+        return True
 
     def _issue(self, layer: Layer) -> None:
         """Queue the copy of a layer. What it overlaps is out of the way."""
@@ -313,6 +324,7 @@ class Prefetcher:
         port.record_copy(layer.copy_done)
         layer.carries = layer.source_carries
         layer.valid = True
+        layer.has_arrived = False
         if timing:
             port.record_copy(end)
             layer.copies_timed += 1
@@ -337,6 +349,11 @@ class Prefetcher:
         for layer in self._layers:
             if not layer.keep_resident:
                 layer.valid = False
+
+    def before_release(self) -> None:
+        """Device memory is about to be given back: on whichever stream it is used next, that comes after our passes."""
+        self.port.compute_waits(self._passed)
+        self.port.before_release()
 
     def drain(self) -> None:
         """The host waits until none of our copies is under way, on either lane. Never on the hot path."""

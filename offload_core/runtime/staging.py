@@ -139,6 +139,9 @@ class StagedPort:
     def host_release(self, buffer: torch.Tensor) -> None:
         self.inner.host_release(buffer)
 
+    def before_release(self) -> None:
+        self.inner.before_release()
+
     def host_waits(self, event: StagedEvent) -> None:
         self._until_issued(event)
         self.inner.host_waits(event.inner)
@@ -147,7 +150,7 @@ class StagedPort:
 
     def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
         """Queue a copy of all of a source's bytes on the copy lane."""
-        self._make_slots()
+        self.prepare_reads()
         self.staged_bytes += source.nbytes
         job = _Job(destination, source)
         for start in range(0, source.nbytes, self._slot_bytes):
@@ -204,6 +207,9 @@ class StagedPort:
                 if self.while_waiting is not None:
                     self.while_waiting()
 
+    def happened(self, event: StagedEvent) -> bool:
+        return event.number <= self._done and event.failure is None and self.inner.happened(event.inner)
+
     def elapsed_ns(self, start: StagedEvent, end: StagedEvent) -> int | None:
         if start.number > self._done or end.number > self._done:
             return None
@@ -238,7 +244,7 @@ class StagedPort:
 
     # ------------------------------------------------------------------ behind it
 
-    def _make_slots(self) -> None:
+    def prepare_reads(self) -> None:
         if self._slots:
             return
         with torch.inference_mode(False):  # other threads write to them

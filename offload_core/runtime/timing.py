@@ -9,11 +9,14 @@ from .recorder import Recorder
 
 
 def wait_for(layer: Layer, port: DevicePort, timed: bool, warm: bool) -> None:
-    """The compute lane waits for the layer's copy."""
+    """The compute lane waits for the layer's copy, unless it is known to have happened: a resident's, after a while."""
     if timed:
         wait_timed(layer, port, warm)
-    else:
+    elif not layer.keep_resident:
         port.compute_waits(layer.copy_done)
+    elif not layer.has_arrived:
+        port.compute_waits(layer.copy_done)
+        layer.has_arrived = port.happened(layer.copy_done)
 
 
 def wait_timed(layer: Layer, port: DevicePort, warm: bool) -> None:

@@ -17,7 +17,7 @@ PROBE_PACK = Path(__file__).parent / "probe_pack"
 FAULT_PACK = paths.SUPPORT / "fault_pack"
 GGUF_PACK = paths.SUPPORT / "gguf_pack"
 EXTENSION_PACK = Path(__file__).parent / "extension_pack"
-SIM_DEFAULTS = {"mb": 8192, "bandwidth": 0, "poison": 1, "race": 1}
+SIM_DEFAULTS = {"mb": 8192, "bandwidth": 0, "poison": 1, "race": 1, "pin_limit_mb": -1, "allocator": "native"}
 APPS_TABLES_BYTES = 4096
 """What the app's quantisation library keeps on the device for good, once it has been used: a small table a type."""
 

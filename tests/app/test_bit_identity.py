@@ -90,6 +90,18 @@ def test_lora_equals_the_app_loaded_whole(sim):
         sim.free()
 
 
+def test_the_picture_does_not_depend_on_how_much_memory_was_free(sim, weights_mb):
+    """With a LoRA on, the app's partial load rounds patched weights otherwise than its full load, and ours as that."""
+    whole = outcome(sim, build("flux", "app", lora=0.8))
+    for megabytes in (30, 45, 60):
+        sim.free()
+        weights_mb(megabytes)
+        assert outcome(sim, build("flux", "layerwise", lora=0.8)) == whole
+    sim.free()
+    weights_mb(30)
+    assert outcome(sim, build("flux", "app", lora=0.8)) != whole, "README says that the app's differs: no longer true"
+
+
 def test_placements_that_do_not_stream_equal_the_app(sim):
     reference = outcome(sim, build("flux", "app"))
     for placement in ("auto", "resident", "whole"):

@@ -1,5 +1,6 @@
 """Two simulated devices. Run by test_two_devices.py in a process of its own, for a process has its number once."""
 
+import copy
 import threading
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from offload_core.runtime import attach
+from offload_core.runtime.revision import Change
 from tests.support import simdev
 
 MIB = 2**20
@@ -121,6 +123,44 @@ def test_one_module_on_each_device_has_a_ring_and_a_queue_there(npu, current):
         for handle in handles:
             handle.detach()
     assert [one["used"] for one in npu.stats()["devices"]] == [0, 0]
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_changed_weights_leave_each_device_its_compute_stream(npu, current):
+    """A layer that is changed on its device is copied back on a stream of its own, which must not stay current."""
+    inputs = torch.randn(2, 600)
+    models = [blocks(seed) for seed in range(2)]
+    expected = {strength: [strengthened(model, strength)(inputs) for model in models] for strength in (2.0, 3.0)}
+    npu.set_device(current)
+    npu.configure(bandwidth=SLOW_LINK)
+    streams = [torch.accelerator.current_stream(index) for index in range(2)]
+    handles = [attach(model, device=device, budget_bytes=6 * MIB) for model, device in zip(models, DEVICES)]
+    try:
+        for strength, references in expected.items():
+            for model, handle in zip(models, handles):
+                handle.controller.revise({f"blocks.{i}.weight": scaled(model.blocks[i], strength) for i in range(6)})
+            for _ in range(3):
+                for model, device, reference in zip(models, DEVICES, references):
+                    assert torch.equal(model(inputs.to(device)).cpu(), reference)
+        for handle, stream in zip(handles, streams):
+            assert handle.controller.counters.copied_back > 0
+            assert torch.accelerator.current_stream(stream.device.index) == stream
+        assert torch.accelerator.current_device_index() == current
+    finally:
+        npu.set_device(0)
+        for handle in handles:
+            handle.detach()
+
+
+def strengthened(model: Blocks, strength: float) -> Blocks:
+    twin = copy.deepcopy(model)
+    for block in twin.blocks:
+        block.weight.mul_(strength)
+    return twin
+
+
+def scaled(module: nn.Module, strength: float) -> Change:
+    return Change(("scaled", strength), lambda: module.weight * strength)
 
 
 def test_both_devices_at_once_from_two_threads(npu):

@@ -64,7 +64,42 @@ def the_ring_changes_hands_while_a_layer_is_copied_back(patch: Patch) -> None:
 
 @fault("race")
 def a_version_is_dropped_while_it_is_copied_from(patch: Patch) -> None:
-    within(patch, Versions, "_drop", drain=nothing)
+    within(patch, Versions, "_free", drain=nothing)
+
+
+@fault("race")
+def a_version_is_overwritten_while_it_is_copied_from(patch: Patch) -> None:
+    within(patch, Versions, "reserve", drain=nothing)
+
+
+@fault("state")
+def memory_for_versions_is_taken_in_a_pass(patch: Patch) -> None:
+    reserve, save = Versions.reserve, Versions.save
+
+    def changed(self: Versions, layer: Layer) -> int:
+        reserve(self, [layer])
+        return save(self, layer)
+
+    patch.setattr(Versions, "reserve", nothing)
+    patch.setattr(Versions, "save", changed)
+
+
+@fault("state")
+def a_version_s_memory_is_not_used_again(patch: Patch) -> None:
+    patch.setattr(Versions, "_overwrite", nothing)
+
+
+@fault("state")
+def a_patch_set_that_comes_back_is_overwritten_again(patch: Patch) -> None:
+    before(patch, Versions, "reserve", lambda self, layers: self._wanted_sets.clear())
+
+
+@fault("value", "state")
+def an_overwritten_version_is_still_looked_for(patch: Patch) -> None:
+    def changed(self: Versions, place: Any) -> Any:
+        return self._kept[place][1].version
+
+    patch.setattr(Versions, "_forget_version", changed)
 
 
 @fault("state")

@@ -238,41 +238,41 @@ def test_host_memory_has_its_exact_size_and_pages_of_its_own(nbytes):
         assert one.data_ptr() % 4096 == 0 and abs(one.data_ptr() - two.data_ptr()) >= nbytes
 
 
-class Registry:
-    """cudart as far as it is used, with a limit."""
-
-    def __init__(self, limit):
-        self.limit, self.pinned, self.errors = limit, {}, 0
-
-    def cudaHostRegister(self, address, size, flags):
-        if sum(self.pinned.values()) + size > self.limit:
-            self.errors += 1
-            return 2
-        self.pinned[address] = size
-        return 0
-
-    def cudaHostUnregister(self, address):
-        del self.pinned[address]
-
-    def cudaGetLastError(self):
-        self.errors = 0
-
-
 def test_memory_is_locked_in_place_in_pieces_at_its_exact_size(npu, monkeypatch):
-    registry = Registry(limit=10 * MIB)
-    monkeypatch.setattr(npu, "cudart", lambda: registry, raising=False)
-    monkeypatch.setattr("offload_core.runtime.accelerator_port._PIN_CHUNK_BYTES", MIB)
+    monkeypatch.setattr("offload_core.runtime.accelerator_port._LOCK_BYTES", MIB)
     port = AcceleratorPort("npu")
+    before = npu.stats()
+
+    def grew(name: str) -> int:
+        return npu.stats()[name] - before[name]
+
     buffer, pinned = port.host_empty(5 * MIB + 12, True)
-    assert pinned and sorted(registry.pinned.values()) == [12, *[MIB] * 5]
-    assert min(registry.pinned) == buffer.data_ptr()
-    more, pinned = port.host_empty(7 * MIB, True)
+    assert pinned and grew("pinned") == 5 * MIB + 12 and grew("registrations") == 6
+    npu.configure(pin_limit_mb=npu.stats()["pinned"] / MIB + 5)
+    try:
+        more, pinned = port.host_empty(7 * MIB, True)
+    finally:
+        npu.configure(pin_limit_mb=-1)
     assert not pinned and more.numel() == 7 * MIB, "pageable is better than nothing"
-    assert sum(registry.pinned.values()) == 5 * MIB + 12 and registry.errors == 0
-    port.host_release(more)
-    port.host_release(buffer)
-    port.host_release(buffer)
-    assert registry.pinned == {}
+    assert grew("pinned") == 5 * MIB + 12
+    for released in (more, buffer, buffer):
+        port.host_release(released)
+    assert grew("pinned") == 0
+    torch.ones(4, device="npu")  # raises what a mistaken call would have left behind
+
+
+@pytest.mark.parametrize("allocator", ["native", "cudaMallocAsync"])
+def test_memory_figures_come_from_what_both_allocators_give(npu, allocator):
+    """`cudaMallocAsync` counts no allocations and no segments; free, total and reserved bytes it has."""
+    npu.configure(allocator=allocator)
+    try:
+        held = torch.empty(3 * MIB, dtype=torch.uint8, device="npu")
+        memory = AcceleratorPort("npu").memory()
+        assert memory.total_bytes == 256 * MIB and memory.reserved_bytes >= held.numel()
+        assert memory.free_bytes == memory.total_bytes - npu.stats()["reserved"]
+        assert bool(npu.memory_stats()["allocation.all.allocated"]) == (allocator == "native")
+    finally:
+        npu.configure(allocator="native")
 
 
 def test_a_device_without_streams(npu):

@@ -1,5 +1,9 @@
 """The simulated accelerator itself: if it were wrong, every test that stands on it would prove nothing."""
 
+import mmap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -160,10 +164,134 @@ def test_kernels_count_no_traffic_and_no_waits(npu):
     assert counted["h2d_bytes"] == counted["d2h_bytes"] == counted["host_syncs"] == counted["blocking_copies"] == 0
 
 
-def test_registered_host_memory_is_pinned_and_overlaps_are_refused(npu):
+# ---------------------------------------------------------------------- page-locks, as strict as CUDA's
+
+
+def fresh(nbytes: int) -> torch.Tensor:
+    """Host bytes of pages that were never touched."""
+    return torch.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
+
+
+class Locks:
+    """Page-locks ranges by the runtime's calls, and unlocks what is left at the end."""
+
+    def __init__(self, runtime):
+        self.runtime, self.kept = runtime, {}
+
+    def __call__(self, memory, start, end):
+        code = self.runtime.cudaHostRegister(memory.data_ptr() + start, end - start, 0)
+        if code == 0:
+            self.kept[memory.data_ptr() + start] = memory
+        return code
+
+    def release(self, memory):
+        self.kept.pop(memory.data_ptr(), None)
+        return self.runtime.cudaHostUnregister(memory.data_ptr())
+
+
+@pytest.fixture
+def locked(npu):
+    locks = Locks(npu.cudart())
+    yield locks
+    npu.synchronize()
+    for address in locks.kept:
+        locks.runtime.cudaHostUnregister(address)
+
+
+def test_registered_host_memory_is_pinned_and_overlaps_are_refused(npu, locked):
     memory = torch.zeros(4 * MIB, dtype=torch.uint8)
-    assert npu.host_register(memory.data_ptr(), MIB) == 0
-    assert npu.host_register(memory.data_ptr() + MIB // 2, MIB) != 0
-    assert memory.is_pinned()
-    assert npu.host_unregister(memory.data_ptr()) == 0
-    assert not memory.is_pinned()
+    assert locked(memory, 0, MIB) == 0 and memory.is_pinned()
+    assert locked(memory, MIB // 2, MIB) == 712
+    with pytest.raises(RuntimeError, match="CUDA error.*already mapped"):
+        torch.ones(4, device="npu")
+    assert locked.release(memory) == 0 and not memory.is_pinned()
+    assert locked.release(memory) == 713
+    with pytest.raises(RuntimeError, match="CUDA error.*registered"):
+        torch.ones(4, device="npu")
+
+
+@pytest.mark.parametrize("allocator, first_to_tell", [("native", "launch"), ("cudaMallocAsync", "allocation")])
+def test_a_refused_lock_is_told_once_by_what_comes_next_in_that_thread(npu, locked, allocator, first_to_tell):
+    x = torch.ones(4, device="npu")
+    npu.configure(allocator=allocator, pin_limit_mb=npu.stats()["pinned"] / MIB)
+    try:
+        assert locked(fresh(MIB), 0, MIB) == 2
+        with ThreadPoolExecutor(1) as other:
+            other.submit(x.add_, 1).result()
+        if first_to_tell == "launch":
+            torch.empty(MIB, dtype=torch.uint8, device="npu")
+        with pytest.raises(RuntimeError, match="out of memory"):
+            x.add_(1) if first_to_tell == "launch" else torch.empty(4, device="npu")
+        assert torch.equal(x.add_(1).cpu(), torch.full((4,), 3.0))
+    finally:
+        npu.configure(allocator="native", pin_limit_mb=-1)
+
+
+def test_the_runtime_offers_no_more_than_torch_s_does(npu):
+    """Torch's binding of the CUDA runtime has no `cudaGetLastError`; a double that had it once hid a fault from us."""
+    offered = {name for name in dir(npu.cudart()) if name.startswith("cuda")}
+    assert offered == {"cudaHostRegister", "cudaHostUnregister"}
+
+
+@pytest.mark.parametrize("non_blocking", [True, False])
+@pytest.mark.parametrize("to_device", [True, False])
+def test_a_copy_may_not_span_the_end_of_a_registration(npu, locked, non_blocking, to_device):
+    memory, target = torch.zeros(4 * MIB, dtype=torch.uint8), torch.zeros(4 * MIB, dtype=torch.uint8, device="npu")
+    assert locked(memory, 0, MIB) == locked(memory, MIB, 3 * MIB) == 0
+
+    def copy(start, end):
+        host, device = memory[start:end], target[start:end]
+        device.copy_(host, non_blocking=non_blocking) if to_device else host.copy_(device, non_blocking=non_blocking)
+
+    for start, end in ((0, MIB), (MIB, 3 * MIB), (3 * MIB, 4 * MIB)):
+        copy(start, end)
+    for start, end in ((MIB - 1, MIB + 1), (0, 4 * MIB), (3 * MIB - 1, 3 * MIB + 1)):
+        with pytest.raises(RuntimeError, match="invalid argument"):
+            copy(start, end)
+
+
+def test_page_locking_takes_time_by_bytes_and_more_where_pages_were_never_touched(npu, locked):
+    touched, untouched = fresh(4 * MIB).fill_(1), fresh(4 * MIB)
+    npu.configure(pin_bandwidth=40 * MIB, fault_bandwidth=20 * MIB)  # 100 ms, and 200 more
+    try:
+        npu.reset_stats()
+        began = time.perf_counter()
+        assert locked(touched, 0, 4 * MIB) == 0
+        middle = time.perf_counter()
+        counted = npu.stats()
+        assert middle - began >= 0.1 and counted["registered_bytes"] == 4 * MIB and counted["faulted_bytes"] == 0
+        assert locked(untouched, 0, 4 * MIB) == 0
+        assert time.perf_counter() - middle >= 0.3
+        assert npu.stats()["faulted_bytes"] == 4 * MIB and npu.stats()["registrations"] == 2
+    finally:
+        npu.configure(pin_bandwidth=5e9, fault_bandwidth=2.5e9)
+
+
+def test_a_host_that_waits_spins(npu):
+    source, target, done = pinned(), torch.empty(MIB, dtype=torch.uint8, device="npu"), torch.Event(device="npu")
+    npu.synchronize()
+    npu.configure(bandwidth=10e6)  # 100 ms
+    target.copy_(source, non_blocking=True)
+    done.record()
+    began = time.thread_time()
+    done.synchronize()
+    assert time.thread_time() - began > 0.005, "waiting cost the processor nothing"
+
+
+def test_copies_of_one_direction_take_turns_in_the_order_in_which_they_are_ready(npu):
+    """A copy engine is not kept by one stream that has many pieces queued: another's copy comes after one of them."""
+    target = torch.empty(2 * MIB, dtype=torch.uint8, device="npu")
+    pieces, small = [pinned() for _ in range(8)], pinned(64)
+    stream, other = torch.Stream(device="npu"), torch.Stream(device="npu")
+    last, between = torch.Event(device="npu"), torch.Event(device="npu")
+    npu.synchronize()
+    npu.configure(bandwidth=50e6, race=False)  # 21 ms a piece
+    with npu.stream(stream):
+        for piece in pieces:
+            target[:MIB].copy_(piece, non_blocking=True)
+        last.record()
+    with npu.stream(other):
+        target[MIB : MIB + 64].copy_(small, non_blocking=True)
+        between.record()
+    between.synchronize()
+    assert not last.query(), "it waited for all of the pieces"

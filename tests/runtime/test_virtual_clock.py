@@ -13,7 +13,7 @@ import torch
 
 from offload_core.plan import Plan
 from offload_core.planner import PlanRequest, make_plan, smallest_budget
-from offload_core.runtime import DeviceQueue, OffloadController, discover
+from offload_core.runtime import Change, DeviceQueue, OffloadController, discover
 from offload_core.runtime.prefetcher import Prefetcher
 from offload_core.simulate import SimulationResult, simulate
 from tests.runtime.world import hand_plan
@@ -271,3 +271,44 @@ def test_an_engine_that_waits_or_copies_too_much_is_caught(mutant, monkeypatch):
     measured, simulated = compare(*one_to_spoil())
     slower = measured.pass_ns > simulated.pass_ns * 1.01
     assert slower or measured.host_waits or measured.bytes_per_pass > simulated.bytes_per_pass
+
+
+# ---------------------------------------------------------------------- a changed strength of a LoRA
+
+
+def strength(bench: Bench, factor: float, patch_ns: int) -> dict[str, Change]:
+    """Every weight of every block times `factor`; the arithmetic for a block takes the device `patch_ns`."""
+
+    def changed(block: Block) -> Change:
+        def compute() -> torch.Tensor:
+            bench.port.compute(patch_ns)
+            return block.weight.detach() * factor
+
+        return Change(factor, compute)
+
+    return {f"blocks.{block.number}.weight": changed(block) for block in bench.model.blocks}
+
+
+@pytest.mark.parametrize("compute_ns", [3000, 5000], ids=["the link is the limit", "the compute is the limit"])
+def test_the_first_step_after_a_changed_strength_is_a_step(compute_ns):
+    """Page-locking at a tenth of the link's rate, which is what servers were seen to do with memory not yet touched. As
+    many layers as Flux has: what was fetched ahead of the other strength is fetched again, and that is ring bytes.
+    """
+    bench = equal_layers(compute_ns, count=57)
+    port, controller = bench.port, bench.controller
+    controller.load(hand_plan(controller, 3 * 4096))
+    port.page_lock_bytes_per_s = RATE / 10
+    controller.revise(strength(bench, 0.5, patch_ns=compute_ns // 20))
+    locked = port.page_locks
+    for _ in range(3):
+        bench.pass_()
+    steady = -port.compute_ns + bench.pass_()
+    assert port.page_locks == locked, "page-locked in a pass"
+    for factor in (0.75, 0.25):
+        locked, began = port.page_locks, max(port.compute_ns, port.host_ns)
+        controller.revise(strength(bench, factor, patch_ns=compute_ns // 20))
+        first = bench.pass_() - began
+        assert port.page_locks == locked, "a changed strength page-locks nothing"
+        assert first <= 1.1 * steady, f"{first / steady:.3f} of a steady step"
+        bench.pass_()
+    assert port.copied_back_bytes == 3 * sum(layer.nbytes for layer in controller.layers)

@@ -43,6 +43,7 @@ class World:
         staged.tier = tier  # type: ignore[attr-defined]  # for `hand_plan`
         self.queue = DeviceQueue(self.port if tier == "pinned" else staged)
         self.components: list[Component] = []
+        self.port.in_pass = lambda: any(one.controller.prefetcher.in_pass for one in self.components)
 
     def add(self, kilobytes: Sequence[int], exotic: Sequence[int] = (), **options: Any) -> Component:
         model = Model(kilobytes, exotic)

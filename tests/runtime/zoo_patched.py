@@ -31,9 +31,41 @@ def changed_on_arrival(world: World) -> None:
     one.run()
     one.revise(B)
     one.run()
-    assert counters.revised_layers == 4, "what was changed before is still there"
+    assert counters.revised_layers == 5, "the one version that B overwrote was made anew, beside B's"
     one.revise({})
     one.run()
+
+
+def one_strength_after_another(world: World) -> None:
+    """The version of a strength that is over gives its memory to the next one's: nothing is taken for it."""
+    one = world.add((4, 4, 4, 4, 4, 4))
+    one.load(8192)
+    one.revise(EVERY)
+    one.run()
+    held = one.controller.versions.held_bytes
+    assert held == sum(layer.nbytes for layer in one.controller.layers)
+    for strength in (0.5, 0.75, 3.0):
+        one.revise({name: factor * strength for name, factor in EVERY.items()})
+        for _ in range(2):
+            one.run()
+        assert one.controller.versions.held_bytes == held
+    assert one.controller.counters.revised_layers == 4 * 6 and one.controller.versions.refused == set()
+
+
+def back_and_forth(world: World) -> None:
+    """A strength that comes back after its versions were overwritten is kept from then on, beside the other."""
+    one = world.add((4, 4, 4, 4, 4, 4))
+    one.load(8192)
+    other = {name: factor * 2 for name, factor in EVERY.items()}
+    for factors in (EVERY, other, EVERY):
+        one.revise(factors)
+        one.run()
+    revised = one.controller.counters.revised_layers
+    assert revised == 3 * 6
+    for factors in (other, EVERY, other):
+        one.revise(factors)
+        one.run()
+    assert one.controller.counters.revised_layers == revised, "what both were is still there"
 
 
 def two_sets_in_turn(world: World) -> None:
@@ -195,7 +227,8 @@ def detached_while_it_is_copied_back(world: World) -> None:
 
 
 LIVES: tuple[Callable[[World], None], ...] = (
-    changed_on_arrival, two_sets_in_turn, changed_residents, changed_outside_layers, changed_while_plans_change,
+    changed_on_arrival, one_strength_after_another, back_and_forth, two_sets_in_turn,
+    changed_residents, changed_outside_layers, changed_while_plans_change,
     changed_without_room, changed_with_room_for_two, changing_fails, an_error_after_a_change,
     changed_beside_another_component, a_master_changes_under_its_changes, detached_while_it_is_copied_back,
 )  # fmt: skip

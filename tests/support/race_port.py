@@ -120,6 +120,8 @@ class RacePort:
         self.live_bytes = self.peak_bytes = 0
         self.limit_bytes = nbytes
         self._clocks = [[0] * len(LANES) for _ in LANES]
+        self.in_pass: Callable[[], bool] = lambda: False
+        """Whether a pass is under way, in which no host memory may be taken."""
         self._waiting: list[Callable[[], None]] = []
         """Copies that were issued and have not moved a byte yet (only when `late`)."""
         self._coming_back: list[tuple[RaceEvent, Callable[[], None]]] = []
@@ -203,6 +205,9 @@ class RacePort:
         else:
             self._move(destination, source)
 
+    def prepare_reads(self) -> None:
+        pass
+
     def abandon(self, sources: object) -> None:
         pass
 
@@ -210,6 +215,16 @@ class RacePort:
         self._wait(event, HOST)
         if event.recorded_on == COPY:
             self._run_copies(event.copies_before)
+
+    def happened(self, event: RaceEvent) -> bool:
+        """A copy that is kept back has not happened; whoever is told so of another has seen it."""
+        if self.late and self._issued - len(self._waiting) < event.copies_before:
+            return False
+        self._wait(event, HOST)
+        return True
+
+    def before_release(self) -> None:
+        pass
 
     def drain(self) -> None:
         self.counts["drain"] += 1
@@ -226,6 +241,8 @@ class RacePort:
         return None
 
     def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
+        if self.in_pass():
+            raise AssertionError(f"{nbytes} bytes of host memory were taken in a pass")
         if nbytes == 0:
             return torch.empty(0, dtype=torch.uint8), False
         memory = (ctypes.c_ubyte * nbytes)()

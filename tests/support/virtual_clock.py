@@ -43,6 +43,9 @@ class VirtualClockPort:
         self.back_ns = 0
         """When each lane has done what it was given so far."""
         self.host_waits = self.allocations = self.copies = self.copied_bytes = self.copied_back_bytes = 0
+        self.page_lock_bytes_per_s: float | None = None
+        """What the host does when it page-locks memory; None: that costs nothing."""
+        self.page_locks = 0
         self._stays: list[list[int]] = []
         """Per copy into device memory: first byte, end, begin of the copy, last read."""
 
@@ -82,7 +85,16 @@ class VirtualClockPort:
         self.copies -= 1
         done.ns = self.back_ns
 
+    def prepare_reads(self) -> None:
+        pass
+
     def abandon(self, sources: object) -> None:
+        pass
+
+    def happened(self, event: VirtualEvent) -> bool:
+        return event.ns is None or event.ns <= self.host_ns
+
+    def before_release(self) -> None:
         pass
 
     def drain(self) -> None:
@@ -97,6 +109,10 @@ class VirtualClockPort:
         return None
 
     def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
+        if pinned:
+            self.page_locks += 1
+            if self.page_lock_bytes_per_s is not None:
+                self.host_ns = max(self.host_ns, self.compute_ns) + round(nbytes * 1e9 / self.page_lock_bytes_per_s)
         return self._memory(nbytes), pinned
 
     def host_release(self, buffer: torch.Tensor) -> None:

@@ -3,7 +3,7 @@ many cases. Has no nodes. Answers 404 where the server runs on another device.
 
 GET  /simdev/stats       all counters of torch_npu.stats()
 POST /simdev/reset       start counting anew
-POST /simdev/configure   {"mb": .., "bandwidth": .., "poison": .., "race": ..}, any subset
+POST /simdev/configure   any of the knobs of `torch_npu.configure`: {"mb": .., "bandwidth": .., "race": ..}
 
 It also ends the server when the process that started it is gone, so that a killed test run leaves nothing behind.
 """

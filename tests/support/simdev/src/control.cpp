@@ -23,6 +23,14 @@ void sim_set(long long limit_bytes, long long bytes_per_s, int poison, int race_
   if (race_check >= 0) simdev::settings.race_check = race_check != 0;
 }
 
+// The same for page-locking; a negative limit takes it away.
+void sim_set_pins(long long bytes_per_s, long long fault_bytes_per_s) {
+  if (bytes_per_s >= 0) simdev::settings.pin_bytes_per_s = bytes_per_s;
+  if (fault_bytes_per_s >= 0) simdev::settings.fault_bytes_per_s = fault_bytes_per_s;
+}
+void sim_set_pin_limit(long long bytes) { simdev::settings.pin_limit = bytes; }
+void sim_set_async_allocator(int on) { simdev::settings.async_allocator = on != 0; }
+
 // The names are in torch_npu/library.py, in this order.
 int sim_stats(long long* out, int capacity) {
   simdev::PoolStats pool;  // of all devices together, but the limit, which is that of each
@@ -38,6 +46,7 @@ int sim_stats(long long* out, int capacity) {
       (long long)pool.limit, pool.allocs, pool.frees, (long long)simdev::pinned_bytes(),
       c.h2d_bytes, c.d2h_bytes, c.d2d_bytes, c.async_copies, c.blocking_copies, c.kernels,
       c.stream_syncs, c.event_syncs, c.device_syncs, c.item_syncs, c.event_records, c.event_waits, c.races,
+      c.registrations, c.registered_bytes, c.faulted_bytes,
       simdev::settings.bytes_per_s, simdev::settings.poison, simdev::settings.race_check};
   const int count = (int)(sizeof(values) / sizeof(values[0]));
   for (int i = 0; i < count && i < capacity; i++) out[i] = values[i];
@@ -82,7 +91,7 @@ void sim_reset() {
 void sim_trim() { simdev::pool_trim(); }
 void sim_set_device(int device) { simdev::set_current_device(device); }
 int sim_current_device() { return simdev::current_device(); }
-int sim_host_register(void* pointer, long long bytes) { return simdev::pin_range(pointer, (size_t)bytes) ? 0 : 712; }
-int sim_host_unregister(void* pointer) { return simdev::unpin_range(pointer) ? 0 : 713; }
+int sim_host_register(void* pointer, long long bytes) { return simdev::host_register(pointer, (size_t)bytes); }
+int sim_host_unregister(void* pointer) { return simdev::host_unregister(pointer); }
 
 }  // extern "C"

@@ -11,12 +11,17 @@
 #include <c10/core/Storage.h>
 #include <c10/util/Exception.h>
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -152,6 +157,7 @@ struct DeviceAllocator final : c10::Allocator {
       if (pool(device).put(pointer)) return;
   }
   c10::DataPtr allocate(size_t bytes) override {
+    if (bytes && settings.async_allocator) raise_left_error();  // it asks cudaGetLastError before it allocates
     void* block = bytes ? pool(current_device()).get(bytes) : nullptr;
     return {block, block, &release, c10::Device(kSim, (c10::DeviceIndex)current_device())};
   }
@@ -164,6 +170,32 @@ REGISTER_ALLOCATOR(c10::DeviceType::PrivateUse1, &device_allocator_instance)
 // ---- pinned host memory: a set of address ranges; pinning changes nothing but what `is_pinned` answers
 std::mutex pins_mutex;
 std::map<uintptr_t, size_t> pins;
+
+// A runtime call that fails leaves its error behind in the calling thread; the next one to ask gets it, and clears it.
+thread_local int left_error = 0;
+constexpr int kMemoryAllocation = 2, kAlreadyRegistered = 712, kNotRegistered = 713;
+
+int fails(int code) { return left_error = code; }
+
+// Faults the pages of a range in, as locking does. Bytes of pages that nobody had touched yet.
+size_t fault_in(void* pointer, size_t bytes) {
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  const auto begin = (uintptr_t)pointer / page * page, end = (uintptr_t)pointer + bytes;
+  std::vector<unsigned char> resident((end - begin + page - 1) / page);
+  if (mincore((void*)begin, end - begin, resident.data()) != 0) return 0;  // not a mapping that the system knows
+  size_t faulted = 0;
+  for (size_t i = 0; i < resident.size(); i++) {
+    if (resident[i] & 1) continue;
+    auto* byte = (volatile char*)std::max(begin + i * page, (uintptr_t)pointer);
+    *byte = *byte;
+    faulted += page;
+  }
+  return faulted;
+}
+
+void spend(double bytes, double bytes_per_s) {
+  if (bytes_per_s > 0) std::this_thread::sleep_for(std::chrono::nanoseconds((long long)(1e9 * bytes / bytes_per_s)));
+}
 
 struct PinnedAllocator final : c10::Allocator {
   static void release(void* pointer) {
@@ -261,6 +293,39 @@ bool pin_range(void* pointer, size_t bytes) {
 bool unpin_range(void* pointer) {
   std::lock_guard<std::mutex> lock(pins_mutex);
   return pins.erase((uintptr_t)pointer) == 1;
+}
+
+bool within_one_pin(const void* pointer, size_t bytes) {
+  const auto begin = (uintptr_t)pointer, end = begin + bytes;
+  std::lock_guard<std::mutex> lock(pins_mutex);
+  auto after = pins.lower_bound(end);
+  if (after == pins.begin()) return true;
+  const auto& [start, length] = *std::prev(after);  // the last one that begins before the end
+  return start + length <= begin || (start <= begin && end <= start + length);
+}
+
+int host_register(void* pointer, size_t bytes) {
+  static std::mutex driver;  // one at a time, in the whole process
+  std::lock_guard<std::mutex> lock(driver);
+  if (settings.pin_limit >= 0 && (long long)(pinned_bytes() + bytes) > settings.pin_limit) return fails(kMemoryAllocation);
+  if (!pin_range(pointer, bytes)) return fails(kAlreadyRegistered);
+  const size_t faulted = fault_in(pointer, bytes);
+  counters.registrations++;
+  counters.registered_bytes += (long long)bytes;
+  counters.faulted_bytes += (long long)faulted;
+  spend((double)bytes, (double)settings.pin_bytes_per_s);
+  spend((double)faulted, (double)settings.fault_bytes_per_s);
+  return 0;
+}
+
+int host_unregister(void* pointer) { return unpin_range(pointer) ? 0 : fails(kNotRegistered); }
+
+void raise_left_error() {
+  const int code = std::exchange(left_error, 0);
+  const char* what = code == kMemoryAllocation    ? "out of memory"
+                     : code == kAlreadyRegistered ? "part or all of the requested memory range is already mapped"
+                                                  : "pointer does not correspond to a registered memory region";
+  TORCH_CHECK(code == 0, "CUDA error: ", what, " (", code, ", left behind by an earlier call of the runtime)");
 }
 
 size_t pinned_bytes() {

@@ -18,6 +18,7 @@
 #include <torch/library.h>
 
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <mutex>
 #include <thread>
@@ -50,6 +51,7 @@ void touch(const at::Tensor& t, bool write, const std::string& what) {
 thread_local bool inside_kernel = false;
 struct KernelScope {
   KernelScope() {
+    if (!inside_kernel) raise_left_error();
     counters.kernels++;
     drain(current_stream());
     inside_kernel = true;
@@ -125,17 +127,51 @@ void record_stream(at::Tensor& self, at::Stream stream) {
 }
 
 // ---- copies
+
+// A copy engine takes one copy at a time, in the order in which they became the first of their stream.
+class Engine {
+ public:
+  void lock() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const long long mine = next_++;
+    turn_.wait(lock, [&] { return mine == serving_; });
+  }
+  void unlock() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      serving_++;
+    }
+    turn_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable turn_;
+  long long next_ = 0, serving_ = 0;
+};
+
+// CUDA refuses a copy whose host side lies in more than one registration, or partly in one.
+void check_host_side(const at::Tensor& host) {
+  if (host.numel() == 0) return;
+  int64_t last = 0;
+  for (int64_t d = 0; d < host.dim(); d++) last += (host.size(d) - 1) * host.stride(d);
+  const size_t bytes = (size_t)(last + 1) * host.itemsize();
+  TORCH_CHECK(within_one_pin(host.const_data_ptr(), bytes), "CUDA error: invalid argument (a copy of ", bytes,
+              " bytes whose host side spans the end of a page-locked registration)");
+}
+
 void copy_later(const at::Tensor& from, const at::Tensor& to) {
-  static std::mutex to_device_engine[kMaxDevices], to_host_engine[kMaxDevices];
+  static auto* to_device_engine = new Engine[kMaxDevices];  // leaked: streams' threads outlive static destructors
+  static auto* to_host_engine = new Engine[kMaxDevices];
   counters.async_copies++;
   // Host tensors are kept alive by the queued copy. Device tensors are not: their memory may be freed and reused before
   // the copy runs, as on a GPU, and then the race check and the poison tell.
   at::Tensor keep_from = on_device(from) ? at::Tensor() : from, keep_to = on_device(to) ? at::Tensor() : to;
-  std::mutex* engine = on_device(to) ? &to_device_engine[index_of(to)] : &to_host_engine[index_of(from)];
+  Engine* engine = on_device(to) ? &to_device_engine[index_of(to)] : &to_host_engine[index_of(from)];
   at::Tensor source = host_view(from), target = host_view(to);
   const auto bytes = (double)to.nbytes();
   enqueue(current_stream(), [source, target, keep_from, keep_to, engine, bytes]() mutable {
-    std::lock_guard<std::mutex> lock(*engine);
+    std::lock_guard<Engine> lock(*engine);
     const auto rate = (double)settings.bytes_per_s;
     if (rate > 0) std::this_thread::sleep_for(std::chrono::nanoseconds((long long)(1e9 * bytes / rate)));
     try {
@@ -182,6 +218,7 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
     drain(current_stream());
   } else {
     const auto& host = from_device ? to : from;
+    check_host_side(host);
     if (non_blocking && is_pinned(host.const_data_ptr())) {
       copy_later(from, to);
       return to;

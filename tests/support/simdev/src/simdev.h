@@ -17,6 +17,10 @@ struct Settings {
   std::atomic<long long> bytes_per_s{0};  // of asynchronous copies; 0 = as fast as memcpy
   std::atomic<bool> poison{true};         // fill fresh and freed memory with a pattern that reads as NaN
   std::atomic<bool> race_check{false};
+  std::atomic<long long> pin_bytes_per_s{5'000'000'000};   // of page-locking; 0 = it costs nothing
+  std::atomic<long long> fault_bytes_per_s{2'500'000'000}; // of faulting in what was never touched, on top of that
+  std::atomic<long long> pin_limit{-1};                    // page-locked bytes beyond which is refused; -1 = none
+  std::atomic<bool> async_allocator{false};                // as torch's backend cudaMallocAsync behaves
 };
 extern Settings settings;
 
@@ -28,6 +32,7 @@ struct Counters {
   std::atomic<long long> stream_syncs{0}, event_syncs{0}, device_syncs{0}, item_syncs{0};
   std::atomic<long long> event_records{0}, event_waits{0};
   std::atomic<long long> races{0};
+  std::atomic<long long> registrations{0}, registered_bytes{0}, faulted_bytes{0};  // page-locks in place
   void reset();
 };
 extern Counters counters;
@@ -85,8 +90,12 @@ std::vector<MemoryEvent> pool_diary();                       // of the calling t
 bool pool_holds(long long serial);                           // whether that allocation has not been freed, by any thread
 void* device_allocator();                                    // c10::Allocator*, untyped to keep torch out of this header
 bool is_pinned(const void* pointer);
-bool pin_range(void* pointer, size_t bytes);                 // as cudaHostRegister: refuses an overlapping range
+bool within_one_pin(const void* pointer, size_t bytes);      // or touching none: what a copy may read or write
+bool pin_range(void* pointer, size_t bytes);                 // refuses an overlapping range; costs nothing
 bool unpin_range(void* pointer);
+int host_register(void* pointer, size_t bytes);              // cudaHostRegister: costs time, may be refused
+int host_unregister(void* pointer);                          // cudaHostUnregister
+void raise_left_error();                                     // what cudaGetLastError tells, as a launch does
 size_t pinned_bytes();
 void register_hooks();
 

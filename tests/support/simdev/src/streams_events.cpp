@@ -23,7 +23,8 @@ static_assert(kMaxDevices == 4, "the tables of default streams below have one en
 
 void Counters::reset() {
   for (auto* counter : {&h2d_bytes, &d2h_bytes, &d2d_bytes, &async_copies, &blocking_copies, &kernels, &stream_syncs,
-                        &event_syncs, &device_syncs, &item_syncs, &event_records, &event_waits, &races})
+                        &event_syncs, &device_syncs, &item_syncs, &event_records, &event_waits, &races,
+                        &registrations, &registered_bytes, &faulted_bytes})
     *counter = 0;
 }
 
@@ -65,6 +66,20 @@ class Worker {
   void push(std::function<void()> work) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
+      queue_.push_back(std::move(work));
+    }
+    wake_.notify_one();
+  }
+  // Work that takes no time is done at once where nothing is before it: waking a thread for it would cost the caller
+  // what no device's driver costs him.
+  template <typename Work>
+  void push_moment(Work work) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (queue_.empty() && !busy_) {
+        work();
+        return;
+      }
       queue_.push_back(std::move(work));
     }
     wake_.notify_one();
@@ -131,12 +146,17 @@ struct Recording {
     std::unique_lock<std::mutex> lock(mutex);
     changed.wait(lock, [this] { return done; });
   }
+  bool reached() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return done;
+  }
 };
 using Handle = std::shared_ptr<Recording>;
 Handle& handle(void* event) { return *static_cast<Handle*>(event); }
 
+// A host that waits for a stream or an event spins, as CUDA has it unless a device is told otherwise.
 void host_waits_for(StreamId id) {
-  drain(id);
+  while (!worker(id).idle()) std::this_thread::yield();
   race::host_joins(race::snapshot(id));
 }
 
@@ -169,7 +189,11 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     stream_of_thread[index_of(s.device())] = s.id();
     return old;
   }
-  bool queryStream(const c10::Stream& s) const override { return worker(s.id()).idle(); }
+  bool queryStream(const c10::Stream& s) const override {
+    const bool idle = worker(s.id()).idle();
+    if (idle) race::host_joins(race::snapshot(s.id()));  // an answer "done" orders as a wait does
+    return idle;
+  }
   void synchronizeStream(const c10::Stream& s) const override {
     counters.stream_syncs++;
     host_waits_for(s.id());
@@ -185,14 +209,14 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     auto recording = std::make_shared<Recording>();
     recording->clock = race::snapshot(s.id());
     handle(*event) = recording;
-    enqueue(s.id(), [recording] { recording->finish(); });
+    worker(s.id()).push_moment([recording] { recording->finish(); });
   }
   void block(void* event, const c10::Stream& s) const override {
     if (!event) return;
     counters.event_waits++;
     auto recording = handle(event);
     race::stream_joins(s.id(), recording->clock);
-    enqueue(s.id(), [recording] { recording->wait(); });
+    if (!recording->reached()) enqueue(s.id(), [recording] { recording->wait(); });
   }
   bool queryEvent(void* event) const override {
     if (!event) return true;
@@ -205,7 +229,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     counters.event_syncs++;
     if (!event) return;
     auto recording = handle(event);
-    recording->wait();
+    while (!recording->reached()) std::this_thread::yield();
     race::host_joins(recording->clock);
   }
   double elapsedTime(void* first, void* second, const c10::DeviceIndex) const override {

@@ -5,7 +5,7 @@ device up as its main device when this folder's parent is on PYTHONPATH.
 
 Environment: SIMDEV_LIB (the compiled library), SIMDEV_MB (memory limit, default 8192), SIMDEV_BW (bytes per second of
 asynchronous copies, 0 = memcpy), SIMDEV_POISON (1), SIMDEV_RACE (0), SIMDEV_DEVICES (1; memory limit and bandwidth are
-each one's own).
+each one's own), SIMDEV_PIN_MB (-1, no limit), SIMDEV_ALLOCATOR (native), SIMDEV_INTEGRATED (0).
 """
 
 import os
@@ -29,6 +29,8 @@ def _register():
         bandwidth=float(environment("SIMDEV_BW", "0")),
         poison=int(environment("SIMDEV_POISON", "1")),
         race=int(environment("SIMDEV_RACE", "0")),
+        pin_limit_mb=float(environment("SIMDEV_PIN_MB", "-1")),
+        allocator=environment("SIMDEV_ALLOCATOR", "native"),
     )
 
 

@@ -1,5 +1,6 @@
 """The `torch.npu` module: the part of torch.cuda's surface that the app, diffusers and accelerate use of a backend."""
 
+import os
 import types
 
 import torch
@@ -50,7 +51,10 @@ def mem_get_info(device=None):
 
 def memory_stats(device=None):
     now = _memory(device)
+    counts = library.allocator_backend == "native"  # the other back end has these figures too, and they stay 0
     return {
+        "allocation.all.allocated": library.stat("allocs") if counts else 0,
+        "allocation.all.freed": library.stat("frees") if counts else 0,
         "active_bytes.all.current": now["used"],
         "allocated_bytes.all.current": now["used"],
         "allocated_bytes.all.peak": now["peak"],
@@ -63,8 +67,16 @@ def set_device(device):
     lib.sim_set_device(device if isinstance(device, int) else _device(device).index)
 
 
+def get_device_properties(device=None):
+    return types.SimpleNamespace(
+        name="simulated",
+        total_memory=_memory(device)["limit"],
+        is_integrated=int(os.environ.get("SIMDEV_INTEGRATED", "0")),
+    )
+
+
 class Runtime:
-    """What `torch.cuda.cudart()` offers for page-locking memory that is already there."""
+    """What `torch.cuda.cudart()` offers for page-locking memory that is already there: no `cudaGetLastError`."""
 
     @staticmethod
     def cudaHostRegister(address, size, flags):  # noqa: N802 - named as cudart names it
@@ -72,8 +84,7 @@ class Runtime:
 
     @staticmethod
     def cudaHostUnregister(address):  # noqa: N802
-        lib.sim_host_unregister(address)
-        return 0
+        return lib.sim_host_unregister(address)
 
 
 def make_module() -> types.ModuleType:
@@ -86,6 +97,7 @@ def make_module() -> types.ModuleType:
         "current_device": lib.sim_current_device,
         "set_device": set_device,
         "get_device_name": lambda device=None: "simulated",
+        "get_device_properties": get_device_properties,
         "is_bf16_supported": lambda *args: True,
         "get_amp_supported_dtype": lambda: [torch.float16, torch.bfloat16],
         # one generator, the CPU's: kernels run there

@@ -27,11 +27,15 @@ STAT_NAMES = (
     "event_records",
     "event_waits",
     "races",
+    "registrations",
+    "registered_bytes",
+    "faulted_bytes",
     "bandwidth",
     "poison",
     "race",
 )
 MIB = 2**20
+ALLOCATORS = ("native", "cudaMallocAsync")
 
 
 def _library_path() -> Path:
@@ -44,6 +48,8 @@ def _library_path() -> Path:
 def _open() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(_library_path()), mode=ctypes.RTLD_GLOBAL)
     lib.sim_set.argtypes = [ctypes.c_longlong, ctypes.c_longlong, ctypes.c_int, ctypes.c_int]
+    lib.sim_set_pins.argtypes = [ctypes.c_longlong, ctypes.c_longlong]
+    lib.sim_set_pin_limit.argtypes = [ctypes.c_longlong]
     lib.sim_stats.argtypes = [ctypes.POINTER(ctypes.c_longlong), ctypes.c_int]
     lib.sim_host_register.argtypes = [ctypes.c_void_p, ctypes.c_longlong]
     lib.sim_host_unregister.argtypes = [ctypes.c_void_p]
@@ -57,6 +63,8 @@ def _open() -> ctypes.CDLL:
 lib = _open()
 device_count = 1
 """Set once, by init()."""
+allocator_backend = "native"
+"""Whose manners the memory has: one of ALLOCATORS."""
 
 
 def init(devices: int):
@@ -68,9 +76,25 @@ def init(devices: int):
     lib.sim_init(devices)
 
 
-def configure(mb=None, bandwidth=None, poison=None, race=None):
-    """Change settings at run time; None leaves one as it is. `mb` is the memory limit in MiB, `bandwidth` the bytes per
-    second of asynchronous copies (0: as fast as memcpy)."""
+def configure(
+    mb=None,
+    bandwidth=None,
+    poison=None,
+    race=None,
+    pin_bandwidth=None,
+    fault_bandwidth=None,
+    pin_limit_mb=None,
+    allocator=None,
+):
+    """Change settings at run time; None leaves one as it is.
+
+    mb               memory limit in MiB
+    bandwidth        bytes per second of asynchronous copies (0: as fast as memcpy)
+    pin_bandwidth    bytes per second of page-locking (0: it costs nothing)
+    fault_bandwidth  of faulting in pages that were never touched, which page-locking does (0: nothing)
+    pin_limit_mb     page-locked MiB beyond which a registration is refused (negative: no limit)
+    allocator        "native" or "cudaMallocAsync"
+    """
     keep = -1
     lib.sim_set(
         keep if mb is None else int(mb * MIB),
@@ -78,6 +102,17 @@ def configure(mb=None, bandwidth=None, poison=None, race=None):
         keep if poison is None else int(bool(poison)),
         keep if race is None else int(bool(race)),
     )
+    lib.sim_set_pins(
+        keep if pin_bandwidth is None else int(pin_bandwidth), keep if fault_bandwidth is None else int(fault_bandwidth)
+    )
+    if pin_limit_mb is not None:
+        lib.sim_set_pin_limit(int(pin_limit_mb * MIB))
+    if allocator is not None:
+        global allocator_backend
+        if allocator not in ALLOCATORS:
+            raise ValueError(f"asked for the allocator {allocator!r}; found {', '.join(ALLOCATORS)}")
+        allocator_backend = allocator
+        lib.sim_set_async_allocator(int(allocator == "cudaMallocAsync"))
 
 
 MEMORY_NAMES = ("used", "peak", "reserved", "reserved_peak", "limit")
