@@ -18,6 +18,8 @@ import torch
 
 CUDA, SIM, CPU = "cuda", "sim", "cpu"
 KINDS = (CUDA, SIM, CPU)
+ASYNC = "cudaMallocAsync"
+"""The app's allocator on NVIDIA."""
 
 
 class Device:
@@ -44,7 +46,8 @@ class Device:
         if self.simulated:
             from tests.support import simdev
 
-            simdev.load().configure(**{"mb": 4096, "bandwidth": 8e9, "poison": True, "race": False, **knobs})
+            usual = {"mb": 4096, "bandwidth": 8e9, "poison": True, "race": False, "allocator": self.allocator()}
+            simdev.load().configure(**{**usual, **knobs})
         return self
 
     @property
@@ -59,8 +62,10 @@ class Device:
         return f"{torch.cuda.get_device_name()} ({torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB)"
 
     def allocator(self) -> str:
-        """`native` or `cudaMallocAsync` on CUDA, else the device's own."""
-        return torch.cuda.get_allocator_backend() if self.kind == CUDA else self.kind
+        """`native` or `cudaMallocAsync`, as PYTORCH_CUDA_ALLOC_CONF says; the simulated device plays both."""
+        if self.kind == CUDA:
+            return torch.cuda.get_allocator_backend()
+        return ASYNC if self.simulated and ASYNC in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") else "native"
 
     def synchronize(self) -> None:
         if self.module is not None:
@@ -71,7 +76,7 @@ class Device:
     @property
     def counts_allocations(self) -> bool:
         """Whether `allocations` counts: under cudaMallocAsync torch's counters stay at zero."""
-        return self.simulated or (self.kind == CUDA and self.allocator() == "native")
+        return self.kind != CPU and self.allocator() == "native"
 
     def allocations(self) -> int:
         """How often memory was asked for since the process began."""
