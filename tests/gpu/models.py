@@ -1,4 +1,4 @@
-"""The models of the GPU tests. Weights are made on the device and copied to the host once: the CPU takes long for bf16."""
+"""The models of the GPU tests. Weights are made on the device and copied to the host once: bf16 on the CPU is slow."""
 
 import torch
 from torch import nn
