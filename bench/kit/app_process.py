@@ -1,7 +1,6 @@
 """ComfyUI in this process, without a server, started as `main.py` and `execution.py` start it and run nodes.
 
-Must be imported, and `start` called, before anything of the app is: the library of Dynamic VRAM wants to be there
-before torch uses the device, and the app looks for its device when it is imported.
+`start` comes before anything of the app: it looks for its device when it is imported.
 """
 
 from __future__ import annotations
@@ -15,63 +14,41 @@ from pathlib import Path
 from typing import Any
 
 from bench.device import Device
+from bench.kit.dynamic_library import NoDynamicVram
 
 ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = ROOT / "tests" / "support" / "simdev" / "dynamic"
 SIM_MB = {True: 1290.0, False: 2048.0}
 """Of the simulated device, where the models are not to fit (True) and where they are: the app keeps 1.2 GB."""
 
 
-class NoDynamicVram(Exception):
-    """comfy-aimdo is not here, or does not start."""
-
-
-def start(device: Device, tree: Path, dynamic: bool, crowded: bool) -> Any:
-    """The app's `model_management`, with Dynamic VRAM or with the classic patcher. Raises NoDynamicVram.
+def start(device: Device, tree: Path, library: Any, crowded: bool) -> Any:
+    """The app's `model_management`, with Dynamic VRAM if its `library` is started. Raises NoDynamicVram.
 
     `crowded`: a simulated device is too small for the models; a real one is made so by the ballast.
     """
     device.open(mb=SIM_MB[crowded], bandwidth=3e9)
-    if dynamic and device.simulated:
-        sys.path.insert(0, str(STAND_IN))
     sys.path.insert(0, str(tree))
     import comfy.cli_args
 
-    comfy.cli_args.args.disable_dynamic_vram = not dynamic
+    comfy.cli_args.args.disable_dynamic_vram = library is None
     comfy.cli_args.args.cpu = device.kind == "cpu"
-    control = _library() if dynamic else None
     import comfy.memory_management
     import comfy.model_management
     import comfy.model_patcher
 
-    if control is not None:
-        _devices(control, comfy.model_management)
+    if library is not None:
+        _devices(library, comfy.model_management)
         comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
         comfy.memory_management.aimdo_enabled = True
     return comfy.model_management
 
 
-def _library() -> Any:
-    """comfy-aimdo, started; the two spellings are those of its versions."""
-    try:
-        import comfy_aimdo.control as control
-    except (ImportError, OSError) as error:
-        raise NoDynamicVram(f"comfy-aimdo cannot be imported: {error}") from None
-    try:
-        started = control.init(simple_vram_headroom=None, nvml_pressure=True)
-    except TypeError:
-        started = control.init()
-    if not started:
-        raise NoDynamicVram("comfy-aimdo does not start (control.init)")
-    return control
-
-
-def _devices(control: Any, management: Any) -> None:
+def _devices(library: Any, management: Any) -> None:
     devices = management.get_all_torch_devices()
     try:
-        started = control.init_devices((device.index, 0) for device in devices)
+        started = library.init_devices((device.index, 0) for device in devices)
     except TypeError:
-        started = control.init_devices(device.index for device in devices)
+        started = library.init_devices(device.index for device in devices)
     if not started:
         raise NoDynamicVram("comfy-aimdo does not start on this device (control.init_devices)")
 

@@ -22,7 +22,13 @@ from bench.device import KINDS, Device, memory_of_machine
 from bench.kit import rows
 
 PACKAGES = {
-    **{"torch": "torch", "transformers": "transformers", "safetensors": "safetensors", "triton": "triton"},
+    **{
+        "torch": "torch",
+        "transformers": "transformers",
+        "safetensors": "safetensors",
+        "triton": "triton",
+        "scipy": "scipy",
+    },
     **{"comfy-aimdo": "comfy_aimdo", "comfy-kitchen": "comfy_kitchen", "diffusers": "diffusers"},
     **{"accelerate": "accelerate", "hypothesis": "hypothesis", "requests": "requests", "pytest": "pytest"},
 }

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-OF_THE_MACHINE = ("torch", "torchvision", "torchaudio", "transformers", "safetensors", "psutil", "numpy", "yaml", "PIL")
+OF_THE_MACHINE = ("torch", "torchvision", "torchaudio", "transformers", "safetensors", "psutil", "numpy", "scipy")
+OF_THE_MACHINE += ("yaml", "PIL")
 """Modules that the kit does not carry: what it is for is measured with the machine's own."""
 
 
