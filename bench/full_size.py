@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
-BUILDERS: dict[str, Callable[[], nn.Module]] = {}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 """Name of a model to the function that builds it on `meta`; `use_app` must have been called."""
 
 
-def builder(function: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+def builder(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     BUILDERS[function.__name__] = function
     return function
 
@@ -89,10 +89,11 @@ def flux_params(**changes: Any) -> dict[str, Any]:
 
 
 @builder
-def flux_dev() -> nn.Module:
+def flux_dev(**changes: Any) -> nn.Module:
+    """`changes`: other sizes, for trying what the real ones are too large for."""
     from comfy.ldm.flux.model import Flux
 
-    return Flux(image_model="flux", **flux_params(), **_parts())
+    return Flux(image_model="flux", **flux_params(**changes), **_parts())
 
 
 @builder
@@ -105,17 +106,22 @@ def flux_dev_base_model() -> nn.Module:
     return config.get_model({}, "", device="meta")
 
 
-@builder
-def flux2_dev() -> nn.Module:
-    from comfy.ldm.flux.model import Flux
-
-    changes = {
+def flux2_params(**changes: Any) -> dict[str, Any]:
+    """Constructor arguments of Flux 2 dev; also used by the GPU bench."""
+    own = {
         **{"in_channels": 128, "out_channels": 128, "vec_in_dim": None, "context_in_dim": 15360, "hidden_size": 6144},
         **{"mlp_ratio": 3.0, "num_heads": 48, "depth": 8, "depth_single_blocks": 48, "axes_dim": [32, 32, 32, 32]},
         **{"theta": 2000, "patch_size": 1, "qkv_bias": False, "txt_ids_dims": [3], "global_modulation": True},
         **{"mlp_silu_act": True, "ops_bias": False, "default_ref_method": "index", "ref_index_scale": 10.0},
     }
-    return Flux(image_model="flux2", **flux_params(**changes), **_parts())
+    return flux_params(**{**own, **changes})
+
+
+@builder
+def flux2_dev() -> nn.Module:
+    from comfy.ldm.flux.model import Flux
+
+    return Flux(image_model="flux2", **flux2_params(), **_parts())
 
 
 @builder
@@ -235,6 +241,11 @@ def clip_g() -> nn.Module:
 @builder
 def t5xxl() -> nn.Module:
     return _encoder("comfy.text_encoders.sd3_clip", "T5XXLModel")
+
+
+@builder
+def t5_base() -> nn.Module:
+    return _encoder("comfy.text_encoders.sa_t5", "T5BaseModel")
 
 
 @builder

@@ -1,22 +1,25 @@
-"""Step time of a full-size diffusion transformer: resident, ours at several budgets, and the app's own partial load.
+"""Step time of a full-size diffusion transformer: resident, the app's own partial load, ours at several budgets.
 
-    python -m bench.gpu [--tree COMFYUI] [--device cuda|sim|cpu] [--size full|half|tiny] [--out FILE.json]
+    python -m bench.gpu [--tree COMFYUI] [--device cuda|sim|cpu] [--size full|half|tiny|flux2-pair]
+                        [--pixels 1024,1536,2048] [--out ROWS.jsonl]
 
 The model is Flux out of the app's own classes, filled with noise here, so that nothing is downloaded; every way of
 running it gets the same weights and the same inputs, and its output is compared bit for bit with the resident one. In
 the same run the two bounds are measured: what the link copies per second from page-locked memory, and the resident
-step, which is the compute alone. No way can be faster than the larger of compute and copies.
+step, which is the compute alone. No way can be faster than the larger of compute and copies. `r` is the compute over
+the time that copying the whole model takes: below one copies are the longer, above one they can be hidden.
 
 At a budget of B bytes ours keeps ring, residents and loose tensors within B. The app's partial load is given B for
-weights alone; its staging buffers come on top, which favours it. What each had reserved is in the result. Residents are
+weights alone; its staging buffers come on top, which favours it. What each had reserved is in its row. Residents are
 chosen twice: first without knowing the times, then from the times measured in the first passes, as in real use.
+
+Each row is written when it is known (`bench/kit/rows.py`). The app comes before ours: once our engine has page-locked
+the weights, the app's own page-locking of the same memory may be refused, and it would look slower than it is.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import platform
 import statistics
 import sys
@@ -30,178 +33,199 @@ import torch
 from torch import nn
 
 from bench import full_size
+from bench.device import KINDS, Device, DriverMemory, memory_of_machine
+from bench.kit.rows import Rows, open_rows
 
 SIZES: dict[str, dict[str, Any]] = {
     "full": {},
     "half": {"depth": 10, "depth_single_blocks": 19},
-    "tiny": {"hidden_size": 384, "num_heads": 3, "depth": 4, "depth_single_blocks": 8, "context_in_dim": 256},
+    "tiny": {"hidden_size": 256, "num_heads": 2, "depth": 4, "depth_single_blocks": 8, "context_in_dim": 256},
 }
-FRACTIONS = (0.25, 0.5, 0.75)
-WARM_UP_STEPS = 4
-LINK_PROBE_BYTES = 1 << 30
-
-
-class Device:
-    """The device that is measured; torch's generic calls, so that CUDA and the simulated one are the same here."""
-
-    def __init__(self, kind: str) -> None:
-        if kind == "sim":
-            from tests.support import simdev
-
-            simdev.load().configure(mb=4096, bandwidth=8e9, poison=True, race=False)
-        self.name = "npu" if kind == "sim" else kind
-        self.module = None if kind == "cpu" else torch.get_device_module(self.name)
-
-    def synchronize(self) -> None:
-        if self.module is not None:
-            self.module.synchronize()
-
-    def start_peak(self) -> None:
-        gc.collect()
-        if self.module is not None:
-            self.synchronize()
-            self.module.empty_cache()
-            self.module.reset_peak_memory_stats()
-
-    def peaks(self) -> dict[str, int | None]:
-        if self.module is None:
-            return {"peak_allocated_bytes": None, "peak_reserved_bytes": None}
-        return {
-            "peak_allocated_bytes": self.module.max_memory_allocated(),
-            "peak_reserved_bytes": self.module.max_memory_reserved(),
-        }
-
-    def describe(self) -> str:
-        if self.name != "cuda":
-            return {"npu": "simulated", "cpu": "cpu"}[self.name]
-        return f"{torch.cuda.get_device_name()} ({torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB)"
+FLUX2_SIZES: dict[str, dict[str, Any]] = {
+    "flux2-pair": {"depth": 2, "depth_single_blocks": 2},
+    "flux2-tiny": {
+        **{"hidden_size": 256, "num_heads": 2, "context_in_dim": 256},
+        **{"depth": 2, "depth_single_blocks": 2},
+    },
+}
+"""Flux 2 in its real width, of which no more than this is kept: its layers are over 1 GiB."""
+FRACTIONS = (0.5, 0.25, 0.75)
+"""Of the model's bytes. The first is measured at all sizes of the picture, the others at the first size."""
+WARM_UP_STEPS = 3
 
 
 class Bench:
-    """One model, one set of inputs, and the resident output that everything is compared with."""
+    """One model, inputs of each size, and the resident outputs that everything is compared with."""
 
-    def __init__(self, device: Device, size: str, pixels: int, steps: int, rounds: int) -> None:
-        self.device = device
-        self.steps, self.rounds = steps, rounds
-        self.model = build(size, device.name)
-        self.inputs = make_inputs(size, pixels, device.name)
+    def __init__(self, device: Device, arguments: argparse.Namespace, rows: Rows) -> None:
+        self.device, self.rows = device, rows
+        self.driver = DriverMemory(device)
+        self.pixels: list[int] = arguments.pixels
+        self.steps, self.rounds, self.row_seconds = arguments.steps, arguments.rounds, arguments.row_seconds
+        self.name = arguments.size if arguments.size in FLUX2_SIZES else f"flux {arguments.size}"
+        self.model = build(arguments.size, device.name)
+        self.inputs = {pixels: make_inputs(arguments.size, pixels, device.name) for pixels in self.pixels}
         self.total_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        self.expected: torch.Tensor | None = None
+        self.link = self._link_bytes_per_s()
+        self.expected: dict[int, torch.Tensor] = {}
+        self.compute_s: dict[int, float] = {}
+        self.ok = True
+        """Every row has the resident bits, and every way could be measured."""
 
-    def step(self) -> torch.Tensor:
+    def step(self, pixels: int) -> torch.Tensor:
         with torch.inference_mode():  # as the app samples
-            return self.model.diffusion_model(**self.inputs)
+            return self.model.diffusion_model(**self.inputs[pixels])
 
-    def measure(self, name: str, **facts: Any) -> dict[str, Any]:
-        """Warm up, check the output, time it. The model is ready to run on the device."""
+    def measure(self, name: str, pixels: int, **facts: Any) -> None:
+        """Warm up, check the output, time it, write the row. The model is ready to run on the device."""
         for _ in range(WARM_UP_STEPS):
-            output = self.step()
+            output = self.step(pixels)
         got = output.cpu()
-        if self.expected is None:
-            self.expected = got
-        samples = []
-        for _ in range(self.rounds):
-            self.device.synchronize()
-            start = time.perf_counter()
-            for _ in range(self.steps):
-                self.step()
-            self.device.synchronize()
-            samples.append((time.perf_counter() - start) / self.steps * 1e3)
-        row = {"name": name, "step_ms": statistics.median(samples), "step_ms_all": samples, **facts}
-        row["identical"] = torch.equal(got, self.expected)
-        return {**row, "finite": bool(torch.isfinite(got).all()), **self.device.peaks()}
+        samples: list[float] = []
+        begun = time.perf_counter()
+        while not samples or (len(samples) < self.rounds and time.perf_counter() - begun < self.row_seconds):
+            samples.append(self.device.seconds(lambda: self.step(pixels), self.steps))
+        step_s = statistics.median(samples)
+        self.compute_s.setdefault(pixels, step_s)  # the resident row comes first
+        identical = torch.equal(got, self.expected.setdefault(pixels, got))
+        finite = bool(torch.isfinite(got).all())
+        self.ok = self.ok and identical and finite
+        self.rows.write(
+            f"{name}, {pixels}",
+            **{"way": name, "model": self.name, "model_bytes": self.total_bytes, "pixels": pixels},
+            **{"step_s": step_s, "step_s_all": samples, "identical": identical, "finite": finite},
+            **self._bounds(pixels, step_s, facts.get("streamed_bytes_per_step")),
+            **facts,
+            **self.device.peaks(),
+            driver_used_bytes=self.driver.used(),
+            **pinned_by_app(),
+        )
 
-    def resident(self) -> dict[str, Any]:
-        self.device.start_peak()
+    def _bounds(self, pixels: int, step_s: float, streamed_bytes: int | None) -> dict[str, Any]:
+        """What the step is measured against, in seconds, and `r`."""
+        compute_s = self.compute_s[pixels]
+        found = {"compute_s": compute_s, "copy_all_s": self.total_bytes / self.link, "link_bytes_per_s": self.link}
+        found["r"] = compute_s / found["copy_all_s"]
+        if streamed_bytes is not None:
+            found["copy_s"] = streamed_bytes / self.link
+            found["bound_s"] = max(found["copy_s"], compute_s)
+            found["over_bound"] = step_s / found["bound_s"]
+        return found
+
+    def _link_bytes_per_s(self) -> float:
+        """What the copy lane does with page-locked memory, by the engine's own port."""
+        if self.device.module is None:
+            return 1e9  # nothing is copied on the CPU
+        from offload_core.runtime.accelerator_port import AcceleratorPort
+
+        port = AcceleratorPort(self.device.name)
+        try:
+            return self.device.link_bytes_per_s(port, (1 << 30) if self.device.kind == "cuda" else (16 << 20))
+        finally:
+            port.close()
+
+    def at(self, fraction: float) -> list[int]:
+        """The sizes of the picture that are measured at this share of the model."""
+        return self.pixels if fraction == FRACTIONS[0] else self.pixels[:1]
+
+    # ------------------------------------------------------------------ the ways
+
+    def resident(self) -> None:
+        self.device.fresh_memory()
         self.model.to(self.device.name)
         try:
-            return self.measure("resident", budget_bytes=self.total_bytes)
+            for pixels in self.pixels:
+                self.measure("resident", pixels, budget_bytes=self.total_bytes)
         finally:
             self.model.to("cpu")
 
-    def attached(self, link: float) -> Any:
+    def app(self, fraction: float) -> None:
+        """The app's classic partial load: what does not fit the budget is cast to the device leaf by leaf."""
+        from comfy.model_patcher import ModelPatcher
+
+        budget = int(fraction * self.total_bytes)
+        self.device.fresh_memory()
+        load_device = torch.device(self.device.name, 0)
+        patcher = ModelPatcher(self.model, load_device=load_device, offload_device=torch.device("cpu"))
+        try:
+            patcher.partially_load(load_device, budget)
+            loaded = patcher.loaded_size()
+            facts = {
+                "budget_bytes": budget,
+                "loaded_bytes": loaded,
+                "streamed_bytes_per_step": self.total_bytes - loaded,
+            }
+            for pixels in self.at(fraction):
+                self.measure(f"app partial load {fraction:.0%}", pixels, **facts)
+        finally:
+            patcher.detach()
+            release_app_buffers()
+
+    def attached(self) -> Any:
         """The model under layerwise offload. Page-locking 24 GB takes its time: once is enough for all budgets."""
         from offload_core.runtime import attach
 
         entries = [(self.model.diffusion_model, "forward")]
-        options = {"passes": 1000, "h2d_bytes_per_s": link, "entries": entries, **small_layers(self.model)}
-        return attach(self.model, device=self.device.name, **options)
+        options = {"passes": 1000, "h2d_bytes_per_s": self.link, "entries": entries, **small_layers(self.model)}
+        attachment = attach(self.model, device=self.device.name, **options)
+        host = attachment.controller.host_bytes()
+        self.rows.write("attached", host_bytes=host, **memory_of_machine(), **pinned_by_app())
+        return attachment
 
-    def ours(self, attachment: Any, budget_bytes: int, link: float) -> dict[str, Any]:
-        controller = attachment.controller
+    def ours(self, attachment: Any, fraction: float) -> None:
+        budget = max(int(fraction * self.total_bytes), least_budget(attachment.controller))
+        for pixels in self.at(fraction):
+            self._ours(attachment.controller, fraction, budget, pixels)
+
+    def _ours(self, controller: Any, fraction: float, budget: int, pixels: int) -> None:
         controller.unload()
-        self.device.start_peak()
-        controller.load(self._plan(controller, budget_bytes, link))
+        self.device.fresh_memory()
+        controller.load(self._plan(controller, budget))
         for _ in range(WARM_UP_STEPS):
-            self.step()
+            self.step(pixels)
         self.device.synchronize()
-        self.step()  # reads the times of the steps before
-        controller.load(self._plan(controller, budget_bytes, link))
-        before = controller.counters.as_dict()
-        row = self.measure("ours", budget_bytes=budget_bytes)
-        after = controller.counters.as_dict()
+        self.step(pixels)  # reads the times of the steps before
+        controller.load(self._plan(controller, budget))
         plan = controller.plan
-        moved = sum(plan.layers[index].bytes for index in plan.streamed)
-        row["streamed_bytes_per_step"] = moved
-        row["copy_bound_ms"] = moved / link * 1e3
-        row["predicted_ms"] = plan.predicted.pass_ns / 1e6
-        row["counters"] = {name: after[name] - before[name] for name in after}
-        row["plan"] = {"ring_bytes": plan.ring_bytes, "resident_bytes": plan.resident_bytes}
-        row["plan"].update(loose_bytes=plan.loose_bytes, streamed=len(plan.streamed), residents=len(plan.residents))
-        return row
+        facts = {"budget_bytes": budget, "predicted_s": plan.predicted.pass_ns / 1e9}
+        facts["streamed_bytes_per_step"] = sum(plan.layers[index].bytes for index in plan.streamed)
+        facts["plan"] = {"ring_bytes": plan.ring_bytes, "resident_bytes": plan.resident_bytes}
+        facts["plan"] |= {"loose_bytes": plan.loose_bytes, "streamed": len(plan.streamed)}
+        facts["plan"]["residents"] = len(plan.residents)
+        before = controller.counters.as_dict()
+        self.measure(f"ours {fraction:.0%}", pixels, **facts)
+        counted = {name: value - before[name] for name, value in controller.counters.as_dict().items()}
+        self.rows.write(f"counters of ours {fraction:.0%}, {pixels}", seconds=0.0, **counted)
 
-    def _plan(self, controller: Any, budget_bytes: int, link: float) -> Any:
+    def _plan(self, controller: Any, budget_bytes: int) -> Any:
         """The plan for a budget, by the times that are known by now."""
         from offload_core.planner import PlanRequest, make_plan
 
         pairs = zip(controller.inventory.layers, controller.compute_ns())
         inventory = replace(controller.inventory, layers=tuple(replace(one, compute_ns=ns) for one, ns in pairs))
         request = PlanRequest(inventory, str(controller.queue.port.device), budget_bytes, passes=1000)
-        return make_plan(replace(request, h2d_bytes_per_s=link, link_source="measured"))
+        return make_plan(replace(request, h2d_bytes_per_s=self.link, link_source="measured"))
 
-    def app(self, budget_bytes: int) -> dict[str, Any]:
-        """The app's classic partial load: what does not fit the budget is cast to the device leaf by leaf."""
-        from comfy.model_patcher import ModelPatcher
 
-        self.device.start_peak()
-        load_device = torch.device(self.device.name, 0)
-        patcher = ModelPatcher(self.model, load_device=load_device, offload_device=torch.device("cpu"))
-        try:
-            patcher.partially_load(load_device, budget_bytes)
-            loaded = patcher.loaded_size()
-            return self.measure("app partial load", budget_bytes=budget_bytes, loaded_bytes=loaded)
-        finally:
-            patcher.detach()
-            release_app_buffers()
+def least_budget(controller: Any) -> int:
+    """A model of few large layers has no plan for a quarter of its bytes."""
+    from offload_core.planner import smallest_budget
 
-    def link_bytes_per_s(self) -> float:
-        """What the copy lane does with page-locked memory, by the engine's own port."""
-        from offload_core.runtime import port_for
+    return int(smallest_budget(controller.inventory))
 
-        port = port_for(self.device.name)
-        nbytes = LINK_PROBE_BYTES if self.total_bytes > 4 * LINK_PROBE_BYTES else 64 << 20
-        source, _ = port.host_empty(nbytes, True)
-        target = port.empty(nbytes)
-        port.copy(target, source)
-        port.drain()
-        start = time.perf_counter()
-        for _ in range(4):
-            port.copy(target, source)
-        port.drain()
-        rate = 4 * nbytes / (time.perf_counter() - start)
-        port.host_release(source)
-        port.close()
-        return rate
+
+def pinned_by_app() -> dict[str, int]:
+    """The app's own account of the memory it has page-locked, in bytes."""
+    import comfy.model_management as management
+
+    names = ("TOTAL_PINNED_MEMORY", "MAX_PINNED_MEMORY")
+    return {name.lower(): int(getattr(management, name, 0)) for name in names}
 
 
 def build(size: str, device: str) -> nn.Module:
     """Flux in the app's BaseModel, on the CPU, filled with noise that was drawn on the device."""
-    import comfy.supported_models
-
-    config = comfy.supported_models.Flux({"image_model": "flux", **full_size.flux_params(**SIZES[size])})
-    config.set_inference_dtype(torch.bfloat16, None)
     with torch.device("meta"):
-        model = config.get_model({}, "", device="meta")
+        model, config = flux2_model(size) if size in FLUX2_SIZES else flux_model(size)
     full_size.give_memory(model, torch.bfloat16)
     generator = torch.Generator(device if device == "cuda" else "cpu").manual_seed(0)
     with torch.no_grad():
@@ -213,6 +237,26 @@ def build(size: str, device: str) -> nn.Module:
             parameter.copy_(noise)
     fresh_buffers(model, config)
     return model.requires_grad_(False).eval()
+
+
+def flux_model(size: str) -> tuple[Any, Any]:
+    """The app's model, and the configuration it was made from."""
+    import comfy.supported_models
+
+    return _model_of(comfy.supported_models.Flux, {"image_model": "flux", **full_size.flux_params(**SIZES[size])})
+
+
+def flux2_model(size: str) -> tuple[Any, Any]:
+    import comfy.supported_models
+
+    params = full_size.flux2_params(**FLUX2_SIZES[size])
+    return _model_of(comfy.supported_models.Flux2, {"image_model": "flux2", **params})
+
+
+def _model_of(kind: Any, params: dict[str, Any]) -> tuple[Any, Any]:
+    config = kind(params)
+    config.set_inference_dtype(torch.bfloat16, None)
+    return config.get_model({}, "", device="meta"), config
 
 
 def fresh_buffers(model: nn.Module, config: Any) -> None:
@@ -229,14 +273,15 @@ def make_inputs(size: str, pixels: int, device: str) -> dict[str, Any]:
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device, torch.bfloat16)
 
+    tokens = 32 if "tiny" in size else 512
+    steps = {"timestep": torch.tensor([0.7], device=device, dtype=torch.bfloat16)}
+    steps["guidance"] = torch.tensor([3.5], device=device, dtype=torch.bfloat16)
+    if size in FLUX2_SIZES:
+        width = full_size.flux2_params(**FLUX2_SIZES[size])["context_in_dim"]
+        return {"x": noise(1, 128, pixels // 16, pixels // 16), "context": noise(1, tokens, width), **steps}
     width = full_size.flux_params(**SIZES[size])["context_in_dim"]
-    return {
-        "x": noise(1, 16, pixels // 8, pixels // 8),
-        "timestep": torch.tensor([0.7], device=device, dtype=torch.bfloat16),
-        "context": noise(1, 512 if size != "tiny" else 32, width),
-        "y": noise(1, 768),
-        "guidance": torch.tensor([3.5], device=device, dtype=torch.bfloat16),
-    }
+    latent = noise(1, 16, pixels // 8, pixels // 8)
+    return {"x": latent, "context": noise(1, tokens, width), "y": noise(1, 768), **steps}
 
 
 def release_app_buffers() -> None:
@@ -253,93 +298,63 @@ def small_layers(model: nn.Module) -> dict[str, int]:
     return {"min_layer_bytes": 1 << 16} if total < 1 << 30 else {}
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    device = Device(arguments.device)
-    bench = Bench(device, arguments.size, arguments.pixels, arguments.steps, arguments.rounds)
-    link = bench.link_bytes_per_s()
-    rows: list[dict[str, Any]] = []
-    not_run: list[str] = []
+def run(device: Device, arguments: argparse.Namespace, rows: Rows) -> bool:
+    """Every way, each for itself. Whether all of them ran, with the resident bits."""
+    begun = time.monotonic()
+    bench = Bench(device, arguments, rows)
+    rows.write("built", time.monotonic() - begun, bytes=bench.total_bytes, link_bytes_per_s=bench.link)
 
-    def attempt(name: str, measure: Callable[[], dict[str, Any]]) -> None:
+    def attempt(name: str, measure: Callable[[], Any]) -> Any:
         try:
-            rows.append(measure())
+            return measure()
         except Exception as error:  # one way that fails must not take the others' figures with it
-            reason = (str(error).splitlines() or [""])[0]
-            not_run.append(f"{name}: {type(error).__name__}: {reason}")
-            print(not_run[-1], file=sys.stderr, flush=True)
-        else:
-            print(line(rows[-1]), file=sys.stderr, flush=True)
+            bench.ok = False
+            rows.write(f"{name} failed", error=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            return None
 
-    budgets = {f"{fraction:.0%}": int(fraction * bench.total_bytes) for fraction in FRACTIONS}
     with torch.no_grad():
         attempt("resident", bench.resident)
-        with bench.attached(link) as attachment:
-            for share, budget in budgets.items():
-                attempt(f"ours at {share}", lambda budget=budget: bench.ours(attachment, budget, link))
-        if device.name != "cpu":
-            for share, budget in budgets.items():
-                attempt(f"app at {share}", lambda budget=budget: bench.app(budget))
-    compute = next((row["step_ms"] for row in rows if row["name"] == "resident"), None)
-    for row in rows:
-        if "copy_bound_ms" in row and compute is not None:
-            row["bound_ms"] = max(row["copy_bound_ms"], compute)
-            row["over_bound"] = row["step_ms"] / row["bound_ms"]
-    return {
-        "schema": 1,
-        "command": " ".join(["python -m bench.gpu", *arguments.words]),
-        "device": device.describe(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version(), "comfyui": app_version()},
-        "model": {"name": f"flux {arguments.size}", "bytes": bench.total_bytes, "pixels": arguments.pixels},
-        "link_bytes_per_s": link,
-        "compute_bound_ms": compute,
-        "runs": rows,
-        "not_run": not_run,
-        "all_identical": bool(rows) and all(row["identical"] and row["finite"] for row in rows),
-    }
+        if device.module is not None:
+            for fraction in FRACTIONS:
+                attempt(f"app partial load {fraction:.0%}", lambda fraction=fraction: bench.app(fraction))
+        attachment = attempt("attach", bench.attached)
+        if attachment is not None:
+            for fraction in FRACTIONS:
+                attempt(f"ours {fraction:.0%}", lambda fraction=fraction: bench.ours(attachment, fraction))
+            attempt("detach", attachment.detach)
+    return bench.ok
 
 
-def line(row: dict[str, Any]) -> str:
-    reserved = row["peak_reserved_bytes"]
-    memory = "" if reserved is None else f", {reserved / 1e9:.2f} GB reserved"
-    same = "same bits" if row["identical"] else "OTHER BITS"
-    return f"{row['name']:18s} {row['budget_bytes'] / 1e9:7.2f} GB: {row['step_ms']:9.2f} ms a step{memory}, {same}"
-
-
-def app_version() -> str:
+def versions() -> dict[str, str]:
     try:
         import comfyui_version
+
+        app = str(comfyui_version.__version__)
     except ImportError:
-        return "unknown"
-    return str(comfyui_version.__version__)
+        app = "unknown"
+    return {"torch": torch.__version__, "python": platform.python_version(), "comfyui": app}
 
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path, help="a ComfyUI tree (default: the one dev.py has set up)")
-    parser.add_argument("--device", choices=("cuda", "sim", "cpu"), default="cuda")
-    parser.add_argument("--size", choices=tuple(SIZES), default="full", help="full is Flux dev, 24 GB")
-    parser.add_argument("--pixels", type=int, default=1024, help="height and width of the picture")
-    parser.add_argument("--steps", type=int, default=6, help="steps per timed round")
+    parser.add_argument("--device", choices=KINDS, default="cuda")
+    parser.add_argument("--size", choices=(*SIZES, *FLUX2_SIZES), default="full", help="full is Flux dev, 24 GB")
+    parser.add_argument("--pixels", default="1024", help="height and width of the picture; several with commas")
+    parser.add_argument("--steps", type=int, default=4, help="steps per timed round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write the result here")
+    parser.add_argument("--row-seconds", type=float, default=10.0, help="no round is begun after this")
+    parser.add_argument("--out", type=Path, help="append the rows to this file")
     arguments = parser.parse_args(words)
-    arguments.words = words
-    device_first(arguments.device)
-    full_size.use_app(arguments.tree or full_size.default_tree(), cpu=arguments.device == "cpu")
-    result = run(arguments)
-    text = json.dumps(result, indent=1)
-    if arguments.out:
-        arguments.out.write_text(text)
-    print(text)
-    return 0 if result["all_identical"] and not result["not_run"] else 1
-
-
-def device_first(kind: str) -> None:
-    """The app looks for its device when it is imported: the simulated one has to be there by then."""
-    if kind == "sim":
-        from tests.support import simdev
-
-        simdev.load()
+    arguments.pixels = [int(word) for word in arguments.pixels.split(",")]
+    device = Device(arguments.device)
+    if reason := device.why_not():
+        print(reason, file=sys.stderr)
+        return 2
+    device.open()  # the app looks for its device when it is imported: the simulated one has to be there by then
+    full_size.use_app(arguments.tree or full_size.default_tree(), cpu=device.kind == "cpu")
+    rows = open_rows("core", arguments.out, {"card": device.describe(), "versions": versions()})
+    return 0 if run(device, arguments, rows) else 1
 
 
 if __name__ == "__main__":

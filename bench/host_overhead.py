@@ -46,6 +46,7 @@ from typing import Any
 
 import torch
 
+from bench.kit import rows as kit_rows
 from bench.overhead_contenders import BLOCKS, PARAMETERS, Contender, contenders
 
 WARM_UP_PASSES = 4
@@ -186,6 +187,11 @@ def main(words: list[str]) -> int:
     finally:
         for contender in found:
             contender.close()
+    if os.environ.get(kit_rows.ROWS):
+        rows = kit_rows.open_rows("overhead")
+        for row in result["results"]:
+            rows.write(f"{row['name']}, {row['group']}", **{key: row[key] for key in row if key != "name"})
+        rows.write("not run", contenders=missing)
     print(json.dumps(result)) if arguments.json else show(result)
     return 0
 

@@ -26,18 +26,21 @@ PLATFORM = "manylinux_2_28_x86_64"
 # package: the module it brings, by which the GPU machine tells whether it has it already
 FROM_APP = {"comfy-kitchen": "comfy_kitchen", "comfy-aimdo": "comfy_aimdo"}
 FROM_APP |= {"torchsde": "torchsde", "simpleeval": "simpleeval"}
-FROM_TESTS = {"diffusers": "diffusers", "accelerate": "accelerate", "pytest": "pytest"}
+FROM_TESTS = {"diffusers": "diffusers", "accelerate": "accelerate", "pytest": "pytest", "hypothesis": "hypothesis"}
 THEIR_NEEDS = {"trampoline": "trampoline", "importlib-metadata": "importlib_metadata", "zipp": "zipp"}
 THEIR_NEEDS |= {"pluggy": "pluggy", "iniconfig": "iniconfig", "pygments": "pygments", "einops": "einops"}
+THEIR_NEEDS |= {"sortedcontainers": "sortedcontainers", "requests": "requests", "urllib3": "urllib3", "idna": "idna"}
+THEIR_NEEDS |= {"certifi": "certifi", "charset-normalizer": "charset_normalizer"}
 
 RUN = """#!/bin/sh
-# Runs the tests and measurements of Layerwise Offload that need a GPU. `./run.sh --help` says more.
+# Runs the tests and measurements of Layerwise Offload that need a GPU, into result.jsonl. `./run.sh --help` says more.
 set -e
 kit=$(cd "$(dirname "$0")" && pwd)
 work=${LAYERWISE_KIT_WORK:-$kit/work}
 mkdir -p "$work"
 [ -d "$work/pack" ] || { mkdir "$work/pack" && tar -xzf "$kit/pack.tar.gz" -C "$work/pack"; }
-exec "${PYTHON:-python3}" "$work/pack/bench/kit_run.py" --kit "$kit" --work "$work" "$@"
+export PYTHONPATH="$work/pack${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python3}" "$work/pack/bench/kit/__main__.py" --kit "$kit" --work "$work" "$@"
 """
 
 
@@ -105,24 +108,27 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
+def pack(kit: Path, app: apps.App, wheels: dict[str, str]) -> None:
+    """Everything but the wheels, which are in `kit` already. Needs no network."""
+    pack_app(app.tree, kit / "app.tar.gz")
+    pack_checkout(kit / "pack.tar.gz")
+    sums = {
+        str(file.relative_to(kit)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(kit.rglob("*"))
+        if file.is_file()
+    }
+    manifest = {"schema": 2, "comfyui": app.version, "commit": commit(), "wheels": wheels, "sha256": sums}
+    (kit / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (kit / "run.sh").write_text(RUN)
+    (kit / "run.sh").chmod(0o755)
+
+
 def write(folder: Path, app: apps.App) -> int:
     """Pack into `folder`, which is made anew. Its size in bytes."""
-    tree = app.tree
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         kit = Path(temporary) / "kit"
         (kit / "wheels").mkdir(parents=True)
-        wheels = download(Log("gpu-kit"), kit / "wheels", tree)
-        pack_app(tree, kit / "app.tar.gz")
-        pack_checkout(kit / "pack.tar.gz")
-        sums = {
-            str(file.relative_to(kit)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(kit.rglob("*"))
-            if file.is_file()
-        }
-        manifest = {"schema": 1, "comfyui": app.version, "commit": commit(), "wheels": wheels, "sha256": sums}
-        (kit / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        (kit / "run.sh").write_text(RUN)
-        (kit / "run.sh").chmod(0o755)
+        pack(kit, app, download(Log("gpu-kit"), kit / "wheels", app.tree))
         if folder.exists():
             shutil.rmtree(folder)
         shutil.move(kit, folder)
