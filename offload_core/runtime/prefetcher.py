@@ -10,7 +10,8 @@ forgotten as a whole when the road changes, what was copied stays where it is an
 Ordering, and why it is enough
 ------------------------------
 Every streamed layer owns one fixed range of the ring, and overlaps others there.
-* A kernel of a visit runs after the layer's `copy_done`: the compute lane waits for it on entry.
+* A kernel of a visit runs after the layer's `copy_done`: the compute lane waits for it on entry, for a resident until
+  the copy is known to have happened.
 * A copy starts after the `last_read` of every visit, already issued, whose range it overlaps: the copy lane waits for
   those events before the copy is queued. It is only queued when every overlapping layer that still has a visit to
   come, or is in use, is out of the way; so a `last_read` to wait for has always been recorded.
@@ -18,6 +19,7 @@ Every streamed layer owns one fixed range of the ring, and overlaps others there
   issued and never used is overwritten in order.
 * A layer that was changed on the device on its arrival (`revision.py`) is copied back once, on a lane of its own, after
   the kernels that changed it. A copy over it, and a copy from what was copied back, waits for that (`saved`).
+* A pass runs after the one before, on whichever of the caller's streams each is (`_passed`).
 Nothing else is waited for, no host synchronisation is needed, nothing is allocated: look-ahead is bounded by the bytes
 of the ring however far the host runs ahead.
 
