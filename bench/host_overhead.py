@@ -27,7 +27,7 @@ diffusers         The same code path with streams that do nothing and moves that
 diffusers, plain  Without streams, as diffusers supports it on the CPU.
 accelerate        Execution device the CPU.
 
-`SIMDEV_DEVICES=2` in the environment shows what a second device in the machine costs, whose calls have to be told apart.
+`SIMDEV_DEVICES=2` in the environment shows what a second device in the machine costs: calls have to be told apart.
 On a machine with CUDA (`--device cuda`) the first group runs there, with nothing bent; but there waiting spins, and so
 counts.
 """
