@@ -98,12 +98,24 @@ def test_streamed_from_the_file_with_threads_and_back(net):
     controller.queue.close()
 
 
+def overwrite(path):
+    """In one step: look-ahead may be reading the file at this moment."""
+    with path.open("r+b") as file:
+        file.write(b"x")
+
+
+def replace(path):
+    other = path.with_suffix(".other")
+    other.write_bytes(b"other")
+    other.replace(path)
+
+
 CHANGES = {
-    "changed": (lambda path: path.write_bytes(b"x" + path.read_bytes()[1:]), "its content was changed"),
+    "changed": (overwrite, "its content was changed"),
     "truncated": (lambda path: os.truncate(path, 9000), "truncated from"),
     "grown": (lambda path: path.open("ab").write(b"more"), "grown from"),
     "deleted": (lambda path: path.unlink(), "was deleted"),
-    "replaced": (lambda path: (path.rename(f"{path}.old"), path.write_bytes(b"other")), "another file in its place"),
+    "replaced": (replace, "another file in its place"),
 }
 
 
