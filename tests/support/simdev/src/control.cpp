@@ -29,6 +29,7 @@ void sim_set_pins(long long bytes_per_s, long long fault_bytes_per_s) {
   if (fault_bytes_per_s >= 0) simdev::settings.fault_bytes_per_s = fault_bytes_per_s;
 }
 void sim_set_pin_limit(long long bytes) { simdev::settings.pin_limit = bytes; }
+void sim_set_spin(int on) { simdev::settings.spin = on != 0; }
 void sim_set_async_allocator(int on) { simdev::settings.async_allocator = on != 0; }
 
 // The names are in torch_npu/library.py, in this order.

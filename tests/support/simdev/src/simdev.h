@@ -20,6 +20,7 @@ struct Settings {
   std::atomic<long long> pin_bytes_per_s{5'000'000'000};   // of page-locking; 0 = it costs nothing
   std::atomic<long long> fault_bytes_per_s{2'500'000'000}; // of faulting in what was never touched, on top of that
   std::atomic<long long> pin_limit{-1};                    // page-locked bytes beyond which is refused; -1 = none
+  std::atomic<bool> spin{true};                            // a host that waits keeps its core busy, as CUDA has it
   std::atomic<bool> async_allocator{false};                // as torch's backend cudaMallocAsync behaves
 };
 extern Settings settings;

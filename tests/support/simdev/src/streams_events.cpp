@@ -156,7 +156,8 @@ Handle& handle(void* event) { return *static_cast<Handle*>(event); }
 
 // A host that waits for a stream or an event spins, as CUDA has it unless a device is told otherwise.
 void host_waits_for(StreamId id) {
-  while (!worker(id).idle()) std::this_thread::yield();
+  while (settings.spin && !worker(id).idle()) std::this_thread::yield();
+  drain(id);
   race::host_joins(race::snapshot(id));
 }
 
@@ -229,7 +230,8 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     counters.event_syncs++;
     if (!event) return;
     auto recording = handle(event);
-    while (!recording->reached()) std::this_thread::yield();
+    while (settings.spin && !recording->reached()) std::this_thread::yield();
+    recording->wait();
     race::host_joins(recording->clock);
   }
   double elapsedTime(void* first, void* second, const c10::DeviceIndex) const override {

@@ -85,6 +85,7 @@ def configure(
     fault_bandwidth=None,
     pin_limit_mb=None,
     allocator=None,
+    spin=None,
 ):
     """Change settings at run time; None leaves one as it is.
 
@@ -94,6 +95,7 @@ def configure(
     fault_bandwidth  of faulting in pages that were never touched, which page-locking does (0: nothing)
     pin_limit_mb     page-locked MiB beyond which a registration is refused (negative: no limit)
     allocator        "native" or "cudaMallocAsync"
+    spin             whether a host that waits keeps its core busy, as it does unless CUDA is told otherwise
     """
     keep = -1
     lib.sim_set(
@@ -107,6 +109,8 @@ def configure(
     )
     if pin_limit_mb is not None:
         lib.sim_set_pin_limit(int(pin_limit_mb * MIB))
+    if spin is not None:
+        lib.sim_set_spin(int(spin))
     if allocator is not None:
         global allocator_backend
         if allocator not in ALLOCATORS:
