@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.kit import rows as rows_module
-from bench.kit.parts import Part
+from bench.kit.parts import AIMDO, Part
 from bench.kit.processes import Ended, run_bounded, running
 from bench.kit.rows import Rows, read_rows
 
@@ -138,7 +138,8 @@ class Runner:
             return ""
         if known["device"]["why_not"]:
             return str(known["device"]["why_not"])
-        if self.plan.device != "sim" and (absent := [name for name in part.modules if name not in known["modules"]]):
+        stood_in_for = {AIMDO} if self.plan.device == "sim" else set()
+        if absent := sorted(set(part.modules) - set(known["modules"]) - stood_in_for):
             return f"no module {', '.join(absent)}"
         if not self.outcomes.get(part.after, "ok").startswith("ok"):
             return f"{part.after} {self.outcomes[part.after]}"
