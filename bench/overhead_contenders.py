@@ -119,6 +119,7 @@ class IdlePort:
     shares_host_memory = False
     pins_in_place = False
     stages_unpinned = False
+    segment_bytes = 1
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -126,7 +127,7 @@ class IdlePort:
             setattr(self, name, _nothing)
         for name in ("drain", "close", "host_release", "memory", "host_waits", "abandon", "copy_from", "copy_back"):
             setattr(self, name, _nothing)
-        self.before_release = self.prepare_reads = _nothing
+        self.before_release = self.prepare_reads = self.trim = _nothing
 
     def empty(self, nbytes: int) -> torch.Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8)

@@ -29,7 +29,7 @@ from ..offload_core.runtime.gradients import no_ring_while_gradients_are_recorde
 from ..offload_core.settings import ComponentSettings
 from . import compat
 from .asked import Asked
-from .device import queue_for, ring_there
+from .device import queue_for, ring_there, segment_bytes
 from .file_weights import fill_in_missing
 from .giving_back import give_back, kept_and_ring, least_of, leave_to, make_room, no_code_of_others, ring_bytes
 from .host_memory import host_memory, moved_bytes
@@ -194,7 +194,7 @@ class Component:
 
         Of a ring, only what the one that is on the device already lacks.
         """
-        inventory = self.inventory_of(model)
+        inventory = self.inventory_of(model, device)
         total = inventory.total_bytes
         budget = asked.value("budget_bytes")
         if isinstance(budget, int):
@@ -210,12 +210,13 @@ class Component:
         _, ring = kept_and_ring(inventory)
         return min(ring, ring_there(device))
 
-    def inventory_of(self, model: torch.nn.Module) -> Inventory:
+    def inventory_of(self, model: torch.nn.Module, device: torch.device) -> Inventory:
+        """What is in the module, with the sizes that it would have on `device`."""
         if self._controller is not None:
             return self._controller.inventory
         if self._found_inventory is None:
-            self._found_inventory = keep_in_memory(model, discover(model)).inventory(self.name)
-        return self._found_inventory
+            self._found_inventory = keep_in_memory(model, discover(model)).inventory(self.name, 1)
+        return replace(self._found_inventory, segment_bytes=segment_bytes(device))
 
     # ------------------------------------------------------------------ loading
 
@@ -271,7 +272,8 @@ class Component:
         room = 0
         if patcher.streams and self.kind.asks_for_ring and not self.loaded:
             room = math.ceil(APPS_MARGIN * self.wanted_bytes(patcher.model, patcher.asked, patcher.load_device))
-        return Neighbour(patcher.asked, self.inventory_of(patcher.model).total_bytes, self.device_bytes(), room)
+        total = self.inventory_of(patcher.model, patcher.load_device).total_bytes
+        return Neighbour(patcher.asked, total, self.device_bytes(), room)
 
     def _within_policy(self, asked: Asked, allowance: DeviceAllowance, others: list[Neighbour]) -> DeviceAllowance:
         """What the app offers, cut to what the policy leaves to the component and to what others will ask for."""

@@ -46,5 +46,10 @@ def takes_host_memory(device: torch.device) -> bool:
     return not streams_to(device) or device_port.is_unified(device)
 
 
+def segment_bytes(device: torch.device) -> int:
+    """In multiples of what memory is taken of `device`."""
+    return device_port.segment_bytes_of(device)
+
+
 def total_bytes(device: torch.device) -> int:
     return int(mm.get_total_memory(device))

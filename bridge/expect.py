@@ -29,7 +29,7 @@ from ..offload_core.settings import ComponentSettings
 from . import kinds
 from .asked import Asked
 from .component import APPS_MARGIN, MEASURED_FROM_PASSES, live_components
-from .device import streams_to
+from .device import segment_bytes, streams_to
 from .file_kinds import kind_of_vae, require_kind
 from .giving_back import ring_bytes
 from .graph_files import Wanted, wanted_in
@@ -80,8 +80,8 @@ def plan_prompt(prompt: Mapping[str, Any]) -> tuple[list[Planned], list[tuple[Ah
 
     Raises OffloadError for the first thing that a run would refuse: a file that is not there, say, or a budget.
     """
-    components = [one for wanted in wanted_in(prompt) if (one := _ahead(wanted)) is not None]
     device = mm.get_torch_device()
+    components = [one for wanted in wanted_in(prompt) if (one := _ahead(wanted, device)) is not None]
     planned, left = [], []
     for one in components:
         if reason := _left(one, device):
@@ -156,8 +156,8 @@ def _as_neighbour(other: Ahead) -> Neighbour | None:
 # ---------------------------------------------------------------------- files
 
 
-def _ahead(wanted: Wanted) -> Ahead | None:
-    """What is known of a component; None for a part that its checkpoint does not bring."""
+def _ahead(wanted: Wanted, device: torch.device) -> Ahead | None:
+    """What is known of a component, in sizes of `device`; None for a part that its checkpoint does not bring."""
     paths = [_path(wanted, name) for name in wanted.files]
     if not paths:
         return Ahead(wanted, wanted.asked(), SEEN_LATER, None)
@@ -173,7 +173,8 @@ def _ahead(wanted: Wanted) -> Ahead | None:
         return Ahead(wanted, asked, file_names(paths), None)
     found = inventory_of(asked.component, [_kept_as(tensor, _dtype(wanted, asked)) for tensor in tensors], Compute(1.0))
     layers = tuple(replace(layer, compute_ns=None, in_file=True) for layer in found.layers)
-    return Ahead(wanted, asked, file_names(paths), replace(found, layers=layers))
+    found = replace(found, layers=layers, segment_bytes=segment_bytes(device))
+    return Ahead(wanted, asked, file_names(paths), found)
 
 
 def _path(wanted: Wanted, name: str) -> str:

@@ -151,9 +151,10 @@ def ring_bytes(inventory: Inventory) -> int:
 
 def kept_and_ring(inventory: Inventory) -> tuple[int, int]:
     """What must stay on the device with one ring or another, and a ring of the usual size, in bytes."""
-    kept = inventory.loose_bytes + sum(layer.bytes for layer in inventory.layers if layer.keep)
+    reserved = inventory.reserved
+    kept = reserved(inventory.loose_bytes) + sum(reserved(layer.bytes) for layer in inventory.layers if layer.keep)
     largest = max((layer.bytes for layer in inventory.layers if not layer.keep), default=0)
-    return kept, min(inventory.total_bytes - kept, USUAL_RING_LAYERS * largest)
+    return kept, min(inventory.total_bytes - kept, reserved(USUAL_RING_LAYERS * largest))
 
 
 def no_code_of_others(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

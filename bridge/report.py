@@ -159,7 +159,7 @@ def expected_reports() -> list[dict[str, Any]]:
 
 def _expected_request(component: Component, patcher: Any, free_bytes: int) -> PlanRequest:
     """What it would be planned with if it were loaded now, before the policy has seen everybody else."""
-    inventory = component.inventory_of(patcher.model)
+    inventory = component.inventory_of(patcher.model, patcher.load_device)
     settings, total = patcher.asked.settings, inventory.total_bytes
     allowance = device_allowance(settings, patcher.load_device, free_bytes)
     budget = total if allowance.budget_bytes is None else min(total, allowance.budget_bytes)

@@ -7,7 +7,7 @@ resident, with layers streamed, and with the component moved whole. Knows nothin
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import BudgetError
@@ -17,6 +17,7 @@ from .model_shape import Compute, components_of, inventory_of
 from .plan import Plan
 from .planner import make_plan, smallest_budget
 from .request import PlanRequest
+from .reserved import SEGMENT_BYTES
 from .simulate import copy_ns
 
 __all__ = ["GPUS", "Advice", "Machine", "advise", "budget_curve"]
@@ -53,6 +54,7 @@ class Advice:
     resident_ns   everything on the device: compute alone
     whole_ns      the component moved in before use and computed then, the move shared among the passes of one use;
                   None: it does not fit
+    tables_bytes  of the file's bytes, those of tables that are gathered on the host
     free_bytes    the device memory from which streaming costs nothing; None: a single pass cannot hide its copies
     """
 
@@ -60,6 +62,7 @@ class Advice:
     component: str
     total_bytes: int
     file_bytes: int
+    tables_bytes: int
     layers: int
     passes: int
     plan: Plan | None
@@ -84,7 +87,7 @@ class Advice:
     @property
     def host_bytes(self) -> int:
         """Host memory for what is not resident: streamed layers and tables gathered on the host."""
-        return self.streamed_bytes + self.file_bytes - self.total_bytes
+        return self.streamed_bytes + self.tables_bytes
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -120,7 +123,8 @@ def _inventories(model: ModelFile, machine: Machine) -> Iterator[tuple[str, Inve
     hint = model.paths[0].parent.name
     for component, tensors in components_of(model.tensors, hint).items():
         tokens = machine.tokens if component == "dit" else None
-        yield component, inventory_of(component, tensors, Compute(machine.tflops, tokens))
+        inventory = inventory_of(component, tensors, Compute(machine.tflops, tokens))
+        yield component, replace(inventory, segment_bytes=SEGMENT_BYTES)
 
 
 def _advice(model: ModelFile, component: str, inventory: Inventory, machine: Machine) -> Advice:
@@ -134,11 +138,13 @@ def _advice(model: ModelFile, component: str, inventory: Inventory, machine: Mac
     move = copy_ns(inventory.total_bytes, machine.h2d_bytes_per_s)
     fits = inventory.total_bytes <= machine.device_bytes
     tensors = components_of(model.tensors, model.paths[0].parent.name)[component]
+    file_bytes = sum(tensor.bytes for tensor in tensors)
     return Advice(
         model=model.name,
         component=component,
         total_bytes=inventory.total_bytes,
-        file_bytes=sum(tensor.bytes for tensor in tensors),
+        file_bytes=file_bytes,
+        tables_bytes=file_bytes - inventory.loose_bytes - sum(layer.bytes for layer in inventory.layers),
         layers=len(inventory.layers),
         passes=passes,
         plan=plan,

@@ -69,6 +69,8 @@ def _form(plan: Plan) -> Iterator[str]:
     for field in ("ring_bytes", "resident_bytes", "loose_bytes"):
         if not _is_count(getattr(plan, field)):
             yield f"{field} is {getattr(plan, field)!r}, not a number of bytes"
+    if not _is_count(plan.segment_bytes) or not plan.segment_bytes:
+        yield f"segment_bytes is {plan.segment_bytes!r}, not a number of bytes above 0"
     for field in ("component", "device"):
         if not isinstance(getattr(plan, field), str) or not getattr(plan, field):
             yield f"{field} is {getattr(plan, field)!r}, not a name"
@@ -123,10 +125,10 @@ def _places(plan: Plan, alignment: int | None) -> Iterator[str]:
 
 
 def _sums(plan: Plan, budget_bytes: int | None) -> Iterator[str]:
-    resident = sum(layer.bytes for layer in plan.layers if layer.placement == "resident")
+    resident = sum(_taken(plan, layer.bytes) for layer in plan.layers if layer.placement == "resident")
     if plan.resident_bytes != resident:
-        yield f"resident_bytes is {plan.resident_bytes}, the residents have {resident}"
-    device = plan.ring_bytes + plan.resident_bytes + plan.loose_bytes
+        yield f"resident_bytes is {plan.resident_bytes}, the residents take {resident}"
+    device = _taken(plan, plan.ring_bytes) + plan.resident_bytes + plan.loose_bytes
     if budget_bytes is not None and device > budget_bytes:
         yield f"ring, residents and loose bytes are {device} bytes, over the budget of {budget_bytes}"
     predicted = plan.predicted
@@ -136,11 +138,21 @@ def _sums(plan: Plan, budget_bytes: int | None) -> Iterator[str]:
         yield f"predicted.stall_ns {predicted.stall_ns} is more than predicted.pass_ns {predicted.pass_ns}"
 
 
+def _taken(plan: Plan, nbytes: int) -> int:
+    """Bytes of the device that an allocation takes: up to 1 MiB its own, above that whole segments."""
+    if nbytes <= 1_048_576:
+        return nbytes
+    left_over = nbytes % plan.segment_bytes
+    return nbytes + (plan.segment_bytes - left_over if left_over else 0)
+
+
 def _against_inventory(plan: Plan, inventory: Inventory) -> Iterator[str]:
     if plan.component != inventory.component:
         yield f"the plan is for {plan.component}, the inventory for {inventory.component}"
-    if plan.loose_bytes != inventory.loose_bytes:
-        yield f"loose_bytes is {plan.loose_bytes}, the inventory has {inventory.loose_bytes}"
+    if plan.segment_bytes != inventory.segment_bytes:
+        yield f"segment_bytes is {plan.segment_bytes}, the inventory has {inventory.segment_bytes}"
+    elif plan.loose_bytes != _taken(plan, inventory.loose_bytes):
+        yield f"loose_bytes is {plan.loose_bytes}, the inventory's take {_taken(plan, inventory.loose_bytes)}"
     if plan.visits != inventory.visits:
         yield "the visits are not the inventory's"
     if len(plan.layers) != len(inventory.layers):

@@ -21,7 +21,7 @@ __all__ = ["add_parser", "request_from_json", "run"]
 
 _SCHEMA = 1
 _LAYER_FIELDS = ("name", "bytes", "compute_ns", "keep", "touched_bytes", "in_file")
-_INVENTORY_FIELDS = ("component", "layers", "visits", "loose_bytes", "notes")
+_INVENTORY_FIELDS = ("component", "layers", "visits", "loose_bytes", "notes", "segment_bytes")
 _REQUEST_FIELDS = (
     "device",
     "budget_bytes",
@@ -82,6 +82,7 @@ def request_from_json(data: object) -> PlanRequest:
         layers=tuple(_layer(f"layers[{index}]", layer) for index, layer in enumerate(layers)),
         visits=tuple(_list("visits", _or(request, "visits", []))),
         loose_bytes=_or(request, "loose_bytes", 0),
+        segment_bytes=_or(request, "segment_bytes", 1),
         notes=tuple(as_name(f"notes[{i}]", note) for i, note in enumerate(_list("notes", _or(request, "notes", [])))),
     )
     given = {field: request[field] for field in _REQUEST_FIELDS if request.get(field) is not None}

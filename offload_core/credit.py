@@ -26,8 +26,12 @@ def credit_residents(
     keep: Collection[int],
     ring_bytes: int,
     room_bytes: int,
+    reserved: Sequence[int],
 ) -> frozenset[int]:
-    """The layers to keep besides `keep`: at most `room_bytes`, none larger than what the credit rule asks for.
+    """The layers to keep besides `keep`: no more of the device than `room_bytes`, nor than the credit rule asks for.
+
+    sizes     of the layers, in bytes
+    reserved  what each takes of the device
 
     Credit is counted in link nanoseconds, so the link's own rate is 1. If its residents fit, streaming is free and no
     more is kept than that takes. Otherwise the least lenient rate whose residents fit is found by bisection. The bucket
@@ -41,7 +45,7 @@ def credit_residents(
         return _walk(visits, link_ns, compute_ns, keep, rate, bucket)
 
     def fits(chosen: frozenset[int]) -> bool:
-        return sum(sizes[layer] for layer in chosen) <= room_bytes
+        return sum(reserved[layer] for layer in chosen) <= room_bytes
 
     chosen = at(1.0)
     if fits(chosen):

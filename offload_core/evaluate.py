@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .packing import align_up, pack_cyclic, pack_far_apart
+from .reserved import reserved_bytes
 from .timeline import NO_WAIT, PassOrder, order_passes
 
 __all__ = ["Candidate", "Evaluator", "Problem"]
@@ -24,6 +25,7 @@ class Problem:
     """What a choice is about. All tuples are per layer, except `visits`.
 
     keep        layers that are resident whatever is chosen
+    reserved    what each takes of the device as a resident
     room_bytes  for the ring and for residents beyond `keep`
     ring_bytes  the ring the user asked for; None: free choice
     """
@@ -36,6 +38,15 @@ class Problem:
     room_bytes: int
     alignment: int
     ring_bytes: int | None = None
+    segment_bytes: int = 1
+    reserved: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reserved", tuple(reserved_bytes(size, self.segment_bytes) for size in self.sizes))
+
+    def ring_size(self, nbytes: int) -> int:
+        """The ring that holds so many bytes: aligned, and no less than what it takes of the device anyway."""
+        return reserved_bytes(align_up(nbytes, self.alignment), self.segment_bytes)
 
     def movable(self) -> tuple[int, ...]:
         """Layers that may be streamed, in order of first visit; those no visit names come last."""
@@ -84,8 +95,8 @@ class Evaluator:
         return [candidate for candidate in self._seen.values() if candidate is not None]
 
     def resident_bytes(self, residents: frozenset[int]) -> int:
-        """Bytes of these layers."""
-        return sum(self.problem.sizes[layer] for layer in residents)
+        """What these layers take of the device as residents."""
+        return sum(self.problem.reserved[layer] for layer in residents)
 
     def link_ns(self, residents: frozenset[int]) -> int:
         """Link time of a pass that streams everything else once a visit: what a ring without hits needs."""
@@ -109,7 +120,7 @@ class Evaluator:
         kept_bytes = self.resident_bytes(residents)
         streamed = [layer for layer in self.movable if layer not in residents]
         largest = max((problem.sizes[layer] for layer in streamed), default=0)
-        if kept_bytes + ring_bytes > problem.room_bytes or largest > ring_bytes:
+        if kept_bytes + reserved_bytes(ring_bytes, problem.segment_bytes) > problem.room_bytes or largest > ring_bytes:
             return None
         self.work += len(problem.visits) * (_FAR_APART_WORK - 1 if far_apart else 0)
         pack = pack_far_apart if far_apart else pack_cyclic
@@ -128,7 +139,7 @@ class Evaluator:
         order, passes = (first_order, 1) if first else (steady_order, _STEADY_PASSES)
         pass_ns, waits = _run(order, problem.visits, problem.link_ns, problem.compute_ns, passes)
         if problem.ring_bytes is None:  # what packing left unused at the end of the ring costs nothing to give back
-            ring_bytes = min(ring_bytes, align_up(used, problem.alignment))
+            ring_bytes = min(ring_bytes, problem.ring_size(used))
         kept_bytes = self.resident_bytes(residents)
         return Candidate(residents, kept_bytes, ring_bytes, offsets, pass_ns, waits, far_apart)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .errors import PlanError
 from .fields import MAX_ITEMS, MAX_NS, as_bytes, as_int, as_name
+from .reserved import reserved_bytes
 
 __all__ = ["Inventory", "LayerSpec"]
 
@@ -56,6 +57,7 @@ class Inventory:
                  Empty means each layer once, in order.
     loose_bytes  parameters outside any layer: on the device whenever the component is in use
     notes        what discovery wants people to know; copied into the plan's decisions
+    segment_bytes  the device's memory is taken in multiples of this (`reserved.py`)
 
     Raises PlanError when names repeat or a visit points outside the layers.
     """
@@ -65,10 +67,12 @@ class Inventory:
     visits: tuple[int, ...] = ()
     loose_bytes: int = 0
     notes: tuple[str, ...] = ()
+    segment_bytes: int = 1
 
     def __post_init__(self) -> None:
         as_name("component", self.component)
         as_bytes("loose_bytes", self.loose_bytes)
+        as_int("segment_bytes", self.segment_bytes, 1, 1 << 30)
         layers = tuple(self.layers)
         visits = tuple(self.visits) or tuple(range(len(layers)))
         as_int("number of layers", len(layers), 0, MAX_ITEMS)
@@ -84,8 +88,12 @@ class Inventory:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of the whole component on the device: every layer and what lies outside them."""
-        return self.loose_bytes + sum(layer.bytes for layer in self.layers)
+        """What the whole component takes of the device: every layer and what lies outside them."""
+        return self.reserved(self.loose_bytes) + sum(self.reserved(layer.bytes) for layer in self.layers)
+
+    def reserved(self, nbytes: int) -> int:
+        """What an allocation of so many bytes takes of the device."""
+        return reserved_bytes(nbytes, self.segment_bytes)
 
     def visit_counts(self) -> tuple[int, ...]:
         """How often one pass visits each layer."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from .errors import PlanError
 from .fields import MAX_ITEMS, MAX_NS, as_bytes, as_int, as_name
+from .reserved import reserved_bytes
 
 __all__ = ["SCHEMA", "HostTier", "Placement", "Plan", "PlannedLayer", "Prediction"]
 
@@ -58,7 +59,8 @@ class Plan:
     """Where every layer of one component lives on one device, and why.
 
     `visits` are indices into `layers` in execution order. `decisions` are sentences for people: what was chosen, on
-    whose word. `resident_bytes + ring_bytes + loose_bytes` never exceeds the component's device budget.
+    whose word. `device_bytes` never exceeds the component's device budget. `resident_bytes` and `loose_bytes` are what
+    these take of a device whose memory is taken in multiples of `segment_bytes`; `ring_bytes` is the ring itself.
     """
 
     component: str
@@ -70,6 +72,7 @@ class Plan:
     loose_bytes: int
     predicted: Prediction
     decisions: tuple[str, ...] = ()
+    segment_bytes: int = 1
 
     @property
     def streamed(self) -> tuple[int, ...]:
@@ -84,7 +87,11 @@ class Plan:
     @property
     def device_bytes(self) -> int:
         """What the component occupies on the device while in use, in bytes."""
-        return self.ring_bytes + self.resident_bytes + self.loose_bytes
+        return self.reserved(self.ring_bytes) + self.resident_bytes + self.loose_bytes
+
+    def reserved(self, nbytes: int) -> int:
+        """What an allocation of so many bytes takes of the device."""
+        return reserved_bytes(nbytes, self.segment_bytes)
 
     def to_text(self) -> str:
         """A table a person can read at a glance."""
@@ -112,6 +119,7 @@ class Plan:
             "ring_bytes": self.ring_bytes,
             "resident_bytes": self.resident_bytes,
             "loose_bytes": self.loose_bytes,
+            "segment_bytes": self.segment_bytes,
             "predicted": {
                 "pass_ns": self.predicted.pass_ns,
                 "bound_ns": self.predicted.bound_ns,
@@ -145,6 +153,7 @@ class Plan:
             ring_bytes=as_bytes("ring_bytes", _get(data, "ring_bytes")),
             resident_bytes=as_bytes("resident_bytes", _get(data, "resident_bytes")),
             loose_bytes=as_bytes("loose_bytes", _get(data, "loose_bytes")),
+            segment_bytes=as_int("segment_bytes", data.get("segment_bytes", 1), 1, 1 << 30),
             predicted=_prediction_from_json(_get(data, "predicted")),
             decisions=tuple(
                 _decision(f"decisions[{position}]", text)

@@ -40,7 +40,7 @@ def plan_to_text(plan: Plan) -> str:
 def _head(plan: Plan) -> list[str]:
     sizes = [layer.bytes for layer in plan.layers]
     streamed = sum(sizes[index] for index in plan.streamed)
-    total = sum(sizes) + plan.loose_bytes
+    total = sum(map(plan.reserved, sizes)) + plan.loose_bytes
     share = f" ({plan.device_bytes / total:.0%} of {format_bytes(total)})" if total else ""
     return [
         f"{plan.component} on {plan.device}: {format_bytes(plan.device_bytes)} of device memory{share}",

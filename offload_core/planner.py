@@ -52,9 +52,9 @@ def smallest_budget(inventory: Inventory, alignment: int = 512) -> int:
     What lies outside layers, the layers that may not be streamed, and a ring that holds the largest other layer.
     """
     movable = [layer.bytes for layer in inventory.layers if layer.keep is None]
-    kept = sum(layer.bytes for layer in inventory.layers if layer.keep is not None)
-    ring = align_up(max(movable, default=0), alignment)
-    return min(inventory.total_bytes, inventory.loose_bytes + kept + ring)
+    kept = sum(inventory.reserved(layer.bytes) for layer in inventory.layers if layer.keep is not None)
+    ring = inventory.reserved(align_up(max(movable, default=0), alignment))
+    return min(inventory.total_bytes, inventory.reserved(inventory.loose_bytes) + kept + ring)
 
 
 class _Draft:
@@ -70,6 +70,7 @@ class _Draft:
         measured = any(layer.compute_ns is not None for layer in inventory.layers)
         self.cautious_ns = self.compute_ns if measured else tuple(ns // UNMEASURED_CAUTION for ns in self.compute_ns)
         self.sizes = tuple(layer.bytes for layer in inventory.layers)
+        self.reserved = tuple(map(inventory.reserved, self.sizes))
         kept = {index for index, layer in enumerate(inventory.layers) if layer.keep is not None or not layer.bytes}
         # A ring the user fixed may be too small for some layers: those can only stay.
         self.too_large = frozenset(
@@ -83,7 +84,8 @@ class _Draft:
     @property
     def fixed_bytes(self) -> int:
         """Device bytes that no choice changes."""
-        return self.inventory.loose_bytes + sum(self.sizes[index] for index in self.keep)
+        loose = self.inventory.reserved(self.inventory.loose_bytes)
+        return loose + sum(self.reserved[index] for index in self.keep)
 
     def require_budget(self) -> None:
         """Raise BudgetError unless the fixed bytes and a ring fit the budget."""
@@ -92,7 +94,7 @@ class _Draft:
             return
         largest = max(self.movable, key=lambda index: self.sizes[index])
         ring = request.ring_bytes or align_up(self.sizes[largest], request.alignment)
-        smallest = min(self.inventory.total_bytes, self.fixed_bytes + ring)
+        smallest = min(self.inventory.total_bytes, self.fixed_bytes + self.inventory.reserved(ring))
         if asked >= smallest:
             return
         ring_words = (
@@ -118,7 +120,7 @@ class _Draft:
                 smallest_bytes=total,
             )
         everything = frozenset(self.movable)
-        candidate = Candidate(everything, sum(self.sizes[index] for index in everything), 0, {}, 0, ())
+        candidate = Candidate(everything, sum(self.reserved[index] for index in everything), 0, {}, 0, ())
         return self.plan(candidate, (why,))
 
     def choose(self) -> tuple[Candidate | None, tuple[str, ...]]:
@@ -127,7 +129,7 @@ class _Draft:
         largest = max(self.sizes[index] for index in self.movable)
         if request.budget_bytes is None:
             ring = request.ring_bytes or align_up(USUAL_RING_LAYERS * largest, request.alignment)
-            search = Search(self._problem(ring, ring))
+            search = Search(self._problem(self.inventory.reserved(ring), ring))
             return search.with_ring(ring), ("no budget was set: nothing stays that can be streamed",)
         room = request.budget_bytes - self.fixed_bytes
         search = Search(self._problem(room, request.ring_bytes))
@@ -146,6 +148,7 @@ class _Draft:
         return Problem(
             visits=_one_round(self.inventory.visits),
             sizes=self.sizes,
+            segment_bytes=self.inventory.segment_bytes,
             link_ns=tuple(copy_ns(size, rate) for size in self.sizes),
             compute_ns=self.cautious_ns,
             keep=self.keep,
@@ -174,8 +177,9 @@ class _Draft:
             layers=layers,
             visits=self.inventory.visits,
             ring_bytes=chosen.ring_bytes,
-            resident_bytes=sum(self.sizes[index] for index in residents),
-            loose_bytes=self.inventory.loose_bytes,
+            resident_bytes=sum(self.reserved[index] for index in residents),
+            loose_bytes=self.inventory.reserved(self.inventory.loose_bytes),
+            segment_bytes=self.inventory.segment_bytes,
             predicted=Prediction(0, 0, 0, 0, 0),
         )
         result = simulate(plan, self.compute_ns, self.request.h2d_bytes_per_s)

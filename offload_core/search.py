@@ -13,7 +13,6 @@ from itertools import combinations
 from .credit import credit_residents, first_layers, last_layers, spread_layers
 from .evaluate import Candidate, Evaluator, Problem
 from .layout import improved_layout
-from .packing import align_up
 
 __all__ = ["EQUAL", "USUAL_RING_LAYERS", "Search"]
 
@@ -78,7 +77,7 @@ class Search:
         """`chosen` with more residents in the room that it leaves, those that are copied most first; never slower."""
         sizes, counts = self.problem.sizes, self.evaluator.visit_counts
         for layer in sorted(chosen.offsets, key=lambda layer: (-sizes[layer] * counts[layer], layer)):
-            if chosen.device_bytes + sizes[layer] <= self.problem.room_bytes:
+            if chosen.device_bytes + self.problem.reserved[layer] <= self.problem.room_bytes:
                 more = self.evaluator.judge(chosen.residents | {layer}, chosen.ring_bytes, chosen.far_apart)
                 if more is not None and more.pass_ns <= chosen.pass_ns:
                     chosen = more
@@ -114,7 +113,10 @@ class Search:
                 if ring > room:
                     continue
                 chosen = credit_residents(
-                    problem.visits, sizes, problem.link_ns, problem.compute_ns, problem.keep | base, ring, room - ring
+                    *(problem.visits, sizes, problem.link_ns, problem.compute_ns, problem.keep | base),
+                    ring_bytes=ring,
+                    room_bytes=room - ring,
+                    reserved=problem.reserved,
                 )
                 self.evaluator.work += len(problem.visits)
                 yield base | chosen, ring
@@ -137,7 +139,7 @@ class Search:
         for count in (2, 3):
             if len(sizes) > count:
                 shifted = (sizes[shift:] + sizes[:shift] for shift in range(count))
-                yield max(map(sum, zip(*shifted)))
+                yield self._aligned(max(map(sum, zip(*shifted))))
 
     def _left(self, residents: frozenset[int]) -> int:
         return self.problem.room_bytes - self.evaluator.resident_bytes(residents)
@@ -147,10 +149,13 @@ class Search:
 
     def _most_ring(self, residents: frozenset[int]) -> int:
         """What is left beside these residents, as far as look-ahead can use it."""
-        return min(self._left(residents), self._aligned(_MAX_RING_LAYERS * self._largest_streamed(residents)))
+        left = self._left(residents)
+        if left > self.problem.segment_bytes:  # what is left of a segment, nothing can use
+            left = left // self.problem.segment_bytes * self.problem.segment_bytes
+        return min(left, self._aligned(_MAX_RING_LAYERS * self._largest_streamed(residents)))
 
     def _aligned(self, size: int) -> int:
-        return align_up(size, self.problem.alignment)
+        return self.problem.ring_size(size)
 
     # ---- improving it
 
@@ -221,8 +226,8 @@ class Search:
         room = self._left(residents) - ring
         added = set(residents)
         for layer in wanted:
-            if layer not in added and self.problem.sizes[layer] <= room:
-                room -= self.problem.sizes[layer]
+            if layer not in added and self.problem.reserved[layer] <= room:
+                room -= self.problem.reserved[layer]
                 added.add(layer)
         return frozenset(added)
 
@@ -294,7 +299,7 @@ class Search:
         order = [layer for layer in self._movable if self.evaluator.visit_counts[layer]]
         room = self.problem.room_bytes - best.ring_bytes
         for rule in (first_layers, last_layers, spread_layers):
-            candidate = self.evaluator.judge(rule(order, self.problem.sizes, room), best.ring_bytes)
+            candidate = self.evaluator.judge(rule(order, self.problem.reserved, room), best.ring_bytes)
             if candidate is not None:
                 yield candidate
 

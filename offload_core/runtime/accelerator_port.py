@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 
 import torch
 
-from .device_port import DeviceMemory, Event
+from .device_port import DeviceMemory, Event, segment_bytes_of
 from .host_source import ByteSource
 
 _PIECE_BYTES = 64 << 20
@@ -86,11 +86,15 @@ class SynchronousPort:
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = _indexed(torch.device(device))
+        self.segment_bytes = segment_bytes_of(self.device)
         self._pins: dict[int, list[int]] = {}
         """Page-locked buffers by address, each with the addresses of its registrations."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def trim(self) -> None:
+        _backend(self.device).empty_cache()
 
     def event(self, timed: bool = False) -> Event:
         return None

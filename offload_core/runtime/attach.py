@@ -98,7 +98,8 @@ def attach(
     attachment: Attachment | None = None
     try:
         discovery = keep_in_memory(module, discover(module, min_layer_bytes=min_layer_bytes))
-        inventory, budget_bytes = _within_device(discovery.inventory(component), budget_bytes, used)
+        inventory = discovery.inventory(component, used.port.segment_bytes)
+        inventory, budget_bytes = _within_device(inventory, budget_bytes, used)
         in_place = used.port.shares_host_memory
         one_memory = in_place or is_unified(used.port.device)
         request = PlanRequest(

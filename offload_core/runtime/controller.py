@@ -75,7 +75,7 @@ class OffloadController:
         self._time_to_ask: Callable[[], bool] = lambda: False
         self._progress = progress
         found = keep_in_memory(root, discovery or discover(root))
-        self.inventory: Inventory = found.inventory(component)
+        self.inventory: Inventory = found.inventory(component, queue.port.segment_bytes)
         self.layers = build_layers(found, queue.port, pinned, progress)
         self._close_masters = weakref.finalize(self, close_holds, queue.port, [a.host.hold for a in self.layers])
         self._close_masters.atexit = False
@@ -113,17 +113,22 @@ class OffloadController:
         """What the component holds on the device now: its ring, its residents, the loose tensors."""
         if self.plan is None:
             return 0
-        residents = sum(layer.nbytes for layer in self.layers if layer.keep_resident and not layer.is_in_place)
-        return self.plan.ring_bytes + residents + (self._loose.nbytes if self._loose.loaded else 0)
+        return self.inventory.reserved(self.plan.ring_bytes) + self._resident_bytes() + self._loose_bytes()
+
+    def _resident_bytes(self) -> int:
+        residents = (layer for layer in self.layers if layer.keep_resident and not layer.is_in_place)
+        return sum(self.inventory.reserved(layer.nbytes) for layer in residents)
+
+    def _loose_bytes(self) -> int:
+        return self.inventory.reserved(self._loose.nbytes) if self._loose.loaded else 0
 
     def freed_by(self, plan: Plan | None = None) -> int:
         """Device bytes that would come free if `plan` took effect, or none did. Others may still need the ring."""
-        residents = sum(layer.nbytes for layer in self.layers if layer.keep_resident and not layer.is_in_place)
         if self.plan is None:
             return 0
         if plan is not None:
-            return residents - plan.resident_bytes + self.queue.freed_by(self, plan.ring_bytes)
-        return residents + self.queue.freed_by(self) + (self._loose.nbytes if self._loose.loaded else 0)
+            return self._resident_bytes() - plan.resident_bytes + self.queue.freed_by(self, plan.ring_bytes)
+        return self._resident_bytes() + self.queue.freed_by(self) + self._loose_bytes()
 
     def compute_ns(self) -> tuple[int | None, ...]:
         """How long each layer's last measured visit took, stalls left out; None where none was measured yet."""
@@ -242,6 +247,7 @@ class OffloadController:
             self._weights.take_off()
             self._loose.unload()
             self._let_go()
+        self.queue.port.trim()
 
     def _take_hold(self) -> None:
         """Stand before the layers' calls. Whoever used the module meanwhile may have moved or replaced parameters."""
@@ -371,6 +377,8 @@ class OffloadController:
                 layer.unbind()
                 layer.overlaps = ()
                 layer.keep_resident = stays
+        if drained:
+            self.queue.port.trim()
 
     def _place(self, plan: Plan, moves: TierMoves) -> None:
         """The ring comes first: it may have to shrink before there is room for the residents, masters included."""

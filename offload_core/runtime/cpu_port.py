@@ -41,6 +41,7 @@ class ThreadedCpuPort:
     shares_host_memory = True
     pins_in_place = True
     stages_unpinned = False
+    segment_bytes = 1
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -57,6 +58,9 @@ class ThreadedCpuPort:
     def empty(self, nbytes: int) -> torch.Tensor:
         """A mapping of its own: huge pages, which a ring is filled in much faster, and back to the system at once."""
         return page_aligned_bytes(nbytes)
+
+    def trim(self) -> None:
+        pass
 
     def event(self, timed: bool = False) -> Event:
         return LaneEvent()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from ..reserved import SEGMENT_BYTES
 from .host_source import ByteSource
 
 Event = Any
@@ -31,7 +32,7 @@ class DeviceMemory(NamedTuple):
 
 @runtime_checkable
 class DevicePort(Protocol):
-    """Device calls of the engine. No call but `drain`, `host_waits` and `close` may make the host wait.
+    """Device calls of the engine. No call but `drain`, `trim`, `host_waits` and `close` may make the host wait.
 
     Nor may any other, except where something has to be read first: `compute_waits` for a copy that comes from a source.
     """
@@ -45,9 +46,16 @@ class DevicePort(Protocol):
     """Whether `host_pin` is worth asking; else only `host_empty` gives page-locked memory, if anything does."""
     stages_unpinned: bool
     """Whether memory that is not page-locked is better handed over as a source (`copy_from`) than copied from."""
+    segment_bytes: int
+    """In multiples of what the device's memory is taken (`reserved.py`); 1: to the byte."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
         """A fresh byte tensor of `nbytes` on the device, from the compute lane's allocator."""
+
+    def trim(self) -> None:
+        """Memory that was given back and that the allocator keeps for later goes back to the device, so that what is
+        taken next does not come on top of it. May make the host wait. Never on the hot path.
+        """
 
     def event(self, timed: bool = False) -> Event:
         """A new, never recorded event. Waiting for a never recorded event is waiting for nothing."""
@@ -125,6 +133,11 @@ def is_unified(device: torch.device) -> bool:
         return device.type == "mps"
     describe = getattr(torch.get_device_module(device), "get_device_properties", None)
     return describe is not None and bool(getattr(describe(device), "is_integrated", False))
+
+
+def segment_bytes_of(device: torch.device) -> int:
+    """In multiples of what memory torch takes of `device`. Of Apple's devices that is not known: to the byte."""
+    return 1 if device.type in ("mps", "cpu", "meta") else SEGMENT_BYTES
 
 
 def port_for(device: torch.device | str) -> DevicePort:

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from ..errors import OffloadError
+from ..reserved import reserved_bytes
 from .device_port import DevicePort
 from .recorder import DeviceClock
 
@@ -90,11 +91,12 @@ class DeviceQueue:
         self.lease(lessee, 0)
 
     def freed_by(self, lessee: Lessee, nbytes: int = 0) -> int:
-        """By how much the arena would shrink if `lessee` needed only `nbytes` of it. Not at all while another runs."""
+        """Device bytes that would come free if `lessee` needed only `nbytes` of the arena: none while another runs."""
         if self.others_running(lessee):
             return 0
         others = max((self._leases[other] for other in self._leases if other is not lessee), default=0)
-        return max(0, self.arena_bytes - max(nbytes, others))
+        taken, needed = (reserved_bytes(n, self.port.segment_bytes) for n in (self.arena_bytes, max(nbytes, others)))
+        return max(0, taken - needed)
 
     def activate(self, lessee: Lessee) -> bool:
         """`lessee` starts to run. False: there is no arena, or a component has a layer in use there right now."""
@@ -126,8 +128,10 @@ class DeviceQueue:
         lessees = list(self._leases)
         for lessee in lessees:
             lessee.ring_moved(None)
-        self.arena = None
+        had_one, self.arena = self.arena is not None, None
         self._holder = None
+        if had_one:
+            self.port.trim()
         if nbytes:
             with torch.inference_mode(False):
                 self.arena = self.port.empty(nbytes)

@@ -66,13 +66,16 @@ class Discovery:
     loose_bytes: int
     notes: tuple[str, ...]
 
-    def inventory(self, component: str) -> Inventory:
-        """The same as plain data, for the planner. Registration order is the first guess of the execution order."""
+    def inventory(self, component: str, segment_bytes: int) -> Inventory:
+        """The same as plain data, for the planner, on a device whose memory is taken in multiples of `segment_bytes`.
+
+        Registration order is the first guess of the execution order.
+        """
         specs = tuple(
             LayerSpec(layer.name, layer.nbytes, keep=layer.keep, in_file=lies_whole_in_file(layer.parameters))
             for layer in self.layers
         )
-        return Inventory(component, specs, tuple(range(len(specs))), self.loose_bytes, self.notes)
+        return Inventory(component, specs, tuple(range(len(specs))), self.loose_bytes, self.notes, segment_bytes)
 
 
 def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Discovery:

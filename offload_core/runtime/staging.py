@@ -92,6 +92,7 @@ class StagedPort:
         self.asynchronous = inner.asynchronous
         self.shares_host_memory = inner.shares_host_memory
         self.pins_in_place = inner.pins_in_place
+        self.segment_bytes = inner.segment_bytes
         self.while_waiting: Callable[[], None] | None = None
         """Called now and then while the caller is kept waiting for a read; may raise, to give the wait up."""
         self.staged_bytes = 0
@@ -112,6 +113,9 @@ class StagedPort:
 
     def empty(self, nbytes: int) -> torch.Tensor:
         return self.inner.empty(nbytes)
+
+    def trim(self) -> None:
+        self.inner.trim()
 
     def event(self, timed: bool = False) -> StagedEvent:
         return StagedEvent(self.inner.event(timed))

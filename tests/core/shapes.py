@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from offload_core.inventory import Inventory, LayerSpec
+from offload_core.reserved import SEGMENT_BYTES
 
 MB = 10**6
 GB = 10**9
@@ -34,7 +35,7 @@ def qwen_image(total_compute_ms: float) -> Inventory:
 
 @st.composite
 def inventories(draw: st.DrawFn, max_layers: int = 24, repeats: bool = True, kept: bool = True) -> Inventory:
-    """Random layers: some kept, some without a time, some visited often or never."""
+    """Random layers: some kept, some without a time, some visited often or never; memory to the byte or in segments."""
     count = draw(st.integers(1, max_layers))
     sizes = draw(
         st.one_of(
@@ -51,4 +52,5 @@ def inventories(draw: st.DrawFn, max_layers: int = 24, repeats: bool = True, kep
     if repeats and draw(st.booleans()):
         visits = tuple(draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=2 * count)))
     layers = tuple(LayerSpec(f"blocks.{i}", sizes[i], times[i], keeps[i]) for i in range(count))
-    return Inventory("dit", layers, visits, draw(st.integers(0, 200 * MB)))
+    segment_bytes = draw(st.sampled_from([1, SEGMENT_BYTES]))
+    return Inventory("dit", layers, visits, draw(st.integers(0, 200 * MB)), segment_bytes=segment_bytes)

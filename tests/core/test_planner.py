@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 
@@ -17,6 +18,7 @@ from offload_core.evaluate import Evaluator, Problem
 from offload_core.inventory import Inventory, LayerSpec
 from offload_core.plan import Plan
 from offload_core.planner import PlanRequest, make_plan, smallest_budget
+from offload_core.reserved import SEGMENT_BYTES
 from offload_core.search import EQUAL, WORK_VISITS, Search
 from offload_core.simulate import copy_ns, simulate
 from tests.core.shapes import GB, MB, equal, flux, inventories, inventory, qwen_image
@@ -259,7 +261,7 @@ def test_never_worse_than_simple_rules_at_equal_bytes(inv: Inventory, data: st.D
     problem = problem_of(inv, budget)
     order = problem.movable()
     for rule in (first_layers, last_layers, spread_layers):
-        residents = rule(order, problem.sizes, budget - inv.loose_bytes - plan.ring_bytes)
+        residents = rule(order, problem.reserved, problem.room_bytes - inv.reserved(plan.ring_bytes))
         rival = Evaluator(problem).judge(residents, plan.ring_bytes)
         assert rival is None or plan.predicted.pass_ns <= rival.pass_ns * 1.0011
 
@@ -279,8 +281,9 @@ def problem_of(inv: Inventory, budget_bytes: int, rate: float = 25e9) -> Problem
         link_ns=tuple(copy_ns(size, rate) for size in sizes),
         compute_ns=compute_times(inv)[0],
         keep=frozenset(index for index, size in enumerate(sizes) if not size),
-        room_bytes=budget_bytes - inv.loose_bytes,
+        room_bytes=budget_bytes - inv.reserved(inv.loose_bytes),
         alignment=512,
+        segment_bytes=inv.segment_bytes,
     )
 
 
@@ -317,7 +320,8 @@ def random_inventory(rng: random.Random, most: int) -> Inventory:
             size = rng.randint(1, 1000) * 100_000
             layers.append((size, int(size / 25 * rng.uniform(0.2, 2))))
     visits = tuple(range(count)) + tuple(rng.randrange(count) for _ in range(rng.choice([0, 0, 2, count])))
-    return inventory(layers, visits, rng.choice([0, 5 * MB]))
+    drawn = inventory(layers, visits, rng.choice([0, 5 * MB]))
+    return dataclasses.replace(drawn, segment_bytes=rng.choice([1, SEGMENT_BYTES]))
 
 
 def over_the_best(cases: int, most_layers: int, seed: int) -> list[float]:
@@ -328,6 +332,7 @@ def over_the_best(cases: int, most_layers: int, seed: int) -> list[float]:
         smallest = smallest_budget(inv)
         budget = rng.randint(smallest, max(smallest, inv.total_bytes - 1))
         plan = planned(inv, budget)
+        assert plan.device_bytes <= budget
         ratios.append(plan.predicted.pass_ns / max(1, brute_force(problem_of(inv, budget))))
     return ratios
 
@@ -357,7 +362,10 @@ def test_credit_rule_spreads() -> None:
     inv = equal(20, 250 * MB, 5 * MB)
     problem = problem_of(inv, inv.total_bytes)
     chosen = credit_residents(
-        inv.visits, problem.sizes, problem.link_ns, problem.compute_ns, (), 750 * MB, inv.total_bytes
+        *(inv.visits, problem.sizes, problem.link_ns, problem.compute_ns, ()),
+        ring_bytes=750 * MB,
+        room_bytes=inv.total_bytes,
+        reserved=problem.reserved,
     )
     assert len(chosen) == 10
     assert all(abs(a - b) > 1 for a, b in itertools.combinations(chosen, 2))

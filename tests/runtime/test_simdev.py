@@ -271,11 +271,34 @@ def test_a_host_that_waits_spins(npu):
     source, target, done = pinned(), torch.empty(MIB, dtype=torch.uint8, device="npu"), torch.Event(device="npu")
     npu.synchronize()
     npu.configure(bandwidth=10e6)  # 100 ms
-    target.copy_(source, non_blocking=True)
-    done.record()
-    began = time.thread_time()
-    done.synchronize()
-    assert time.thread_time() - began > 0.005, "waiting cost the processor nothing"
+
+    def spent() -> float:
+        target.copy_(source, non_blocking=True)
+        done.record()
+        began = time.thread_time()
+        done.synchronize()
+        return time.thread_time() - began
+
+    # A busy machine may keep this thread from its core for all of one copy.
+    assert max(spent() for _ in range(5)) > 0.005, "waiting cost the processor nothing"
+
+
+@pytest.mark.parametrize("allocator", ["native", "cudaMallocAsync"])
+def test_memory_above_a_mebibyte_is_taken_in_segments_of_two(npu, allocator):
+    npu.configure(allocator=allocator)
+    try:
+        npu.empty_cache()
+        before = npu.stats()
+        held = [torch.empty(nbytes, dtype=torch.uint8, device="npu") for nbytes in (MIB, MIB + 1, 2 * MIB, 5 * MIB)]
+        after = npu.stats()
+        assert after["reserved"] - before["reserved"] == (1 + 2 + 2 + 6) * MIB
+        assert after["used"] - before["used"] == 9 * MIB + 512
+        del held
+        assert npu.stats()["reserved"] == after["reserved"], "kept for what comes next"
+        npu.empty_cache()
+        assert npu.stats()["reserved"] == before["reserved"]
+    finally:
+        npu.configure(allocator="native")
 
 
 def test_copies_of_one_direction_take_turns_in_the_order_in_which_they_are_ready(npu):

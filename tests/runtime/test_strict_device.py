@@ -280,6 +280,63 @@ def test_a_resident_that_has_arrived_is_not_waited_for(npu):
     queue.close()
 
 
+# ---------------------------------------------------------------------- memory in segments
+
+
+class Uneven(nn.Module):
+    """Blocks of 1.5 to 2.75 MiB, which take 2 or 4 MiB of a device each."""
+
+    def __init__(self, blocks: int = 10):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(512, 768 + 128 * (place % 6)) for place in range(blocks)])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.tanh(block(x))[:, :512]
+        return x
+
+
+@pytest.mark.parametrize("budget_mib", [10, 17, 24])
+def test_a_budget_holds_for_what_is_taken_of_the_device(npu, allocator, budget_mib):
+    torch.manual_seed(3)
+    model, x = Uneven().requires_grad_(False), torch.randn(2, 512).to("npu")
+    expected = copy.deepcopy(model).to("npu")(x).cpu()
+    npu.synchronize()
+    npu.empty_cache()
+    npu.reset_stats()
+    before = npu.stats()["reserved"]
+    with attach(model, device="npu", budget_bytes=budget_mib * MIB, passes=20) as attachment, torch.no_grad():
+        assert attachment.plan.streamed and attachment.plan.device_bytes <= budget_mib * MIB
+        assert npu.stats()["reserved"] - before == attachment.controller.device_bytes() == attachment.plan.device_bytes
+        for _ in range(4):  # with measured times it is planned anew
+            assert torch.equal(model(x).cpu(), expected)
+    activations = 64 << 10
+    assert npu.stats()["reserved_peak"] - before <= budget_mib * MIB + activations
+    npu.empty_cache()
+    assert npu.stats()["reserved"] == before
+
+
+def test_a_plan_that_takes_effect_does_not_come_on_top_of_the_one_before(npu, allocator):
+    """What the allocator keeps of residents and rings that were given up goes back before others are taken."""
+    model = Uneven().requires_grad_(False)
+    queue = DeviceQueue(port_for("npu"))
+    controller = OffloadController(model, queue, discovery=discover(model, min_layer_bytes=1))
+    plans = [hand_plan(controller, 6 * MIB + 256, residents) for residents in ((1, 2, 4, 5), (0, 3), (1, 2, 7, 8), ())]
+    plans += [hand_plan(controller, ring * MIB + 256, (0, 3)) for ring in (9, 4, 11)]
+    npu.synchronize()
+    npu.empty_cache()
+    for last, plan in zip([plans[-1], *plans], plans):
+        npu.reset_stats()
+        before = npu.stats()["reserved"] - (0 if controller.plan is None else last.device_bytes)
+        controller.load(plan)
+        assert npu.stats()["reserved"] - before == plan.device_bytes == controller.device_bytes()
+        assert npu.stats()["reserved_peak"] - before <= max(last.device_bytes, plan.device_bytes)
+    controller.unload()
+    assert npu.stats()["reserved"] == before, "all of it is the device's again"
+    controller.detach()
+    queue.close()
+
+
 # ---------------------------------------------------------------------- compute streams of the caller's
 
 

@@ -265,12 +265,13 @@ def hand_plan(
             end = -(-(offset + layer.bytes) // 256) * 256
         assert offset + layer.bytes <= ring_bytes
         layers.append(PlannedLayer(layer.name, layer.bytes, "streamed", offset, tier))
-    resident_bytes = sum(layer.bytes for layer in layers if layer.placement == "resident")
+    inventory = controller.inventory
+    resident_bytes = sum(inventory.reserved(layer.bytes) for layer in layers if layer.placement == "resident")
     if len(residents) == len(layers):
         ring_bytes = 0
     return Plan(
         "toy", "cpu", tuple(layers), tuple(range(len(layers))), ring_bytes, resident_bytes,
-        controller.inventory.loose_bytes, Prediction(0, 0, 0, 0, 0),
+        inventory.reserved(inventory.loose_bytes), Prediction(0, 0, 0, 0, 0), segment_bytes=inventory.segment_bytes,
     )  # fmt: skip
 
 

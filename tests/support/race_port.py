@@ -108,6 +108,7 @@ class RacePort:
     shares_host_memory = False
     stages_unpinned = False
     pins_in_place = True
+    segment_bytes = 1
 
     def __init__(self, nbytes: int = 1 << 24, late: bool = False) -> None:
         self.device = torch.device("cpu")
@@ -153,6 +154,9 @@ class RacePort:
         memory = (ctypes.c_ubyte * nbytes).from_address(self._base + offset)
         weakref.finalize(memory, self._freed, offset, size, nbytes).atexit = False
         return torch.frombuffer(memory, dtype=torch.uint8)
+
+    def trim(self) -> None:
+        pass  # what is freed is used again at once, whatever its size
 
     def event(self, timed: bool = False) -> RaceEvent:
         return RaceEvent()

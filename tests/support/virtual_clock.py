@@ -30,6 +30,7 @@ class VirtualClockPort:
     shares_host_memory = False
     stages_unpinned = False
     pins_in_place = True
+    segment_bytes = 1
 
     def __init__(self, h2d_bytes_per_s: float, moves_bytes: bool = True) -> None:
         """`moves_bytes` False: for sizes that no test machine has. Memory is never touched, so it takes none."""
@@ -54,6 +55,9 @@ class VirtualClockPort:
     def empty(self, nbytes: int) -> torch.Tensor:
         self.allocations += 1
         return self._memory(nbytes)
+
+    def trim(self) -> None:
+        pass
 
     def event(self, timed: bool = False) -> VirtualEvent:
         return VirtualEvent()

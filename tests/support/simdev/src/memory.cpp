@@ -1,8 +1,9 @@
 // Device memory, pinned host memory, and the hooks through which torch asks for both.
 //
 // The pool is a caching allocator with a byte limit and torch.OutOfMemoryError beyond it. As in CUDA's, a cached block
-// goes back only to the stream that it was allocated on, unless record_stream says that others use it as well. It does
-// not model splitting and fragmentation: a block is reused for exactly its own size, or given back to the system.
+// goes back only to the stream that it was allocated on, unless record_stream says that others use it as well. Memory is
+// taken from the device in segments (`taken`). It does not model splitting and fragmentation: a block is reused for
+// exactly its own size, or given back to the system.
 #include "simdev.h"
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -31,6 +32,8 @@ namespace {
 
 constexpr auto kSim = c10::DeviceType::PrivateUse1;
 constexpr size_t kAlign = 512;
+constexpr size_t kShared = 1 << 20;   // blocks up to here share segments, which are not modelled: they take their own bytes
+constexpr size_t kSegment = 2 << 20;  // above, the device's memory is taken in multiples of this
 constexpr int kPoisonByte = 0xFF;  // NaN in fp64, fp32, fp16, bf16 and the fp8 formats
 
 struct Block {
@@ -50,6 +53,8 @@ void note(MemoryEvent::Kind kind, long long serial, size_t bytes, StreamId strea
   if (followed) diary.push_back({kind, serial, (long long)bytes, (long long)stream});
 }
 
+size_t taken(size_t bytes) { return bytes <= kShared ? bytes : (bytes + kSegment - 1) / kSegment * kSegment; }
+
 class Pool {
  public:
   void* get(size_t wanted) {
@@ -62,13 +67,15 @@ class Pool {
       block = cached.back();
       cached.pop_back();
     } else {
-      if (stats_.reserved + bytes > stats_.limit) release_cache();
-      if (stats_.reserved + bytes > stats_.limit) note(MemoryEvent::kRefused, 0, wanted, stream);
-      TORCH_CHECK_WITH(OutOfMemoryError, stats_.reserved + bytes <= stats_.limit, "simdev out of memory. Tried to allocate ",
-                       bytes, " bytes; ", stats_.used, " bytes in use of ", stats_.limit);
+      const size_t segment = taken(bytes);
+      if (stats_.reserved + segment > stats_.limit) release_cache();
+      const bool fits = stats_.reserved + segment <= stats_.limit;
+      if (!fits) note(MemoryEvent::kRefused, 0, wanted, stream);
+      TORCH_CHECK_WITH(OutOfMemoryError, fits, "simdev out of memory. Tried to allocate ", segment, " bytes; ", stats_.used,
+                       " bytes in use and ", stats_.reserved, " taken of ", stats_.limit);
       block = std::aligned_alloc(kAlign, bytes);
       TORCH_CHECK(block, "simdev: the host has no memory left to play device memory (", bytes, " bytes)");
-      stats_.reserved += bytes;
+      stats_.reserved += segment;
       stats_.reserved_peak = std::max(stats_.reserved_peak, stats_.reserved);
     }
     const long long serial = ++last_serial;
@@ -135,7 +142,7 @@ class Pool {
       for (void* block : blocks) {
         race::forget(block);
         std::free(block);
-        stats_.reserved -= key.second;
+        stats_.reserved -= taken(key.second);
       }
       blocks.clear();
     }
