@@ -45,6 +45,27 @@ def test_weights_on_the_device_never_pass_the_budget(sim, family):
     assert sim.sim_stats()["used"] == sim.idle_bytes
 
 
+@pytest.mark.parametrize("family", ["flux2", "sdxl"])
+def test_what_is_taken_of_the_device_never_passes_the_budget(sim, family):
+    """In segments, with what the allocator keeps: what is taken beside the weights is what is taken beside them whole."""
+
+    def taken(**settings) -> int:
+        sim.free()
+        sim.sim_reset()
+        before = sim.sim_stats()["reserved"]
+        sim.run(sampler_only(family, "layerwise", **settings)).check()
+        return sim.sim_stats()["reserved_peak"] - before
+
+    smallest = smallest_budget_gb(sim, family)
+    whole = taken(placement="resident")
+    weights = dit_report(sim)["summary"]["device_bytes"]
+    for budget in (smallest, smallest + 0.5 * (weights / 1e9 - smallest)):
+        ours = taken(placement="layerwise", budget_gb=budget)
+        assert dit_report(sim)["summary"]["device_bytes"] <= round(budget * 1e9)
+        assert ours - (whole - weights) <= round(budget * 1e9)
+        assert ours < whole
+
+
 def test_a_larger_budget_is_used(sim):
     """The memory ladder: more budget, more of it resident, fewer bytes copied, never more than allowed.
 
