@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 import threading
 import time
 from typing import Any
@@ -15,6 +14,7 @@ from bench.device import Device, DriverMemory, memory_of_machine
 from bench.kit import app_process
 from bench.kit.app_models import MODELS, AppModel
 from bench.kit.rows import Rows, read_rows
+from bench.pack import pack_module
 
 PROMPTS = ("a lighthouse at dusk", "two foxes in the snow", "a street market in the rain")
 STRENGTHS = (0.8, 0.8, 0.6)
@@ -61,7 +61,7 @@ class Flow:
         self.rows = rows
         self.device = Device(arguments.device)
         self.management = app_process.start(self.device, arguments.tree, library, crowded=self.way != "full")
-        self.api = app_process.load_pack() if self.way.startswith("ours") else None
+        self.api = pack_module("bridge.api") if self.way.startswith("ours") else None
         self.peak = Peak(self.device)
         self.link = self._link()
         self.dit: Any = None
@@ -233,7 +233,7 @@ class Flow:
     def _components(self) -> list[Any]:
         if self.api is None:
             return []
-        return list(sys.modules["layerwise_pack.bridge.component"].live_components())
+        return list(pack_module("bridge.component").live_components())
 
     def plans(self) -> None:
         """What our engine did, by component."""
