@@ -43,7 +43,7 @@ class Peak:
         self._peak = max(self._peak, (self.memory.used() or 0) - (self._base or 0))
 
     def take(self) -> int | None:
-        """Bytes since the last call; None where nobody knows."""
+        """Bytes since the last call; None where it cannot be read."""
         if self._base is None:
             return None
         self._look()

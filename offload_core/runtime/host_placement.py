@@ -87,8 +87,8 @@ def _drop_behind(layers: Sequence[Layer], plan: Plan) -> None:
 
 
 def there_bytes(layers: Iterable[Layer]) -> tuple[int, int]:
-    """Of layers that could be left in their file, what is in memory all the same, by whomever; of all, what is
-    page-locked. That much costs nothing to have."""
+    """Of layers that could be left in their file, what is in memory all the same, for any component; of all,
+    what is page-locked. That much needs no more memory."""
     copies = pinned = 0
     for layer in layers:
         master = layer.host.master
