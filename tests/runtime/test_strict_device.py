@@ -8,14 +8,13 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from offload_core.plan import HostTier, Plan
-from offload_core.runtime import Change, DeviceQueue, OffloadController, accelerator_port, attach, discover, port_for
+from offload_core.runtime import DeviceQueue, OffloadController, accelerator_port, attach, discover, port_for
 from offload_core.runtime.device_port import is_unified
 from offload_core.runtime.file_weights import weights_from_file
 from offload_core.runtime.full_device import when_full
@@ -23,7 +22,8 @@ from tests.runtime.file_models import saved
 from tests.runtime.test_out_of_memory import WIDE, Stack
 from tests.runtime.world import hand_plan
 from tests.support import simdev
-from tests.support.tiny_torch_models import DIM, Model
+from tests.support.lora_strength import strengthened
+from tests.support.tiny_torch_models import DIM, Model, Wide
 
 pytestmark = pytest.mark.skipif(not simdev.available(), reason="no simulated accelerator")
 MIB = 2**20
@@ -58,19 +58,6 @@ def no_locks(npu, allocator):
     npu.configure(pin_limit_mb=npu.stats()["pinned"] / MIB)
     yield
     npu.configure(pin_limit_mb=-1)
-
-
-class Wide(nn.Module):
-    """Blocks of 1 MiB each."""
-
-    def __init__(self, blocks: int = 4, width: int = 512):
-        super().__init__()
-        self.blocks = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in range(blocks)])
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = torch.tanh(block(x))
-        return x
 
 
 def wide() -> tuple[Wide, torch.Tensor, torch.Tensor]:
@@ -211,13 +198,6 @@ def test_without_page_locks_the_model_runs_through_the_staging_buffer(npu):
 # ---------------------------------------------------------------------- what page-locking costs
 
 
-def strengthened(model: Wide, factor: float) -> dict[str, Change]:
-    def changed(place: int) -> Change:
-        return Change(factor, lambda: model.blocks[place].weight * factor)
-
-    return {f"blocks.{place}.weight": changed(place) for place in range(len(model.blocks))}
-
-
 @pytest.mark.parametrize("pinned", [True, False], ids=["page-locked", "pageable"])
 def test_nothing_is_page_locked_in_a_pass_and_nothing_for_another_strength(npu, pinned):
     model, x, _ = wide()
@@ -230,7 +210,7 @@ def test_nothing_is_page_locked_in_a_pass_and_nothing_for_another_strength(npu, 
         before = locks()
         model(x)
         for factor in (0.5, 0.25, 2.0):
-            attachment.controller.revise(strengthened(model, factor))
+            attachment.controller.revise(strengthened(model.blocks, factor))
             if factor != 0.5:
                 assert locks() == before, "another strength uses what is there"
             before = locks()
@@ -288,8 +268,7 @@ def test_a_full_device_changes_no_page_lock_in_the_pass(npu, tmp_path, resident,
     less = hand_plan(controller, 2 * MIB, tiers=afterwards)
     when_full(controller, lambda plan, layer, too_late: less, lambda args, kwargs: True)
     if changed:
-        layers = enumerate(model.layers)
-        controller.revise({f"layers.{place}.weight": Change(0.5, partial(_half_of, layer)) for place, layer in layers})
+        controller.revise(strengthened(model.layers, 0.5, name="layers"))
         for layer in twin.layers:
             layer.weight.data.mul_(0.5)
     x = torch.randn(2, WIDE).to("npu")
@@ -306,10 +285,6 @@ def test_a_full_device_changes_no_page_lock_in_the_pass(npu, tmp_path, resident,
             assert all(layer.to_read is None for layer in controller.layers), "versions are not page-locked"
     controller.detach()
     queue.close()
-
-
-def _half_of(layer: nn.Module) -> torch.Tensor:
-    return layer.weight * 0.5
 
 
 # ---------------------------------------------------------------------- waiting
