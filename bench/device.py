@@ -86,7 +86,7 @@ class Device:
         return int(torch.cuda.memory_stats()["allocation.all.allocated"])
 
     def segments(self) -> int:
-        """How often the allocator went to the driver; 0 where nobody counts."""
+        """How often the allocator went to the driver; 0 where it is not counted."""
         return 0 if self.simulated else int(torch.cuda.memory_stats().get("segment.all.allocated", 0))
 
     def fresh_memory(self) -> int:
@@ -162,7 +162,7 @@ class DriverMemory:
         self._read = self._by_nvml() or self._by_device()
 
     def used(self) -> int | None:
-        """Bytes in use now; None where nobody knows."""
+        """Bytes in use now; None where it cannot be read."""
         return None if self._read is None else self._read()
 
     def _by_device(self) -> Callable[[], int] | None:
@@ -178,7 +178,7 @@ class DriverMemory:
         return read
 
     def _by_nvml(self) -> Callable[[], int] | None:
-        """The management library: it needs no context, and reading it holds nobody up."""
+        """The management library: it needs no context, and reading it does not wait for the device."""
         if self._device.kind != CUDA:
             return None
         try:

@@ -223,7 +223,7 @@ def in_cgroup(limit_bytes: int) -> Path:
 
 
 def run_one(name: str, arguments: argparse.Namespace, file: Path, group: Path | None) -> dict[str, Any]:
-    drop([file])  # what another has cached of it would be nobody's under this one's limit
+    drop([file])  # pages that another process has cached do not count towards this one's limit
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         command = [
             *(sys.executable, "-m", "bench.disk_stream", "--one", name, "--file", str(file), "--folder", folder),

@@ -46,7 +46,7 @@ def default_tree() -> Path:
 
 
 def build(name: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
-    """The model `name` with every floating tensor in `dtype`, in host memory that nobody has touched yet."""
+    """The model `name` with every floating tensor in `dtype`, in host memory that was not touched yet."""
     with torch.device("meta"):
         module = BUILDERS[name]()
     return give_memory(module, dtype)

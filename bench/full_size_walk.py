@@ -2,7 +2,7 @@
 
     python -m bench.full_size_walk [--tree COMFYUI] [--json] [NAME ...]
 
-A layer is a good unit only if the model calls it, and if nobody reads its parameters outside that call. This answers
+A layer is a good unit only if the model calls it, and if its parameters are not read outside that call. This answers
 both for the app's own forwards in their real sizes, in seconds: shapes flow, bytes do not.
 """
 

@@ -16,7 +16,6 @@ pinned_over_streamed is page-locked bytes over the bytes of the streamed layers.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -30,7 +29,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from bench.pack import pack_module
+
 STAGING_BYTES = 64 << 20
 
 
@@ -66,18 +66,6 @@ def start_app() -> None:
     sys.argv = ["main.py"]
     import comfy.model_management  # noqa: F401
     import comfy.sd  # noqa: F401
-
-
-def the_pack() -> Any:
-    """The pack under a name of its own, as the app loads it."""
-    spec = importlib.util.spec_from_file_location(
-        "layerwise_bench_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def anonymous_bytes() -> int:
@@ -119,21 +107,17 @@ def load_app(path: str) -> dict[str, Any]:
 
 
 def load_ours(path: str) -> dict[str, Any]:
-    the_pack()
-    from layerwise_bench_pack.bridge.asked import Asked
-    from layerwise_bench_pack.bridge.component import Component
-    from layerwise_bench_pack.bridge.loaders import load_diffusion_model
-    from layerwise_bench_pack.offload_core.planner import smallest_budget
-    from layerwise_bench_pack.offload_core.settings import ComponentSettings
-
-    settings = ComponentSettings("dit").with_value("placement", "layerwise", "node")
+    asked_module, component_module = pack_module("bridge.asked"), pack_module("bridge.component")
+    loaders, planner = pack_module("bridge.loaders"), pack_module("offload_core.planner")
+    component_settings = pack_module("offload_core.settings").ComponentSettings("dit")
+    settings = component_settings.with_value("placement", "layerwise", "node")
     with Peak() as peak:
         began = time.perf_counter()
-        patcher = load_diffusion_model(path, "default", Asked(settings))
-        component = Component.of(patcher.model)
+        patcher = loaders.load_diffusion_model(path, "default", asked_module.Asked(settings))
+        component = component_module.Component.of(patcher.model)
         component.attach(patcher.model, patcher.load_device)
-        budget = smallest_budget(component.controller.inventory)
-        asked = Asked(settings.with_value("budget_bytes", budget, "node"))
+        budget = planner.smallest_budget(component.controller.inventory)
+        asked = asked_module.Asked(settings.with_value("budget_bytes", budget, "node"))
         device = budget  # the simulated device's memory is memory of this process: not the host's
         component.load(asked, budget)
         seconds = time.perf_counter() - began

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from typing import Any
 from bench.device import Device
 from bench.kit.dynamic_library import NoDynamicVram
 
-ROOT = Path(__file__).resolve().parents[2]
 SIM_MB = {True: 1290.0, False: 2048.0}
 """Of the simulated device, where the models are not to fit (True) and where they are: the app keeps 1.2 GB."""
 
@@ -51,18 +49,6 @@ def _devices(library: Any, management: Any) -> None:
         started = library.init_devices(device.index for device in devices)
     if not started:
         raise NoDynamicVram("comfy-aimdo does not start on this device (control.init_devices)")
-
-
-def load_pack() -> Any:
-    """What the nodes may use of the pack, loaded as ComfyUI loads a pack: under a name of its own."""
-    spec = importlib.util.spec_from_file_location(
-        "layerwise_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return importlib.import_module("layerwise_pack.bridge.api")
 
 
 def place_loose(module: Any, device: Device) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 import threading
 import time
 from typing import Any
@@ -15,6 +14,7 @@ from bench.device import Device, DriverMemory, memory_of_machine
 from bench.kit import app_process
 from bench.kit.app_models import MODELS, AppModel
 from bench.kit.rows import Rows, read_rows
+from bench.pack import pack_module
 
 PROMPTS = ("a lighthouse at dusk", "two foxes in the snow", "a street market in the rain")
 STRENGTHS = (0.8, 0.8, 0.6)
@@ -43,7 +43,7 @@ class Peak:
         self._peak = max(self._peak, (self.memory.used() or 0) - (self._base or 0))
 
     def take(self) -> int | None:
-        """Bytes since the last call; None where nobody knows."""
+        """Bytes since the last call; None where it cannot be read."""
         if self._base is None:
             return None
         self._look()
@@ -62,7 +62,7 @@ class Flow:
         self.device = Device(arguments.device)
         self.management = app_process.start(self.device, arguments.tree, library, crowded=self.way != "full")
         self.free_bytes = None if self.device.module is None else int(self.device.module.mem_get_info()[0])
-        self.api = app_process.load_pack() if self.way.startswith("ours") else None
+        self.api = pack_module("bridge.api") if self.way.startswith("ours") else None
         self.peak = Peak(self.device)
         self.link = self._link()
         self.dit: Any = None
@@ -235,7 +235,7 @@ class Flow:
     def _components(self) -> list[Any]:
         if self.api is None:
             return []
-        return list(sys.modules["layerwise_pack.bridge.component"].live_components())
+        return list(pack_module("bridge.component").live_components())
 
     def plans(self) -> None:
         """What our engine did, by component."""

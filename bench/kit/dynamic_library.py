@@ -1,6 +1,6 @@
 """comfy-aimdo, the library of the app's Dynamic VRAM, started as `main.py` starts it: before torch is imported.
 
-So nothing here may import torch, nor may whoever calls it have done so.
+So nothing here may import torch, and the caller may not have imported it.
 """
 
 from __future__ import annotations

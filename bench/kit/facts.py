@@ -36,7 +36,7 @@ PACKAGES = {
 CARD = ("name", "driver_version", "memory.total", "memory.used", "utilization.gpu", "pcie.link.gen.current")
 CARD += ("pcie.link.gen.max", "pcie.link.width.current", "clocks.sm", "power.limit")
 BUSY = 0.9
-"""A card with less than this share of its memory free is in use by somebody else."""
+"""A card with less than this share of its memory free is in use by other processes."""
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ AIMDO, DIFFUSERS, ACCELERATE = "comfy_aimdo", "diffusers", "accelerate"
 
 @dataclass(frozen=True)
 class Part:
-    """One process, whose rows are lost if it dies, and nobody else's."""
+    """One process. If it dies, its own rows are lost and no others."""
 
     name: str
     gives: str

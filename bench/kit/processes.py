@@ -19,7 +19,7 @@ from typing import Any
 GRACE_S = 3.0
 """Between the polite signal and the other one."""
 
-# In the session of the caller, so that whoever kills that ends these too; `process_group` came with Python 3.11.
+# In the session of the caller, so that killing that session ends these too; `process_group` came with Python 3.11.
 _OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
 
 
@@ -72,7 +72,7 @@ def running(
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody of the group is left
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # no process of the group is left
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=GRACE_S)

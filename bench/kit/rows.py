@@ -1,4 +1,4 @@
-"""Rows of figures: one JSON object a line, on the disk as soon as it is known. Whoever measures writes by `Rows.write`.
+"""Rows of figures: one JSON object a line, on the disk as soon as it is known. All measurements write by `Rows.write`.
 
 Every row has `part`, `name`, `seconds` (what it took to get it), `card`, `versions` and `commit`; the rest is the
 part's own. A process that the kit has started finds the file and what is the same in all rows in its environment; one

@@ -73,6 +73,8 @@ class OffloadController:
         self.plan: Plan | None = None
         self._ask_for_plan: AskForPlan | None = None
         self._time_to_ask: Callable[[], bool] = lambda: False
+        self._tiers_due: TierMoves | None = None
+        """Page-locks that the plan wants, and that could not change in the middle of the pass in which it came."""
         self._progress = progress
         found = keep_in_memory(root, discovery or discover(root))
         self.inventory: Inventory = found.inventory(component, queue.port.segment_bytes)
@@ -211,7 +213,8 @@ class OffloadController:
         self.prefetcher.forget_look_ahead()
         self.versions.settle(self.layers)
         self._free_what_moves(plan)
-        moves = TierMoves(self.layers, plan, self.queue.port, self.prefetcher.drain, self._progress)
+        in_pass = self.in_pass()
+        moves = TierMoves(self.layers, plan, self.queue.port, self.prefetcher.drain, self._progress, in_pass)
         moves.give_back()
         self._loose.load(self.queue.port)
         self._weights.put_on_loose(self._loose)
@@ -219,7 +222,9 @@ class OffloadController:
         self.prefetcher.expect([self.layers[index] for index in plan.visits])
         self.prefetcher.loaded = True
         self.plan = plan
-        if self.in_pass():
+        self._tiers_due = moves if moves.put_off else None
+        self._look_before_pass()
+        if in_pass:
             self.versions.reserve_later()
         else:
             self.versions.reserve(self.layers, self._progress)
@@ -231,6 +236,7 @@ class OffloadController:
         if self.prefetcher.recorder is not None and self.plan is not None:
             self.prefetcher.recorder.evicted(None, self.device_bytes())
         self.plan = None
+        self._tiers_due = None
         self._plan_again(None, None)
         self.prefetcher.loaded = False
         try:
@@ -328,6 +334,7 @@ class OffloadController:
         for layer in self._weights.put_on_layers(self.versions):
             self._refetch(layer)
         if self.loaded:  # until then it is not known which layers are streamed
+            self._finish_tiers()  # versions are page-locked where masters are
             self.versions.reserve(self.layers, self._progress)
 
     @contextlib.contextmanager
@@ -418,7 +425,24 @@ class OffloadController:
     def _plan_again(self, ask: AskForPlan | None, time_to_ask: Callable[[], bool] | None) -> None:
         self._ask_for_plan = ask
         self._time_to_ask = time_to_ask or (lambda: False)
-        self.prefetcher.before_pass = None if ask is None else self._ask_before_pass
+        self._look_before_pass()
+
+    def _look_before_pass(self) -> None:
+        """Have the prefetcher call us before the next pass if there is something to do then."""
+        due = self._tiers_due is not None or self._ask_for_plan is not None
+        self.prefetcher.before_pass = self._before_pass if due else None
+
+    def _before_pass(self) -> None:
+        if not self.is_running():
+            self._finish_tiers()
+        self._ask_before_pass()
+
+    def _finish_tiers(self) -> None:
+        """Masters whose page-locks had to wait for the end of a pass; they still have to if this raises."""
+        if self._tiers_due is not None:
+            self._tiers_due.finish()
+            self._tiers_due = None
+            self._look_before_pass()
 
     def _ask_before_pass(self) -> None:
         """Ask if it is time to, and put the answer into effect. In the middle of somebody's layer it is not."""

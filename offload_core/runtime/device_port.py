@@ -82,7 +82,7 @@ class DevicePort(Protocol):
         """Copies from sources are to come: take what they go through now, not in a pass. Idempotent."""
 
     def abandon(self, sources: Collection[ByteSource]) -> None:
-        """What was not read yet for copies from these need not be: nobody will wait for them."""
+        """What was not read yet for copies from these need not be: these copies will not be waited for."""
 
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         """Queue a copy of bytes on the compute lane: the slow road of a layer for which the ring has no room."""
@@ -103,7 +103,7 @@ class DevicePort(Protocol):
 
     def before_release(self) -> None:
         """Memory from `empty` is about to be given back; what read it comes before this point of the compute lane.
-        Whoever is given the memory next, on whichever stream, comes after. Never on the hot path.
+        The memory's next use, on whichever stream, comes after. Never on the hot path.
         """
 
     def elapsed_ns(self, start: Event, end: Event) -> int | None:

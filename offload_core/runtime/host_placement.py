@@ -1,4 +1,5 @@
-"""Brings host masters to the tiers of a plan, layer by layer, between passes. Knows nothing about rings or passes."""
+"""Brings host masters to the tiers of a plan, layer by layer; no page-lock begins or ends in the middle of a pass.
+Knows nothing about rings."""
 
 from __future__ import annotations
 
@@ -23,6 +24,10 @@ class TierMoves:
 
     A resident of a device that shares host memory is used where its master lies, in memory; one that is changed there
     has a place of its own, and no master beyond its file. `drain`: the host waits until nothing is in flight.
+
+    `in_pass`: page-locking would stop the pass, so masters that are to become page-locked stay as they are, pageable or
+    in their file, and are copied through the port's staging slots. Those that are page-locked stay so: without one that
+    is not, there may be no slots yet. `put_off` says whether there are such; `finish` moves them when the pass is over.
     """
 
     def __init__(
@@ -32,18 +37,32 @@ class TierMoves:
         port: DevicePort,
         drain: Callable[[], None],
         progress: Callable[[int, int], None] | None,
+        in_pass: bool = False,
     ) -> None:
         self._layers, self._plan, self._port = layers, plan, port
         self._drain, self._progress = drain, progress
         self._moves: list[tuple[Layer, HostTier]] = []
+        self._later: list[tuple[Layer, HostTier]] = []
         for layer, planned in zip(layers, plan.layers):
             tier = planned.host_tier
             if layer.keep_resident and port.shares_host_memory:
                 own = layer.revision is not None or (layer.device_buffer is not None and not layer.is_in_place)
                 tier = "mapped" if own and layer.host.in_file else "pageable"
             if layer.host.tier != tier and (tier != "mapped" or layer.host.in_file):
-                self._moves.append((layer, tier))
+                later = in_pass and "pinned" in (tier, layer.host.tier)
+                (self._later if later else self._moves).append((layer, tier))
         self._moved = 0
+
+    @property
+    def put_off(self) -> bool:
+        return bool(self._later)
+
+    def finish(self) -> None:
+        """Between passes, and before the host takes memory for versions: what was put off. Raises FileReadError."""
+        self._moves, self._moved = self._later, 0
+        self.give_back()
+        self.take()
+        self._later = []
 
     def give_back(self) -> None:
         """What can be read from the file again leaves memory."""
@@ -87,8 +106,8 @@ def _drop_behind(layers: Sequence[Layer], plan: Plan) -> None:
 
 
 def there_bytes(layers: Iterable[Layer]) -> tuple[int, int]:
-    """Of layers that could be left in their file, what is in memory all the same, by whomever; of all, what is
-    page-locked. That much costs nothing to have."""
+    """Of layers that could be left in their file, what is in memory all the same, for any component; of all,
+    what is page-locked. That much needs no more memory."""
     copies = pinned = 0
     for layer in layers:
         master = layer.host.master

@@ -47,7 +47,7 @@ class Change:
     shape: tuple[int, ...] | None = None
     """The value's shape, if it is not the parameter's."""
     marks: Mapping[str, Any] | None = None
-    """Attributes that carry the change: the bytes stay, and whoever uses the weight does the rest (GGUF types)."""
+    """Attributes that carry the change: the bytes stay, and what uses the weight does the rest (GGUF types)."""
 
 
 class Revision:

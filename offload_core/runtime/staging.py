@@ -13,8 +13,8 @@ order, on which the engine's rules stand, stays the order of the calls. What thi
   event recorded too late would be an event waited for too early.
 * A wait of the copy lane that the courier issues late may find its event recorded anew. It then waits for a later
   kernel than needed. That is no circle: the compute lane only ever waits for what the courier has issued already.
-* A read that fails makes the next recorded event a failed one: whoever waits for it gets the error, as often as he
-  asks, and never the bytes. Copies asked for after it are not affected.
+* A read that fails makes the next recorded event a failed one: every wait for it raises the error, and the
+  bytes are never used. Copies asked for after it are not affected.
 
 Knows nothing about layers or files: a source is whatever fills a range of bytes.
 """
@@ -220,7 +220,7 @@ class StagedPort:
         return self.inner.elapsed_ns(start.inner, end.inner)
 
     def abandon(self, sources: Collection[ByteSource]) -> None:
-        """Nobody will use what was asked of these and has not been read yet. Its events fail, so that nobody can."""
+        """What was asked of these and has not been read yet will not be used. Its events fail, so that it cannot be."""
         given_up = set(map(id, sources))
         with self._change:
             for chunk in self._unread:
@@ -298,7 +298,7 @@ class StagedPort:
         try:
             self.inner.host_waits(slot.emptied)
             job.source.read(slot.buffer[: chunk.end - chunk.start], chunk.start)
-        except BaseException as failure:  # handed to whoever waits for the copy; the lane must go on
+        except BaseException as failure:  # handed to each wait for the copy; the lane must go on
             job.failure = failure
 
     def _deliver(self) -> None:

@@ -48,7 +48,7 @@ def test_weights_on_the_device_never_pass_the_budget(sim, family):
 
 @pytest.mark.parametrize("family", ["flux2", "sdxl"])
 def test_what_is_taken_of_the_device_never_passes_the_budget(sim, family):
-    """In segments, with what the allocator keeps: what is taken beside the weights is what is taken beside them whole."""
+    """In segments, with what the allocator keeps. Beside the weights as much is taken as when all of them are there."""
 
     def in_segments(nbytes: int) -> int:
         return nbytes if nbytes <= MIB else -(-nbytes // (2 * MIB)) * 2 * MIB

@@ -80,7 +80,7 @@ def test_a_large_buffer_comes_back_whole(lock_bytes):
 
 
 def test_a_refused_page_lock_leaves_no_error_behind():
-    """CUDA keeps the error of a refusal for the next call that asks, which is somebody else's."""
+    """CUDA keeps the error of a refusal for the next call that asks, which is not one of ours."""
     port = AcceleratorPort(device.name)
     buffer, pinned = port.host_empty(1 << 20, True)
     assert pinned

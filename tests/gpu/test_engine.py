@@ -1,4 +1,4 @@
-"""The engine on a real device: same bits, bounded memory, nothing allocated and nobody waiting in steady state."""
+"""The engine on a real device: same bits, bounded memory, no allocation and no host wait in steady state."""
 
 import pytest
 import torch

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from offload_core.errors import OffloadError
 from offload_core.planner import PlanRequest, make_plan, smallest_budget
 from offload_core.runtime import DeviceQueue, OffloadController, discover, port_for
+from offload_core.runtime.file_weights import weights_from_file
 from offload_core.runtime.full_device import when_full
 from offload_core.runtime.repeat import can_repeat
+from tests.runtime.file_models import saved, visible_reads
 from tests.runtime.world import Interrupt, World, a_world, hand_plan
 from tests.support import simdev
 from tests.support.tiny_torch_models import DIM
@@ -87,7 +89,10 @@ class Stage:
     def __init__(self, world: World, residents=(0, 2, 4), ring=8192) -> None:
         self.model = Stack(32, 6)  # 4 KB a layer
         self.twin = copy.deepcopy(self.model)
+        if world.folder is not None:
+            weights_from_file(self.model, saved(self.model, world.folder / "stack.safetensors"))
         self.controller = OffloadController(self.model, world.queue, discovery=discover(self.model, min_layer_bytes=1))
+        world.port.in_pass = lambda: self.controller.prefetcher.in_pass
         self.plan = hand_plan(self.controller, ring, residents)
         self.controller.load(self.plan)
         self.asked = 0
@@ -123,6 +128,24 @@ def test_a_layer_that_ran_out_of_memory_runs_again_with_room(at, late):
             stage.run()
         assert stage.controller.counters.retried_visits == 2
         assert stage.controller.counters.aborted_passes == 0
+        stage.controller.detach()
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("tier", ["mapped", "pageable"])
+def test_masters_that_the_new_plan_wants_page_locked_are_so_from_the_next_pass_on(tier, late, tmp_path, monkeypatch):
+    """In the pass itself they are read from where they are; host memory taken or locked there would be an error."""
+    visible_reads(monkeypatch)
+    with torch.no_grad(), World(late, tier, tmp_path) as world:
+        stage = Stage(world)
+        stage.run()
+        stage.model.layers[3].failures = 1
+        stage.run()
+        assert {layer.host.tier for layer in stage.controller.layers} == {tier}
+        for _ in range(3):
+            stage.run()
+            assert {layer.host.tier for layer in stage.controller.layers} == {"pinned"}
+        assert stage.controller.counters.retried_visits == 1
         stage.controller.detach()
 
 

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from offload_core.runtime import Change, DeviceQueue, OffloadController, accelerator_port, attach, discover, port_for
+from offload_core.plan import HostTier, Plan
+from offload_core.runtime import DeviceQueue, OffloadController, accelerator_port, attach, discover, port_for
 from offload_core.runtime.device_port import is_unified
+from offload_core.runtime.file_weights import weights_from_file
+from offload_core.runtime.full_device import when_full
+from tests.runtime.file_models import saved
+from tests.runtime.test_out_of_memory import WIDE, Stack
 from tests.runtime.world import hand_plan
 from tests.support import simdev
-from tests.support.tiny_torch_models import DIM, Model
+from tests.support.lora_strength import strengthened
+from tests.support.tiny_torch_models import DIM, Model, Wide
 
 pytestmark = pytest.mark.skipif(not simdev.available(), reason="no simulated accelerator")
 MIB = 2**20
@@ -51,19 +58,6 @@ def no_locks(npu, allocator):
     npu.configure(pin_limit_mb=npu.stats()["pinned"] / MIB)
     yield
     npu.configure(pin_limit_mb=-1)
-
-
-class Wide(nn.Module):
-    """Blocks of 1 MiB each."""
-
-    def __init__(self, blocks: int = 4, width: int = 512):
-        super().__init__()
-        self.blocks = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in range(blocks)])
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = torch.tanh(block(x))
-        return x
 
 
 def wide() -> tuple[Wide, torch.Tensor, torch.Tensor]:
@@ -204,13 +198,6 @@ def test_without_page_locks_the_model_runs_through_the_staging_buffer(npu):
 # ---------------------------------------------------------------------- what page-locking costs
 
 
-def strengthened(model: Wide, factor: float) -> dict[str, Change]:
-    def changed(place: int) -> Change:
-        return Change(factor, lambda: model.blocks[place].weight * factor)
-
-    return {f"blocks.{place}.weight": changed(place) for place in range(len(model.blocks))}
-
-
 @pytest.mark.parametrize("pinned", [True, False], ids=["page-locked", "pageable"])
 def test_nothing_is_page_locked_in_a_pass_and_nothing_for_another_strength(npu, pinned):
     model, x, _ = wide()
@@ -223,7 +210,7 @@ def test_nothing_is_page_locked_in_a_pass_and_nothing_for_another_strength(npu, 
         before = locks()
         model(x)
         for factor in (0.5, 0.25, 2.0):
-            attachment.controller.revise(strengthened(model, factor))
+            attachment.controller.revise(strengthened(model.blocks, factor))
             if factor != 0.5:
                 assert locks() == before, "another strength uses what is there"
             before = locks()
@@ -236,6 +223,68 @@ def test_nothing_is_page_locked_in_a_pass_and_nothing_for_another_strength(npu, 
         assert attachment.controller.counters.copied_back == 3 * 4 * MIB
     held = npu.stats()
     assert held["faulted_bytes"] == 0, "locked before its pages were touched: by one core, under the driver's lock"
+
+
+class Watched(Stack):
+    """Notes what a pass begins with and ends with: registrations so far, and page-locked bytes."""
+
+    def forward(self, x):
+        self.began = _locks()
+        y = super().forward(x)
+        self.ended = _locks()
+        return y
+
+
+def _locks() -> tuple[int, int]:
+    counted = torch.npu.stats()
+    return counted["registrations"], counted["pinned"]
+
+
+def with_tiers(plan: Plan, resident: HostTier, streamed: HostTier) -> Plan:
+    tiers = {"resident": resident, "streamed": streamed}
+    layers = tuple(replace(layer, host_tier=tiers[layer.placement]) for layer in plan.layers)
+    return replace(plan, layers=layers)
+
+
+@pytest.mark.parametrize("changed", [False, True], ids=["plain", "LoRA"])
+@pytest.mark.parametrize(
+    ("resident", "streamed", "afterwards"),
+    [
+        ("mapped", "pinned", "pinned"),
+        ("pageable", "pinned", "pinned"),
+        ("pinned", "pinned", "pageable"),
+        ("pinned", "pinned", "mapped"),
+    ],
+)
+def test_a_full_device_changes_no_page_lock_in_the_pass(npu, tmp_path, resident, streamed, afterwards, changed):
+    """Residents become streamed in the middle of a pass, and the plan wants other host tiers for them."""
+    model = Watched(WIDE, 6)
+    saved(model, tmp_path / "weights.safetensors")
+    twin = copy.deepcopy(model).to("npu")
+    weights_from_file(model, tmp_path / "weights.safetensors")
+    queue = DeviceQueue(port_for("npu"))
+    controller = OffloadController(model, queue, discovery=discover(model, min_layer_bytes=1))
+    controller.load(with_tiers(hand_plan(controller, 2 * MIB, residents=(0, 2, 4)), resident, streamed))
+    less = hand_plan(controller, 2 * MIB, tiers=afterwards)
+    when_full(controller, lambda plan, layer, too_late: less, lambda args, kwargs: True)
+    if changed:
+        controller.revise(strengthened(model.layers, 0.5, name="layers"))
+        for layer in twin.layers:
+            layer.weight.data.mul_(0.5)
+    x = torch.randn(2, WIDE).to("npu")
+    model.layers[3].failures = 1
+    with torch.no_grad():
+        expected = twin(x).cpu()
+        for passes in range(4):
+            assert torch.equal(model(x).cpu(), expected)
+            assert model.ended == model.began, "page-locked or unlocked in a pass"
+            assert controller.plan is less and controller.counters.retried_visits == 1
+            if passes:
+                assert {layer.host.tier for layer in controller.layers} == {afterwards}, "began before they were"
+        if changed and afterwards == "pinned":
+            assert all(layer.to_read is None for layer in controller.layers), "versions are not page-locked"
+    controller.detach()
+    queue.close()
 
 
 # ---------------------------------------------------------------------- waiting

@@ -6,79 +6,18 @@ The race check says that the engine waits often enough; this says that it does n
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
-import torch
 
+from bench import lora_step
 from offload_core.plan import Plan
 from offload_core.planner import PlanRequest, make_plan, smallest_budget
-from offload_core.runtime import Change, DeviceQueue, OffloadController, discover
+from offload_core.runtime import OffloadController, discover
 from offload_core.runtime.prefetcher import Prefetcher
 from offload_core.simulate import SimulationResult, simulate
-from tests.runtime.world import hand_plan
-from tests.support.tiny_torch_models import DIM, Block, Model, on_run
-from tests.support.virtual_clock import VirtualClockPort
-
-RATE = 1e9
-SETTLED = 9
-"""Passes after which random plans are in their steady state."""
-
-
-@dataclass
-class Measured:
-    first_pass_ns: int
-    pass_ns: int
-    bytes_per_pass: int
-    host_waits: int
-    allocations: int
-    peak_ring_bytes: int
-
-
-class Bench:
-    """A toy model on a virtual clock, with a compute time per layer.
-
-    `in_step`: the host goes on only when the device has done the layer, as with a model that looks at its numbers.
-    Then copies hide only if they were issued ahead.
-    """
-
-    def __init__(self, kilobytes: list[int], compute_ns: list[int], in_step: bool = False) -> None:
-        self.in_step = in_step
-        self.port = VirtualClockPort(RATE)
-        self.queue = DeviceQueue(self.port)
-        self.model = Model(kilobytes)
-        self.compute_ns = compute_ns
-        found = discover(self.model, min_layer_bytes=1)
-        self.controller = OffloadController(self.model, self.queue, discovery=found)
-
-    def pass_(self, visits: list[int] | None = None) -> int:
-        """Runs a pass; when the compute lane is done with it."""
-        with torch.no_grad(), on_run(self._visited):
-            self.model(torch.ones(1, DIM), visits)
-        return self.port.compute_ns
-
-    def _visited(self, block: Block) -> None:
-        self.port.compute(self.compute_ns[block.number], block.tag)
-        if self.in_step:
-            self.port.host_ns = max(self.port.host_ns, self.port.compute_ns)
-
-    def measure(self, plan: Plan) -> Measured:
-        self.controller.load(plan)
-        port, visits = self.port, list(plan.visits)
-        start, waited = port.compute_ns, port.host_waits
-        ends = [self.pass_(visits)]
-        allocated = port.allocations
-        while len(ends) < SETTLED:
-            copied = port.copied_bytes
-            ends.append(self.pass_(visits))
-        return Measured(
-            first_pass_ns=ends[0] - start,
-            pass_ns=ends[-1] - ends[-2],
-            bytes_per_pass=port.copied_bytes - copied,
-            host_waits=port.host_waits - waited,
-            allocations=port.allocations - allocated,
-            peak_ring_bytes=0 if self.queue.arena is None else port.peak_bytes(self.queue.arena),
-        )
+from tests.support.clocked_model import RATE, SETTLED, Bench, Measured, equal_layers
+from tests.support.hand_plan import hand_plan
 
 
 def random_case(seed: int) -> tuple[Bench, Plan]:
@@ -121,10 +60,6 @@ def test_as_fast_as_the_simulator_says_on_many_more():
 
 
 # ---------------------------------------------------------------------- cases with an answer known beforehand
-
-
-def equal_layers(compute_ns: int, count: int = 8) -> Bench:
-    return Bench([4] * count, [compute_ns] * count)  # 4096 bytes: 4096 ns on the link
 
 
 def test_copies_hide_behind_compute_that_is_longer():
@@ -276,39 +211,16 @@ def test_an_engine_that_waits_or_copies_too_much_is_caught(mutant, monkeypatch):
 # ---------------------------------------------------------------------- a changed strength of a LoRA
 
 
-def strength(bench: Bench, factor: float, patch_ns: int) -> dict[str, Change]:
-    """Every weight of every block times `factor`; the arithmetic for a block takes the device `patch_ns`."""
-
-    def changed(block: Block) -> Change:
-        def compute() -> torch.Tensor:
-            bench.port.compute(patch_ns)
-            return block.weight.detach() * factor
-
-        return Change(factor, compute)
-
-    return {f"blocks.{block.number}.weight": changed(block) for block in bench.model.blocks}
-
-
-@pytest.mark.parametrize("compute_ns", [3000, 5000], ids=["the link is the limit", "the compute is the limit"])
+@pytest.mark.parametrize("compute_ns", lora_step.LIMITS, ids=lora_step.LIMITS.get)
 def test_the_first_step_after_a_changed_strength_is_a_step(compute_ns):
     """Page-locking at a tenth of the link's rate, which is what servers were seen to do with memory not yet touched. As
     many layers as Flux has: what was fetched ahead of the other strength is fetched again, and that is ring bytes.
     """
-    bench = equal_layers(compute_ns, count=57)
-    port, controller = bench.port, bench.controller
-    controller.load(hand_plan(controller, 3 * 4096))
-    port.page_lock_bytes_per_s = RATE / 10
-    controller.revise(strength(bench, 0.5, patch_ns=compute_ns // 20))
-    locked = port.page_locks
-    for _ in range(3):
-        bench.pass_()
-    steady = -port.compute_ns + bench.pass_()
-    assert port.page_locks == locked, "page-locked in a pass"
-    for factor in (0.75, 0.25):
-        locked, began = port.page_locks, max(port.compute_ns, port.host_ns)
-        controller.revise(strength(bench, factor, patch_ns=compute_ns // 20))
-        first = bench.pass_() - began
-        assert port.page_locks == locked, "a changed strength page-locks nothing"
-        assert first <= 1.1 * steady, f"{first / steady:.3f} of a steady step"
-        bench.pass_()
-    assert port.copied_back_bytes == 3 * sum(layer.nbytes for layer in controller.layers)
+    steps = lora_step.on_the_virtual_clock(compute_ns, count=2)
+    assert steps.locks_before_first == [0, 0], "a changed strength page-locks nothing"
+    assert steps.locks_in_first == [0, 0], "page-locked in a pass"
+    assert max(steps.first_ns) <= 1.1 * min(steps.steady_ns), f"{steps.ratio:.3f} of a steady step"
+    assert steps.copied_back_bytes == 3 * lora_step.LAYERS * 4096
+    with lora_step.memory_taken_in_the_pass():
+        steps = lora_step.on_the_virtual_clock(compute_ns, count=2)
+    assert steps.locks_in_first == [lora_step.LAYERS] * 2 and steps.ratio > 9, "it would be seen"

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from offload_core.plan import HostTier, Plan, PlannedLayer, Prediction
+from offload_core.plan import HostTier, Plan
 from offload_core.runtime import Change, DeviceQueue, OffloadController, discover
 from offload_core.runtime.file_weights import weights_from_file
 from offload_core.runtime.prefetcher import Prefetcher
 from offload_core.runtime.staging import StagedPort
 from tests.runtime.file_models import saved
+from tests.support.hand_plan import hand_plan
 from tests.support.race_port import RacePort
 from tests.support.tiny_torch_models import DIM, Block, Model, on_run
 
@@ -242,37 +243,6 @@ def check_look_ahead(prefetcher: Prefetcher) -> None:
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.data.contiguous().reshape(-1).view(torch.uint8)
-
-
-def hand_plan(
-    controller: OffloadController,
-    ring_bytes: int,
-    residents: Sequence[int] = (),
-    offsets: Sequence[int] | None = None,
-    tiers: HostTier | None = None,
-) -> Plan:
-    """A plan without a planner: given offsets, or one layer after the other, cyclically."""
-    layers, end = [], 0
-    tier: HostTier = tiers or getattr(controller.queue.port, "tier", "pinned")
-    for index, layer in enumerate(controller.inventory.layers):
-        if index in residents:
-            layers.append(PlannedLayer(layer.name, layer.bytes, "resident", None, tier))
-            continue
-        if offsets is not None:
-            offset = offsets[index]
-        else:
-            offset = end if end + layer.bytes <= ring_bytes else 0
-            end = -(-(offset + layer.bytes) // 256) * 256
-        assert offset + layer.bytes <= ring_bytes
-        layers.append(PlannedLayer(layer.name, layer.bytes, "streamed", offset, tier))
-    inventory = controller.inventory
-    resident_bytes = sum(inventory.reserved(layer.bytes) for layer in layers if layer.placement == "resident")
-    if len(residents) == len(layers):
-        ring_bytes = 0
-    return Plan(
-        "toy", "cpu", tuple(layers), tuple(range(len(layers))), ring_bytes, resident_bytes,
-        inventory.reserved(inventory.loose_bytes), Prediction(0, 0, 0, 0, 0), segment_bytes=inventory.segment_bytes,
-    )  # fmt: skip
 
 
 @contextmanager

@@ -257,6 +257,8 @@ class RacePort:
         return torch.frombuffer(memory, dtype=torch.uint8), pinned
 
     def host_pin(self, buffer: torch.Tensor) -> bool:
+        if self.in_pass():
+            raise AssertionError(f"{buffer.numel()} bytes were page-locked in a pass")
         return True
 
     def host_release(self, buffer: torch.Tensor) -> None:

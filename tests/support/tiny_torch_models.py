@@ -99,6 +99,19 @@ class Model(nn.Module):
         return x * self.scale
 
 
+class Wide(nn.Module):
+    """Blocks of 1 MiB each."""
+
+    def __init__(self, blocks: int = 4, width: int = 512):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in range(blocks)])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return x
+
+
 @contextmanager
 def on_run(call: Callable[[Block], None] | None) -> Iterator[None]:
     """Have `call` called with every block that runs; None: nobody."""

@@ -45,7 +45,7 @@ struct Block {
 
 std::atomic<long long> last_serial{0};
 
-// The diary of a thread: what it allocated, freed and could not get, in order, while somebody follows it.
+// The diary of a thread: what it allocated, freed and could not get, in order, while it is followed.
 thread_local bool followed = false;
 thread_local std::vector<MemoryEvent> diary;
 
@@ -184,7 +184,7 @@ constexpr int kInvalidValue = 1, kMemoryAllocation = 2, kAlreadyRegistered = 712
 
 int fails(int code) { return left_error = code; }
 
-// Faults the pages of a range in, as locking does. Bytes of pages that nobody had touched yet.
+// Faults the pages of a range in, as locking does. Bytes of pages that were not touched yet.
 size_t fault_in(void* pointer, size_t bytes) {
   const size_t page = (size_t)sysconf(_SC_PAGESIZE);
   const auto begin = (uintptr_t)pointer / page * page, end = (uintptr_t)pointer + bytes;
