@@ -41,6 +41,11 @@ _POLL_S = 0.0002
 _READ_BYTES = 16 << 20
 
 _current_device = torch.accelerator.current_device_index
+# What torch's own two functions call, without what these do to find out which device is meant.
+_current_stream: Callable[[int], torch.Stream]
+_current_stream = getattr(torch._C, "_accelerator_getStream", torch.accelerator.current_stream)
+_set_stream: Callable[[torch.Stream], None]
+_set_stream = getattr(torch._C, "_accelerator_setStream", torch.accelerator.set_stream)
 
 
 def has_streams(device: torch.device) -> bool:
@@ -181,43 +186,46 @@ class AcceleratorPort(SynchronousPort):
         self._only_device = torch.accelerator.device_count() == 1
         """Else each call asks whether our device is the thread's current one. Where it is, a call need not be told the
         stream; telling it costs more than the call."""
+        self._bind_calls()
         self._allocated_on: set[torch.Stream] = set()
         """The compute streams that were current when memory was taken: the allocator gives it out there again."""
 
+    def _bind_calls(self) -> None:
+        """A visit makes four event calls. Where nothing has to be decided they are torch's own, and nothing else."""
+        self.record_copy = self._stream.record_event  # type: ignore
+        self.copy_waits = self._stream.wait_event  # type: ignore[method-assign]
+        if self._only_device:
+            self.record_compute = torch.Event.record  # type: ignore
+            self.compute_waits = torch.Event.wait  # type: ignore
+
     def empty(self, nbytes: int) -> torch.Tensor:
-        self._allocated_on.add(torch.accelerator.current_stream(self._index))
+        self._allocated_on.add(_current_stream(self._index))
         return super().empty(nbytes)
 
     def event(self, timed: bool = False) -> Event:
         return torch.Event(self.device, enable_timing=timed)
 
-    def record_copy(self, event: Event) -> None:
-        event.record(self._stream)
-
     def record_compute(self, event: Event) -> None:
-        if self._only_device or _current_device() == self._index:
+        if _current_device() == self._index:
             event.record()
         else:
-            event.record(torch.accelerator.current_stream(self._index))
-
-    def copy_waits(self, event: Event) -> None:
-        self._stream.wait_event(event)
+            event.record(_current_stream(self._index))
 
     def compute_waits(self, event: Event) -> None:
-        if self._only_device or _current_device() == self._index:
+        if _current_device() == self._index:
             event.wait()
         else:
-            event.wait(torch.accelerator.current_stream(self._index))
+            event.wait(_current_stream(self._index))
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         if self._only_device or _current_device() == self._index:
             # A bare set and restore: the stream's own context manager does the same with three more calls.
-            current = torch.accelerator.current_stream(self._index)
-            torch.accelerator.set_stream(self._stream)
+            current = _current_stream(self._index)
+            _set_stream(self._stream)
             try:
                 _queue_bytes(destination, source)
             finally:
-                torch.accelerator.set_stream(current)
+                _set_stream(current)
         else:  # setting a stream sets its device as well, and each device has a current stream
             with self._stream:
                 _queue_bytes(destination, source)
@@ -251,7 +259,7 @@ class AcceleratorPort(SynchronousPort):
 
     def before_release(self) -> None:
         """The allocator gives memory out again on the stream that it was allocated on: if that is another one, wait."""
-        current = torch.accelerator.current_stream(self._index)
+        current = _current_stream(self._index)
         if self._allocated_on - {current}:
             _wait_until(current.query)
             current.synchronize()

@@ -40,7 +40,7 @@ from .host_placement import copied_unplaced, give_up_reads
 from .layer import Layer
 from .recorder import Recorder
 from .revision import Versions
-from .timing import collect, wait_for
+from .timing import collect, wait_for_resident, wait_timed
 from .walks import Walk, Walks
 
 _TIMED_PASSES = 2
@@ -208,7 +208,12 @@ class Prefetcher:
         if layer.timed:
             collect(layer, self.port, self.counters, self.recorder)
         try:
-            wait_for(layer, self.port, self._timing and not layer.timed, counters.passes > self._cold_pass)
+            if self._timing and not layer.timed:
+                wait_timed(layer, self.port, counters.passes > self._cold_pass)
+            elif layer.keep_resident:
+                wait_for_resident(layer, self.port)
+            else:
+                self.port.compute_waits(layer.copy_done)
         except BaseException:  # its bytes could not be read: whoever comes next has to ask for them again
             layer.valid = False
             self._forget_pending()

@@ -8,13 +8,9 @@ from .layer import Layer
 from .recorder import Recorder
 
 
-def wait_for(layer: Layer, port: DevicePort, timed: bool, warm: bool) -> None:
-    """The compute lane waits for the layer's copy, unless it is known to have happened: a resident's, after a while."""
-    if timed:
-        wait_timed(layer, port, warm)
-    elif not layer.keep_resident:
-        port.compute_waits(layer.copy_done)
-    elif not layer.has_arrived:
+def wait_for_resident(layer: Layer, port: DevicePort) -> None:
+    """The compute lane waits for a resident's copy until it is known to have happened: after a while, for nothing."""
+    if not layer.has_arrived:
         port.compute_waits(layer.copy_done)
         layer.has_arrived = port.happened(layer.copy_done)
 

@@ -1,5 +1,6 @@
 """The simulated accelerator itself: if it were wrong, every test that stands on it would prove nothing."""
 
+import ctypes
 import mmap
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +84,19 @@ def test_an_async_copy_is_late_and_an_event_orders_it(npu):
     after = npu.stats()
     assert after["async_copies"] - before["async_copies"] == 1
     assert after["host_syncs"] == before["host_syncs"] and after["races"] == 0
+
+
+def test_copies_go_on_while_the_host_keeps_the_interpreter_to_itself(npu):
+    sources, target = [pinned() for _ in range(8)], torch.zeros(MIB, dtype=torch.uint8, device="npu")
+    npu.synchronize()
+    npu.configure(bandwidth=SLOW)
+    stream, done = torch.Stream(device="npu"), torch.Event(device="npu")
+    with npu.stream(stream):
+        for source in sources:
+            target.copy_(source, non_blocking=True)
+        done.record()
+    ctypes.PyDLL(None).usleep(200_000)  # unlike with `CDLL`, no other thread gets the interpreter's lock
+    assert done.query()
 
 
 def test_a_copy_that_nobody_waits_for_is_a_race(npu):

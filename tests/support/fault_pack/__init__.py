@@ -33,8 +33,8 @@ def _replace(owner, name: str, value) -> None:
 
 
 def _ports():
-    module = _engine("accelerator_port")
-    return module.AcceleratorPort
+    """The port that the engine calls. The one behind it has calls that are torch's own, of each port's stream."""
+    return _engine("staging").StagedPort
 
 
 def no_wait_for_the_copy() -> None:

@@ -20,6 +20,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
+#include <cstring>
 #include <mutex>
 #include <thread>
 
@@ -160,20 +161,40 @@ void check_host_side(const at::Tensor& host) {
               " bytes whose host side spans the end of a page-locked registration)");
 }
 
+// Has the engine and the link to itself, for as long as the bytes take.
+struct Transfer {
+  Transfer(Engine& engine, size_t bytes) : lock(engine) {
+    const auto rate = (double)settings.bytes_per_s;
+    if (rate > 0) std::this_thread::sleep_for(std::chrono::nanoseconds((long long)(1e9 * (double)bytes / rate)));
+  }
+  std::lock_guard<Engine> lock;
+};
+
+// Whether a copy of the bytes as they lie is the copy.
+bool same_layout(const at::Tensor& from, const at::Tensor& to) {
+  return from.scalar_type() == to.scalar_type() && from.sizes() == to.sizes() && from.is_contiguous() &&
+         to.is_contiguous() && from.is_conj() == to.is_conj() && from.is_neg() == to.is_neg();
+}
+
 void copy_later(const at::Tensor& from, const at::Tensor& to) {
   static auto* to_device_engine = new Engine[kMaxDevices];  // leaked: streams' threads outlive static destructors
   static auto* to_host_engine = new Engine[kMaxDevices];
   counters.async_copies++;
-  // Host tensors are kept alive by the queued copy. Device tensors are not: their memory may be freed and reused before
-  // the copy runs, as on a GPU, and then the race check and the poison tell.
-  at::Tensor keep_from = on_device(from) ? at::Tensor() : from, keep_to = on_device(to) ? at::Tensor() : to;
+  // Host memory is kept alive by the queued copy. Device memory is not: it may be freed and reused before the copy runs,
+  // as on a GPU, and then the race check and the poison tell. The storage is kept and not the tensor, whose last
+  // reference but Python's takes the interpreter's lock when it goes: on the stream's thread that would stop the host.
+  c10::Storage kept = (on_device(from) ? to : from).storage();
   Engine* engine = on_device(to) ? &to_device_engine[index_of(to)] : &to_host_engine[index_of(from)];
-  at::Tensor source = host_view(from), target = host_view(to);
-  const auto bytes = (double)to.nbytes();
-  enqueue(current_stream(), [source, target, keep_from, keep_to, engine, bytes]() mutable {
-    std::lock_guard<Engine> lock(*engine);
-    const auto rate = (double)settings.bytes_per_s;
-    if (rate > 0) std::this_thread::sleep_for(std::chrono::nanoseconds((long long)(1e9 * bytes / rate)));
+  const size_t bytes = to.nbytes();
+  if (same_layout(from, to)) {
+    enqueue(current_stream(), [source = from.const_data_ptr(), target = to.mutable_data_ptr(), kept, engine, bytes] {
+      Transfer transfer(*engine, bytes);
+      std::memcpy(target, source, bytes);
+    });
+    return;
+  }
+  enqueue(current_stream(), [source = host_view(from), target = host_view(to), kept, engine, bytes]() mutable {
+    Transfer transfer(*engine, bytes);
     try {
       c10::InferenceMode inference(true);  // a thread-local of the caller, so it must be set again on this thread
       target.copy_(source);
