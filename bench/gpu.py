@@ -25,7 +25,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ import torch
 from torch import nn
 
 from bench import full_size
+from bench.budgets import load_at
 from bench.device import KINDS, Device, DriverMemory, memory_of_machine
 from bench.kit.rows import Rows, open_rows
 
@@ -173,45 +173,22 @@ class Bench:
         return attachment
 
     def ours(self, attachment: Any, fraction: float) -> None:
-        budget = max(int(fraction * self.total_bytes), least_budget(attachment.controller))
         for pixels in self.at(fraction):
-            self._ours(attachment.controller, fraction, budget, pixels)
+            self._ours(attachment.controller, fraction, pixels)
 
-    def _ours(self, controller: Any, fraction: float, budget: int, pixels: int) -> None:
+    def _ours(self, controller: Any, fraction: float, pixels: int) -> None:
         controller.unload()
         self.device.fresh_memory()
-        controller.load(self._plan(controller, budget))
-        for _ in range(WARM_UP_STEPS):
+
+        def step() -> None:
             self.step(pixels)
-        self.device.synchronize()
-        self.step(pixels)  # reads the times of the steps before
-        controller.load(self._plan(controller, budget))
-        plan = controller.plan
-        facts = {"budget_bytes": budget, "predicted_s": plan.predicted.pass_ns / 1e9}
-        facts["streamed_bytes_per_step"] = sum(plan.layers[index].bytes for index in plan.streamed)
-        facts["plan"] = {"ring_bytes": plan.ring_bytes, "resident_bytes": plan.resident_bytes}
-        facts["plan"] |= {"loose_bytes": plan.loose_bytes, "streamed": len(plan.streamed)}
-        facts["plan"]["residents"] = len(plan.residents)
+            self.device.synchronize()
+
+        facts = load_at(controller, int(fraction * self.total_bytes), self.link, step)
         before = controller.counters.as_dict()
         self.measure(f"ours {fraction:.0%}", pixels, **facts)
         counted = {name: value - before[name] for name, value in controller.counters.as_dict().items()}
         self.rows.write(f"counters of ours {fraction:.0%}, {pixels}", seconds=0.0, **counted)
-
-    def _plan(self, controller: Any, budget_bytes: int) -> Any:
-        """The plan for a budget, by the times that are known by now."""
-        from offload_core.planner import PlanRequest, make_plan
-
-        pairs = zip(controller.inventory.layers, controller.compute_ns())
-        inventory = replace(controller.inventory, layers=tuple(replace(one, compute_ns=ns) for one, ns in pairs))
-        request = PlanRequest(inventory, str(controller.queue.port.device), budget_bytes, passes=1000)
-        return make_plan(replace(request, h2d_bytes_per_s=self.link, link_source="measured"))
-
-
-def least_budget(controller: Any) -> int:
-    """A model of few large layers has no plan for a quarter of its bytes."""
-    from offload_core.planner import smallest_budget
-
-    return int(smallest_budget(controller.inventory))
 
 
 def pinned_by_app() -> dict[str, int]:

@@ -61,6 +61,7 @@ class Flow:
         self.rows = rows
         self.device = Device(arguments.device)
         self.management = app_process.start(self.device, arguments.tree, library, crowded=self.way != "full")
+        self.free_bytes = None if self.device.module is None else int(self.device.module.mem_get_info()[0])
         self.api = pack_module("bridge.api") if self.way.startswith("ours") else None
         self.peak = Peak(self.device)
         self.link = self._link()
@@ -193,6 +194,7 @@ class Flow:
             model=self.arguments.model,
             pixels=pixels,
             case=name,
+            free_bytes_at_start=self.free_bytes,
             **times,
             **more,
             **self._ratio(pixels, times),

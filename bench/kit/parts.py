@@ -41,21 +41,19 @@ class Part:
     kept: bool = False
 
 
-def _app(way: str, model: str = "{model}", ballast_gb: float | None = 12.0) -> Part:
-    """One way of running the app's flow on one model."""
-    name = f"app-{way}" if model == "{model}" else f"app-{way}-{model}"
+def _app(way: str, model: str = "{model}", ballast_gb: float | None = 12.0, group: str = "app") -> Part:
+    """One way of running the app's flow on one model. `group`: what its name begins with."""
     words = ("-m", "bench.kit.app_flow", "--way", way, "--model", model, "--folder", "{files}", "--tree", "{tree}")
     words += ("--device", "{device}", "--pixels", "{app_pixels}", "--steps", "{app_steps}", "--lora")
     modules = (AIMDO,) if way == "dynamic" else ()
     free = 60.0 if ballast_gb is None else ballast_gb + 2
     gives = f"{way}: load, new prompts, the same prompt again, LoRA strengths, steps"
-    small = model == "{model}"
-    after = "app-files" if small else f"app-files-{model}"
-    return Part(name, gives, words, 100, 40, ASYNC, modules, free, ballast_gb, after, small)
+    files = "app-files" if model == "{model}" else f"{model}-files"
+    return Part(f"{group}-{way}", gives, words, 100, 40, ASYNC, modules, free, ballast_gb, files, group == "app")
 
 
 def _files(model: str) -> Part:
-    name = "app-files" if model == "{model}" else f"app-files-{model}"
+    name = "app-files" if model == "{model}" else f"{model}-files"
     words = ("-m", "bench.kit.app_files", "--model", model, "--folder", "{files}", "--tree", "{tree}")
     gives = "files of noise in the shape of full-size models"
     return Part(name, gives, (*words, "--device", "{device}"), 90, 30, in_small=model == "{model}")
@@ -102,7 +100,7 @@ PARTS: tuple[Part, ...] = (
         "peers",
         "the steady step: resident, ours, diffusers' group offloading with streams, accelerate",
         ("-m", "bench.kit.peers", "--device", "{device}", "--size", "{size}", "--pixels", "{peer_pixels}"),
-        100,
+        160,
         40,
         modules=(DIFFUSERS, ACCELERATE),
     ),
@@ -114,11 +112,13 @@ PARTS: tuple[Part, ...] = (
         20,
         modules=(DIFFUSERS, ACCELERATE),
     ),
+    *(_app(way, ballast_gb=8.0, group="app-8gb") for way in ("ours", "dynamic", "legacy")),
     _files("flux-fp8"),
-    *(_app(way, "flux-fp8", 8.0) for way in ("ours", "dynamic", "legacy")),
+    _app("full", "flux-fp8", None, "flux-fp8"),
+    *(_app(way, "flux-fp8", 8.0, "flux-fp8") for way in ("ours", "dynamic", "legacy")),
     _files("qwen-image"),
-    _app("full", "qwen-image", None),
-    *(_app(way, "qwen-image", 16.0) for way in ("ours", "dynamic", "legacy")),
+    _app("full", "qwen-image", None, "qwen-image"),
+    *(_app(way, "qwen-image", 16.0, "qwen-image") for way in ("ours", "dynamic", "legacy")),
     Part(
         "flux2-pair",
         "two double and two single blocks of Flux 2 in their real size: layers of 1.96 GB",

@@ -2,10 +2,11 @@
 
     python -m bench.kit.peers [--device cuda|sim|cpu] [--size full|tiny] [--pixels 1024] [--out ROWS.jsonl]
 
-The model is diffusers' Flux with noise for weights. In order: resident, which is the compute alone; accelerate's
-`cpu_offload`; diffusers' group offloading by block, with streams; then ours, in as much memory as diffusers had
-reserved, and at half of the model. Each runs `STEPS` steps after one to warm up; outputs are compared with the resident
-one's. Ours comes last, because it page-locks the weights where they are. Diffusers points parameters from one device to
+The model is diffusers' Flux with noise for weights. In order: resident, which is the compute alone; accelerate, with
+none of the blocks on the device (`cpu_offload`) and with a share of the model's bytes (`dispatch_model`); diffusers'
+group offloading by block, with streams, which keeps no share; then ours, in as much memory as diffusers had reserved,
+and with the same shares. Each runs `STEPS` steps after one to warm up; outputs are compared with the resident one's.
+Ours comes last, because it page-locks the weights where they are. Diffusers points parameters from one device to
 another, which torch does not allow for an out-of-tree device: on the simulated one that row is not run.
 """
 
@@ -15,13 +16,13 @@ import argparse
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.budgets import load_at
 from bench.device import KINDS, Device, DriverMemory
 from bench.kit.rows import Rows, open_rows
 
@@ -34,7 +35,8 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 STEPS = 3
-HALF = 0.5
+FRACTIONS = (0.5, 0.25, 0.75)
+"""Of the model's bytes. The first is measured at all sizes of the picture, the others at the first size."""
 
 
 class Peers:
@@ -70,7 +72,8 @@ class Peers:
         if self.link is not None and self.compute_s is not None:
             copy_s = self.bytes / self.link
             row |= {"compute_s": self.compute_s, "copy_all_s": copy_s, "r": self.compute_s / copy_s}
-            row |= {"over_bound_of_all_copied": step_s / max(copy_s, self.compute_s)}
+            copied_s = facts.get("streamed_bytes_per_step", self.bytes) / self.link
+            row |= {"bound_s": max(copied_s, self.compute_s), "over_bound": step_s / max(copied_s, self.compute_s)}
         peaks = self.device.peaks()
         same = torch.equal(got, self.expected)
         self.rows.write(f"{way}, {self.pixels}", identical=same, driver_used_bytes=self.driver.used(), **row, **peaks)
@@ -116,30 +119,54 @@ class Peers:
         finally:
             remove_hook_from_submodules(self.model)
 
-    def ours(self, name: str, budget_bytes: int) -> None:
-        begun = time.perf_counter()
-        with self.attached(budget_bytes) as attachment:
-            attach_s = time.perf_counter() - begun
-            for _ in range(STEPS):  # one to record, one to settle, one to be sure
-                self.step()
-            plan = attachment.plan
-            streamed = sum(plan.layers[index].bytes for index in plan.streamed)
-            self.measure(name, attach_s=attach_s, budget_bytes=budget_bytes, streamed_bytes_per_step=streamed)
+    def accelerate_partly(self, fraction: float) -> int | None:
+        """Blocks in their order stay on the device as far as the share goes; hooks fetch the others for each call."""
+        from accelerate import dispatch_model
+        from accelerate.hooks import remove_hook_from_submodules
 
-    @contextmanager
-    def attached(self, budget_bytes: int) -> Iterator[Any]:
-        from offload_core.errors import BudgetError
+        self.device.fresh_memory()
+        begun = time.perf_counter()
+        places, kept = {}, 0
+        for name, nbytes in units_of(self.model):
+            stays = kept + nbytes <= fraction * self.bytes
+            kept += nbytes if stays else 0
+            places[name] = f"{self.device.name}:0" if stays else "cpu"
+        try:
+            dispatch_model(self.model, places, main_device=f"{self.device.name}:0", force_hooks=True)
+            facts = {"attach_s": time.perf_counter() - begun, "budget_bytes": int(fraction * self.bytes)}
+            facts["streamed_bytes_per_step"] = self.bytes - kept
+            return self.measure(f"accelerate {fraction:.0%}", **facts)
+        finally:
+            remove_hook_from_submodules(self.model)
+            vars(self.model).pop("hf_device_map", None)
+            self.model.to("cpu")
+
+    def attached(self) -> Any:
         from offload_core.runtime import attach
 
         self.device.fresh_memory()
         small = {"min_layer_bytes": 1 << 16} if self.bytes < 1 << 30 else {}
-        options = {"device": self.device.name, "passes": 1000, "h2d_bytes_per_s": self.link, **small}
-        try:
-            attachment = attach(self.model, budget_bytes=budget_bytes, **options)
-        except BudgetError as error:  # a model of few blocks: the least that works
-            attachment = attach(self.model, budget_bytes=error.smallest_bytes, **options)
-        with attachment:
-            yield attachment
+        attachment = attach(self.model, device=self.device.name, passes=1000, h2d_bytes_per_s=self.link, **small)
+        self.rows.write("attached", host_bytes=attachment.controller.host_bytes())
+        return attachment
+
+    def ours(self, attachment: Any, name: str, budget_bytes: int) -> None:
+        def step() -> None:
+            self.step()
+            self.device.synchronize()
+
+        attachment.controller.unload()
+        self.device.fresh_memory()
+        self.measure(name, **load_at(attachment.controller, budget_bytes, self.link, step))
+
+
+def units_of(model: Any) -> Iterator[tuple[str, int]]:
+    """Names and bytes of the blocks and of what stands beside them, in their order."""
+    for name, child in model.named_children():
+        parts = child.named_children() if isinstance(child, torch.nn.ModuleList) else [("", child)]
+        for part, module in parts:
+            nbytes = sum(weight.numel() * weight.element_size() for weight in module.parameters())
+            yield f"{name}.{part}".rstrip("."), nbytes
 
 
 def build(size: str, device: Device) -> Any:
@@ -182,11 +209,11 @@ def make_inputs(config: Any, pixels: int, device: str) -> dict[str, Any]:
     }
 
 
-def run(peers: Peers) -> bool:
-    """Every way, each for itself. Whether ours and the resident one ran."""
+def run(peers: Peers, shares: Sequence[float]) -> bool:
+    """Every way, each for itself. `shares` of the model's bytes that stay. Whether ours and the resident one ran."""
     failed = []
 
-    def attempt(name: str, measure: Callable[[], int | None]) -> int | None:
+    def attempt(name: str, measure: Callable[[], Any]) -> Any:
         try:
             return measure()
         except Exception as error:  # one way that fails must not take the others' figures with it
@@ -197,15 +224,21 @@ def run(peers: Peers) -> bool:
     with torch.no_grad():
         attempt("resident", peers.resident)
         attempt("accelerate", peers.accelerate)
+        for share in shares:
+            attempt(f"accelerate {share:.0%}", lambda share=share: peers.accelerate_partly(share))
         reserved = None
         if peers.device.simulated:
             peers.rows.write("diffusers not run", reason="torch lets no out-of-tree device be pointed to")
         else:
             reserved = attempt("diffusers", peers.diffusers)
-        if reserved is not None:
-            attempt("ours as diffusers", lambda: peers.ours("ours in diffusers' memory", reserved))
-        attempt("ours 50%", lambda: peers.ours("ours 50%", int(HALF * peers.bytes)))
-    return not {"resident", "ours 50%"} & set(failed)
+        attachment = attempt("ours, attached", peers.attached)
+        if attachment is not None:
+            budgets = {f"ours {share:.0%}": int(share * peers.bytes) for share in shares}
+            budgets |= {} if reserved is None else {"ours in diffusers' memory": reserved}
+            for name, budget in budgets.items():
+                attempt(name, lambda name=name, budget=budget: peers.ours(attachment, name, budget))
+            attachment.detach()
+    return not [name for name in failed if name.startswith(("resident", "ours"))]
 
 
 def main(words: list[str]) -> int:
@@ -225,11 +258,11 @@ def main(words: list[str]) -> int:
     device.open()
     sizes = [int(word) for word in arguments.pixels.split(",")]
     peers = Peers(device, arguments.size, sizes[0], rows)
-    ok = run(peers)
+    ok = run(peers, FRACTIONS)
     for pixels in sizes[1:]:
         peers.pixels, peers.expected = pixels, None
         peers.inputs = make_inputs(peers.model.config, pixels, device.name)
-        ok = run(peers) and ok
+        ok = run(peers, FRACTIONS[:1]) and ok
     return 0 if ok else 1
 
 
