@@ -285,11 +285,16 @@ def test_a_host_that_waits_spins(npu):
     source, target, done = pinned(), torch.empty(MIB, dtype=torch.uint8, device="npu"), torch.Event(device="npu")
     npu.synchronize()
     npu.configure(bandwidth=10e6)  # 100 ms
-    target.copy_(source, non_blocking=True)
-    done.record()
-    began = time.thread_time()
-    done.synchronize()
-    assert time.thread_time() - began > 0.005, "waiting cost the processor nothing"
+
+    def spent() -> float:
+        target.copy_(source, non_blocking=True)
+        done.record()
+        began = time.thread_time()
+        done.synchronize()
+        return time.thread_time() - began
+
+    # A busy machine may keep this thread from its core for all of one copy.
+    assert max(spent() for _ in range(5)) > 0.005, "waiting cost the processor nothing"
 
 
 def test_copies_of_one_direction_take_turns_in_the_order_in_which_they_are_ready(npu):
