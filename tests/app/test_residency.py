@@ -9,6 +9,9 @@ from tests.support.workflows import CLIP, MODEL, VAE, all_in_one, build, with_co
 
 pytestmark = pytest.mark.app
 
+ROOM_MIB = 100 + 20
+"""For the diffusion model, which takes 100 MiB of the device, and a ring of the encoder's, which takes as much whole."""
+
 
 def sampled(text: str, settings: dict, options: dict | None = None, family: str = "flux", **changes) -> dict:
     """Encode a text and sample, without VAE: our loaders for model and encoder."""
@@ -24,7 +27,7 @@ def held(server, name: str) -> int:
 
 def test_a_new_prompt_does_not_evict_a_resident_diffusion_model(sim, weights_mb):
     """Encode, sample, encode again, with room for the model and a ring, not for the model and all of the encoder."""
-    weights_mb(81.2 + 16)
+    weights_mb(ROOM_MIB)
     ours = {MODEL: {}, CLIP: {}}
     sim.run(sampled("one", ours)).check()
     model = held(sim, "dit")
@@ -42,7 +45,7 @@ def test_a_new_prompt_does_not_evict_a_resident_diffusion_model(sim, weights_mb)
 
 def test_the_apps_own_encoder_does_evict_it(sim, weights_mb):
     """The same, with the app's encoder: the test above could fail."""
-    weights_mb(81.2 + 16)
+    weights_mb(ROOM_MIB)
     prompts = [sampled(text, {MODEL: {}}) for text in ("one", "two")]
     sim.run(prompts[0]).check()
     before = report_of(sim, "dit")["summary"]["bytes_copied"]
@@ -60,13 +63,13 @@ def test_a_second_prompt_with_idle_vram_streams_nothing(sim):
 
 
 def test_an_encoders_residents_are_given_back_on_demand(sim, weights_mb):
-    weights_mb(81.2 + 16)
+    weights_mb(ROOM_MIB)
     sim.run(with_our_loaders(encoding(), {CLIP: {}})).check()
     resident = held(sim, "text_encoder")
     sim.run(sampled("another", {MODEL: {}, CLIP: {}})).check()
     assert held(sim, "text_encoder") < resident
     assert held(sim, "dit") > 81_000_000
-    assert sim.sim_stats()["used"] <= (APP_RESERVE_MB + 97.2) * 2**20
+    assert sim.sim_stats()["reserved"] <= (APP_RESERVE_MB + ROOM_MIB) * 2**20
 
 
 @pytest.mark.parametrize("tile_size", [64, 128])
@@ -85,14 +88,14 @@ def test_a_tiled_decode_within_a_small_budget_keeps_what_it_can(sim):
     tiles = {"tile_size": 64, "overlap": 16, "temporal_size": 64, "temporal_overlap": 8}
     prompt = decoding(decode="VAEDecodeTiled", size=256, **tiles)
     del prompt["12"], prompt["13"]
-    saved(sim, with_our_loaders(prompt, {VAE: {"placement": "layerwise", "budget_gb": 0.06}}))
+    saved(sim, with_our_loaders(prompt, {VAE: {"placement": "layerwise", "budget_gb": 0.07}}))
     report = report_of(sim, "vae")
     layers = {placement: [] for placement in ("resident", "streamed")}
     for layer in report["plan"]["layers"]:
         layers[layer["placement"]].append(layer["bytes"])
     kept, streamed, passes = sum(layers["resident"]), sum(layers["streamed"]), report["summary"]["passes"]
     assert passes >= 4 and kept > 20_000_000 and streamed > 0
-    assert report["summary"]["peak_device_bytes"] <= 60_000_000
+    assert report["summary"]["peak_device_bytes"] <= 70_000_000
     ahead = report["plan"]["ring_bytes"]  # the next pass is fetched ahead, and may not come
     assert report["summary"]["bytes_copied"] <= kept + passes * streamed + ahead
 
