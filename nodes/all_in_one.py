@@ -44,7 +44,7 @@ class LayerwiseOffloadLoader(io.ComfyNode):
             category="model/loaders",
             description=(
                 "Loads a diffusion model, one to four text encoders, a VAE and, if you like, an image encoder, and "
-                "streams their layers from system memory. The picture is the same to the bit as with ComfyUI's loaders."
+                "streams their layers from system memory. The picture equals ComfyUI's full load to the bit."
             ),
             search_aliases=["load diffusion model", "load clip", "load vae", "offload", "low vram", "stream layers"],
             inputs=[

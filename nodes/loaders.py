@@ -40,7 +40,8 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
             category="model/loaders",
             description=(
                 "Loads a diffusion model whose layers are streamed from system memory through a small part of VRAM, "
-                "ahead of the compute. Stands where Load Diffusion Model was; the picture is the same to the bit."
+                "ahead of the compute. Stands where Load Diffusion Model was; the picture equals ComfyUI's full load "
+                "to the bit."
             ),
             search_aliases=["load diffusion model", "unet loader", "offload", "low vram", "stream layers"],
             inputs=[
@@ -288,7 +289,7 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
             category="model/loaders",
             description=(
                 "Loads a checkpoint and streams the layers of its diffusion model, text encoders and VAE. Stands where "
-                "Load Checkpoint was; the picture is the same to the bit."
+                "Load Checkpoint was; the picture equals ComfyUI's full load to the bit."
             ),
             search_aliases=["load checkpoint", "checkpoint loader", "offload", "low vram"],
             inputs=[

@@ -106,8 +106,8 @@ def _drop_behind(layers: Sequence[Layer], plan: Plan) -> None:
 
 
 def there_bytes(layers: Iterable[Layer]) -> tuple[int, int]:
-    """Of layers that could be left in their file, what is in memory all the same, for any component; of all,
-    what is page-locked. That much needs no more memory."""
+    """Two byte counts, neither of which needs more host memory: of layers that could stay in their file and are in
+    memory now, and of all masters that are page-locked now."""
     copies = pinned = 0
     for layer in layers:
         master = layer.host.master
