@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 
 import torch
 
+from ..reserved import reserved_bytes
 from .device_port import DeviceMemory, Event, segment_bytes_of
 from .host_source import ByteSource
 
@@ -96,7 +97,8 @@ class SynchronousPort:
         """Page-locked buffers by address, each with the addresses of its registrations."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        taken = reserved_bytes(nbytes, self.segment_bytes)
+        return torch.empty(taken, dtype=torch.uint8, device=self.device)[:nbytes]
 
     def trim(self) -> None:
         _backend(self.device).empty_cache()

@@ -50,7 +50,11 @@ class DevicePort(Protocol):
     """In multiples of what the device's memory is taken (`reserved.py`); 1: to the byte."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
-        """A fresh byte tensor of `nbytes` on the device, from the compute lane's allocator."""
+        """A fresh byte tensor of `nbytes` on the device, from the compute lane's allocator.
+
+        What is taken for it (`reserved.py`) is allocated in full, so that no count of the allocator's, by which the app
+        reckons, calls the rest of its last segment free.
+        """
 
     def trim(self) -> None:
         """Memory that was given back and that the allocator keeps for later goes back to the device, so that what is
