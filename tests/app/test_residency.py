@@ -10,7 +10,7 @@ from tests.support.workflows import CLIP, MODEL, VAE, all_in_one, build, with_co
 pytestmark = pytest.mark.app
 
 ROOM_MIB = 100 + 20
-"""For the diffusion model, which takes 100 MiB of the device, and a ring of the encoder's, which takes as much whole."""
+"""For the diffusion model, which takes 100 MiB of the device, and a ring of the encoder's, which takes 100 if whole."""
 
 
 def sampled(text: str, settings: dict, options: dict | None = None, family: str = "flux", **changes) -> dict:
