@@ -3,6 +3,9 @@
 The forward is replaced on the instance, not hooked: torch's hooks do not run for callers that use `.forward`, nor on
 the way out of an exception that is not an `Exception`, which is what the app's interrupt is. A deep copy of the module
 gets its own class's forward, not ours: it is another model, and ours would feed it this one's weights.
+
+What runs behind us is looked up at each call: other packs replace methods of a class, or the class of a module, and put
+them back, while we stand here.
 """
 
 from __future__ import annotations
@@ -40,22 +43,42 @@ _outside_graphs._torchdynamo_disable = True  # type: ignore[attr-defined]
 class Interposed:
     """A callable that was put in place of `module.<method>`. Subclasses say what happens around the call."""
 
-    __slots__ = ("_had", "_installed", "call", "method", "module")
+    __slots__ = ("_had", "_installed", "method", "module")
 
     def __init__(self, module: nn.Module, method: str = "forward") -> None:
         self.module = module
         self.method = method
         self._had: Any = None
         self._installed = False
-        self.call: Callable[..., Any] = getattr(module, method)
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        """What would run now if we were not here: what hung on the instance when we came, else the class's method.
+
+        Looked up on the module's class as both are at this moment. Raises AttributeError if the class no longer has it.
+        """
+        return _method_of_class(self.module, self.method) if self._had is None else self._had
 
     def install(self) -> None:
-        """Stand in front of whatever is there now. Idempotent."""
-        if not self._installed:
-            self._had = vars(self.module).get(self.method)
-            self.call = getattr(self.module, self.method)
-            vars(self.module)[self.method] = self
-            self._installed = True
+        """Stand in front of whatever is there now. Idempotent.
+
+        A callable that has been put in our place since the last time may call us: then it stays the outer one. The
+        module's own method does not, and is what remains where an instance's method was replaced before we came and
+        put back after.
+        """
+        hung = vars(self.module).get(self.method)
+        if hung is self or (self._installed and hung is not None and not self._is_own_method(hung)):
+            return
+        self._had = hung
+        vars(self.module)[self.method] = self
+        self._installed = True
+
+    def _is_own_method(self, hung: Any) -> bool:
+        """Whether what hangs on the instance is a method of its class, bound to it."""
+        kinds = type(self.module).__mro__
+        return getattr(hung, "__self__", None) is self.module and any(
+            vars(kind).get(self.method) is getattr(hung, "__func__", None) for kind in kinds
+        )
 
     def remove(self) -> None:
         """Put back what was there, unless somebody has since put something in front of us: then stay, harmlessly."""
@@ -78,6 +101,16 @@ class Interposed:
     def __reduce__(self) -> Any:
         """A pickled module has its own class's method again, bound to itself."""
         return getattr, (self.module, self.method) if self._had is None else (_Holder(self._had), "held")
+
+
+def _method_of_class(module: nn.Module, name: str) -> Callable[..., Any]:
+    """The method that `module` has from its class, bound as Python binds it, whatever hangs on the instance."""
+    for kind in type(module).__mro__:
+        attribute = kind.__dict__.get(name)
+        if attribute is not None:
+            bind = getattr(type(attribute), "__get__", None)
+            return attribute if bind is None else bind(attribute, module, type(module))  # type: ignore[no-any-return]
+    raise AttributeError(f"asked for {type(module).__name__}.{name}; found no such method on the class any more")
 
 
 class _Holder:
@@ -104,10 +137,11 @@ class LayerForward(Interposed):
         compiling = None
         try:
             compiling = _outside_graphs()
+            call = self.call
             prefetcher.enter(layer)
             entered = True
             _set_eval_frame(compiling)
-            result = self.call(*args, **kwargs)
+            result = call(*args, **kwargs)
             _set_eval_frame(None)
         except BaseException as error:
             _set_eval_frame(None)
@@ -132,9 +166,10 @@ class LayerForward(Interposed):
         compiling = None
         try:
             compiling = _outside_graphs()
+            call = self.call
             prefetcher.enter(layer)
             _set_eval_frame(compiling)
-            result = self.call(*args, **kwargs)
+            result = call(*args, **kwargs)
             _set_eval_frame(None)
         except BaseException:
             _set_eval_frame(None)
@@ -169,21 +204,23 @@ class PassBoundary(Interposed):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         prefetcher = self.prefetcher
-        if prefetcher.in_pass:  # an entry that calls another one
-            return self.call(*args, **kwargs)
+        nested = prefetcher.in_pass  # an entry that calls another one
         completed = False
         compiling = None
         try:
             compiling = _outside_graphs()
-            prefetcher.begin_pass()
+            call = self.call
+            if not nested:
+                prefetcher.begin_pass()
             _set_eval_frame(compiling)
-            result = self.call(*args, **kwargs)
+            result = call(*args, **kwargs)
             completed = True
             return result
         finally:
             _set_eval_frame(None)
             try:
-                prefetcher.end_pass(completed)
+                if not nested:
+                    prefetcher.end_pass(completed)
             finally:
                 _set_eval_frame(compiling)
 

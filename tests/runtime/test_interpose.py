@@ -59,6 +59,79 @@ def test_somebody_in_front_keeps_us_there_and_installing_again_does_not_go_in_ci
     del module.forward
 
 
+def test_the_classs_method_is_the_one_at_the_call():
+    class Patched(Plain):
+        pass
+
+    module = Patched()
+    loud = Loud(module)
+    loud.install()
+    Patched.forward = lambda self, x: x + 10
+    assert module(1) == ("loud", 11)
+    del Patched.forward
+    assert module(1) == ("loud", 2)
+    Patched.forward = staticmethod(lambda x: x + 20)
+    assert module(1) == ("loud", 21)
+    del Patched.forward
+    Patched.forward = functools.partial(lambda x: x + 30)
+    assert module(1) == ("loud", 31), "a callable without a binding of its own gets no module, as in Python"
+    del Patched.forward
+
+
+def test_a_class_that_was_patched_when_we_came_is_not_kept():
+    class Patched(Plain):
+        def forward(self, x):
+            return x + 10
+
+    module = Patched()
+    loud = Loud(module)
+    loud.install()
+    del Patched.forward
+    assert module(1) == ("loud", 2)
+
+
+def test_the_class_of_a_module_may_change():
+    class Other(Plain):
+        def forward(self, x):
+            return x + 10
+
+    module = Plain()
+    loud = Loud(module)
+    loud.install()
+    module.__class__ = Other
+    assert module(1) == ("loud", 11)
+    module.__class__ = Plain
+    assert module(1) == ("loud", 2)
+
+
+def test_comes_back_where_a_replaced_method_was_put_back_over_us():
+    """A pack replaces the forward of a module, we come, and it puts back what it had found."""
+    module = Plain()
+    own = module.forward
+    module.forward = lambda x: own(x) * 100
+    loud = Loud(module)
+    loud.install()
+    assert module(1) == ("loud", 200)
+    for put_back in (lambda: setattr(module, "forward", own), lambda: delattr(module, "forward")):
+        put_back()
+        assert module(1) == 2, "we are gone"
+        loud.install()
+        assert module(1) == ("loud", 2)
+
+
+def test_hooks_that_others_add_later_run():
+    module = Plain()
+    Loud(module).install()
+    handles = [
+        module.register_forward_hook(lambda _module, _args, result: ("hooked", *result)),
+        module.register_forward_pre_hook(lambda _module, args: (args[0] * 10,)),
+    ]
+    assert module(1) == ("hooked", "loud", 11)
+    for handle in handles:
+        handle.remove()
+    assert module(1) == ("loud", 2)
+
+
 def test_a_copy_is_bound_to_itself():
     module = Plain()
     Loud(module).install()

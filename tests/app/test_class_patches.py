@@ -1,0 +1,85 @@
+"""Methods of classes that other packs replace and put back: what runs is what the app would run now.
+
+In both orders (without, with, without the patch and the reverse), three runs in one server, nothing freed between them.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.app.test_bit_identity import outcome
+from tests.support.workflows import CLIP, MODEL, VAE, build, with_our_loaders
+
+pytestmark = pytest.mark.app
+
+HANDS_PACK = Path(__file__).parent / "foreign_hands_pack"
+SCALE = 0.9
+
+TARGETS = {
+    "a block of Flux": ("flux", "comfy.ldm.flux.layers:SingleStreamBlock.forward"),
+    "the call of a block of Flux": ("flux", "comfy.ldm.flux.layers:SingleStreamBlock.__call__"),
+    "Flux itself": ("flux", "comfy.ldm.flux.model:Flux.forward"),
+    "a block of Wan": ("wan", "comfy.ldm.wan.model:WanAttentionBlock.forward"),
+    "a block of SD1.5": ("sd15", "comfy.ldm.modules.attention:SpatialTransformer.forward"),
+    "SD1.5 itself": ("sd15", "comfy.ldm.modules.diffusionmodules.openaimodel:UNetModel.forward"),
+    "a layer of an encoder": ("flux", "comfy.clip_model:CLIPLayer.forward"),
+    "an encoder's entry": ("flux", "comfy.sd1_clip:SD1ClipModel.encode_token_weights"),
+    "a block of a VAE": ("wan", "comfy.ldm.wan.vae:ResidualBlock.forward"),
+    "a VAE's entry": ("wan", "comfy.ldm.wan.vae:WanVAE.decode"),
+}
+WITHOUT: dict[str, list] = {}
+"""What the app makes of a family without a patch, once it has been asked for."""
+
+SETTINGS = {
+    "layerwise": {"flux": 0.03, "wan": 0.012, "sd15": 0.12},
+    "resident": dict.fromkeys(("flux", "wan", "sd15"), 0.0),
+}
+
+
+@pytest.fixture
+def hands(server_pool, request):
+    from tests.app.conftest import SIM_DEFAULTS, AppServer  # noqa: PLC0415 - as the other fixtures have it
+
+    server = server_pool.get("hands", lambda: AppServer("sim", extra_packs=(HANDS_PACK,)))
+    request.node.app_server = server
+    server.post("/hands/restore")
+    server.sim_configure(**SIM_DEFAULTS)
+    server.free()
+    server.sim_reset()
+    yield server
+    if server.alive:
+        server.post("/hands/restore")
+
+
+def workflow(family: str, run: int, placement: str | None = None) -> dict:
+    """With a seed and a text of its own for each run, so that the app computes all of it anew."""
+    prompt = build(family, seed=run, text=f"lighthouse {run}", steps=1)
+    if placement is None:
+        return prompt
+    widgets = {MODEL: {"placement": placement, "budget_gb": SETTINGS[placement][family]}}
+    return with_our_loaders(prompt, widgets | {node: {"placement": placement} for node in (CLIP, VAE) if node in prompt})
+
+
+def three_runs(server, family: str, target: str, patched: tuple[bool, ...], placement: str | None) -> list:
+    server.free()
+    outcomes = []
+    for run, is_patched in enumerate(patched):
+        server.post("/hands/restore")
+        if is_patched:
+            server.post("/hands/patch", {"target": target, "scale": SCALE})
+        outcomes.append(outcome(server, workflow(family, run, placement)))
+    server.post("/hands/restore")
+    return outcomes
+
+
+@pytest.mark.parametrize(("name", "placement"), [*((name, "layerwise") for name in TARGETS), ("Flux itself", "resident")])
+def test_a_class_patched_by_others_runs_as_in_the_app(hands, name, placement):
+    family, target = TARGETS[name]
+    if family not in WITHOUT:
+        WITHOUT[family] = three_runs(hands, family, target, (False,) * 3, None)
+    without, with_patch = WITHOUT[family], three_runs(hands, family, target, (True,) * 3, None)
+    assert all(plain != patched for plain, patched in zip(without, with_patch)), "the patch did nothing"
+    for order in ((False, True, False), (True, False, True)):
+        wanted = [(with_patch if patched else without)[run] for run, patched in enumerate(order)]
+        assert three_runs(hands, family, target, order, placement) == wanted, order
+    assert hands.sim_stats()["races"] == 0
