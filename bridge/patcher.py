@@ -301,11 +301,6 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             for key, [(weight, convert), *rest] in found.items()
         }
 
-    def model_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        with self._true_values():
-            state: dict[str, Any] = super().model_state_dict(*args, **kwargs)
-            return true_values.fill_in_patched(self, state) if self.component.loaded else state
-
     def patch_weight_to_device(self, key: str, *args: Any, **kwargs: Any) -> Any:
         with self._true_values(comfy.utils.get_attr(self.model, key)), contextlib.ExitStack() as while_it_is_read:
             if kwargs.get("return_weight"):

@@ -1,8 +1,8 @@
-"""What whoever reads a streamed model's weights is shown: what the app's own loaded model would show, or an error.
+"""What code that reads a streamed model's weights is shown: what the app's own loaded model would show, or an error.
 
 A streamed layer's module holds unpatched masters. They may lie in a file, in the file's type, and the file may have
-come to harm. Savers, merges and extraction take what hangs there, by the patcher's methods or by the module's state
-dict.
+come to harm. Of a loaded model the masters themselves show what they are on the device (`host_parameter.py`). Here is
+what is to be untouched instead: savers, merges and extraction take it by the patcher's methods.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..offload_core.runtime import twin_of
-from ..offload_core.runtime.host_parameter import check_files
+from ..offload_core.runtime.host_parameter import check_files, is_adopted
 from ..offload_core.runtime.weight_file import dtype_of, lies_in_file, slice_of
 from . import compat
 from .component import Component
@@ -112,27 +112,24 @@ def _show_true_values(model: nn.Module, state: dict[str, Any], _prefix: str, _me
     if component.kind is DIT or (component.kind is TEXT_ENCODER and compat.saves_lazily()):
         return
     for name, parameter in model.named_parameters():
+        if is_adopted(parameter):  # of a loaded model: a reader's own, which becomes what it is on the device
+            continue
         part = slice_of(parameter) if name in state else None
         if part is not None and dtype_of(parameter) != part.dtype:
             state[name] = part.in_memory(dtype_of(parameter))
-    # Apps before 0.24 save a text encoder so, and in theirs the weights are patched by then.
-    now = getattr(model, "current_weight_patches_uuid", None)
-    loaded = next((one for one in component.patchers if one.patches_uuid == now), None) if component.loaded else None
-    if loaded is not None:
-        fill_in_patched(loaded, state, all_of_them=True)
 
 
-def fill_in_patched(patcher: Any, state: dict[str, Any], prefix: str = "", all_of_them: bool = False) -> dict[str, Any]:
+def fill_in_patched(patcher: Any, state: dict[str, Any], prefix: str) -> dict[str, Any]:
     """A state dict with the patched value of each patched weight for which the app does not ask by itself.
 
-    Who saves or extracts asks for the patched values of the app's own casting layers, one by one, unless
-    `all_of_them` are wanted here. Anything else it takes for patched already, which under layerwise offload it is not.
+    Who saves asks for the patched values of the app's own casting layers, one by one. Anything else it takes for
+    patched already, which under layerwise offload it is not.
     """
     for name in state if patcher.foreign is None else ():
         key = prefix + name
         if key not in patcher.patches or not app_patches(patcher.model, key):
             continue
-        if not all_of_them and _is_cast_by_the_app(patcher.model, key):
+        if _is_cast_by_the_app(patcher.model, key):
             continue
         weight = patcher.patch_weight_to_device(key, device_to=patcher.load_device, return_weight=True)
         state[name] = weight.to("cpu")

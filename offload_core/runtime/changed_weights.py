@@ -99,8 +99,9 @@ class ChangedWeights:
                     layer.bind(self._port.empty(layer.nbytes))
                 layer.host.move_to("mapped")  # it need not be in memory twice
             by_place = {(id(params), name): host for params, name, host in layer.host_bindings}
+            masters = [(place, by_place[id(place[0]), place[1]], change.compute) for place, change in changes]
             layer.host.touches.changes = {
-                id(by_place[id(params), name]): change.compute for (params, name), change in changes
+                id(master): functools.partial(_from_master, place, master, compute) for place, master, compute in masters
             }
         return void
 
@@ -185,6 +186,20 @@ class ChangedWeights:
                 layer.swap_in()
             for (parameters, name), _, own in hung:
                 parameters[name] = own
+
+
+def _from_master(place: Place, master: nn.Parameter, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What a change makes of a master. The module may hold the device's parameter, which is changed already."""
+    parameters, name = place
+    hung = parameters.get(name)
+    parameters[name] = master
+    try:
+        return compute()
+    finally:
+        if hung is None:
+            del parameters[name]
+        else:
+            parameters[name] = hung
 
 
 def _undo(steps: list[Callable[[], object]]) -> None:

@@ -1,9 +1,14 @@
 """What a streamed layer's parameter is while the layer is off the device: the host tensor itself, wrapped types too.
 
 True shape, true values, on the CPU: code that saves, merges or measures weights works as if nothing was offloaded.
-When a kernel asks for it together with a device tensor, which happens when somebody uses a weight outside its layer's
-own call, the value is brought over for that one operation: slow, never wrong. While the layer runs on the device its
+When a kernel asks for it together with a device tensor, which happens when a weight is used outside its layer's own
+call, the value is brought over for that one operation: slow, never wrong. While the layer runs on the device its
 modules hold plain device Parameters, so nothing here is on the hot path. Knows nothing about rings or plans.
+
+The bytes of a parameter are not its value where its layer is changed on arrival (a LoRA), or where it lies in a file,
+whose pages may be gone. Operations get the value then: computed, or read. `detach()` and `.data`, by which a state
+dict is made, give a parameter of the reader's own that is the value as it was at that moment. Nothing is computed for
+it until its bytes are asked for: the app takes state dicts for the names in them.
 """
 
 from __future__ import annotations
@@ -26,16 +31,50 @@ _MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as})
 
 _READING_DUNDERS = frozenset({"__index__", "__int__", "__invert__"})
 
+_ALIASES = frozenset({torch.Tensor.detach, torch.Tensor.data.__get__})
+"""What a state dict, and code that reads weights, take a tensor of their own by."""
+
+_VALUE_PROPERTIES = frozenset({"T", "mT", "H", "mH", "real", "imag"})
+"""Attributes of a tensor that are tensors with its elements; all others describe it."""
+
+_PLACES = frozenset({"data_ptr", "untyped_storage", "storage", "_typed_storage"})
+"""Operations that tell where the bytes are."""
+
+_DESCRIPTIONS = _PLACES | frozenset(
+    {
+        *("size", "stride", "storage_offset", "dim", "ndimension", "dim_order", "numel", "nelement", "element_size"),
+        *("is_contiguous", "is_floating_point", "is_complex", "is_signed", "is_conj", "is_neg", "is_inference"),
+        *("is_pinned", "is_shared", "is_set_to", "is_same_size", "get_device", "has_names", "register_hook"),
+        *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "result_type"),
+        *("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "__len__", "__hash__"),
+        *("requires_grad_", "retain_grad", "register_post_accumulate_grad_hook"),
+    }
+)
+"""Operations that say or use something of a tensor but its elements, by name: methods and functions of torch."""
+
 
 class OutsideTouches:
     """How often a layer's weights were used outside the layer's own call. One per layer; a count, not an error."""
 
-    __slots__ = ("changes", "count")
+    __slots__ = ("changes", "count", "lost_writes")
 
     def __init__(self) -> None:
         self.count = 0
+        self.lost_writes = False
+        """A reader has written into what it was given of a parameter whose bytes are not its value."""
         self.changes: Mapping[int, Callable[[], torch.Tensor]] = {}
         """Of the parameters, by id, that have another value on the device: what computes it there."""
+
+
+class _ToCome(OutsideTouches):
+    """What a reader's own parameter has in place of its layer's counter: `value()` makes the value that it is to be."""
+
+    __slots__ = ("layers", "value")
+
+    def __init__(self, value: Callable[[], torch.Tensor], layers: OutsideTouches) -> None:
+        super().__init__()
+        self.value = value
+        self.layers = layers
 
 
 class _Lender:
@@ -59,25 +98,25 @@ class _Lender:
             rows = look_up(func, args, kwargs)
             if rows is not None:
                 return rows
-            device = None if func in _MOVES or _writes(func, kwargs) else _foreign_device(args, kwargs)
-            if device is not None:
-                args, kwargs = _lend(args, device), _lend(kwargs, device)
-            elif func in _MOVES or func is torch.Tensor.copy_:
-                args = _changed_on_the_way(func, args, kwargs)
+            _make_readers_own(func, args, kwargs)
+            if func in _ALIASES and (value := _value_to_come(args[0])) is not None:
+                return _readers_own(args[0], value)
+            args, kwargs = _with_values(func, args, kwargs)
         known = tuple(kind.kind if issubclass(kind, _Lender) else kind for kind in types)
         kind: Any = cls.kind
         return kind.__torch_function__(func, known, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
         with torch._C.DisableTorchFunctionSubclass():
-            copy = self.parts.as_parameter([plain(leaf).data.clone() for leaf in self.parts.leaves])
+            parts = _parts_with_value(self)
+            copy = parts.as_parameter([plain(leaf).data.clone() for leaf in parts.leaves])
             if type(copy) is nn.Parameter:
                 copy.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
         memo[id(self)] = copy
         return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        twin: Any = twin_of(self)  # type: ignore[arg-type]
+        twin: Any = _over_the_same(_parts_with_value(self))
         with torch._C.DisableTorchFunctionSubclass():
             if type(twin) is nn.Parameter:
                 twin.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
@@ -102,8 +141,8 @@ def _lending(kind: type[torch.Tensor]) -> type[torch.Tensor]:
 
 
 def is_adopted(parameter: torch.Tensor) -> bool:
-    """Whether `parameter` belongs to somebody's host masters at this moment."""
-    return isinstance(parameter, _Lender)
+    """Whether `parameter` is a host master of a layer at this moment."""
+    return isinstance(parameter, _Lender) and not isinstance(parameter.touches, _ToCome)
 
 
 def twin_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -111,10 +150,14 @@ def twin_of(tensor: torch.Tensor) -> torch.Tensor:
 
     Any other tensor is its own twin.
     """
-    if not isinstance(tensor, _Lender):
-        return tensor
+    become_value(tensor)
+    return _over_the_same(tensor.parts) if isinstance(tensor, _Lender) else tensor
+
+
+def _over_the_same(parts: Parts) -> nn.Parameter:
+    """A parameter of its own over the bytes of `parts`."""
     with torch._C.DisableTorchFunctionSubclass():
-        return tensor.parts.as_parameter([plain(leaf).data for leaf in tensor.parts.leaves])
+        return parts.as_parameter([plain(leaf).data for leaf in parts.leaves])
 
 
 def check_files(tensors: Iterable[torch.Tensor]) -> None:
@@ -149,7 +192,7 @@ def adopt(parameter: nn.Parameter, touches: OutsideTouches, parts: Parts) -> Non
 
 def release(parameter: nn.Parameter) -> None:
     """Undo `adopt`: the same object is what it was again."""
-    if is_adopted(parameter):
+    if isinstance(parameter, _Lender):
         host: Any = parameter
         del host.touches, host.parts
         host.__class__ = host.kind
@@ -161,6 +204,20 @@ def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     if name.startswith("__"):  # x[i] = y and x += y write; x @ y and the like do not
         return name in ("__set__", "__setitem__") or (name.startswith("__i") and name not in _READING_DUNDERS)
     return "out" in kwargs or name.endswith("_")
+
+
+def _changes_elements(func: Callable[..., Any]) -> bool:
+    """Whether `func` writes into the memory of the tensor that it is a method of."""
+    return _writes(func, {}) and not _describes(func) and getattr(func, "__name__", "") not in ("__set__", "detach_")
+
+
+def _describes(func: Callable[..., Any]) -> bool:
+    """Whether `func` says something of a tensor without looking at its elements."""
+    name = getattr(func, "__name__", "")
+    if name in ("__get__", "__set__"):
+        attribute = getattr(getattr(func, "__self__", None), "__name__", "")
+        return attribute not in _VALUE_PROPERTIES and not (name == "__set__" and attribute == "data")
+    return name in _DESCRIPTIONS
 
 
 def _foreign_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
@@ -176,24 +233,72 @@ def _foreign_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.devi
     return None
 
 
-def _changed_on_the_way(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a move to another device, with the value there of a parameter that is changed there.
+def _moves_to(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
+    """The device that an operation moves a parameter to, if it is not the host: how the app brings a weight over."""
+    for value in (*args[1:], *kwargs.values()) if func in _MOVES else args[:1]:
+        named = value.device if isinstance(value, torch.Tensor) else value
+        if isinstance(named, (str, int, torch.device)) and not isinstance(named, bool):
+            device = torch.device(named)
+            if device.type not in ("cpu", "meta"):
+                return device
+    return None
 
-    This is how the app brings a weight over that is used outside its layer's call.
+
+def _with_values(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an operation with values in place of the parameters whose bytes it cannot use.
+
+    What is written to is left as it is, and so is what the operation only describes.
     """
-    moved = args[1] if func is torch.Tensor.copy_ and len(args) > 1 else args[0]
-    if not isinstance(moved, _Lender) or (change := moved.touches.changes.get(id(moved))) is None:
-        return args
-    others = [value for value in (*args, *kwargs.values()) if value is not moved]
-    devices = [v.device if isinstance(v, torch.Tensor) else v for v in others if not isinstance(v, bool)]
-    if all(torch.device(d).type == "cpu" for d in devices if isinstance(d, (str, int, torch.device))):
-        return args
-    return tuple(_value_of(moved, change) if value is moved else value for value in args)
+    if _describes(func):
+        return args, kwargs
+    if func in _MOVES or func is torch.Tensor.copy_:
+        device, moves = _moves_to(func, args, kwargs), True
+    else:
+        device, moves = (None if _writes(func, kwargs) else _foreign_device(args, kwargs)), False
+    written = 1 if _writes(func, kwargs) and "out" not in kwargs else 0
+    given = (*args[:written], *_lend(args[written:], device, moves))
+    return given, {name: value if name == "out" else _lend(value, device, moves) for name, value in kwargs.items()}
 
 
-def _value_of(parameter: _Lender, change: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """What a changed parameter is on the device. While it is computed the parameter is itself."""
-    touches = parameter.touches
+def _lend(value: Any, device: torch.device | None, moves: bool) -> Any:
+    """`value` with each parameter in it replaced by what it is, on `device` if that is given.
+
+    A parameter whose bytes are its value stays where no device is given, and where the operation itself `moves` it.
+    """
+    if isinstance(value, _Lender):
+        own = _value_to_come(value)
+        if own is not None:
+            found = own()
+            return found.to("cpu" if device is None else device)
+        if device is None or moves:
+            return value
+        value.touches.count += 1
+        return value.parts.rebuild([plain(leaf).detach().to(device) for leaf in value.parts.leaves])
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(_lend(item, device, moves) for item in value)
+    if isinstance(value, dict):
+        return {name: _lend(item, device, moves) for name, item in value.items()}
+    return value
+
+
+def _value_to_come(parameter: Any) -> Callable[[], torch.Tensor] | None:
+    """What makes a parameter's value, on the device or on the host; None if its bytes are its value."""
+    if not isinstance(parameter, _Lender):
+        return None
+    if isinstance(parameter.touches, _ToCome):
+        return parameter.touches.value
+    change = parameter.touches.changes.get(id(parameter))
+    if change is not None:
+        return functools.partial(_changed, parameter.touches, change)
+    if any(slice_of(leaf) is not None for leaf in parameter.parts.leaves):
+        return functools.partial(_read, parameter.touches, parameter.parts)
+    return None
+
+
+def _changed(touches: OutsideTouches, change: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What a changed parameter is on the device. While it is computed, all parameters of its layer are themselves."""
     touches.count += 1
     changes, touches.changes = touches.changes, {}
     try:
@@ -202,22 +307,61 @@ def _value_of(parameter: _Lender, change: Callable[[], torch.Tensor]) -> torch.T
         touches.changes = changes
 
 
-def _read(leaf: torch.Tensor) -> torch.Tensor:
-    """What a leaf holds. One that lies in a file is read, and as it is to be: the file may no longer be what it was."""
-    part = slice_of(leaf)
-    return plain(leaf).detach() if part is None else part.in_memory(dtype_of(leaf))
+def _read(touches: OutsideTouches, parts: Parts) -> torch.Tensor:
+    """What a parameter in a file is, read: looked at where it is mapped, the file may no longer be what it was."""
+    touches.count += 1
+    leaves = []
+    for leaf in parts.leaves:
+        part = slice_of(leaf)
+        leaves.append(plain(leaf).detach() if part is None else part.in_memory(dtype_of(leaf)))
+    return parts.rebuild(leaves)
 
 
-def _lend(value: Any, device: torch.device) -> Any:
-    """`value` with every HostParameter in it replaced by a copy on `device`."""
-    if isinstance(value, _Lender):
-        if (change := value.touches.changes.get(id(value))) is not None:
-            return _value_of(value, change).to(device)
-        value.touches.count += 1
-        moved = [_read(leaf).to(device) for leaf in value.parts.leaves]
-        return value.parts.rebuild(moved)
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(_lend(item, device) for item in value)
-    if isinstance(value, dict):
-        return {name: _lend(item, device) for name, item in value.items()}
-    return value
+# ---------------------------------------------------------------------- parameters of readers' own
+
+
+def _readers_own(parameter: Any, value: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """A parameter over the same bytes that becomes `value()` when its bytes are asked for."""
+    twin = _over_the_same(parameter.parts)
+    touches = parameter.touches
+    adopt(twin, _ToCome(value, touches.layers if isinstance(touches, _ToCome) else touches), parts_of(twin))
+    if any(dtype_of(leaf) != leaf.dtype for leaf in parameter.parts.leaves):
+        become_value(twin)  # what it is described by would be the file's
+    return twin
+
+
+def _parts_with_value(parameter: Any) -> Parts:
+    """Parts whose bytes are the parameter's value: its own, or others."""
+    value = _value_to_come(parameter)
+    if value is None:
+        return parameter.parts  # type: ignore[no-any-return]
+    reader = _readers_own(parameter, value)
+    become_value(reader)
+    return parts_of(reader)
+
+
+def _make_readers_own(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Have those of the arguments that are readers' own become their values, if `func` asks for the bytes."""
+    if func in _ALIASES or (_describes(func) and getattr(func, "__name__", "") not in _PLACES):
+        return
+    if args and isinstance(args[0], _Lender) and isinstance(args[0].touches, _ToCome) and _changes_elements(func):
+        args[0].touches.layers.lost_writes = True
+    for value in itertools.chain(args, kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            become_value(value)
+        elif isinstance(value, (list, tuple)):
+            _make_readers_own(func, tuple(value), {})
+
+
+def become_value(tensor: torch.Tensor) -> None:
+    """Give a parameter that a reader has taken the bytes that it is to have. Any other tensor is left alone."""
+    if not isinstance(tensor, _Lender) or not isinstance(tensor.touches, _ToCome):
+        return
+    make, leaves = tensor.touches.value, tensor.parts.leaves
+    release(tensor)  # type: ignore[arg-type]
+    with torch._C.DisableTorchFunctionSubclass():
+        value = parts_of(make())
+        for leaf, new in zip(leaves, value.leaves):
+            # Parameters made in inference mode take no data made outside of it.
+            with torch.inference_mode(leaf.is_inference()), torch.no_grad():
+                plain(leaf).data = plain(new).detach().to("cpu", copy=True)

@@ -17,6 +17,7 @@ PROBE_PACK = Path(__file__).parent / "probe_pack"
 FAULT_PACK = paths.SUPPORT / "fault_pack"
 GGUF_PACK = paths.SUPPORT / "gguf_pack"
 EXTENSION_PACK = Path(__file__).parent / "extension_pack"
+HANDS_PACK = Path(__file__).parent / "foreign_hands_pack"
 SIM_DEFAULTS = {"mb": 8192, "bandwidth": 0, "poison": 1, "race": 1, "pin_limit_mb": -1, "allocator": "native"}
 APPS_TABLES_BYTES = 4096
 """What the app's quantisation library keeps on the device for good, once it has been used: a small table a type."""
@@ -76,6 +77,20 @@ def faulty(server_pool, request):
     yield server
     if server.alive:
         server.post("/fault", {"name": ""})
+
+
+@pytest.fixture
+def hands(server_pool, request):
+    """A server beside whose pack another one replaces methods of classes, and reads and writes weights."""
+    server = server_pool.get("hands", lambda: AppServer("sim", extra_packs=(HANDS_PACK, PROBE_PACK)))
+    request.node.app_server = server
+    server.post("/hands/restore")
+    server.sim_configure(**SIM_DEFAULTS)
+    server.free()
+    server.sim_reset()
+    yield server
+    if server.alive:
+        server.post("/hands/restore")
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 In both orders (without, with, without the patch and the reverse), three runs in one server, nothing freed between them.
 """
 
-from pathlib import Path
-
 import pytest
 
 from tests.app.test_bit_identity import outcome
@@ -12,7 +10,6 @@ from tests.support.workflows import CLIP, MODEL, VAE, build, with_our_loaders
 
 pytestmark = pytest.mark.app
 
-HANDS_PACK = Path(__file__).parent / "foreign_hands_pack"
 SCALE = 0.9
 
 TARGETS = {
@@ -34,21 +31,6 @@ SETTINGS = {
     "layerwise": {"flux": 0.03, "wan": 0.012, "sd15": 0.12},
     "resident": dict.fromkeys(("flux", "wan", "sd15"), 0.0),
 }
-
-
-@pytest.fixture
-def hands(server_pool, request):
-    from tests.app.conftest import SIM_DEFAULTS, AppServer  # noqa: PLC0415 - as the other fixtures have it
-
-    server = server_pool.get("hands", lambda: AppServer("sim", extra_packs=(HANDS_PACK,)))
-    request.node.app_server = server
-    server.post("/hands/restore")
-    server.sim_configure(**SIM_DEFAULTS)
-    server.free()
-    server.sim_reset()
-    yield server
-    if server.alive:
-        server.post("/hands/restore")
 
 
 def workflow(family: str, run: int, placement: str | None = None) -> dict:

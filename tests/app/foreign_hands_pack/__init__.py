@@ -170,6 +170,10 @@ class ForeignHands:
         names = [function.__name__ for function in (*WRITES, *READS)]
         return {"required": {"model": ("MODEL",), "how": (names,)}, "optional": {"after": ("LATENT",)}}
 
+    @classmethod
+    def IS_CHANGED(cls, **inputs):  # noqa: N802 - the app's name
+        return float("nan")  # done again for each prompt
+
     def run(self, model, how, after=None):
         for write in WRITES:
             if write.__name__ == how:
