@@ -10,7 +10,6 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
