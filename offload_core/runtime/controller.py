@@ -6,6 +6,10 @@
     detach   the masters are nobody's any more: the same parameter objects, values included
 
 The controller obeys the plan: which layer streams, where in the ring, how large that is. It knows nothing of the app.
+
+While a plan is in effect the module's calls lead to the prefetcher, and the prefetcher asks the controller: the module
+keeps it. At all other times nothing that the module or the prefetcher holds leads back to the controller, so that
+there is no reference cycle, and module and controller die when their last user drops them (decision 168).
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +49,15 @@ Entry = tuple[nn.Module, str]
 
 AskForPlan = Callable[[Plan, Inventory, float | None], Plan | None]
 """The plan in effect, the measured inventory and link rate in; a better plan or None out."""
+
+MakeRoom = Callable[["OffloadController", str, bool], bool]
+"""The controller, the name of the layer that failed, and whether it is too late for it; whether there is room now."""
+
+MayRepeat = Callable[[tuple[Any, ...], dict[str, Any]], bool]
+"""The arguments of a layer's call in; whether the call may be made twice as far as they go out."""
+
+MayUseRing = Callable[["OffloadController"], bool]
+"""The controller in; whether this pass may go through the ring out."""
 
 
 class OffloadController:
@@ -86,7 +100,10 @@ class OffloadController:
         self._weights = ChangedWeights(root, component, self.layers, queue.port)
         self.prefetcher = Prefetcher(queue.port, self.layers)
         self.prefetcher.around_allocations = around_allocations
-        self.prefetcher.may_use_ring = self._may_use_ring
+        self._may_use_ring_by: MayUseRing = OffloadController.may_use_ring
+        self._make_room: MakeRoom | None = None
+        self._may_repeat: MayRepeat | None = None
+        self._disconnect()
         self._offsets: list[int] = []
         self._streamed: list[Layer] = []
         self._interposed: list[Interposed] = [
@@ -266,6 +283,7 @@ class OffloadController:
                 )
         self._loose = self._find_loose()
         self._tables.lend()
+        self._connect()
         for interposed in self._interposed:
             interposed.install()
 
@@ -276,6 +294,7 @@ class OffloadController:
     def _let_go(self) -> None:
         for interposed in reversed(self._interposed):
             interposed.remove()
+        self._disconnect()
         for layer in self.layers:
             layer.let_go()
             layer.host.show_file()
@@ -288,6 +307,7 @@ class OffloadController:
         self._interposed = []
         self._close_masters()
         self.layers = []
+        self._make_room = self._may_repeat = None
 
     def write_master(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Change the value of a parameter, of a layer or loose. Copies on the device are fetched again.
@@ -415,8 +435,8 @@ class OffloadController:
 
     def replan_on_second_pass(self, ask: AskForPlan | None) -> None:
         """The same for a component planned for one pass a use: ask when a second one begins, measured or not."""
-        passes = self.counters.passes
-        self._plan_again(ask, lambda: self.counters.passes > passes)
+        counters, passes = self.counters, self.counters.passes
+        self._plan_again(ask, lambda: counters.passes > passes)
 
     def measure_again(self) -> None:
         """Forget the compute times: the component is about to run on another shape, batch or patch set."""
@@ -429,7 +449,7 @@ class OffloadController:
 
     def _look_before_pass(self) -> None:
         """Have the prefetcher call us before the next pass if there is something to do then."""
-        due = self._tiers_due is not None or self._ask_for_plan is not None
+        due = self.loaded and (self._tiers_due is not None or self._ask_for_plan is not None)
         self.prefetcher.before_pass = self._before_pass if due else None
 
     def _before_pass(self) -> None:
@@ -470,6 +490,38 @@ class OffloadController:
             self.unload()
             raise
 
+    # ------------------------------------------------------------------ what the prefetcher asks in a pass
+
+    def make_room_by(self, make_room: MakeRoom | None, may_repeat: MayRepeat | None) -> None:
+        """From now on `make_room` is called when the device is full in the middle of a pass; None: errors pass on.
+
+        It is given the controller, so that it need not hold it. `may_repeat`: see `Prefetcher`. Both end with `detach`.
+        """
+        self._make_room, self._may_repeat = make_room, may_repeat
+        if self.loaded:
+            self._connect()
+
+    def may_use_ring_by(self, may_use_ring: MayUseRing) -> None:
+        """From now on `may_use_ring` decides in place of the method of that name. It is given the controller."""
+        self._may_use_ring_by = may_use_ring
+        if self.loaded:
+            self._connect()
+
+    def _connect(self) -> None:
+        """The module's calls are about to be interposed: what they lead to asks us, and keeps us alive."""
+        self.prefetcher.may_use_ring = partial(self._may_use_ring_by, self)
+        self.prefetcher.make_room = None if self._make_room is None else partial(self._make_room, self)
+        self.prefetcher.may_repeat = self._may_repeat
+
+    def _disconnect(self) -> None:
+        """Nothing runs through us any more: the prefetcher holds nothing that leads here, or there would be a cycle."""
+        self.prefetcher.may_use_ring = _no_ring
+        self.prefetcher.make_room = self.prefetcher.may_repeat = self.prefetcher.before_pass = None
+
+    def may_use_ring(self) -> bool:
+        """Whether a pass that begins now has the ring to itself; if another component had it, it has it no more."""
+        return self.plan is not None and bool(self._streamed) and self.queue.activate(self)
+
     # ------------------------------------------------------------------ the queue's lessee
 
     def ring_moved(self, arena: torch.Tensor | None) -> None:
@@ -484,5 +536,6 @@ class OffloadController:
     def give_up_ring(self) -> None:
         self.prefetcher.give_up_ring()
 
-    def _may_use_ring(self) -> bool:
-        return self.plan is not None and bool(self._streamed) and self.queue.activate(self)
+
+def _no_ring() -> bool:
+    return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,24 +17,20 @@ from ..errors import OffloadError
 from ..plan import Plan
 
 if TYPE_CHECKING:
-    from .controller import OffloadController
+    from .controller import MayRepeat, OffloadController
 
 AskForRoom = Callable[[Plan, str, bool], Plan | None]
 """The plan in effect in, the name of the layer that failed, and whether it is too late for it; a plan of fewer device
 bytes out, the same one if others have made room, or None if there is none to be had. What it raises takes the place of
 the error."""
 
-MayRepeat = Callable[[tuple[Any, ...], dict[str, Any]], bool]
-"""The arguments of a layer's call in; whether the call may be made twice as far as they go out."""
-
 
 def when_full(controller: OffloadController, ask: AskForRoom | None, may_repeat: MayRepeat | None = None) -> None:
-    """From now on `ask` is asked when the device is full in the middle of a pass; None: nobody, errors pass on."""
-    controller.prefetcher.make_room = None if ask is None else partial(_make_room, controller, ask)
-    controller.prefetcher.may_repeat = may_repeat
+    """From now on `ask` is asked when the device is full in the middle of a pass; None: errors pass on."""
+    controller.make_room_by(None if ask is None else partial(_make_room, ask), may_repeat)
 
 
-def _make_room(controller: OffloadController, ask: AskForRoom, layer: str, too_late: bool) -> bool:
+def _make_room(ask: AskForRoom, controller: OffloadController, layer: str, too_late: bool) -> bool:
     """In the middle of a pass, with none of the component's layers in use. Whether there is more room now."""
     before = controller.plan
     plan = None if before is None else ask(before, layer, too_late)

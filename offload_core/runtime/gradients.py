@@ -16,14 +16,12 @@ if TYPE_CHECKING:
 
 def no_ring_while_gradients_are_recorded(controller: OffloadController) -> None:
     """From now on. For those whose inference records none: else it would do without the ring and look-ahead, too."""
-    prefetcher = controller.prefetcher
-    may_use_ring = prefetcher.may_use_ring
+    controller.may_use_ring_by(_may_use_ring)
 
-    def may() -> bool:
-        if not torch.is_grad_enabled():
-            return may_use_ring()
-        if any(layer.valid and not layer.keep_resident for layer in controller.layers):
-            prefetcher.give_up_ring()  # nor what look-ahead has brought for this pass
-        return False
 
-    prefetcher.may_use_ring = may
+def _may_use_ring(controller: OffloadController) -> bool:
+    if not torch.is_grad_enabled():
+        return controller.may_use_ring()
+    if any(layer.valid and not layer.keep_resident for layer in controller.layers):
+        controller.prefetcher.give_up_ring()  # nor what look-ahead has brought for this pass
+    return False

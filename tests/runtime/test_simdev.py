@@ -2,6 +2,9 @@
 
 import ctypes
 import mmap
+import subprocess
+import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 from tests.support import simdev
+from tests.support.devkit import paths
 
 pytestmark = pytest.mark.skipif(not simdev.available(), reason="no simulated accelerator (no C++ compiler?)")
 
@@ -332,3 +336,111 @@ def test_copies_of_one_direction_take_turns_in_the_order_in_which_they_are_ready
         between.record()
     between.synchronize()
     assert not last.query(), "it waited for all of the pieces"
+
+
+# ---------------------------------------------------------------------- what queued copies hold
+
+LIVES = 4
+"""Processes a case: the crash that this is about came in about two of three."""
+
+IN_FORKS = f"""
+import os, sys
+import torch
+from offload_core.runtime import attach
+from tests.support import simdev
+from tests.support.tiny_torch_models import Wide
+
+codes = []
+for _ in range({LIVES}):
+    child = os.fork()  # importing torch takes longer than all the rest
+    if not child:
+        break
+    codes.append(os.waitpid(child, 0)[1])
+else:
+    sys.exit(f"ended by signal or code: {{codes}}" if any(codes) else 0)
+"""
+
+COPIES = """
+npu = simdev.load()
+npu.configure(bandwidth=200e6)
+sources = [torch.frombuffer(bytearray(1 << 20), dtype=torch.uint8) for _ in range(64)]  # 5 ms each
+target = torch.empty(1 << 20, dtype=torch.uint8, device="npu")
+with npu.stream(torch.Stream(device="npu")):
+    for source in sources:
+        npu.cudart().cudaHostRegister(source.data_ptr(), 1 << 20, 0)
+        if sys.argv[1] == "same layout":
+            target.copy_(source, non_blocking=True)
+        else:
+            target.view(torch.int32).copy_(source[: 1 << 18], non_blocking=True)
+del source, sources
+"""
+
+STREAMED = """
+npu = simdev.load()
+npu.configure(bandwidth=100e6)
+model = Wide(12, 1024)
+handle = attach(model, device="npu", budget_bytes=20_000_000)
+with torch.inference_mode():
+    model(torch.ones(1, 1024, device="npu"))
+del handle, model
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "how"),
+    [(COPIES, "same layout"), (COPIES, "converted"), (STREAMED, "")],
+    ids=["copies", "converting copies", "a streamed model"],
+)
+def test_a_process_may_end_while_copies_are_queued(script, how):
+    """What they hold may be the last reference to memory that Python gives back, and Python is gone by then."""
+    command = [sys.executable, "-c", IN_FORKS + script, how]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr[-500:]) == (0, "")
+
+
+def test_what_a_copy_held_goes_when_the_host_has_waited_and_not_on_the_streams_thread(npu):
+    """There, Python code that runs as it goes would wait for the lock of the host, which may wait for the stream."""
+    gone: list[threading.Thread] = []
+
+    class Memory(bytearray):
+        def __del__(self):
+            gone.append(threading.current_thread())
+
+    npu.configure(bandwidth=SLOW)
+    target = torch.empty(MIB, dtype=torch.uint8, device="npu")
+    source = torch.frombuffer(Memory(MIB), dtype=torch.uint8)
+    address = source.data_ptr()
+    assert npu.cudart().cudaHostRegister(address, MIB, 0) == 0
+    stream = torch.Stream(device="npu")
+    with npu.stream(stream):
+        target.copy_(source, non_blocking=True)
+    del source
+    assert not gone, "the copy still reads it"
+    stream.synchronize()
+    assert gone == [threading.main_thread()]
+    assert npu.cudart().cudaHostUnregister(address) == 0
+
+
+def test_what_copies_held_goes_with_later_copies(npu):
+    """Also where the host never waits."""
+    gone: list[int] = []
+
+    class Memory(bytearray):
+        def __del__(self):
+            gone.append(1)
+
+    stream = torch.Stream(device="npu")
+    target = torch.empty(MIB, dtype=torch.uint8, device="npu")
+    memory = torch.frombuffer(Memory(MIB), dtype=torch.uint8)
+    address, kept = memory.data_ptr(), pinned()
+    assert npu.cudart().cudaHostRegister(address, MIB, 0) == 0
+    with npu.stream(stream):
+        target.copy_(memory, non_blocking=True)
+        del memory
+        until = time.monotonic() + 10
+        while not gone and time.monotonic() < until:
+            target.copy_(kept, non_blocking=True)
+            time.sleep(0.01)
+    assert gone
+    stream.synchronize()
+    assert npu.cudart().cudaHostUnregister(address) == 0

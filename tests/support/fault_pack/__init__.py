@@ -146,7 +146,7 @@ def ring_lost(at: int) -> None:
     """Another component has the ring for the length of a pass, the `at`-th of a component's life: memory of its own
     for each layer."""
     controller = _engine("controller").OffloadController
-    may = controller._may_use_ring
+    may = controller.may_use_ring
 
     def may_not(self):
         if self.counters.passes != at:
@@ -154,7 +154,7 @@ def ring_lost(at: int) -> None:
         self.prefetcher.give_up_ring()
         return False
 
-    _replace(controller, "_may_use_ring", may_not)
+    _replace(controller, "may_use_ring", may_not)
 
 
 def allocated_in_the_apps_graph() -> None:

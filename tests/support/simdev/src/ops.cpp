@@ -55,6 +55,7 @@ struct KernelScope {
     if (!inside_kernel) raise_left_error();
     counters.kernels++;
     drain(current_stream());
+    release_finished();
     inside_kernel = true;
   }
   ~KernelScope() { inside_kernel = false; }
@@ -64,6 +65,7 @@ struct KernelScope {
 void host_waits_here() {
   drain(current_stream());
   race::host_joins(race::snapshot(current_stream()));
+  release_finished();
 }
 
 // ---- allocation and views
@@ -181,19 +183,19 @@ void copy_later(const at::Tensor& from, const at::Tensor& to) {
   static auto* to_host_engine = new Engine[kMaxDevices];
   counters.async_copies++;
   // Host memory is kept alive by the queued copy. Device memory is not: it may be freed and reused before the copy runs,
-  // as on a GPU, and then the race check and the poison tell. The storage is kept and not the tensor, whose last
-  // reference but Python's takes the interpreter's lock when it goes: on the stream's thread that would stop the host.
+  // as on a GPU, and then the race check and the poison tell.
+  release_finished();
   c10::Storage kept = (on_device(from) ? to : from).storage();
   Engine* engine = on_device(to) ? &to_device_engine[index_of(to)] : &to_host_engine[index_of(from)];
   const size_t bytes = to.nbytes();
   if (same_layout(from, to)) {
-    enqueue(current_stream(), [source = from.const_data_ptr(), target = to.mutable_data_ptr(), kept, engine, bytes] {
+    enqueue_holding(current_stream(), [source = from.const_data_ptr(), target = to.mutable_data_ptr(), kept, engine, bytes] {
       Transfer transfer(*engine, bytes);
       std::memcpy(target, source, bytes);
     });
     return;
   }
-  enqueue(current_stream(), [source = host_view(from), target = host_view(to), kept, engine, bytes]() mutable {
+  enqueue_holding(current_stream(), [source = host_view(from), target = host_view(to), kept, engine, bytes]() mutable {
     Transfer transfer(*engine, bytes);
     try {
       c10::InferenceMode inference(true);  // a thread-local of the caller, so it must be set again on this thread

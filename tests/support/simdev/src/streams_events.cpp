@@ -7,6 +7,9 @@
 
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
+#include <dlfcn.h>
+
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -58,15 +61,53 @@ std::vector<StreamId> streams_of(int device) {  // -1: of all devices
   return found;
 }
 
+// What queued work held goes on a thread that calls into the device, never on a stream's own. The last reference to a
+// tensor may run Python code, for which a thread waits until it has the interpreter's lock. A stream's thread would make
+// a host wait that holds the lock and waits for the stream; and once the interpreter ends, whatever thread asks for the
+// lock is ended, which takes the process down in the middle of a destructor. What is finished by then is left alone.
+class Finished {
+ public:
+  void add(std::function<void()> work) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    held_.push_back(std::move(work));
+    any_ = true;
+  }
+  void release() {
+    if (!any_ || interpreter_ends()) return;
+    std::vector<std::function<void()>> held;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      held.swap(held_);
+      any_ = false;
+    }
+  }
+
+ private:
+  static bool interpreter_ends() {
+    static const auto ask = [](const char* name) { return (int (*)())dlsym(RTLD_DEFAULT, name); };
+    static const auto exists = ask("Py_IsInitialized");
+    static const auto ends = ask("Py_IsFinalizing") ? ask("Py_IsFinalizing") : ask("_Py_IsFinalizing");
+    return (exists && !exists()) || (ends && ends());
+  }
+  std::mutex mutex_;
+  std::vector<std::function<void()>> held_;
+  std::atomic<bool> any_{false};
+};
+
+Finished& finished() {
+  static auto* all = new Finished();  // leaked: streams' threads outlive static destructors
+  return *all;
+}
+
 class Worker {
  public:
   Worker() {
     std::thread([this] { run(); }).detach();  // workers live as long as the process
   }
-  void push(std::function<void()> work) {
+  void push(std::function<void()> work, bool holds) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      queue_.push_back(std::move(work));
+      queue_.push_back({std::move(work), holds});
     }
     wake_.notify_one();
   }
@@ -80,7 +121,7 @@ class Worker {
         work();
         return;
       }
-      queue_.push_back(std::move(work));
+      queue_.push_back({std::move(work), false});
     }
     wake_.notify_one();
   }
@@ -94,18 +135,23 @@ class Worker {
   }
 
  private:
+  struct Item {
+    std::function<void()> work;
+    bool holds = false;  // tensors, which are not to be let go of here
+  };
   void run() {
     for (;;) {
-      std::function<void()> work;
+      Item item;
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [this] { return !queue_.empty(); });
-        work = std::move(queue_.front());
+        item = std::move(queue_.front());
         queue_.pop_front();
         busy_ = true;
       }
-      work();
-      work = nullptr;  // what the closure kept alive goes before the stream counts as idle
+      item.work();
+      if (item.holds) finished().add(std::move(item.work));  // before the stream counts as idle: who waited can let go
+      item.work = nullptr;
       {
         std::lock_guard<std::mutex> lock(mutex_);
         busy_ = false;
@@ -115,7 +161,7 @@ class Worker {
   }
   std::mutex mutex_;
   std::condition_variable wake_, idle_;
-  std::deque<std::function<void()>> queue_;
+  std::deque<Item> queue_;
   bool busy_ = false;
 };
 
@@ -159,6 +205,7 @@ void host_waits_for(StreamId id) {
   while (settings.spin && !worker(id).idle()) std::this_thread::yield();
   drain(id);
   race::host_joins(race::snapshot(id));
+  release_finished();
 }
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
@@ -193,6 +240,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   bool queryStream(const c10::Stream& s) const override {
     const bool idle = worker(s.id()).idle();
     if (idle) race::host_joins(race::snapshot(s.id()));  // an answer "done" orders as a wait does
+    release_finished();
     return idle;
   }
   void synchronizeStream(const c10::Stream& s) const override {
@@ -221,6 +269,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   }
   bool queryEvent(void* event) const override {
     if (!event) return true;
+    release_finished();
     auto recording = handle(event);
     std::lock_guard<std::mutex> lock(recording->mutex);
     if (recording->done) race::host_joins(recording->clock);  // a query that says "done" orders as a wait does
@@ -233,6 +282,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     while (settings.spin && !recording->reached()) std::this_thread::yield();
     recording->wait();
     race::host_joins(recording->clock);
+    release_finished();
   }
   double elapsedTime(void* first, void* second, const c10::DeviceIndex) const override {
     auto a = handle(first), b = handle(second);
@@ -250,7 +300,9 @@ StreamId current_stream() { return stream_of_thread[device_of_thread]; }
 StreamId current_stream_of(int device) { return stream_of_thread[device]; }
 int current_device() { return device_of_thread; }
 void set_current_device(int device) { device_of_thread = device; }
-void enqueue(StreamId id, std::function<void()> work) { worker(id).push(std::move(work)); }
+void enqueue(StreamId id, std::function<void()> work) { worker(id).push(std::move(work), false); }
+void enqueue_holding(StreamId id, std::function<void()> work) { worker(id).push(std::move(work), true); }
+void release_finished() { finished().release(); }
 void drain(StreamId id) { worker(id).drain(); }
 void drain_all() {
   for (StreamId id : streams_of(-1)) drain(id);
