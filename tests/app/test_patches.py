@@ -56,7 +56,7 @@ def equal_to_the_app(sim, family: str, name: str, loaders=("layerwise",), **sett
     return report
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", long("diff"), "set_weight"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "oft", "boft", "glora", long("diff"), "set_weight"])
 def test_every_kind_on_flux(sim, patch_file, kind):
     equal_to_the_app(sim, "flux", patch_file(kind, "flux_tiny", BLOCKS), budget_gb=BUDGET_GB)
 
