@@ -165,12 +165,15 @@ class ProbeState:
         return (digest.hexdigest(),)
 
 
+def _loaded():
+    return model_management.current_loaded_models
+
+
 UNLOADS = {
     "all": lambda: model_management.unload_all_models(),
     "free_memory": lambda: model_management.free_memory(1e30, model_management.get_torch_device()),
-    "one by one": lambda: [loaded.model_unload() for loaded in list(model_management.current_loaded_models)],
-    "detach": lambda: [loaded.model.detach() for loaded in list(model_management.current_loaded_models)],
-    "emptied list": lambda: model_management.current_loaded_models.clear(),
+    "one by one": lambda: [_loaded().pop().model_unload() for _ in range(len(_loaded()))],
+    "detach": lambda: [loaded.model.detach() for loaded in list(_loaded())],
 }
 
 
