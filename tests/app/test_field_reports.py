@@ -95,7 +95,7 @@ def test_previews_in_mid_sampling_leave_the_latents_alone(app_server_factory, tm
     config = tmp_path / "folders.yaml"
     config.write_text(f"previews:\n  base_path: {tmp_path}\n  vae_approx: vae_approx\n")
     words = ("--preview-method", "taesd", "--extra-model-paths-config", str(config))
-    server = app_server_factory("sim", memory_mb=1220 + 60, extra_args=words)
+    server = app_server_factory("sim", extra_args=words)
     prompts = [build("flux", seed=seed, steps=4, lora=0.8) for seed in (1, 2)]
     references = [outcome(server, prompt) for prompt in prompts]
     for _ in range(2):
