@@ -2,7 +2,8 @@
 
 With `is_dynamic()` true during a load (see `patcher.py`) the app assigns the tensors of the file instead of copying.
 What it reads files with is watched for the length of the load, so that a parameter's address tells file and offset.
-Afterwards every parameter is given the type that it was built with, as the app's own copy into it would have done.
+Afterwards every parameter is given the type and the memory format that it was built with, as the app's own copy into it
+would have done.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import bisect
 import contextlib
 import inspect
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import comfy.clip_vision
 import comfy.utils
@@ -20,7 +21,13 @@ import torch
 from torch import nn
 
 from ..offload_core.errors import OffloadError
-from ..offload_core.runtime.file_weights import is_mapping_failure, mapped_tensors, metadata_of, tensor_places
+from ..offload_core.runtime.file_weights import (
+    is_mapping_failure,
+    mapped_tensors,
+    metadata_of,
+    tensor_places,
+    with_strides,
+)
 from ..offload_core.runtime.parts import UnmovableTensor, bring_into_memory, is_plain, parts_of
 from ..offload_core.runtime.weight_file import FileSlice, WeightFile, lies_in_file
 from . import compat
@@ -30,6 +37,24 @@ log = logging.getLogger(__name__)
 
 _READER = "load_torch_file"
 """The app's function for any weight file; one module has taken the name over."""
+
+
+class Built(NamedTuple):
+    """What a tensor of a model was before the file's was assigned: the app's own copy into it would have kept all."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Built:
+        return cls(tensor.dtype, tensor.shape, tensor.stride())
+
+    def for_file(self, tensor: torch.Tensor) -> Built:
+        """The same for a tensor of the file, whose own shape and strides count where the model's cannot be kept."""
+        if self.shape == tensor.shape and 0 not in self.stride:
+            return self
+        return Built(self.dtype, tensor.shape, tensor.stride())
 
 
 class MappedFiles:
@@ -113,12 +138,13 @@ def _open(path: Any) -> tuple[WeightFile, dict[str, tuple[int, int]]] | None:
         return None
 
 
-def settle(model: nn.Module, built: dict[str, torch.dtype], files: MappedFiles, leave: bool, convert: bool) -> None:
+def settle(model: nn.Module, built: Mapping[str, Built], files: MappedFiles, leave: bool, convert: bool) -> None:
     """Bring the parameters of a freshly loaded model into the state that the engine, or the app, expects.
 
-    built: the types that parameters and buffers had before the file's were assigned. leave: weights may stay in the
-    file, else each gets memory of its own. convert: those of another type than the file has are converted now; else
-    when they are read. Raises FileReadError.
+    built: what parameters and buffers were before the file's were assigned. leave: weights may stay in the file, else
+    each gets memory of its own. convert: those of another type than the file has are converted now; else when they are
+    read. Those whose elements the file has in another order (`--force-channels-last`) are copied into memory here.
+    Raises FileReadError.
     """
     for owner_name, owner in model.named_modules():
         for name, parameter in list(owner._parameters.items()):
@@ -127,33 +153,42 @@ def settle(model: nn.Module, built: dict[str, torch.dtype], files: MappedFiles, 
             full = f"{owner_name}.{name}" if owner_name else name
             if is_plain(parameter):
                 # Where the app builds a layer without its weight (for Dynamic VRAM), it notes the type beside it.
-                dtype = built.get(full) or getattr(owner, f"{name}_comfy_model_dtype", None) or parameter.dtype
-                _settle_one(parameter, dtype, files, leave, convert)
+                noted = getattr(owner, f"{name}_comfy_model_dtype", None) or parameter.dtype
+                before = built.get(full, Built.of(parameter)._replace(dtype=noted))
+                _settle_one(parameter, before.for_file(parameter), files, leave, convert)
                 continue
             with contextlib.suppress(UnmovableTensor):  # what cannot be taken apart stays as the app has it
                 for leaf in parts_of(parameter).leaves:
-                    _settle_one(leaf, leaf.dtype, files, leave, convert)
+                    _settle_one(leaf, Built.of(leaf), files, leave, convert)
         for name, buffer in owner._buffers.items():
             if buffer is not None and is_plain(buffer) and files.maps(buffer):
                 full = f"{owner_name}.{name}" if owner_name else name
-                owner._buffers[name] = _in_memory(buffer, built.get(full, buffer.dtype), files)
+                owner._buffers[name] = _in_memory(buffer, built.get(full, Built.of(buffer)).for_file(buffer), files)
 
 
-def _settle_one(tensor: torch.Tensor, dtype: torch.dtype, files: MappedFiles, leave: bool, convert: bool) -> None:
+def _settle_one(tensor: torch.Tensor, built: Built, files: MappedFiles, leave: bool, convert: bool) -> None:
     if not files.maps(tensor):
         return
-    part = files.slice_of(tensor)
-    if leave and part is not None and (dtype == tensor.dtype or not convert):
-        lies_in_file(tensor, part, dtype)
-    else:
-        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-            tensor.data = _in_memory(tensor.data, dtype, files)
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        as_built = with_strides(tensor.data, built.stride)
+        if as_built is not None and tensor.stride() != built.stride:
+            tensor.data = as_built
+        part = files.slice_of(tensor)
+        stays = leave and as_built is not None and (built.dtype == tensor.dtype or not convert)
+        if stays and part is not None:
+            lies_in_file(tensor, part, built.dtype)
+        else:
+            tensor.data = _in_memory(tensor.data, built, files)
 
 
-def _in_memory(tensor: torch.Tensor, dtype: torch.dtype, files: MappedFiles) -> torch.Tensor:
+def _in_memory(tensor: torch.Tensor, built: Built, files: MappedFiles) -> torch.Tensor:
     """Read where it can be: looked at through the mapping, its pages would stay part of the process."""
     part = files.slice_of(tensor)
-    return tensor.to(dtype, copy=True) if part is None else part.in_memory(dtype)
+    value = tensor.to(built.dtype, copy=True) if part is None else part.in_memory(built.dtype)
+    as_built = with_strides(value, built.stride)
+    if as_built is None:
+        as_built = torch.empty_strided(value.shape, built.stride, dtype=value.dtype).copy_(value)
+    return as_built
 
 
 def fill_in_missing(model: nn.Module) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 import comfy.model_patcher
 
 from ..offload_core.errors import OffloadError, SettingsError
+from ..offload_core.gguf_header import read_gguf_header
 from ..offload_core.groups import group_of
+from ..offload_core.safetensors_header import LengthError, read_safetensors_header
 from . import compat
 from .asked import Asked
 from .device import streams_to, takes_host_memory
@@ -29,6 +31,8 @@ _swap_lock = threading.Lock()
 
 MAX_ERROR_CHARACTERS = 400
 """Of an error of the app's that we pass on."""
+
+_NO_KNOWN_MODEL = "check that the file is complete and a {what} that this ComfyUI knows"
 
 _ON_THE_CPU = ("text_encoder", "vae")
 """Components whose app loader can place them on the CPU."""
@@ -67,8 +71,21 @@ def app_load(what: str, paths: Sequence[str], maps: bool) -> Iterator[MappedFile
             raise compat.newer_than_the_pack(f"to load the {what} {file_names(paths)}", error) from error
         raise OffloadError(
             f"asked to load the {what} {file_names(paths)}; found that ComfyUI cannot: {type(error).__name__}: "
-            f"{_short(error)}; check that the file is complete and a {what} that this ComfyUI knows"
+            f"{_short(error)}; {_of_another_length(paths) or _NO_KNOWN_MODEL.format(what=what)}"
         ) from error
+
+
+def _of_another_length(paths: Sequence[str]) -> str:
+    """What is to be done about the first file that has more or fewer bytes than its header says; empty if none has."""
+    for path in paths:
+        read = read_gguf_header if path.lower().endswith(".gguf") else read_safetensors_header
+        try:
+            read(Path(path))
+        except LengthError as error:
+            return str(error).replace(str(Path(path)), Path(path).name)
+        except (OffloadError, OSError):  # no such file, or something else is wrong with it
+            continue
+    return ""
 
 
 def is_refused_by_ours(error: BaseException) -> bool:

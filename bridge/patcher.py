@@ -27,7 +27,7 @@ from . import compat, telemetry, true_values, weights
 from .asked import Asked
 from .component import Component
 from .device import streams_to
-from .file_weights import give_memory
+from .file_weights import Built, give_memory
 from .foreign import Foreign, foreign_of
 from .giving_back import asked_first_bytes
 from .hooks import changes_with
@@ -55,8 +55,8 @@ def weights_stay_in_file() -> Iterator[None]:
 class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     """A ModelPatcher that keeps the weights on the host and streams them layer by layer."""
 
-    built: Mapping[str, torch.dtype] = MappingProxyType({})
-    """While the app loads the file: the types that the model was built with."""
+    built: Mapping[str, Built] = MappingProxyType({})
+    """While the app loads the file: the types and strides that the model was built with."""
     foreign: Foreign | None = None
     """How weights are patched, if this was a patcher of another pack."""
 
@@ -70,7 +70,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     ) -> None:
         super().__init__(model, load_device, offload_device, *args, **kwargs)
         if getattr(_this_load, "maps", False):
-            self.built = {name: tensor.dtype for name, tensor in _tensors(model)}
+            self.built = {name: Built.of(tensor) for name, tensor in _tensors(model)}
         self.join_component()
 
     def is_dynamic(self, *args: Any, **kwargs: Any) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import shown
-from .safetensors_header import MAX_TENSORS, HeaderError, TensorInfo
+from .safetensors_header import MAX_TENSORS, HeaderError, LengthError, TensorInfo
 
 __all__ = ["read_gguf_header"]
 
@@ -159,7 +159,8 @@ def _checked(path: Path, tensors: list[TensorInfo], alignment: int, data_bytes: 
         if tensor.start < position or tensor.start % alignment:
             raise HeaderError(f"{where} starts at byte {tensor.start}, inside another or askew")
         if tensor.end > data_bytes:
-            raise HeaderError(f"{where} ends at byte {tensor.end} of {data_bytes}: the file is truncated")
+            missing = tensor.end - data_bytes
+            raise LengthError(f"{where}: the file is truncated, {missing} bytes of it are missing; get the file again")
         seen.add(tensor.name)
         position = tensor.end
     return tuple(tensors)

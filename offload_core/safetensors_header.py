@@ -15,7 +15,7 @@ from typing import Any
 from .errors import OffloadError, shown
 from .fields import MAX_BYTES
 
-__all__ = ["HeaderError", "TensorInfo", "checked_tensors", "read_safetensors_header"]
+__all__ = ["HeaderError", "LengthError", "TensorInfo", "checked_tensors", "read_safetensors_header"]
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_TENSORS = 1_000_000
@@ -30,6 +30,10 @@ _DTYPE_BITS = {
 
 class HeaderError(OffloadError, ValueError):
     """A file whose header is not what it should be. The message names the file and what is wrong, in one line."""
+
+
+class LengthError(HeaderError):
+    """A file whose header is sound, and which is longer or shorter than that says. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,10 @@ def read_safetensors_header(path: Path) -> tuple[TensorInfo, ...]:
 
 
 def checked_tensors(path: Path, tensors: list[TensorInfo], data_bytes: int) -> tuple[TensorInfo, ...]:
-    """The tensors in data order, after a check that they tile the data: no overlap, no hole, nothing past the end."""
+    """The tensors in data order, after a check that they tile the data: no overlap, no hole, nothing past the end.
+
+    `data_bytes`: what the file has behind its header. Raises LengthError if only that is wrong, else HeaderError.
+    """
     tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
     position = 0
     for tensor in tensors:
@@ -88,9 +95,16 @@ def checked_tensors(path: Path, tensors: list[TensorInfo], data_bytes: int) -> t
             what = "overlaps the tensor before it" if tensor.start < position else "leaves a hole before it"
             raise HeaderError(f"{path}: tensor {shown(tensor.name)} starts at byte {tensor.start} and {what}")
         position = tensor.end
-    if position != data_bytes:
-        word = "truncated" if position > data_bytes else "too long"
-        raise HeaderError(f"{path}: {word}: its tensors have {position} bytes, its data {data_bytes}")
+    missing = position - data_bytes
+    if missing > 0:
+        raise LengthError(
+            f"{path}: truncated: {missing} of its tensors' {position} bytes are missing; get the file again"
+        )
+    if missing < 0:
+        raise LengthError(
+            f"{path}: too long: {-missing} bytes lie behind its last tensor. Its tensors are complete, so do not get "
+            f"it again: cut its last {-missing} bytes off, or save its tensors anew"
+        )
     return tuple(tensors)
 
 

@@ -82,11 +82,26 @@ def tensor_places(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
     return {tensor.name: (data + tensor.start, tensor.bytes) for tensor in tensors}
 
 
+def with_strides(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor | None:
+    """The same elements in the same memory, seen with other strides; None if these put them in another order.
+
+    Memory formats differ in the strides of sizes of 1 too (kernels of 1x1), where they move no element: convolutions
+    choose their algorithm by them.
+    """
+    if tensor.stride() == stride:
+        return tensor
+    laid_out = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device="meta")
+    if not (tensor.is_contiguous() and laid_out.is_contiguous()):
+        return None
+    return tensor.as_strided(tensor.shape, stride)
+
+
 def weights_from_file(module: nn.Module, path: str | os.PathLike[str]) -> WeightFile:
     """Point every parameter of `module` at the tensor of its name in the file at `path`.
 
-    A parameter keeps the type it had (converted when it is read); one that is on meta takes the file's. Raises
-    OffloadError for a parameter that the file has not, or has in another shape.
+    A parameter keeps the type it had (converted when it is read) and its strides: one whose elements lie in another
+    order than in the file (`torch.channels_last`) is copied into memory now. One that is on meta takes the file's type
+    and strides. Raises OffloadError for a parameter that the file has not, or has in another shape.
     """
     file, places = WeightFile(path), tensor_places(path)
     with safetensors.safe_open(path, framework="pt", device="cpu") as tensors:
@@ -100,12 +115,17 @@ def weights_from_file(module: nn.Module, path: str | os.PathLike[str]) -> Weight
                     found = f"{tuple(mapped.shape)} in the file and {tuple(parameter.shape)} in the model"
                     raise OffloadError(f"asked to take {full} from {path}; found {found}; use the model's own file")
                 wanted = mapped.dtype if parameter.is_meta else parameter.dtype
+                as_built = mapped if parameter.is_meta else with_strides(mapped, parameter.stride())
+                place = FileSlice(file, *places[full], mapped.dtype, mapped if as_built is None else as_built)
                 with torch.no_grad():
+                    if as_built is None:
+                        parameter.copy_(place.in_memory(wanted))
+                        continue
                     if parameter.is_meta:
                         parameter = nn.Parameter(mapped, requires_grad=False)
                         owner.register_parameter(name, parameter)
                     else:
-                        parameter.data = mapped
-                lies_in_file(parameter, FileSlice(file, *places[full], mapped.dtype, mapped), wanted)
+                        parameter.data = as_built
+                lies_in_file(parameter, place, wanted)
     file.check()
     return file

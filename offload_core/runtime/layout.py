@@ -117,7 +117,11 @@ class Flattened:
 def _in_memory(leaf: torch.Tensor) -> torch.Tensor:
     """`leaf`, or a stand-in of its shape for one that lies in a file in another type than it is to have."""
     dtype = dtype_of(leaf)
-    return plain(leaf) if dtype == leaf.dtype else torch.empty(leaf.shape, dtype=dtype, device="meta")
+    return (
+        plain(leaf)
+        if dtype == leaf.dtype
+        else torch.empty_strided(leaf.shape, leaf.stride(), dtype=dtype, device="meta")
+    )
 
 
 def _aligned(nbytes: int) -> int:

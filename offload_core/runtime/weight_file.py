@@ -170,7 +170,7 @@ class FileSlice:
         """
         if not self.mapped.is_contiguous():
             return self.mapped.to(dtype, copy=True)
-        value = torch.empty(self.mapped.shape, dtype=dtype)
+        value = torch.empty_strided(self.mapped.shape, self.mapped.stride(), dtype=dtype)
         if value.numel():
             self.read(value.view(-1).view(torch.uint8), 0, dtype)
         self.file.check(self.offset)

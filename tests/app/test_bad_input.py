@@ -58,6 +58,18 @@ def test_a_file_that_is_no_model_is_one_clear_error(sim, model_files, name):
     assert sim.sim_stats()["used"] <= before
 
 
+def test_a_file_with_bytes_behind_its_last_tensor_is_not_called_incomplete(sim, model_files):
+    """The app refuses it; what is to be done is not to get it again."""
+    name = model_files.put("diffusion_models", "padded.safetensors", good_file() + bytes(4096))
+    message = sim.run(loaded_with(name)).message
+    assert f"{name}: too long: 4096 bytes lie behind its last tensor" in message
+    assert "do not get it again: cut its last 4096 bytes off" in message
+    assert "check that the file is complete" not in message
+    cut = model_files.put("diffusion_models", "cut.safetensors", good_file()[:-4096])
+    message = sim.run(loaded_with(cut)).message
+    assert f"{cut}: truncated: 4096 of " in message and "get the file again" in message
+
+
 def test_a_missing_file_is_refused_by_name(sim):
     result = sim.run(loaded_with("not_there.safetensors"))
     assert not result.ok

@@ -107,8 +107,11 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         ),
         "overlaps",
     ),
-    "truncated data": (entry()[:-1], "truncated"),
-    "data left over": (entry() + b"x", "too long"),
+    "truncated data": (entry()[:-1], "truncated: 1 of .* 4 bytes are missing; get the file again"),
+    "data left over": (
+        entry() + b"xyz",
+        "too long: 3 bytes lie behind .* do not get it again: cut its last 3 bytes off",
+    ),
     "half a byte": (with_header(b'{"a": {"dtype": "F4", "shape": [3], "data_offsets": [0, 1]}}', 1), "does not have"),
 }
 
@@ -178,6 +181,8 @@ def test_a_good_gguf(tmp_path: Path) -> None:
     first, second = read_gguf_header(path)
     assert (first.name, first.dtype, first.shape, first.bytes) == ("a.weight", "Q8_0", (2, 64), 136)
     assert (second.dtype, second.bytes) == ("F32", 32)
+    path.write_bytes(path.read_bytes() + bytes(7))
+    assert read_gguf_header(path) == (first, second), "as those who read such files: what lies behind is left alone"
 
 
 BAD_GGUF: dict[str, tuple[bytes, str]] = {
@@ -204,7 +209,7 @@ BAD_GGUF: dict[str, tuple[bytes, str]] = {
     "askew": (gguf([("a", [1], 0, 4)], data_bytes=64), "askew"),
     "overlap": (gguf([("a", [64], 0, 0), ("b", [8], 0, 32)], data_bytes=512), "inside another"),
     "twice": (gguf([("a", [8], 0, 0), ("a", [8], 0, 32)], data_bytes=64), "twice"),
-    "truncated data": (gguf([("a", [64], 0, 0)], data_bytes=255), "truncated"),
+    "truncated data": (gguf([("a", [64], 0, 0)], data_bytes=255), "truncated, 1 bytes of it are missing; get"),
     "shape overflow": (gguf([("a", [1 << 40, 1 << 40], 0, 0)], data_bytes=64), "truncated"),
     "nameless": (gguf([("", [1], 0, 0)], data_bytes=64), "not a name"),
 }

@@ -39,6 +39,23 @@ def lokr(name: str, shape: list[int], random: Random) -> dict[str, torch.Tensor]
     return {f"{name}.lokr_w1": random(2, 2), f"{name}.lokr_w2": random(shape[0] // 2, shape[1] // 2)}
 
 
+def oft(name: str, shape: list[int], random: Random) -> dict[str, torch.Tensor]:
+    """Rotations of the output, in blocks of 8 rows."""
+    return {f"{name}.oft_blocks": random(shape[0] // 8, 8, 8) * 4, f"{name}.alpha": torch.tensor(2.0)}
+
+
+def boft(name: str, shape: list[int], random: Random) -> dict[str, torch.Tensor]:
+    """Rotations in two stages, in blocks of 4 rows."""
+    return {f"{name}.oft_blocks": random(2, shape[0] // 4, 4, 4) * 4, f"{name}.alpha": torch.tensor(2.0)}
+
+
+def glora(name: str, shape: list[int], random: Random) -> dict[str, torch.Tensor]:
+    """A change made from the weight itself, and one beside it."""
+    wide, high = shape[1], shape[0]
+    shapes = {"a1": (wide, RANK), "a2": (RANK, wide), "b1": (high, RANK), "b2": (RANK, wide)}
+    return {f"{name}.{part}.weight": random(*size) for part, size in shapes.items()}
+
+
 def diff(name: str, shape: list[int], random: Random) -> dict[str, torch.Tensor]:
     return {f"{name}.diff": random(*shape) / 4, f"{name}.diff_b": random(shape[0])}
 
@@ -53,7 +70,7 @@ def wider(name: str, shape: list[int], random: Random) -> dict[str, torch.Tensor
     return {**lora(name, wide, random), f"{name}.reshape_weight": torch.tensor(wide)}
 
 
-KINDS = {kind.__name__: kind for kind in (lora, dora, loha, lokr, diff, set_weight, wider)}
+KINDS = {kind.__name__: kind for kind in (lora, dora, loha, lokr, oft, boft, glora, diff, set_weight, wider)}
 
 
 class PatchFiles:

@@ -3,6 +3,7 @@
 GET /probe/dynamic answers what the app's Dynamic VRAM models hold on the device.
 """
 
+import gc
 import hashlib
 import importlib
 
@@ -10,6 +11,7 @@ import comfy.model_patcher
 import comfy.patcher_extension
 import torch
 from aiohttp import web
+from comfy import model_management
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from server import PromptServer
 
@@ -163,7 +165,35 @@ class ProbeState:
         return (digest.hexdigest(),)
 
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ProbeExtension, ProbeClone, ProbeState)}
+def _loaded():
+    return model_management.current_loaded_models
+
+
+UNLOADS = {
+    "all": lambda: model_management.unload_all_models(),
+    "free_memory": lambda: model_management.free_memory(1e30, model_management.get_torch_device()),
+    "one by one": lambda: [_loaded().pop().model_unload() for _ in range(len(_loaded()))],
+    "detach": lambda: [loaded.model.detach() for loaded in list(_loaded())],
+}
+
+
+class ProbeUnload:
+    """Passes a latent on after it has unloaded the models, in one of the ways of other packs' nodes."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "_test", "run", ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802 - the app's name
+        return {"required": {"latent": ("LATENT",), "how": (list(UNLOADS),)}}
+
+    def run(self, latent, how):
+        UNLOADS[how]()
+        gc.collect()
+        model_management.soft_empty_cache()
+        return (latent,)
+
+
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ProbeExtension, ProbeClone, ProbeState, ProbeUnload)}
 
 
 @PromptServer.instance.routes.get("/probe/dynamic")

@@ -4,6 +4,7 @@ GET /probe/patched answers what in the app's modules is no longer what it was be
 {"after_packs": [names], "now": [names]}.
 """
 
+import json
 import sys
 
 import torch
@@ -62,5 +63,24 @@ class ProbeTensors:
         return ({"samples": torch.cat(rows)[None, None, None]},)
 
 
+class ProbeWeights:
+    """Type and strides of every weight of a MODEL, CLIP or VAE, as they are once `after` is there: JSON, by name."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "_test", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802 - the app's name
+        return {"required": {"value": ("*", {}), "after": ("*", {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):  # noqa: N802 - the app's name
+        return True
+
+    def run(self, value, after):
+        module = getattr(value, "patcher", value).model
+        weights = {name: [str(weight.dtype), weight.stride()] for name, weight in module.named_parameters()}
+        return {"ui": {"text": [json.dumps(weights)]}}
+
+
 # no literal id: scanners of clones would list it among our nodes
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ProbeTensors,)}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ProbeTensors, ProbeWeights)}
