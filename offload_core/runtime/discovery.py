@@ -29,7 +29,7 @@ from .host_store import lies_whole_in_file
 from .layout import Flattened, span_bytes
 from .loose import LooseTensors
 from .parts import UnmovableTensor, bring_into_memory, is_plain, parts_of, plain, stored_bytes
-from .wrapped import called_children, unwrapped
+from .wrapped import called_children, plain_name, unwrapped
 
 MIN_TENSOR_BYTES = 1 << 20
 SMALL_TENSOR_SHARE = 32
@@ -147,7 +147,7 @@ def _large_tables(root: nn.Module, shared: set[int], notes: list[str]) -> list[F
     for name, module in root.named_modules():
         for parameter in module._parameters.values():
             if parameter is not None and stored_bytes(parameter) >= HOST_GATHER_BYTES:
-                users.setdefault(id(parameter), []).append((name, module))
+                users.setdefault(id(parameter), []).append((plain_name(name), module))
     tables = []
     for key, places in users.items():
         first = places[0][1]

@@ -23,6 +23,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
+def plain_name(name: str) -> str:
+    """A module's or tensor's name as it is without compiled wrappers."""
+    return ".".join(word for word in name.split(".") if word != "_orig_mod")
+
+
 def called_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The children that may be layers: not what computes a parametrised module's weights, which is part of it."""
     parametrised = parametrize.is_parametrized(module)

@@ -73,9 +73,7 @@ def taesd_flux(seed):
     return taesd(seed, channels=16, scale=0.3611, shift=0.1159)
 
 
-@recipe(
-    "vae_stage_a", "vae/vae_stage_a.safetensors", "Stable Cascade stage A, in real size", on_demand=True
-)
+@recipe("vae_stage_a", "vae/vae_stage_a.safetensors", "Stable Cascade stage A, in real size", on_demand=True)
 def vae_stage_a(seed):
     from comfy.ldm.cascade.stage_a import StageA
 
