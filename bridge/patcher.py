@@ -22,7 +22,6 @@ import torch
 
 from ..offload_core.errors import OffloadError
 from ..offload_core.runtime.host_parameter import check_files
-from ..offload_core.runtime.wrapped import plain_name
 from ..offload_core.settings import ComponentSettings
 from . import compat, telemetry, true_values, weights
 from .asked import Asked
@@ -200,7 +199,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 module.prev_comfy_cast_weights = module.comfy_cast_weights
                 module.comfy_cast_weights = True
             for kind in ("weight", "bias"):
-                functions = self.weight_wrapper_patches.get(plain_name(f"{name}.{kind}"))
+                functions = self.weight_wrapper_patches.get(f"{name}.{kind}")
                 if functions:
                     getattr(module, f"{kind}_function").extend(functions)
             comfy.model_patcher.move_weight_functions(module, device)
