@@ -181,6 +181,27 @@ def ltx2_19b() -> nn.Module:
     return LTXAVModel(**_parts())
 
 
+def cosmos1_params(**changes: Any) -> dict[str, Any]:
+    """Constructor arguments of Cosmos 1 7B, text to video."""
+    return {
+        **{"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16},
+        **{"patch_spatial": 2, "patch_temporal": 1, "model_channels": 4096, "num_blocks": 28, "num_heads": 32},
+        **{"block_config": "FA-CA-MLP", "block_x_format": "THWBD", "concat_padding_mask": True},
+        **{"pos_emb_cls": "rope3d", "pos_emb_learnable": False, "pos_emb_interpolation": "crop"},
+        **{"affline_emb_norm": True, "use_adaln_lora": True, "adaln_lora_dim": 256},
+        **{"extra_per_block_abs_pos_emb": True, "extra_per_block_abs_pos_emb_type": "learnable"},
+        **{"rope_h_extrapolation_ratio": 1.0, "rope_w_extrapolation_ratio": 1.0, "rope_t_extrapolation_ratio": 2.0},
+        **changes,
+    }
+
+
+@builder
+def cosmos1_7b() -> nn.Module:
+    from comfy.ldm.cosmos.model import GeneralDIT
+
+    return GeneralDIT(image_model="cosmos", **cosmos1_params(), **_parts())
+
+
 @builder
 def qwen_image() -> nn.Module:
     from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
@@ -267,6 +288,14 @@ def qwen25_vl_7b() -> nn.Module:
 @builder
 def mistral3_24b() -> nn.Module:
     return _encoder("comfy.text_encoders.flux", "Mistral3_24BModel")
+
+
+@builder
+def ltx2_text_encoder() -> nn.Module:
+    """Gemma 3 and LTX-2's projections."""
+    from comfy.text_encoders import lt
+
+    return lt.ltxav_te(dtype_llama=torch.float32)(device="meta", dtype=torch.float32)
 
 
 @builder

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from offload_core.model_shape import Compute, inventory_of
+from offload_core.planner import smallest_budget
 from offload_core.safetensors_header import TensorInfo
 
 
-def advised(module: nn.Module) -> dict[str, int]:
-    """Bytes on the device with everything resident, bytes of layers that may be streamed, and of the largest layer."""
-    tensors = [
+def tensor_infos(module: nn.Module) -> list[TensorInfo]:
+    """What the header of a file with the module's tensors, in 16 bits, would say."""
+    return [
         TensorInfo(name, "BF16", tuple(tensor.shape), 0, tensor.numel() * tensor.element_size(), Path())
         for name, tensor in module.state_dict().items()
     ]
-    inventory = inventory_of("dit", tensors, Compute(100.0))
-    layers = [layer.bytes for layer in inventory.layers if layer.keep is None]
-    return {"device_bytes": inventory.total_bytes, "layer_bytes": sum(layers), "largest_bytes": max(layers, default=0)}
+
+
+def advised(module: nn.Module) -> dict[str, Any]:
+    """Bytes on the device with everything resident, of layers that may be streamed, of the largest one; and names."""
+    inventory = inventory_of("dit", tensor_infos(module), Compute(100.0))
+    layers = {layer.name: layer.bytes for layer in inventory.layers if layer.keep is None}
+    return {
+        "device_bytes": inventory.total_bytes,
+        "layer_bytes": sum(layers.values()),
+        "largest_bytes": max(layers.values(), default=0),
+        "smallest_budget": smallest_budget(inventory),
+        "layers": list(layers),
+    }

@@ -19,6 +19,7 @@ import torch
 
 from ..offload_core.errors import OffloadError
 from ..offload_core.inventory import Inventory
+from ..offload_core.layer_walk import MIN_LAYER_BYTES
 from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
 from ..offload_core.replan import better_plan
@@ -243,12 +244,23 @@ class Component:
             allowance = self._within_policy(asked, allowance, others)
             if not (self.loaded and self._planned_for == wishes and self._still_good(allowance)):
                 self.put_into_effect(self._plan(settings, allowance))
+        self._say_if_nothing_streams(asked)
         host_memory().relieve(self.controller)  # what it shares may not be what it was planned to page-lock
         self._planned_for = wishes
         self.run_began = self.controller.counters.as_dict()
         assert self._mover is not None
         self._mover.install()
         self._measure()
+
+    def _say_if_nothing_streams(self, asked: Asked) -> None:
+        """Warn where a component was asked to be streamed and has no layer that can be."""
+        inventory = self.controller.inventory
+        if asked.value("placement") == "layerwise" and all(layer.keep is not None for layer in inventory.layers):
+            self.warn(
+                f"asked to stream {self.source} layer by layer; found no repeated blocks of "
+                f"{MIN_LAYER_BYTES / 1e6:.0f} MB or more: all of its {inventory.total_bytes / 1e9:.3f} GB are resident",
+                do="choose the placement `whole` to let ComfyUI move it, or `auto`",
+            )
 
     def _resolve(self, asked: Asked, neighbours: list[Neighbour]) -> ComponentSettings:
         """The settings with what the policy fills in now, beside the components that are alive now."""

@@ -10,35 +10,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..offload_core.errors import OffloadError
+from ..offload_core.file_kinds import kinds_by_names
 from ..offload_core.model_files import ModelFile, read_models
 from . import compat
-
-_PREFIXES: dict[str, tuple[str, ...]] = {
-    "controlnet": ("controlnet_", "zero_convs.", "control_model.", "input_hint_block."),
-    "image_encoder": ("vision_model.", "visual.transformer.", "encoder.layer.0."),
-    "vae": (
-        *("decoder.conv", "decoder.up", "decoder.mid", "decoder.middle.", "decoder.head.", "first_stage_model."),
-        *("decoder.0.", "decoder.1.", "taesd_decoder.", "vae."),
-    ),
-    "dit": (
-        *("double_blocks.", "single_blocks.", "transformer_blocks.", "single_transformer_blocks.", "joint_blocks."),
-        *("model.diffusion_model.", "diffusion_model.", "input_blocks.", "down_blocks.", "blocks.0.self_attn."),
-    ),
-}
-_TEXT_ENCODER_NAMES = (
-    "transformer.resblocks.0.",
-    "text_model.",
-    "shared.weight",
-    "model.embed_tokens.",
-    "encoder.block.",
-)
 
 
 def kinds_of(files: Iterable[ModelFile]) -> set[str]:
     """The components these files may be for. Empty: nothing known."""
     tensors = {tensor.name: tensor for file in files for tensor in file.tensors}
-    kinds = {kind for kind, prefixes in _PREFIXES.items() if any(name.startswith(prefixes) for name in tensors)}
-    if any(name.startswith(_TEXT_ENCODER_NAMES) for name in tensors) or _app_knows_encoder(tensors):
+    kinds = kinds_by_names(tensors)
+    if _app_knows_encoder(tensors):
         kinds.add("text_encoder")
     return kinds
 

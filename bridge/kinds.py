@@ -12,6 +12,7 @@ import comfy.model_base
 import torch
 
 from ..offload_core.runtime.controller import Entry
+from ..offload_core.runtime.wrapped import unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ def kind_of(model: torch.nn.Module) -> Kind:
 
 
 def entries_of(model: torch.nn.Module, kind: Kind) -> list[Entry]:
-    """Where a pass over the model's layers begins."""
+    """Where a pass over the model's layers begins: inside a compiled wrapper, which may be there for a while only."""
     inner = getattr(model, "diffusion_model", model) if kind is DIT else model
+    inner = unwrapped(inner)
     return [(inner, method) for method in kind.methods if callable(getattr(inner, method, None))]

@@ -1,30 +1,24 @@
 """From tensor names and shapes to components, layers and compute times, before anything is loaded.
 
-The same idea of a layer as the engine's own discovery, seen through names: the children of the module lists that hold
-most of the bytes. Knows nothing about files, devices or budgets.
+Layers are told by the same walk as the engine's own (`layer_walk.py`), over the tree that names make (`name_tree.py`).
+Knows nothing about files, devices or budgets.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .cost_model import tokens_for
 from .inventory import Inventory, LayerSpec
+from .layer_walk import HOST_GATHER_BYTES, MIN_LAYER_BYTES, Limits, units
+from .name_tree import tensors_below, tree_of
 from .plan_text import format_bytes
 from .safetensors_header import TensorInfo
 
 __all__ = ["Compute", "components_of", "inventory_of"]
 
-SMALL_LAYER_BYTES = 1 << 20  # a layer below this stays: a copy this short costs more than it frees
-HOST_TABLE_BYTES = 64 << 20  # an embedding table from this size on is gathered on the host
-SINGLE_LAYER_BYTES = 64 << 20  # a module outside any list from this size on is a layer of its own
-_LIST_SHARE = 0.02  # a module list that holds less than this share of a component is not a list of blocks
-_SPLIT_SHARE = 1 / 8  # of a list of one child that is not taken for blocks
-# A child larger than both, these bytes and this share, is split at the lists inside it, as the engine does.
-SPLIT_LAYER_BYTES = 256 << 20
-_LARGE_SHARE = 1 / 16
 _TEXT_TOKENS = 512
 
 # Prefixes of checkpoints that bundle several models.
@@ -88,11 +82,11 @@ def inventory_of(component: str, tensors: Iterable[TensorInfo], compute: Compute
     blocks without one take both streams together.
     """
     tensors = list(tensors)
-    tables = [tensor for tensor in tensors if _is_host_table(tensor)]
-    rest = [tensor for tensor in tensors if not _is_host_table(tensor)]
-    groups, loose = _layers(rest)
+    groups, rest = _layers(tensors)
+    tables = [tensor for tensor in rest if _is_host_table(tensor)]
+    loose = [tensor for tensor in rest if not _is_host_table(tensor)]
     tokens = compute.tokens or tokens_for(component)
-    joint = component == "dit" and any(_is_text_stream(tensor) for tensor in rest)
+    joint = component == "dit" and any(_is_text_stream(tensor) for tensor in tensors)
     layers = []
     for name, members in groups.items():
         size = sum(tensor.bytes for tensor in members)
@@ -101,7 +95,7 @@ def inventory_of(component: str, tensors: Iterable[TensorInfo], compute: Compute
                 name=name,
                 bytes=size,
                 compute_ns=round(_flops(component, members, tokens, joint) / compute.tflops / 1e3),
-                keep="under 1 MB" if size < SMALL_LAYER_BYTES else None,
+                keep="under 1 MB" if size < MIN_LAYER_BYTES else None,
             )
         )
     notes = [f"{table.name} ({format_bytes(table.bytes)}) is gathered on the host" for table in tables]
@@ -111,82 +105,25 @@ def inventory_of(component: str, tensors: Iterable[TensorInfo], compute: Compute
 
 
 def _is_host_table(tensor: TensorInfo) -> bool:
-    return tensor.bytes >= HOST_TABLE_BYTES and len(tensor.shape) == 2 and any(word in tensor.name for word in _TABLES)
+    return tensor.bytes >= HOST_GATHER_BYTES and len(tensor.shape) == 2 and any(word in tensor.name for word in _TABLES)
 
 
 def _layers(tensors: list[TensorInfo]) -> tuple[dict[str, list[TensorInfo]], list[TensorInfo]]:
     """Layers by name, lists in the order the names first come, indices ascending; and what is outside any layer."""
-    total = sum(tensor.bytes for tensor in tensors)
-    found: dict[str, list[TensorInfo]] = {}
-    loose = _take_large_modules(_split(tensors, -1, total, found), found)
-    return dict(sorted(found.items(), key=lambda item: _natural(item[0]))), loose
-
-
-def _take_large_modules(loose: list[TensorInfo], found: dict[str, list[TensorInfo]]) -> list[TensorInfo]:
-    """Move single huge modules (a modulation all blocks share, say) from what is loose to the layers."""
-    modules: dict[str, list[TensorInfo]] = defaultdict(list)
-    for tensor in loose:
-        modules[tensor.name.rpartition(".")[0]].append(tensor)
-    large = {name: members for name, members in modules.items() if name and _bytes(modules, name) >= SINGLE_LAYER_BYTES}
-    found.update((name, members) for name, members in large.items() if name not in found)
-    return [tensor for tensor in loose if tensor.name.rpartition(".")[0] not in large]
+    layers: dict[str, list[TensorInfo]] = {}
+    for name, part in units(tree_of(tensors), Limits()):
+        members = [tensor for tensor in tensors_below(part) if not _is_host_table(tensor)]
+        if members:
+            layers[name] = members
+    taken = {tensor.name for members in layers.values() for tensor in members}
+    loose = [tensor for tensor in tensors if tensor.name not in taken]
+    return dict(sorted(layers.items(), key=lambda item: _natural(item[0]))), loose
 
 
 def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
     """Sorts indices as numbers, and what runs first before what runs later where names tell."""
     order = {"input_blocks": 0, "down_blocks": 0, "double_blocks": 0, "encoder": 0, "middle_block": 1, "mid_block": 1}
     return tuple((0, int(part)) if part.isdigit() else (1 + order.get(part, 2), part) for part in name.split("."))
-
-
-def _split(tensors: list[TensorInfo], depth: int, total: int, found: dict[str, list[TensorInfo]]) -> list[TensorInfo]:
-    """Put the children of the lists after name part `depth` into `found`; returns what is in none of them."""
-    lists: dict[str, dict[str, list[TensorInfo]]] = defaultdict(lambda: defaultdict(list))
-    loose: list[TensorInfo] = []
-    for tensor in tensors:
-        parts = tensor.name.split(".")
-        place = next((i for i in range(depth + 1, len(parts) - 1) if _is_element(parts, i)), None)
-        if place is None:
-            loose.append(tensor)
-        else:
-            lists[".".join(parts[:place])][".".join(parts[: place + 1])].append(tensor)
-    for children in lists.values():
-        size = _bytes(children)
-        # One numbered child alone is no list of blocks (a modulation's last layer, say), unless it holds lists itself.
-        alone = len(children) < 2 and depth < 0 and size <= _SPLIT_SHARE * total
-        if alone or size < _LIST_SHARE * total:
-            loose += [tensor for members in children.values() for tensor in members]
-            continue
-        for name, members in children.items():
-            rest = members
-            large = max(SPLIT_LAYER_BYTES, _LARGE_SHARE * total)
-            if _bytes(children, name) > large or _is_walked(name, members):
-                inner: dict[str, list[TensorInfo]] = {}
-                rest = _split(members, name.count("."), total, inner)
-                found.update(inner)
-            if rest:
-                found[name] = rest
-    return loose
-
-
-def _bytes(children: Mapping[str, list[TensorInfo]], *names: str) -> int:
-    """Of all children, or of these."""
-    return sum(tensor.bytes for name in names or children for tensor in children[name])
-
-
-def _is_element(parts: list[str], place: int) -> bool:
-    """Whether a part of a name is that of a list's element: a number, or what an autoencoder keeps in its `mid`."""
-    return (parts[place].isdigit() and parts[place].isascii()) or (place > 0 and parts[place - 1] == "mid")
-
-
-def _is_walked(name: str, members: list[TensorInfo]) -> bool:
-    """Whether a list's element is only gone through and never called, so that what is in it are the layers.
-
-    A UNet's input_blocks.4 is a list itself, of 4.0 and 4.1; an autoencoder's up.2 is a stage with a list of blocks.
-    """
-    parts = name.split(".")
-    if len(parts) > 1 and parts[-2] in ("up", "down"):
-        return True
-    return all(tensor.name[len(name) + 1 :].split(".")[0].isdigit() for tensor in members)
 
 
 def _is_text_stream(tensor: TensorInfo) -> bool:

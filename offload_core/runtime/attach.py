@@ -19,13 +19,14 @@ from torch import nn
 
 from ..errors import OffloadError
 from ..inventory import Inventory
+from ..layer_walk import MIN_LAYER_BYTES
 from ..plan import Plan
 from ..planner import PlanRequest, make_plan, smallest_budget
 from ..replan import better_plan, several_passes
 from .controller import Entry, OffloadController
 from .device_port import is_unified, port_for
 from .device_queue import DeviceQueue
-from .discovery import MIN_LAYER_BYTES, discover, keep_in_memory
+from .discovery import discover, keep_in_memory
 from .full_device import when_full
 from .host_parameter import is_adopted
 

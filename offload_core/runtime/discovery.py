@@ -1,8 +1,8 @@
 """Finds the layers of a module: the repeated blocks that hold most of its bytes, without anybody declaring them.
 
-The walk starts at the root and goes down through what only *contains* (module lists, sequentials, modules without a
-forward of their own) and through what contains a list of blocks. What it reaches with a forward of its own is a layer
-if it is large enough to be worth a copy. The rest of the module is *loose*: resident while the component is in use.
+`layer_walk.py` says which modules are layers; here is what it is told about a module: which only *contain* (module
+lists and dictionaries, sequentials, modules without a forward of their own), and what stands under a wrapper. The rest
+of the module is *loose*: resident while the component is in use.
 The module reads shapes and types only; it moves nothing and knows nothing about devices.
 """
 
@@ -15,35 +15,26 @@ import torch
 from torch import nn
 
 from ..inventory import Inventory, LayerSpec
+from ..layer_walk import (
+    HOST_GATHER_BYTES,
+    MIN_LAYER_BYTES,
+    MIN_SINGLE_LAYER_BYTES,
+    SPLIT_LAYER_BYTES,
+    Limits,
+    Part,
+    units,
+)
 from .file_rows import stays_in_file
 from .host_store import lies_whole_in_file
 from .layout import Flattened, span_bytes
 from .loose import LooseTensors
 from .parts import UnmovableTensor, bring_into_memory, is_plain, parts_of, plain, stored_bytes
-
-MIN_LAYER_BYTES = 1 << 20
-"""A smaller layer costs more in latency per visit than its bytes are worth in memory."""
+from .wrapped import called_children, plain_name, unwrapped
 
 MIN_TENSOR_BYTES = 1 << 20
 SMALL_TENSOR_SHARE = 32
 """Norms, biases and tables under 1 MB, and under 1/32 of their layer, stay on the device: together they are a few
 percent of a model, and every one of them left out is a parameter less to swap on each visit."""
-
-MIN_SINGLE_LAYER_BYTES = 64 << 20
-"""A module outside any list of blocks is streamed only from this size on: some models keep one huge modulation or
-projection there."""
-
-SPLIT_LAYER_BYTES = 256 << 20
-SPLIT_SHARE = 16
-"""A block over 256 MB and over 1/16 of the model is split if it holds blocks itself: the ring is sized by the
-largest layer."""
-
-HOST_GATHER_BYTES = MIN_SINGLE_LAYER_BYTES
-"""An embedding table of this size stays on the host; a prompt touches a few hundred of its rows. Smaller ones are
-loose. Streamed, CLIP-L's 76 MB would be five times its largest block, and size the ring."""
-
-MIN_LIST_SHARE = 10
-"""A module list counts as a list of blocks from 1/10 of the bytes of the module that holds it."""
 
 
 @dataclass(slots=True)
@@ -80,9 +71,8 @@ class Discovery:
 
 def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Discovery:
     """The layers of `root`. Raises nothing: a module without repeated blocks yields none, and a note that says so."""
-    sizes = _sizes(root)
-    is_list = isinstance(root, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
-    found = _outermost(_units(root, "", sizes, sizes[root], is_list))
+    walked = units(_tree(root), Limits(MIN_SINGLE_LAYER_BYTES, SPLIT_LAYER_BYTES))
+    found = _outermost((name, part.held) for name, part in walked)
     shared = _shared_tensors(root, found)
     notes: list[str] = []
     layers, tables = [], _large_tables(root, shared, notes)
@@ -122,24 +112,21 @@ def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
     return replace(found, loose_bytes=LooseTensors(root, streamed).nbytes)
 
 
-def _units(
-    module: nn.Module, name: str, sizes: dict[nn.Module, int], total: int, in_list: bool
-) -> Iterator[tuple[str, nn.Module]]:
-    """The modules to move as one below `module`, in registration order, each once.
+def _tree(root: nn.Module) -> Part[nn.Module]:
+    """The module as the walk sees it; a module that hangs in several places is one part."""
+    nbytes = {id(parameter): stored_bytes(parameter) for parameter in root.parameters()}
+    parts: dict[nn.Module, Part[nn.Module]] = {}
 
-    `in_list`: whether `module` is a container, so that its children are elements of a list and candidates at any size.
-    """
-    seen: set[nn.Module] = set()
-    for child_name, child in module.named_children():
-        path = f"{name}.{child_name}" if name else child_name
-        if child in seen or not sizes[child]:
-            continue
-        seen.add(child)
-        container = _only_contains(child)
-        if container or (_holds_blocks(child, sizes) and not (in_list and _small_enough(child, sizes, total))):
-            yield from _units(child, path, sizes, total, container)
-        elif in_list or sizes[child] >= MIN_SINGLE_LAYER_BYTES:
-            yield path, child
+    def part_of(module: nn.Module) -> Part[nn.Module]:
+        module = unwrapped(module)
+        if module not in parts:
+            size = sum(nbytes[id(parameter)] for parameter in module.parameters())
+            is_list = isinstance(module, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
+            part = parts[module] = Part(module, size, _only_contains(module), is_list)
+            part.children = {name: part_of(child) for name, child in called_children(module)}
+        return parts[module]
+
+    return part_of(root)
 
 
 def _outermost(units: Iterable[tuple[str, nn.Module]]) -> list[FoundLayer]:
@@ -160,7 +147,7 @@ def _large_tables(root: nn.Module, shared: set[int], notes: list[str]) -> list[F
     for name, module in root.named_modules():
         for parameter in module._parameters.values():
             if parameter is not None and stored_bytes(parameter) >= HOST_GATHER_BYTES:
-                users.setdefault(id(parameter), []).append((name, module))
+                users.setdefault(id(parameter), []).append((plain_name(name), module))
     tables = []
     for key, places in users.items():
         first = places[0][1]
@@ -197,27 +184,9 @@ def _only_contains(module: nn.Module) -> bool:
     """
     if type(module) is nn.Sequential:
         return any(True for child in module for _ in child.children())
-    return (
-        isinstance(module, (nn.ModuleList, nn.Sequential, nn.ModuleDict)) or type(module).forward is nn.Module.forward
-    )
-
-
-def _holds_blocks(module: nn.Module, sizes: dict[nn.Module, int]) -> bool:
-    """Whether a list of two or more composite children somewhere below holds a fair share of the module."""
-    for child in module.modules():
-        if (
-            child is not module
-            and isinstance(child, (nn.ModuleList, nn.Sequential))
-            and sizes[child] * MIN_LIST_SHARE >= sizes[module]
-        ):
-            composite = [c for c in child if sizes.get(c) and any(sizes[g] for g in c.children())]
-            if len(composite) >= 2:
-                return True
-    return False
-
-
-def _small_enough(block: nn.Module, sizes: dict[nn.Module, int], total: int) -> bool:
-    return sizes[block] <= max(SPLIT_LAYER_BYTES, total // SPLIT_SHARE)
+    if isinstance(module, (nn.ModuleList, nn.Sequential, nn.ModuleDict)):
+        return True
+    return type(module).forward is nn.Module.forward and "forward" not in vars(module)
 
 
 def _choose_parameters(layer: FoundLayer, shared: set[int], gathered: set[int], notes: list[str]) -> None:
@@ -272,12 +241,6 @@ def _spans(tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
     for leaf in leaves:
         if leaf.numel():
             yield leaf.data_ptr(), leaf.data_ptr() + span_bytes(leaf)
-
-
-def _sizes(root: nn.Module) -> dict[nn.Module, int]:
-    """Parameter bytes of every module, its children's included."""
-    nbytes = {id(parameter): stored_bytes(parameter) for parameter in root.parameters()}
-    return {module: sum(nbytes[id(p)] for p in module.parameters()) for module in root.modules()}
 
 
 def _tensors(root: nn.Module) -> Iterator[torch.Tensor]:

@@ -3,7 +3,18 @@
 import pytest
 
 from tests.app.test_bit_identity import outcome, smallest_budget_gb
-from tests.support.workflows import LATENT, NEGATIVE, POSITIVE, SAMPLER, build, node, with_controlnet
+from tests.support.workflows import (
+    LATENT,
+    NEGATIVE,
+    POSITIVE,
+    SAMPLER,
+    VAE,
+    behind,
+    build,
+    node,
+    with_controlnet,
+    with_our_loaders,
+)
 
 pytestmark = pytest.mark.app
 
@@ -71,6 +82,8 @@ CASES = {
     "weight wrapper": ("flux", probe("weight_wrapper")),
     "compiled blocks": ("flux", probe("compiled")),
     "compiled whole": ("flux", probe("compiled_whole")),
+    "compiled as a patch": ("flux", probe("compiled_patch")),
+    "compiled blocks as patches": ("flux", probe("compiled_patches")),
     "model sampling": (
         "flux",
         by_node("ModelSamplingFlux", max_shift=1.3, base_shift=0.6, width=64, height=64),
@@ -132,4 +145,34 @@ def test_a_first_step_that_calls_each_block_twice_is_known_from_the_second_run_o
         assert after["visits"] - before["visits"] == (steps + 1) * layers
         assert after["demand_loads"] - before["demand_loads"] <= 1
     assert counted[0]["demand_loads"] <= layers // 3, "the first run has a walk or two to learn"
+    assert sim.sim_stats()["races"] == 0
+
+
+def decoded(loader: str, compiled: bool | None, seed: int = 1) -> dict:
+    """A prompt that decodes with the app's VAE loader or ours, its parts compiled, plain again, or left alone."""
+    prompt = build("flux", vae="vae_flux", seed=seed)
+    if loader == "layerwise":
+        prompt = with_our_loaders(prompt, {VAE: {"placement": "layerwise", "budget_gb": 0.03}})
+    return prompt if compiled is None else behind(prompt, VAE, "ProbeCompiledVAE", "vae", compiled=compiled)
+
+
+def vae_layers(server) -> list[str]:
+    report = next(one for one in server.report()["components"] if one["component"] == "vae")
+    assert report["summary"]["bytes_copied"] > 0
+    assert any(layer["placement"] == "streamed" for layer in report["plan"]["layers"])
+    return [layer["name"] for layer in report["plan"]["layers"]]
+
+
+def test_a_vae_whose_parts_are_compiled_has_the_layers_of_the_plain_one(sim):
+    """Within the same budget; and the other way round, when the next prompt has them plain again."""
+    plain, compiled = outcome(sim, decoded("app", None)), outcome(sim, decoded("app", True))
+    sim.free()
+    assert outcome(sim, decoded("layerwise", None)) == plain
+    layers = vae_layers(sim)
+    assert len(layers) > 10
+    sim.free()
+    for seed, wrapped in ((1, True), (2, False), (3, True)):
+        result = outcome(sim, decoded("layerwise", wrapped, seed))
+        assert seed != 1 or result == compiled
+        assert vae_layers(sim) == layers
     assert sim.sim_stats()["races"] == 0

@@ -164,7 +164,7 @@ def test_layers_come_in_order_and_keep_all_bytes() -> None:
 
 def test_very_large_children_are_split() -> None:
     def names_of(rows: int) -> set[str]:
-        shapes = {f"middle_block.1.transformer_blocks.{i}.w": [rows, 2048] for i in range(10)}
+        shapes = {f"middle_block.1.transformer_blocks.{i}.attn.w": [rows, 2048] for i in range(10)}
         shapes |= {f"input_blocks.{i}.0.w": [rows // 2, 1024] for i in range(6)}
         tensors = tensors_of(shapes)
         inv = inventory_of("dit", tensors, Compute(100.0))
@@ -181,7 +181,7 @@ def test_lists_of_lists_and_what_is_outside_any_list() -> None:
     shapes |= {"modulation.lin.weight": [8192, 4096], "out.weight": [1024, 1024]}
     inv = inventory_of("dit", tensors_of(shapes), Compute(100.0))
     names = [layer.name for layer in inv.layers]
-    assert names == [f"input_blocks.{i}.{j}" for i in range(8) for j in range(2)] + ["modulation.lin"]
+    assert names == [f"input_blocks.{i}.{j}" for i in range(8) for j in range(2)] + ["modulation"]
     assert inv.loose_bytes == 2 * 1024 * 1024
 
 
@@ -267,7 +267,7 @@ def test_a_picture(small_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
     other = tmp_path / "t5.safetensors"
-    other.write_bytes(safetensors({f"encoder.block.{i}.w": ("BF16", [1024, 1024]) for i in range(3)}))
+    other.write_bytes(safetensors({f"encoder.block.{i}.layer.w": ("BF16", [1024, 1024]) for i in range(3)}))
     picture = tmp_path / "curve.png"
     result = command(small_model, other, "--device-gb", "0.007", "--png", picture)
     assert (result.returncode, result.stderr) == (0, "")
@@ -300,7 +300,7 @@ def test_what_is_said_in_words(tmp_path: Path) -> None:
     """One line each for: too small a device, one pass only, a LoRA, everything fits."""
     shapes = {
         "dit.safetensors": {f"double_blocks.{i}.w": ("BF16", [1024, 1024]) for i in range(6)},
-        "t5.safetensors": {f"encoder.block.{i}.w": ("BF16", [512, 1024]) for i in range(6)},
+        "t5.safetensors": {f"encoder.block.{i}.layer.w": ("BF16", [512, 1024]) for i in range(6)},
         "lora.safetensors": {"a.lora_up.weight": ("BF16", [8, 8]), "a.lora_down.weight": ("BF16", [8, 8])},
     }
     for name, tensors in shapes.items():

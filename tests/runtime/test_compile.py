@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from offload_core.runtime import attach
+from offload_core.runtime import attach, discover
 
 WIDTH = 128
 
@@ -103,3 +103,79 @@ def test_no_line_of_ours_is_in_a_compiled_graph_and_nothing_is_compiled_twice():
             assert any("linear" in name for name in called), called
             assert not any("event" in name.lower() or "copy" in name.lower() for name in called)
         attached.detach()
+
+
+def names(model: nn.Module) -> list[str]:
+    return [layer.name for layer in discover(model, min_layer_bytes=1).layers]
+
+
+class Frame(nn.Module):
+    """What holds a model that a compile node replaces by its compiled self."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.diffusion_model = Stack()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.diffusion_model(x)
+
+
+def compile_frame(frame: Frame) -> None:
+    frame.diffusion_model = torch.compile(frame.diffusion_model, backend="eager", dynamic=False)
+
+
+@pytest.mark.parametrize("what", ["whole", "blocks", "both"])
+def test_layers_are_found_under_wrappers_by_the_names_they_have_without(what):
+    plain, frame = names(Frame()), Frame()
+    if what != "whole":
+        compile_blocks(frame.diffusion_model, "eager")
+    if what != "blocks":
+        compile_frame(frame)
+    assert names(frame) == plain == [f"diffusion_model.blocks.{number}" for number in range(5)]
+    assert all(type(layer.module) is Block for layer in discover(frame, min_layer_bytes=1).layers)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("first", ["wrapped", "plain"])
+def test_a_wrapper_may_come_and_go_while_the_model_is_streamed(first, backend):
+    """The bits are those of the same wrapper without us, and each layer is visited, with the wrapper and without."""
+    frame = Frame()
+    inner = frame.diffusion_model
+    wrapped = torch.compile(inner, backend=backend, dynamic=False)
+    twin = copy.deepcopy(inner)
+    twin_wrapped = torch.compile(twin, backend=backend, dynamic=False)
+    x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(9))
+    with torch.inference_mode():
+        expected = {"plain": twin(x), "wrapped": twin_wrapped(x)}
+        states = ["wrapped", "plain"] if first == "wrapped" else ["plain", "wrapped"]
+        frame.diffusion_model = wrapped if first == "wrapped" else inner
+        entries = [(inner, "forward")]
+        attached = attach(frame, device="cpu", budget_bytes=None, min_layer_bytes=1, entries=entries)
+        for count, state in enumerate(2 * states, 1):
+            frame.diffusion_model = wrapped if state == "wrapped" else inner
+            close = backend == "inductor" and state == "wrapped"  # its graphs end at our layers: other kernels
+            torch.testing.assert_close(frame(x), expected[state], **({} if close else {"rtol": 0, "atol": 0}))
+            counters = attached.controller.counters
+            assert (counters.visits, counters.passes, counters.unplaced_visits) == (5 * count, count, 0)
+        attached.detach()
+
+
+class Half(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 2
+
+
+def test_a_parametrised_weight_is_part_of_its_module():
+    """What computes the weight is called in no order of its own."""
+    model = Stack()
+    for block in model.blocks:
+        nn.utils.parametrize.register_parametrization(block.up, "weight", Half())
+        nn.utils.parametrizations.weight_norm(block.down)
+    assert names(model) == [f"blocks.{number}" for number in range(5)]
+    x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(9))
+    with torch.inference_mode():
+        expected = copy.deepcopy(model)(x)
+        with attach(model, device="cpu", budget_bytes=None, min_layer_bytes=1) as attached:
+            for _ in range(2):
+                assert torch.equal(model(x), expected)
+            assert attached.controller.counters.unplaced_visits == 0

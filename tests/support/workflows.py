@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 from tests.support import tiny_models
-from tests.support.tiny_models.video import QWEN_TEXT_WIDTH
+from tests.support.tiny_models.video import COSMOS_TEXT_WIDTH, QWEN_TEXT_WIDTH
 
 LOADERS = ("app", "layerwise", "apply")
 LOADER_NODE = "LayerwiseOffloadDiffusionModelLoader"
@@ -80,6 +80,10 @@ FAMILIES: dict[str, Family] = {
         *("qwen_image_tiny", "vae_wan21", _image_latent("EmptySD3LatentImage")),
         **{"clip": "qwen25vl_tiny", "clip_type": "qwen_image"},
     ),
+    "cosmos1": Family(
+        *("cosmos1_tiny", "vae_wan21", _video_latent("EmptyCosmosLatentVideo")),
+        **{"text_width": COSMOS_TEXT_WIDTH, "frames": 9},
+    ),
     "sd15": _SD15,
     "sdxl": Family(
         *("sdxl_unet", "taesd", _image_latent("EmptyLatentImage")),
@@ -87,7 +91,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 # One of each architecture that the engine must find and stream.
-ARCHITECTURES = ("flux", "flux2", "wan", "ltxv", "qwen_image", "sd15", "sdxl")
+ARCHITECTURES = ("flux", "flux2", "wan", "ltxv", "qwen_image", "cosmos1", "sd15", "sdxl")
 
 
 def build(

@@ -101,9 +101,41 @@ def compiled_whole(model):
     set_torch_compile_wrapper(model=model, backend="eager")
 
 
+def compiled_patch(model):
+    """The whole model replaced by its compiled self, for as long as it is loaded."""
+    name = "diffusion_model"
+    model.add_object_patch(name, torch.compile(model.get_model_object(name), backend="eager"))
+
+
+def compiled_patches(model):
+    """Each block replaced by its compiled self."""
+    for kind in ("double", "single"):
+        for index in range(4):
+            name = f"diffusion_model.{kind}_blocks.{index}"
+            model.add_object_patch(name, torch.compile(model.get_model_object(name), backend="eager"))
+
+
+class ProbeCompiledVAE:
+    """The VAE with its encoder and decoder replaced by their compiled selves, or by themselves again."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "_test", "run", ("VAE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802 - the app's name
+        return {"required": {"vae": ("VAE",), "compiled": ("BOOLEAN",)}}
+
+    def run(self, vae, compiled):
+        model = vae.first_stage_model
+        for part in ("encoder", "decoder"):
+            plain = getattr(model, part)
+            plain = plain._modules.get("_orig_mod", plain)
+            setattr(model, part, torch.compile(plain, backend="eager") if compiled else plain)
+        return (vae,)
+
+
 EXTENSIONS = (
     injection, object_patch, wrapper, skipped_blocks, twice_in_the_first_step, weight_wrapper, compiled,
-    compiled_whole,
+    compiled_whole, compiled_patch, compiled_patches,
 )  # fmt: skip
 
 
@@ -193,7 +225,8 @@ class ProbeUnload:
         return (latent,)
 
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ProbeExtension, ProbeClone, ProbeState, ProbeUnload)}
+_NODES = (ProbeExtension, ProbeCompiledVAE, ProbeClone, ProbeState, ProbeUnload)
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in _NODES}
 
 
 @PromptServer.instance.routes.get("/probe/dynamic")

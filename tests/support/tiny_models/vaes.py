@@ -1,4 +1,4 @@
-"""VAEs: SD and Flux autoencoders, TAESD, Wan 2.1, LTX.
+"""VAEs: SD and Flux autoencoders, TAESD, Stable Cascade stage A, Wan 2.1, LTX.
 
 An SD or Flux autoencoder's decoder width is read from the file (by apps newer than 0.18); its encoder is 128 wide.
 """
@@ -71,6 +71,13 @@ def taesd_sd(seed):
 @recipe("taef1", "vae/taef1_tiny.safetensors", "TAESD layout with 16 channels (Flux latents)")
 def taesd_flux(seed):
     return taesd(seed, channels=16, scale=0.3611, shift=0.1159)
+
+
+@recipe("vae_stage_a", "vae/vae_stage_a.safetensors", "Stable Cascade stage A, in real size", on_demand=True)
+def vae_stage_a(seed):
+    from comfy.ldm.cascade.stage_a import StageA
+
+    return fill(shapes_of(build_on_meta(StageA)), BF16, seed), {}
 
 
 @recipe("vae_wan21", "vae/vae_wan21_tiny.safetensors", "Wan 2.1 and Qwen-Image video VAE, width 32 of 96")

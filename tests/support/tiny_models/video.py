@@ -1,7 +1,7 @@
-"""Wan, LTXV and Qwen-Image diffusion models.
+"""Wan, LTXV, Qwen-Image and Cosmos 1 diffusion models.
 
 Wan takes any constructor argument, and LTXV all of them, from the file's safetensors metadata `config`; Qwen-Image's
-widths are hard-coded by the app, so its small file needs the shim.
+and Cosmos's sizes are hard-coded by the app, so their small files need the shim.
 """
 
 import json
@@ -75,3 +75,27 @@ def qwen_image_tiny(seed):
         image_model="qwen_image", in_channels=64, num_layers=6, **QWEN_IMAGE, **on_meta_kwargs()
     )
     return fill(shapes_of(model), BF16, seed), {"tiny_unet_config": json.dumps(QWEN_IMAGE)}
+
+
+COSMOS_TEXT_WIDTH = 64
+COSMOS1 = {
+    **{"num_blocks": 12, "num_heads": 2, "adaln_lora_dim": 32, "crossattn_emb_channels": COSMOS_TEXT_WIDTH},
+    **{"max_img_h": 32, "max_img_w": 32, "max_frames": 16, "extra_per_block_abs_pos_emb": True},
+    **{"rope_h_extrapolation_ratio": 1.0, "rope_w_extrapolation_ratio": 1.0, "rope_t_extrapolation_ratio": 2.0},
+    "extra_per_block_abs_pos_emb_type": "learnable",
+}
+
+
+@recipe("cosmos1_tiny", "diffusion_models/cosmos1_tiny.safetensors", "12 blocks in a dictionary", kind=SHIM)
+def cosmos1_tiny(seed):
+    from comfy.ldm.cosmos.model import GeneralDIT
+
+    model = GeneralDIT(
+        **{"in_channels": 16, "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1, "model_channels": 256},
+        **{"block_config": "FA-CA-MLP", "block_x_format": "THWBD", "concat_padding_mask": True},
+        **{"pos_emb_cls": "rope3d", "pos_emb_interpolation": "crop", "affline_emb_norm": True},
+        **{"use_adaln_lora": True, "image_model": "cosmos"},
+        **COSMOS1,
+        **on_meta_kwargs(),
+    )
+    return fill(shapes_of(model), BF16, seed), {"tiny_unet_config": json.dumps(COSMOS1)}

@@ -1,0 +1,36 @@
+"""What stands under a wrapper that torch puts around a module: compiled and parametrised modules.
+
+A compiled module calls the one inside it, and what is in front of the inner one's forward is called all the same. So a
+layer is the inner module, under the name that it has without the wrapper, and is found no matter whether a wrapper is
+there at the time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile` was given; `module` itself if it is not a compiled one."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # not imported: nothing is compiled
+    compiled = getattr(dynamo, "OptimizedModule", None)
+    while compiled is not None and isinstance(module, compiled):
+        module = module._modules["_orig_mod"]
+    return module
+
+
+def plain_name(name: str) -> str:
+    """A module's or tensor's name as it is without compiled wrappers."""
+    return ".".join(word for word in name.split(".") if word != "_orig_mod")
+
+
+def called_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The children that may be layers: not what computes a parametrised module's weights, which is part of it."""
+    parametrised = parametrize.is_parametrized(module)
+    for name, child in module._modules.items():
+        if child is not None and not (parametrised and name == "parametrizations"):
+            yield name, child
