@@ -224,6 +224,8 @@ class Component:
     def load(self, asked: Asked, offered_bytes: float) -> None:
         """Load within what `asked` or else the policy and the app allow; a plan that is still right is kept."""
         settings = asked.settings
+        if self.loaded and not self.controller.in_pass():
+            self._take_over_weights()
         if self.needs_room and self._crowded_here():
             leave_to(self, self._others())
         if not self.loaded:  # a ring that is there for others is there for it, if it can do with a ring
@@ -260,6 +262,14 @@ class Component:
                 f"asked to stream {self.source} layer by layer; found no repeated blocks of "
                 f"{MIN_LAYER_BYTES / 1e6:.0f} MB or more: all of its {inventory.total_bytes / 1e9:.3f} GB are resident",
                 do="choose the placement `whole` to let ComfyUI move it, or `auto`",
+            )
+
+    def _take_over_weights(self) -> None:
+        """Others may have put weights of their own into the module since it was last used."""
+        for name in self.controller.take_over_replaced():
+            self.warn(
+                f"{name} was written to while a patch (a LoRA, say) is on it: that has no effect",
+                do="change the weights before the patch, or save the patched model and change that",
             )
 
     def _resolve(self, asked: Asked, neighbours: list[Neighbour]) -> ComponentSettings:

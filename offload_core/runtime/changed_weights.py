@@ -101,7 +101,8 @@ class ChangedWeights:
             by_place = {(id(params), name): host for params, name, host in layer.host_bindings}
             masters = [(place, by_place[id(place[0]), place[1]], change.compute) for place, change in changes]
             layer.host.touches.changes = {
-                id(master): functools.partial(_from_master, place, master, compute) for place, master, compute in masters
+                id(master): functools.partial(_from_master, place, master, compute)
+                for place, master, compute in masters
             }
         return void
 

@@ -331,6 +331,48 @@ class OffloadController:
         if self.plan is not None:
             self._weights.put_on_loose(self._loose)
 
+    def _before_write(self, layer: Layer) -> None:
+        """Code of others is about to write into a master of a loaded layer, in place. In a pass it is left to it."""
+        if self.in_pass():
+            return
+        self.prefetcher.forget_look_ahead()
+        self.prefetcher.drain()
+        layer.host.to_be_written()
+        self.inventory = with_files(self.inventory, self.layers)
+        self._refetch(layer)
+        if layer.revision is not None:
+            self._revise_layers()
+
+    def take_over_replaced(self) -> list[str]:
+        """Make masters of what others have hung in place of layers' parameters, or given these for data, since a load.
+
+        Between passes. Returns the names of the weights whose new values have no effect: those that are changed on the
+        device (`revise`), whose change is computed of the old ones. Raises PlanError for a value of another shape or
+        type than the layer was made for.
+        """
+        self._require_no_pass("to look at the weights")
+        without_effect = []
+        for layer in self.layers:
+            names = {id(module._parameters): name for name, module in layer.found.module.named_modules()}
+            for index, value in layer.replaced():
+                parameters, own_name, master = layer.host_bindings[index]
+                full = ".".join(part for part in (layer.name, names[id(parameters)], own_name) if part)
+                if not layer.host.has_form_of(master, value):
+                    raise PlanError(
+                        f"{self.component}: asked to run with another {full}; found a {value.dtype} of shape "
+                        f"{tuple(value.shape)} put in its place, where the layer was loaded with a {master.dtype} of "
+                        f"{tuple(master.shape)}; free the model's memory and load it again"
+                    )
+                layer.put_back(index)
+                if id(master) in layer.host.touches.changes:
+                    without_effect.append(full)
+                else:
+                    self.write_master(master, value)
+            if layer.host.touches.lost_writes:
+                layer.host.touches.lost_writes = False
+                without_effect.append(layer.name)
+        return without_effect
+
     @property
     def versions(self) -> Versions:
         return self.prefetcher.versions
@@ -512,11 +554,15 @@ class OffloadController:
         self.prefetcher.may_use_ring = partial(self._may_use_ring_by, self)
         self.prefetcher.make_room = None if self._make_room is None else partial(self._make_room, self)
         self.prefetcher.may_repeat = self._may_repeat
+        for layer in self.layers:
+            layer.host.touches.before_write = partial(self._before_write, layer)
 
     def _disconnect(self) -> None:
         """Nothing runs through us any more: the prefetcher holds nothing that leads here, or there would be a cycle."""
         self.prefetcher.may_use_ring = _no_ring
         self.prefetcher.make_room = self.prefetcher.may_repeat = self.prefetcher.before_pass = None
+        for layer in self.layers:
+            layer.host.touches.before_write = _nothing_to_do
 
     def may_use_ring(self) -> bool:
         """Whether a pass that begins now has the ring to itself; if another component had it, it has it no more."""
@@ -539,3 +585,7 @@ class OffloadController:
 
 def _no_ring() -> bool:
     return False
+
+
+def _nothing_to_do() -> None:
+    """What a layer that is not loaded does before its masters are written to."""

@@ -25,10 +25,19 @@ from ..layer_walk import (
     units,
 )
 from .file_rows import stays_in_file
+from .host_parameter import become_value
 from .host_store import lies_whole_in_file
 from .layout import Flattened, span_bytes
 from .loose import LooseTensors
-from .parts import UnmovableTensor, bring_into_memory, is_plain, parts_of, plain, stored_bytes
+from .parts import (
+    UnmovableTensor,
+    bring_into_memory,
+    bring_written_into_memory,
+    is_plain,
+    parts_of,
+    plain,
+    stored_bytes,
+)
 from .wrapped import called_children, plain_name, unwrapped
 
 MIN_TENSOR_BYTES = 1 << 20
@@ -96,8 +105,12 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
 def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
     """Take whatever is not streamed, but lies in a file, into memory: it is used where it is, and a file may change.
 
-    But for tables of which rows can be read. The same discovery, with the bytes that this makes of the loose tensors.
+    But for tables of which rows can be read. What is streamed comes into memory if it was written to since it was
+    loaded. The same discovery, with the bytes that this makes of the loose tensors.
     """
+    for parameter in root.parameters():
+        become_value(parameter)
+        bring_written_into_memory(parameter)
     streamed = {id(parameter) for layer in found.layers for parameter in layer.parameters}
     tables = [(id(table.parameters[0]), _is_read_by_row(table.parameters[0], table.module)) for table in found.tables]
     left = {key for key, _ in tables} - {key for key, by_row in tables if not by_row}
@@ -115,18 +128,19 @@ def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
 def _tree(root: nn.Module) -> Part[nn.Module]:
     """The module as the walk sees it; a module that hangs in several places is one part."""
     nbytes = {id(parameter): stored_bytes(parameter) for parameter in root.parameters()}
-    parts: dict[nn.Module, Part[nn.Module]] = {}
+    return _part_of(root, nbytes, {})
 
-    def part_of(module: nn.Module) -> Part[nn.Module]:
-        module = unwrapped(module)
-        if module not in parts:
-            size = sum(nbytes[id(parameter)] for parameter in module.parameters())
-            is_list = isinstance(module, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
-            part = parts[module] = Part(module, size, _only_contains(module), is_list)
-            part.children = {name: part_of(child) for name, child in called_children(module)}
-        return parts[module]
 
-    return part_of(root)
+def _part_of(module: nn.Module, nbytes: dict[int, int], parts: dict[nn.Module, Part[nn.Module]]) -> Part[nn.Module]:
+    """The part of a module, made once and noted in `parts`. No function inside another: one that calls itself is a
+    reference cycle, which would hold the modules."""
+    module = unwrapped(module)
+    if module not in parts:
+        size = sum(nbytes[id(parameter)] for parameter in module.parameters())
+        is_list = isinstance(module, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
+        part = parts[module] = Part(module, size, _only_contains(module), is_list)
+        part.children = {name: _part_of(child, nbytes, parts) for name, child in called_children(module)}
+    return parts[module]
 
 
 def _outermost(units: Iterable[tuple[str, nn.Module]]) -> list[FoundLayer]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ _READING_DUNDERS = frozenset({"__index__", "__int__", "__invert__"})
 
 _ALIASES = frozenset({torch.Tensor.detach, torch.Tensor.data.__get__})
 """What a state dict, and code that reads weights, take a tensor of their own by."""
+
+_SET_DATA = torch.Tensor.data.__set__
 
 _VALUE_PROPERTIES = frozenset({"T", "mT", "H", "mH", "real", "imag"})
 """Attributes of a tensor that are tensors with its elements; all others describe it."""
@@ -54,27 +56,40 @@ _DESCRIPTIONS = _PLACES | frozenset(
 
 
 class OutsideTouches:
-    """How often a layer's weights were used outside the layer's own call. One per layer; a count, not an error."""
+    """How a layer's weights were used outside the layer's own call. One per layer."""
 
-    __slots__ = ("changes", "count", "lost_writes")
+    __slots__ = ("before_write", "changes", "count", "lost_writes")
 
     def __init__(self) -> None:
         self.count = 0
-        self.lost_writes = False
-        """A reader has written into what it was given of a parameter whose bytes are not its value."""
         self.changes: Mapping[int, Callable[[], torch.Tensor]] = {}
         """Of the parameters, by id, that have another value on the device: what computes it there."""
+        self.before_write: Callable[[], object] = _nothing
+        """Called before the bytes of one of the parameters change: they are in use, and may be others' as well."""
+        self.lost_writes = False
+        """A parameter was written to that has another value on the device: that is computed of the bytes of before."""
+
+
+def _nothing() -> None:
+    pass
 
 
 class _ToCome(OutsideTouches):
-    """What a reader's own parameter has in place of its layer's counter: `value()` makes the value that it is to be."""
+    """What a reader's own parameter has in place of its layer's counter, until its bytes are asked for."""
 
-    __slots__ = ("layers", "value")
+    __slots__ = ("master", "of_layer", "value")
 
-    def __init__(self, value: Callable[[], torch.Tensor], layers: OutsideTouches) -> None:
+    def __init__(self, master: _Lender, value: Callable[[], torch.Tensor] | None) -> None:
+        """`value()` makes the bytes that it is to have; None: the master's own serve, and it looks at them."""
         super().__init__()
+        self.master = master
+        self.of_layer = master.touches
         self.value = value
-        self.layers = layers
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the value is another one than that of the master's bytes, wherever these lie."""
+        return id(self.master) in self.of_layer.changes
 
 
 class _Lender:
@@ -98,9 +113,11 @@ class _Lender:
             rows = look_up(func, args, kwargs)
             if rows is not None:
                 return rows
+            if func in _ALIASES:
+                return _readers_own(args[0])
+            if _changes_elements(func):
+                args = _to_be_written(func, args)
             _make_readers_own(func, args, kwargs)
-            if func in _ALIASES and (value := _value_to_come(args[0])) is not None:
-                return _readers_own(args[0], value)
             args, kwargs = _with_values(func, args, kwargs)
         known = tuple(kind.kind if issubclass(kind, _Lender) else kind for kind in types)
         kind: Any = cls.kind
@@ -208,7 +225,7 @@ def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
 
 def _changes_elements(func: Callable[..., Any]) -> bool:
     """Whether `func` writes into the memory of the tensor that it is a method of."""
-    return _writes(func, {}) and not _describes(func) and getattr(func, "__name__", "") not in ("__set__", "detach_")
+    return _writes(func, {}) and not _describes(func) and getattr(func, "__name__", "") != "detach_"
 
 
 def _describes(func: Callable[..., Any]) -> bool:
@@ -320,11 +337,12 @@ def _read(touches: OutsideTouches, parts: Parts) -> torch.Tensor:
 # ---------------------------------------------------------------------- parameters of readers' own
 
 
-def _readers_own(parameter: Any, value: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """A parameter over the same bytes that becomes `value()` when its bytes are asked for."""
-    twin = _over_the_same(parameter.parts)
+def _readers_own(parameter: Any) -> torch.Tensor:
+    """A parameter over the same bytes that becomes what `parameter` is now when its bytes are asked for."""
     touches = parameter.touches
-    adopt(twin, _ToCome(value, touches.layers if isinstance(touches, _ToCome) else touches), parts_of(twin))
+    master = touches.master if isinstance(touches, _ToCome) else parameter
+    twin = _over_the_same(parameter.parts)
+    adopt(twin, _ToCome(master, _value_to_come(parameter)), parts_of(twin))
     if any(dtype_of(leaf) != leaf.dtype for leaf in parameter.parts.leaves):
         become_value(twin)  # what it is described by would be the file's
     return twin
@@ -332,10 +350,9 @@ def _readers_own(parameter: Any, value: Callable[[], torch.Tensor]) -> torch.Ten
 
 def _parts_with_value(parameter: Any) -> Parts:
     """Parts whose bytes are the parameter's value: its own, or others."""
-    value = _value_to_come(parameter)
-    if value is None:
+    if _value_to_come(parameter) is None:
         return parameter.parts  # type: ignore[no-any-return]
-    reader = _readers_own(parameter, value)
+    reader = _readers_own(parameter)
     become_value(reader)
     return parts_of(reader)
 
@@ -344,8 +361,6 @@ def _make_readers_own(func: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     """Have those of the arguments that are readers' own become their values, if `func` asks for the bytes."""
     if func in _ALIASES or (_describes(func) and getattr(func, "__name__", "") not in _PLACES):
         return
-    if args and isinstance(args[0], _Lender) and isinstance(args[0].touches, _ToCome) and _changes_elements(func):
-        args[0].touches.layers.lost_writes = True
     for value in itertools.chain(args, kwargs.values()):
         if isinstance(value, torch.Tensor):
             become_value(value)
@@ -359,9 +374,48 @@ def become_value(tensor: torch.Tensor) -> None:
         return
     make, leaves = tensor.touches.value, tensor.parts.leaves
     release(tensor)  # type: ignore[arg-type]
+    if make is None:
+        return
     with torch._C.DisableTorchFunctionSubclass():
         value = parts_of(make())
         for leaf, new in zip(leaves, value.leaves):
             # Parameters made in inference mode take no data made outside of it.
             with torch.inference_mode(leaf.is_inference()), torch.no_grad():
                 plain(leaf).data = plain(new).detach().to("cpu", copy=True)
+
+
+def _to_be_written(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of an operation that writes into the first of them.
+
+    A write into a master, or into what a reader has taken of one, changes the model as it would change the app's. Into
+    a weight that is another on the device it does not: in the app it would be gone with the patches. That is noted.
+    """
+    target = args[0] if args else None
+    if not isinstance(target, _Lender):
+        return args
+    touches = target.touches
+    if not isinstance(touches, _ToCome):
+        if id(target) not in touches.changes:
+            touches.before_write()
+            return args
+        touches.lost_writes = True
+        reader = _readers_own(target)
+        become_value(reader)
+        return (reader, *args[1:])
+    if func == _SET_DATA:
+        release(target)  # type: ignore[arg-type]
+    elif touches.is_changed:
+        touches.of_layer.lost_writes = True
+        become_value(target)
+    else:
+        touches.of_layer.before_write()
+        release(target)  # type: ignore[arg-type]
+        for leaf, own in zip(parts_of(target).leaves, _parts_of_master(touches.master)):
+            with torch.inference_mode(leaf.is_inference()), torch.no_grad():
+                plain(leaf).data = plain(own).data
+    return args
+
+
+def _parts_of_master(master: Any) -> Sequence[torch.Tensor]:
+    """The leaves of a master, which is an ordinary parameter again once its model is off the device."""
+    return master.parts.leaves if isinstance(master, _Lender) else parts_of(master).leaves

@@ -25,7 +25,7 @@ from .host_source import ByteSource, FileSource, KeptPart, MemorySource, read_wh
 from .layout import Flattened, LayerLayout, TensorSlot, copy_span
 from .masters import Hold, Master, find
 from .parts import Parts, UnmovableTensor, parts_of, plain
-from .weight_file import FileReadError, FileSlice, forget_file, slice_of
+from .weight_file import FileReadError, FileSlice, forget_file, keep_what_was_written, slice_of
 
 MAX_KEPT_SHARE = 4
 """A layer lies in its file if no more than one byte in so many does not: an nvfp4 weight has a scale to 16 elements."""
@@ -266,6 +266,8 @@ class HostLayer:
             return False
         places = self._flat.places[position]
         slots = [self.layout.slots[place] for place in places]
+        for leaf in parts.leaves:
+            keep_what_was_written(leaf)
         if self._still_in_file(parts, places):
             if self.buffer is not None:
                 self._point_into(self.buffer, places)
@@ -298,6 +300,48 @@ class HostLayer:
         for place, leaf in zip(places, parts.leaves):
             self._flat.leaves[place] = leaf
         return True
+
+    def to_be_written(self) -> None:
+        """The masters are about to get other bytes, in place. Nothing is in flight from the layer."""
+        self.own_bytes()
+        self.generation += 1
+
+    def has_form_of(self, parameter: nn.Parameter, value: torch.Tensor) -> bool:
+        """Whether `value` could be the value of a master: of its kind, shapes and types, wherever it lies."""
+        position = next(index for index, own in enumerate(self.parameters) if own is parameter)
+        slots = [self.layout.slots[place] for place in self._flat.places[position]]
+        try:
+            parts = parts_of(value)
+        except UnmovableTensor:
+            return False
+        return (
+            parts.like(self._flat.parts[position])
+            and len(parts.leaves) == len(slots)
+            and all(
+                plain(leaf).shape == slot.shape and leaf.dtype == slot.dtype for leaf, slot in zip(parts.leaves, slots)
+            )
+        )
+
+    def looks_elsewhere(self, position: int) -> bool:
+        """Whether a master looks neither at the file nor into the buffer: it was given other data."""
+        ours = set(self._ours())
+        return any(place not in ours for place in self._flat.places[position])
+
+    def look_back(self, position: int) -> None:
+        """Have a master look into the buffer again, or at the file."""
+        if self.buffer is not None:
+            self._point_into(self.buffer, self._flat.places[position])
+            return
+        assert self._slices is not None
+        for place in self._flat.places[position]:
+            leaf = self._flat.leaves[place]
+            with _mode_of(leaf):
+                leaf.data = self._slices[place].mapped
+
+    def offset_of(self, position: int) -> int | None:
+        """Where an ordinary parameter lies in a buffer of the layer; None for one of several parts."""
+        places = self._flat.places[position]
+        return self.layout.slots[places[0]].offset if len(places) == 1 else None
 
     def _still_in_file(self, parts: Parts, places: Sequence[int]) -> bool:
         """Whether a tensor still is the one that lies in the file."""

@@ -26,6 +26,7 @@ from .discovery import Discovery, FoundLayer
 from .host_source import ByteSource
 from .host_store import HostLayer
 from .masters import close_holds
+from .parts import plain
 from .revision import Revision
 
 
@@ -270,6 +271,42 @@ class Layer:
         self.host_bindings = bindings
         self.host.take_hold()
         return True
+
+    def replaced(self) -> list[tuple[int, torch.Tensor]]:
+        """What others have hung in place of our parameters, or have these look at: index of the binding, and value."""
+        changed: list[tuple[int, torch.Tensor]] = []
+        positions = {id(host): position for position, host in enumerate(self.host.parameters)}
+        bindings = self.device_bindings if self.swapped_in else self.host_bindings
+        with torch._C.DisableTorchFunctionSubclass():
+            for index, (params, name, own) in enumerate(bindings):
+                current = params.get(name)
+                position = positions[id(self.host_bindings[index][2])]
+                if current is None or (current is own and not self._looks_elsewhere(position, current)):
+                    continue
+                value = current.data if isinstance(current, nn.Parameter) and current is own else current
+                changed.append((index, plain(value) if current is own else value))
+        return changed
+
+    def _looks_elsewhere(self, position: int, current: torch.Tensor) -> bool:
+        if not self.swapped_in:
+            return self.host.looks_elsewhere(position)
+        offset = self.host.offset_of(position)
+        return offset is not None and current.data_ptr() != self._device_address() + offset
+
+    def _device_address(self) -> int:
+        assert self.device_buffer is not None
+        return self.device_buffer.data_ptr()
+
+    def put_back(self, index: int) -> None:
+        """Hang our own host parameter where another was hung, looking where it did. The device's copy is void."""
+        if self.swapped_in:
+            self.swap_out()
+            assert self.device_buffer is not None
+            self.device_bindings = self.bindings_into(self.device_buffer)  # one of them may look elsewhere
+            self.valid = False
+        params, name, host = self.host_bindings[index]
+        params[name] = host
+        self.host.look_back(next(p for p, own in enumerate(self.host.parameters) if own is host))
 
     def let_go(self) -> None:
         """The modules hold ordinary parameters, which look where they did."""

@@ -8,6 +8,7 @@ error says why. Knows nothing about layers, buffers or devices.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .weight_file import dtype_of, take_out_of_file
+from .weight_file import dtype_of, keep_what_was_written, take_out_of_file
 
 GGUF_MARKS = ("tensor_type", "tensor_shape", "patches")
 """What ComfyUI-GGUF and its descendants hang on a tensor subclass. Told by these, so that none of them is needed."""
@@ -177,6 +178,13 @@ def bring_into_memory(tensor: torch.Tensor) -> bool:
         return False
     taken = [take_out_of_file(leaf) for leaf in leaves]
     return any(taken)
+
+
+def bring_written_into_memory(tensor: torch.Tensor) -> None:
+    """Give whatever of `tensor` lies in a file, and was written to where it is mapped, memory of its own."""
+    with contextlib.suppress(UnmovableTensor):
+        for leaf in parts_of(tensor).leaves:
+            keep_what_was_written(leaf)
 
 
 def _take_apart(tensor: torch.Tensor, leaves: list[torch.Tensor]) -> _Recipe:

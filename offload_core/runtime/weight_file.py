@@ -20,6 +20,7 @@ import torch
 
 from ..errors import OffloadError
 from .direct_read import DirectFile
+from .written_pages import were_written
 
 READ_BYTES = 8 << 20
 """One read. Large enough that a disk is busy with it, small enough that the next one is asked for in time."""
@@ -176,6 +177,25 @@ class FileSlice:
         self.file.check(self.offset)
         return value
 
+    def was_written(self) -> bool:
+        """Whether the mapped tensor may differ from the file: somebody has written where it looks, or beside it.
+
+        Where the system does not tell, the two are compared, which reads both. Raises FileReadError.
+        """
+        if not self.mapped.is_contiguous():
+            return True
+        written = were_written(self.mapped.data_ptr(), self.nbytes)
+        if written is not None:
+            return written
+        self.file.check(self.offset)
+        shown = self.mapped.detach().view(-1).view(torch.uint8)
+        for start in range(0, self.nbytes, READ_BYTES):
+            piece = torch.empty(min(READ_BYTES, self.nbytes - start), dtype=torch.uint8)
+            self.read(piece, start)
+            if not torch.equal(piece, shown[start : start + piece.numel()]):
+                return True
+        return False
+
     def __deepcopy__(self, memo: dict[int, object]) -> FileSlice:
         """A copy of a tensor does not lie in the file, and `slice_of` says so: its address is another one."""
         return self
@@ -219,6 +239,21 @@ def take_out_of_file(parameter: torch.Tensor) -> bool:
     # Parameters made in inference mode take no data made outside of it.
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():
         parameter.data = part.in_memory(dtype_of(parameter))
+    forget_file(parameter)
+    return True
+
+
+def keep_what_was_written(parameter: torch.Tensor) -> bool:
+    """Give a parameter memory of its own with the bytes that it shows, if they may not be the file's. False: they are.
+
+    Raises FileReadError: of a file that has shrunk, no page may be touched.
+    """
+    part = slice_of(parameter)
+    if part is None or not part.was_written():
+        return False
+    part.file.check(part.offset)
+    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+        parameter.data = part.mapped.to(dtype_of(parameter), copy=True)
     forget_file(parameter)
     return True
 

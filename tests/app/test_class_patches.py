@@ -39,7 +39,9 @@ def workflow(family: str, run: int, placement: str | None = None) -> dict:
     if placement is None:
         return prompt
     widgets = {MODEL: {"placement": placement, "budget_gb": SETTINGS[placement][family]}}
-    return with_our_loaders(prompt, widgets | {node: {"placement": placement} for node in (CLIP, VAE) if node in prompt})
+    return with_our_loaders(
+        prompt, widgets | {node: {"placement": placement} for node in (CLIP, VAE) if node in prompt}
+    )
 
 
 def three_runs(server, family: str, target: str, patched: tuple[bool, ...], placement: str | None) -> list:
@@ -54,7 +56,9 @@ def three_runs(server, family: str, target: str, patched: tuple[bool, ...], plac
     return outcomes
 
 
-@pytest.mark.parametrize(("name", "placement"), [*((name, "layerwise") for name in TARGETS), ("Flux itself", "resident")])
+@pytest.mark.parametrize(
+    ("name", "placement"), [*((name, "layerwise") for name in TARGETS), ("Flux itself", "resident")]
+)
 def test_a_class_patched_by_others_runs_as_in_the_app(hands, name, placement):
     family, target = TARGETS[name]
     if family not in WITHOUT:

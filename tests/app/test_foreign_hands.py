@@ -41,7 +41,8 @@ def loaded_by(family: str, placement: str | None, **arguments) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("how", "placement"), [*((how, "layerwise") for how in READS), ("state_dict", "resident"), ("attributes", "resident")]
+    ("how", "placement"),
+    [*((how, "layerwise") for how in READS), ("state_dict", "resident"), ("attributes", "resident")],
 )
 @pytest.mark.parametrize("where", ["behind the LoRA", "before the LoRA"])
 def test_readers_of_a_patched_model_see_what_the_app_would_show(hands, how, placement, where):
@@ -119,7 +120,8 @@ def test_weights_that_others_write_before_the_first_use(hands, how, placement):
 
 
 @pytest.mark.parametrize(
-    ("how", "placement"), [*((how, "layerwise") for how in WRITES), ("new_parameters", "resident"), ("new_data", "resident")]
+    ("how", "placement"),
+    [*((how, "layerwise") for how in WRITES), ("new_parameters", "resident"), ("new_data", "resident")],
 )
 def test_weights_that_others_write_between_two_uses(hands, how, placement):
     def prompt(placement=None, how=how):

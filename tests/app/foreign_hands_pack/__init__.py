@@ -1,6 +1,6 @@
 """TEST ONLY node pack: what other packs do to classes and weights behind our back.
 
-POST /hands/patch {"target": "module:Class.method", "scale": 0.9} replaces a method of a class until POST /hands/restore;
+POST /hands/patch {"target": "module:Class.method", "scale": 0.9} replaces a method until POST /hands/restore;
 its results are scaled. GET /hands/calls answers how often each was called since.
 `ForeignHands` does one of `WRITES` or `READS` to a MODEL, once `after` is there.
 """
