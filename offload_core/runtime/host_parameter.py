@@ -31,10 +31,11 @@ _MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as})
 
 _READING_DUNDERS = frozenset({"__index__", "__int__", "__invert__"})
 
-_ALIASES = frozenset({torch.Tensor.detach, torch.Tensor.data.__get__})
+_DATA: Any = torch.Tensor.data
+_ALIASES = frozenset({torch.Tensor.detach, _DATA.__get__})
 """What a state dict, and code that reads weights, take a tensor of their own by."""
 
-_SET_DATA = torch.Tensor.data.__set__
+_SET_DATA = _DATA.__set__
 
 _VALUE_PROPERTIES = frozenset({"T", "mT", "H", "mH", "real", "imag"})
 """Attributes of a tensor that are tensors with its elements; all others describe it."""
@@ -390,7 +391,7 @@ def _to_be_written(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any
     A write into a master, or into what a reader has taken of one, changes the model as it would change the app's. Into
     a weight that is another on the device it does not: in the app it would be gone with the patches. That is noted.
     """
-    target = args[0] if args else None
+    target: Any = args[0] if args else None
     if not isinstance(target, _Lender):
         return args
     touches = target.touches
@@ -403,13 +404,13 @@ def _to_be_written(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any
         become_value(reader)
         return (reader, *args[1:])
     if func == _SET_DATA:
-        release(target)  # type: ignore[arg-type]
+        release(target)
     elif touches.is_changed:
         touches.of_layer.lost_writes = True
         become_value(target)
     else:
         touches.of_layer.before_write()
-        release(target)  # type: ignore[arg-type]
+        release(target)
         for leaf, own in zip(parts_of(target).leaves, _parts_of_master(touches.master)):
             with torch.inference_mode(leaf.is_inference()), torch.no_grad():
                 plain(leaf).data = plain(own).data
