@@ -79,7 +79,12 @@ class Discovery:
 
 
 def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Discovery:
-    """The layers of `root`. Raises nothing: a module without repeated blocks yields none, and a note that says so."""
+    """The layers of `root`. A module without repeated blocks yields none, and a note that says so.
+
+    Parameters that were read from a streamed model, and are to be computed, are computed now. Raises what that raises.
+    """
+    for parameter in root.parameters():
+        become_value(parameter)
     walked = units(_tree(root), Limits(MIN_SINGLE_LAYER_BYTES, SPLIT_LAYER_BYTES))
     found = _outermost((name, part.held) for name, part in walked)
     shared = _shared_tensors(root, found)
@@ -109,7 +114,6 @@ def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
     loaded. The same discovery, with the bytes that this makes of the loose tensors.
     """
     for parameter in root.parameters():
-        become_value(parameter)
         bring_written_into_memory(parameter)
     streamed = {id(parameter) for layer in found.layers for parameter in layer.parameters}
     tables = [(id(table.parameters[0]), _is_read_by_row(table.parameters[0], table.module)) for table in found.tables]

@@ -391,9 +391,9 @@ def _to_be_written(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any
     A write into a master, or into what a reader has taken of one, changes the model as it would change the app's. Into
     a weight that is another on the device it does not: in the app it would be gone with the patches. That is noted.
     """
-    target: Any = args[0] if args else None
-    if not isinstance(target, _Lender):
+    if not args or not isinstance(args[0], _Lender):
         return args
+    target: Any = args[0]
     touches = target.touches
     if not isinstance(touches, _ToCome):
         if id(target) not in touches.changes:

@@ -372,7 +372,7 @@ class HostLayer:
         mine = self._flat.parts[position]
         self.generation += 1
         for leaf, part in zip(mine.leaves, _parts_like(mine, value)):
-            with _mode_of(leaf), torch._C.DisableTorchFunctionSubclass():
+            with _mode_of(leaf):
                 plain(leaf).data.copy_(part)
 
     def device_views(self, buffer: torch.Tensor) -> list[nn.Parameter]:
@@ -415,6 +415,13 @@ def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def _mode_of(parameter: torch.Tensor) -> Iterator[None]:
-    """What was made in inference mode can only be written to there, and takes no data made outside of it."""
-    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+    """For our own writes, which no parameter that lends is to take for those of others.
+
+    What was made in inference mode can only be written to there, and takes no data made outside of it.
+    """
+    with (
+        torch.inference_mode(parameter.is_inference()),
+        torch.no_grad(),
+        torch._C.DisableTorchFunctionSubclass(),
+    ):
         yield

@@ -276,7 +276,7 @@ class Layer:
         """What others have hung in place of our parameters, or have these look at: index of the binding, and value."""
         changed: list[tuple[int, torch.Tensor]] = []
         positions = {id(host): position for position, host in enumerate(self.host.parameters)}
-        bindings = self.device_bindings if self.swapped_in else self.host_bindings
+        bindings = self.device_bindings if self._shows_the_device else self.host_bindings
         with torch._C.DisableTorchFunctionSubclass():
             for index, (params, name, own) in enumerate(bindings):
                 current = params.get(name)
@@ -287,8 +287,13 @@ class Layer:
                 changed.append((index, plain(value) if current is own else value))
         return changed
 
+    @property
+    def _shows_the_device(self) -> bool:
+        """The modules hold the device's parameters, and these are others than the host's."""
+        return self.swapped_in and bool(self.device_bindings)
+
     def _looks_elsewhere(self, position: int, current: torch.Tensor) -> bool:
-        if not self.swapped_in:
+        if not self._shows_the_device:
             return self.host.looks_elsewhere(position)
         offset = self.host.offset_of(position)
         return offset is not None and current.data_ptr() != self._device_address() + offset
@@ -299,7 +304,7 @@ class Layer:
 
     def put_back(self, index: int) -> None:
         """Hang our own host parameter where another was hung, looking where it did. The device's copy is void."""
-        if self.swapped_in:
+        if self._shows_the_device:
             self.swap_out()
             assert self.device_buffer is not None
             self.device_bindings = self.bindings_into(self.device_buffer)  # one of them may look elsewhere
