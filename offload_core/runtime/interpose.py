@@ -43,13 +43,17 @@ _outside_graphs._torchdynamo_disable = True  # type: ignore[attr-defined]
 class Interposed:
     """A callable that was put in place of `module.<method>`. Subclasses say what happens around the call."""
 
-    __slots__ = ("_had", "_installed", "method", "module")
+    __slots__ = ("_bound", "_had", "_installed", "_kind", "_unbound", "method", "module")
 
     def __init__(self, module: nn.Module, method: str = "forward") -> None:
         self.module = module
         self.method = method
         self._had: Any = None
         self._installed = False
+        self._kind: type[nn.Module] | None = None
+        self._unbound: Any = None
+        self._bound: Any = None
+        """The class's method when it was last called, bound; and what the class gave for its name then."""
 
     @property
     def call(self) -> Callable[..., Any]:
@@ -57,7 +61,14 @@ class Interposed:
 
         Looked up on the module's class as both are at this moment. Raises AttributeError if the class no longer has it.
         """
-        return _method_of_class(self.module, self.method) if self._had is None else self._had
+        if self._had is not None:
+            return self._had  # type: ignore[no-any-return]
+        kind = type(self.module)
+        unbound = getattr(kind, self.method)
+        if unbound is not self._unbound or kind is not self._kind:
+            self._bound = _method_of_class(self.module, self.method)
+            self._kind, self._unbound = kind, unbound
+        return self._bound  # type: ignore[no-any-return]
 
     def install(self) -> None:
         """Stand in front of whatever is there now. Idempotent.

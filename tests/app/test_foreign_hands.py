@@ -121,7 +121,7 @@ def test_weights_that_others_write_before_the_first_use(hands, how, placement):
 
 @pytest.mark.parametrize(
     ("how", "placement"),
-    [*((how, "layerwise") for how in WRITES), ("new_parameters", "resident"), ("new_data", "resident")],
+    [*((how, "layerwise") for how in WRITES), ("new_parameters", "resident")],
 )
 def test_weights_that_others_write_between_two_uses(hands, how, placement):
     def prompt(placement=None, how=how):
