@@ -353,10 +353,8 @@ class OffloadController:
         self._require_no_pass("to look at the weights")
         without_effect = []
         for layer in self.layers:
-            names = {id(module._parameters): name for name, module in layer.found.module.named_modules()}
             for index, value in layer.replaced():
-                parameters, own_name, master = layer.host_bindings[index]
-                full = ".".join(part for part in (layer.name, names[id(parameters)], own_name) if part)
+                full, master = layer.name_of(index), layer.host_bindings[index][2]
                 if not layer.host.has_form_of(master, value):
                     raise PlanError(
                         f"{self.component}: asked to run with another {full}; found a {value.dtype} of shape "

@@ -322,10 +322,10 @@ class HostLayer:
             )
         )
 
-    def looks_elsewhere(self, position: int) -> bool:
-        """Whether a master looks neither at the file nor into the buffer: it was given other data."""
+    def looking_elsewhere(self) -> set[int]:
+        """Positions of the masters that look neither at the file nor into the buffer: they were given other data."""
         ours = set(self._ours())
-        return any(place not in ours for place in self._flat.places[position])
+        return {position for position, places in enumerate(self._flat.places) if not ours.issuperset(places)}
 
     def look_back(self, position: int) -> None:
         """Have a master look into the buffer again, or at the file."""

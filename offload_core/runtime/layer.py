@@ -274,33 +274,42 @@ class Layer:
 
     def replaced(self) -> list[tuple[int, torch.Tensor]]:
         """What others have hung in place of our parameters, or have these look at: index of the binding, and value."""
-        changed: list[tuple[int, torch.Tensor]] = []
-        positions = {id(host): position for position, host in enumerate(self.host.parameters)}
-        bindings = self.device_bindings if self._shows_the_device else self.host_bindings
         with torch._C.DisableTorchFunctionSubclass():
+            bindings = self.device_bindings if self._shows_the_device else self.host_bindings
+            elsewhere = self._looking_elsewhere()
+            changed = []
             for index, (params, name, own) in enumerate(bindings):
                 current = params.get(name)
-                position = positions[id(self.host_bindings[index][2])]
-                if current is None or (current is own and not self._looks_elsewhere(position, current)):
-                    continue
-                value = current.data if isinstance(current, nn.Parameter) and current is own else current
-                changed.append((index, plain(value) if current is own else value))
-        return changed
+                if current is own and id(self.host_bindings[index][2]) in elsewhere:
+                    changed.append((index, plain(current.data)))
+                elif current is not None and current is not own:
+                    changed.append((index, current))
+            return changed
+
+    def _looking_elsewhere(self) -> set[int]:
+        """Ids of the masters that were given other data, or whose copies on the device were, as far as they show it."""
+        if not self._shows_the_device:
+            return {id(self.host.parameters[position]) for position in self.host.looking_elsewhere()}
+        assert self.device_buffer is not None
+        start = self.device_buffer.data_ptr()
+        offsets = {id(host): self.host.offset_of(position) for position, host in enumerate(self.host.parameters)}
+        return {
+            id(host)
+            for (_, _, host), (_, _, shown) in zip(self.host_bindings, self.device_bindings)
+            if (offset := offsets[id(host)]) is not None and shown.data_ptr() != start + offset
+        }
 
     @property
     def _shows_the_device(self) -> bool:
         """The modules hold the device's parameters, and these are others than the host's."""
         return self.swapped_in and bool(self.device_bindings)
 
-    def _looks_elsewhere(self, position: int, current: torch.Tensor) -> bool:
-        if not self._shows_the_device:
-            return self.host.looks_elsewhere(position)
-        offset = self.host.offset_of(position)
-        return offset is not None and current.data_ptr() != self._device_address() + offset
-
-    def _device_address(self) -> int:
-        assert self.device_buffer is not None
-        return self.device_buffer.data_ptr()
+    def name_of(self, index: int) -> str:
+        """The full name of the weight of a binding."""
+        parameters, name, _ = self.host_bindings[index]
+        modules = self.found.module.named_modules()
+        module = next(path for path, module in modules if module._parameters is parameters)
+        return ".".join(part for part in (self.name, module, name) if part)
 
     def put_back(self, index: int) -> None:
         """Hang our own host parameter where another was hung, looking where it did. The device's copy is void."""
