@@ -124,17 +124,19 @@ class _Lender:
         kind: Any = cls.kind
         return kind.__torch_function__(func, known, args, kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             parts = _parts_with_value(self)
-            copy = parts.as_parameter([plain(leaf).data.clone() for leaf in parts.leaves])
+            build = parts.as_parameter if isinstance(self, nn.Parameter) else parts.rebuild
+            copy: Any = build([plain(leaf).data.clone() for leaf in parts.leaves])
             if type(copy) is nn.Parameter:
                 copy.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
         memo[id(self)] = copy
         return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        twin: Any = _over_the_same(_parts_with_value(self))
+        parts = _parts_with_value(self)
+        twin: Any = _as_made(parts, parts.as_parameter if isinstance(self, nn.Parameter) else parts.rebuild)
         with torch._C.DisableTorchFunctionSubclass():
             if type(twin) is nn.Parameter:
                 twin.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
@@ -169,13 +171,20 @@ def twin_of(tensor: torch.Tensor) -> torch.Tensor:
     Any other tensor is its own twin.
     """
     become_value(tensor)
-    return _over_the_same(tensor.parts) if isinstance(tensor, _Lender) else tensor
+    if not isinstance(tensor, _Lender):
+        return tensor
+    return _as_made(tensor.parts, tensor.parts.as_parameter)
 
 
-def _over_the_same(parts: Parts) -> nn.Parameter:
-    """A parameter of its own over the bytes of `parts`."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return parts.as_parameter([plain(leaf).data for leaf in parts.leaves])
+def _over_the_same(parts: Parts) -> torch.Tensor:
+    """A tensor of its own over the bytes of `parts`, and no parameter."""
+    return _as_made(parts, parts.rebuild)
+
+
+def _as_made(parts: Parts, build: Callable[[Sequence[torch.Tensor]], torch.Tensor]) -> torch.Tensor:
+    """What `build` makes of tensors over the bytes of `parts`, in inference mode if they were made there."""
+    with torch._C.DisableTorchFunctionSubclass(), torch.inference_mode(parts.leaves[0].is_inference()):
+        return build([plain(leaf.data) for leaf in parts.leaves])
 
 
 def check_files(tensors: Iterable[torch.Tensor]) -> None:
@@ -200,7 +209,7 @@ def blank_like(tensor: torch.Tensor) -> torch.Tensor:
     return blank
 
 
-def adopt(parameter: nn.Parameter, touches: OutsideTouches, parts: Parts) -> None:
+def adopt(parameter: torch.Tensor, touches: OutsideTouches, parts: Parts) -> None:
     """Make `parameter`, in place, one that lends. The caller has taken it apart and checked that it is on the CPU."""
     host: Any = parameter
     host.__class__ = _lending(type(parameter))
@@ -208,7 +217,7 @@ def adopt(parameter: nn.Parameter, touches: OutsideTouches, parts: Parts) -> Non
     host.parts = parts
 
 
-def release(parameter: nn.Parameter) -> None:
+def release(parameter: torch.Tensor) -> None:
     """Undo `adopt`: the same object is what it was again."""
     if isinstance(parameter, _Lender):
         host: Any = parameter
@@ -374,7 +383,7 @@ def become_value(tensor: torch.Tensor) -> None:
     if not isinstance(tensor, _Lender) or not isinstance(tensor.touches, _ToCome):
         return
     make, leaves = tensor.touches.value, tensor.parts.leaves
-    release(tensor)  # type: ignore[arg-type]
+    release(tensor)
     if make is None:
         return
     with torch._C.DisableTorchFunctionSubclass():

@@ -17,6 +17,8 @@ FAMILY = "flux_mid"
 FILE_BYTES = 166_000_000
 ELSE_BYTES = 12_000_000
 """What a prompt may read besides: pictures, encoder, VAE, headers."""
+PAGE_MAPS_BYTES = 4 * FILE_BYTES // 512
+"""Eight bytes for each page of 4 KiB of the file, where each of two loaders looks twice what was written to."""
 SECOND = "20"
 """Before the ids of the nodes of the second branch."""
 OURS = {"loader": "layerwise", "placement": "layerwise"}
@@ -101,7 +103,7 @@ def test_two_loaders_of_one_file_hold_it_once_and_read_it_once(sim, gone):
     assert host(sim)["pinned_bytes"] == streamed
     assert sim.sim_stats()["pinned"] - locked <= streamed + (4 << 24), "page-locked twice"
     only_on_the_device = max(sum(of("resident", each).values()) for each in (one, two))
-    assert read < FILE_BYTES + ELSE_BYTES + only_on_the_device < 1.5 * FILE_BYTES, "read twice"
+    assert read < FILE_BYTES + ELSE_BYTES + PAGE_MAPS_BYTES + only_on_the_device < 1.5 * FILE_BYTES, "read twice"
 
 
 def test_a_lora_on_one_of_them_stays_there(sim, gone):

@@ -13,7 +13,7 @@ def named_tests(text: str) -> list[tuple[str, str]]:
 
 
 def test_every_pain_has_a_state():
-    assert [row[0] for row in ROWS] == [str(number) for number in range(1, 72)]
+    assert [row[0] for row in ROWS] == [str(number) for number in range(1, 76)]
     for number, pain, thread, state, why in ROWS:
         assert pain and thread and why, f"row {number} is not finished"
         assert state in ("solved", "not ours", "later"), f"row {number}: {state}"

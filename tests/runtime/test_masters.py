@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from offload_core.runtime import Change, DeviceQueue, OffloadController, discover, port_for
+from offload_core.runtime import Change, DeviceQueue, OffloadController, discover, port_for, twin_of
 from offload_core.runtime import host_store as host_store_module
 from offload_core.runtime.cpu_port import ThreadedCpuPort
 from offload_core.runtime.file_weights import weights_from_file
@@ -297,7 +297,7 @@ def test_patched_versions_never_leak_into_the_other(stage):
     one.twin.blocks[1].weight.mul_(2)
     for _ in range(3):
         right(one, two)
-    assert one.versions.held_bytes and torch.equal(weight, two.root.blocks[1].weight)
+    assert one.versions.held_bytes and torch.equal(twin_of(weight), two.root.blocks[1].weight)
     two.revise({})
     one.revise({})
     one.twin.blocks[1].weight.div_(2)

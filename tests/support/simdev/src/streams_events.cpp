@@ -83,12 +83,6 @@ class Finished {
   }
 
  private:
-  static bool interpreter_ends() {
-    static const auto ask = [](const char* name) { return (int (*)())dlsym(RTLD_DEFAULT, name); };
-    static const auto exists = ask("Py_IsInitialized");
-    static const auto ends = ask("Py_IsFinalizing") ? ask("Py_IsFinalizing") : ask("_Py_IsFinalizing");
-    return (exists && !exists()) || (ends && ends());
-  }
   std::mutex mutex_;
   std::vector<std::function<void()>> held_;
   std::atomic<bool> any_{false};
@@ -302,6 +296,12 @@ int current_device() { return device_of_thread; }
 void set_current_device(int device) { device_of_thread = device; }
 void enqueue(StreamId id, std::function<void()> work) { worker(id).push(std::move(work), false); }
 void enqueue_holding(StreamId id, std::function<void()> work) { worker(id).push(std::move(work), true); }
+bool interpreter_ends() {
+  static const auto ask = [](const char* name) { return (int (*)())dlsym(RTLD_DEFAULT, name); };
+  static const auto exists = ask("Py_IsInitialized");
+  static const auto ends = ask("Py_IsFinalizing") ? ask("Py_IsFinalizing") : ask("_Py_IsFinalizing");
+  return (exists && !exists()) || (ends && ends());
+}
 void release_finished() { finished().release(); }
 void drain(StreamId id) { worker(id).drain(); }
 void drain_all() {
