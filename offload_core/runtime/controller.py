@@ -33,6 +33,7 @@ from .changed_weights import ChangedWeights
 from .counters import RunCounters
 from .device_queue import DeviceQueue
 from .discovery import Discovery, discover, keep_in_memory
+from .host_parameter import nothing_to_do
 from .host_placement import TierMoves, with_files
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
 from .layer import Layer, build_layers
@@ -560,7 +561,7 @@ class OffloadController:
         self.prefetcher.may_use_ring = _no_ring
         self.prefetcher.make_room = self.prefetcher.may_repeat = self.prefetcher.before_pass = None
         for layer in self.layers:
-            layer.host.touches.before_write = _nothing_to_do
+            layer.host.touches.before_write = nothing_to_do
 
     def may_use_ring(self) -> bool:
         """Whether a pass that begins now has the ring to itself; if another component had it, it has it no more."""
@@ -583,7 +584,3 @@ class OffloadController:
 
 def _no_ring() -> bool:
     return False
-
-
-def _nothing_to_do() -> None:
-    """What a layer that is not loaded does before its masters are written to."""

@@ -65,14 +65,14 @@ class OutsideTouches:
         self.count = 0
         self.changes: Mapping[int, Callable[[], torch.Tensor]] = {}
         """Of the parameters, by id, that have another value on the device: what computes it there."""
-        self.before_write: Callable[[], object] = _nothing
+        self.before_write: Callable[[], object] = nothing_to_do
         """Called before the bytes of one of the parameters change: they are in use, and may be others' as well."""
         self.lost_writes = False
         """A parameter was written to that has another value on the device: that is computed of the bytes of before."""
 
 
-def _nothing() -> None:
-    pass
+def nothing_to_do() -> None:
+    """What comes before a write to a layer that is not loaded."""
 
 
 class _ToCome(OutsideTouches):
@@ -271,6 +271,31 @@ def _moves_to(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     return None
 
 
+def _gives_itself(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation returns its tensor because there is nothing to do: the app casts weights to their own type.
+
+    The elements are not looked at. A table of which a few rows are looked up afterwards must not be read for it.
+    """
+    name = getattr(func, "__name__", "")
+    if name not in ("to", "cpu", "contiguous") or kwargs.get("copy") or kwargs.get("memory_format") is not None:
+        return False
+    tensor, wanted = args[0], (*args[1:], *kwargs.values())
+    if isinstance(tensor, _Lender) and any(dtype_of(leaf) != leaf.dtype for leaf in tensor.parts.leaves):
+        return False
+    for value in wanted:
+        if value is None or value is False or (value is True and kwargs.get("non_blocking")):
+            continue
+        if isinstance(value, torch.Tensor):
+            same = value.device.type == "cpu" and value.dtype == tensor.dtype
+        elif isinstance(value, torch.dtype):
+            same = value == tensor.dtype
+        else:
+            same = isinstance(value, (str, torch.device)) and torch.device(value).type == "cpu"
+        if not same:
+            return False
+    return name != "contiguous" or bool(tensor.is_contiguous())
+
+
 def _with_values(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -278,7 +303,7 @@ def _with_values(
 
     What is written to is left as it is, and so is what the operation only describes.
     """
-    if _describes(func):
+    if _describes(func) or _gives_itself(func, args, kwargs):
         return args, kwargs
     if func in _MOVES or func is torch.Tensor.copy_:
         device, moves = _moves_to(func, args, kwargs), True
@@ -369,7 +394,7 @@ def _parts_with_value(parameter: Any) -> Parts:
 
 def _make_readers_own(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Have those of the arguments that are readers' own become their values, if `func` asks for the bytes."""
-    if func in _ALIASES or (_describes(func) and getattr(func, "__name__", "") not in _PLACES):
+    if _gives_itself(func, args, kwargs) or (_describes(func) and getattr(func, "__name__", "") not in _PLACES):
         return
     for value in itertools.chain(args, kwargs.values()):
         if isinstance(value, torch.Tensor):

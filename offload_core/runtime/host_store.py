@@ -157,7 +157,7 @@ class HostLayer:
 
     def _leave_buffer(self) -> None:
         if self.buffer is not None:
-            self._point_at_file()
+            self._point_at_file(self._ours())
             self.hold.drop()
             self.buffer = None
             self.source = self._file_source()
@@ -180,9 +180,9 @@ class HostLayer:
             if not self.in_file:
                 forget_file(leaf)
 
-    def _point_at_file(self) -> None:
+    def _point_at_file(self, places: Iterable[int]) -> None:
         assert self._slices is not None
-        for place in self._ours():
+        for place in places:
             leaf = self._flat.leaves[place]
             with _mode_of(leaf):
                 leaf.data = self._slices[place].mapped
@@ -227,7 +227,7 @@ class HostLayer:
         except FileReadError:
             self.own_bytes()
         else:
-            self._point_at_file()
+            self._point_at_file(self._ours())
 
     def _check_files(self) -> None:
         for file in {id(part.file): part.file for part in self._slices or ()}.values():
@@ -272,9 +272,7 @@ class HostLayer:
             if self.buffer is not None:
                 self._point_into(self.buffer, places)
             return True
-        if not parts.like(self._flat.parts[position]) or len(slots) != len(parts.leaves):
-            return False
-        if any(plain(leaf).shape != slot.shape or leaf.dtype != slot.dtype for leaf, slot in zip(parts.leaves, slots)):
+        if not self._fits(position, parts):
             return False
         views = []
         buffer = self.buffer if self._holds(parts, slots) else self.own_bytes()
@@ -309,11 +307,14 @@ class HostLayer:
     def has_form_of(self, parameter: nn.Parameter, value: torch.Tensor) -> bool:
         """Whether `value` could be the value of a master: of its kind, shapes and types, wherever it lies."""
         position = next(index for index, own in enumerate(self.parameters) if own is parameter)
-        slots = [self.layout.slots[place] for place in self._flat.places[position]]
         try:
-            parts = parts_of(value)
+            return self._fits(position, parts_of(value))
         except UnmovableTensor:
             return False
+
+    def _fits(self, position: int, parts: Parts) -> bool:
+        """Whether a tensor taken apart is of the kind, shapes and types that the layer was planned with."""
+        slots = [self.layout.slots[place] for place in self._flat.places[position]]
         return (
             parts.like(self._flat.parts[position])
             and len(parts.leaves) == len(slots)
@@ -331,12 +332,8 @@ class HostLayer:
         """Have a master look into the buffer again, or at the file."""
         if self.buffer is not None:
             self._point_into(self.buffer, self._flat.places[position])
-            return
-        assert self._slices is not None
-        for place in self._flat.places[position]:
-            leaf = self._flat.leaves[place]
-            with _mode_of(leaf):
-                leaf.data = self._slices[place].mapped
+        else:
+            self._point_at_file(self._flat.places[position])
 
     def offset_of(self, position: int) -> int | None:
         """Where an ordinary parameter lies in a buffer of the layer; None for one of several parts."""

@@ -178,7 +178,7 @@ class FileSlice:
         return value
 
     def was_written(self) -> bool:
-        """Whether the mapped tensor may differ from the file: somebody has written where it looks, or beside it.
+        """Whether the mapped tensor may differ from the file: its pages were written to, by this tensor or a neighbour.
 
         Where the system does not tell, the two are compared, which reads both. Raises FileReadError.
         """

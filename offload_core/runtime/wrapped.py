@@ -1,8 +1,7 @@
 """What stands under a wrapper that torch puts around a module: compiled and parametrised modules.
 
-A compiled module calls the one inside it, and what is in front of the inner one's forward is called all the same. So a
-layer is the inner module, under the name that it has without the wrapper, and is found no matter whether a wrapper is
-there at the time.
+A compiled wrapper calls the module inside it, through the forward that hangs on that module's instance, ours included.
+So a layer is the inner module, under the name that it has without the wrapper, whether or not it is wrapped at the time.
 """
 
 from __future__ import annotations

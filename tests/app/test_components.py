@@ -37,6 +37,8 @@ def saved(server, prompt) -> str:
     arrays = server.latents(result) + server.images(result)
     pixels.assert_sane(arrays)
     assert server.sim_stats()["races"] == 0, server.sim_stats()["race_message"]
+    warned = [line for component in server.report()["components"] for line in component["warnings"]]
+    assert not any("outside their layer's call" in line for line in warned), warned
     return pixels.sha256(arrays)
 
 

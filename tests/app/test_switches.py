@@ -51,7 +51,7 @@ CHANGE_TYPES = {
 CHANGE_PLACES = {
     "--cpu": "everything on the CPU; ours streams from the file if asked for a budget",
     "--cpu-vae": "the VAE on the CPU",
-    "--gpu-only": "weights that are not used stay on the device; ours keeps their masters on the host all the same",
+    "--gpu-only": "weights that are not used stay on the device; ours keeps their host masters besides",
     "--highvram": "models stay on the device after use",
     "--lowvram": "text encoders on the CPU; ours streams one from its file there if asked for a budget",
     "--novram": "the same, and other weights come to the device one by one",

@@ -177,6 +177,30 @@ def test_a_value_that_was_read_is_a_layers_weight_like_any_other(model, tripled,
         assert torch.equal(other(x), twin(x))
 
 
+def test_a_cast_that_changes_nothing_reads_nothing(model, path):
+    """The app casts tables to the type that they have, and then looks a few rows up."""
+    weights_from_file(model, path)
+    with attach(model, device="cpu", budget_bytes=BUDGET_BYTES) as handle:
+        weight = model.blocks[3].second.weight
+        file = slice_of(weight).file
+        before, touched = file.bytes_read, handle.controller.outside_touches
+        for cast in (
+            lambda weight: weight.to(torch.float32),
+            lambda weight: weight.to("cpu"),
+            lambda weight: weight.to(torch.device("cpu"), torch.float32),
+            lambda weight: weight.to(dtype=torch.float32, device=None, copy=False, non_blocking=True),
+            lambda weight: weight.to(torch.zeros(1)),
+            lambda weight: weight.cpu(),
+            lambda weight: weight.contiguous(),
+        ):
+            assert cast(weight) is weight
+            assert cast(weight.detach()).shape == weight.shape
+        assert (file.bytes_read, handle.controller.outside_touches) == (before, touched)
+        for copied in (weight.to(torch.float64), weight.to(torch.float32, copy=True), weight.T.contiguous()):
+            assert copied is not weight
+        assert file.bytes_read > before
+
+
 def test_a_file_that_was_cut_short_is_an_error_for_readers_of_weights(model, path, x):
     """Of the mapped pages behind its end, a touch would end the process."""
     weights_from_file(model, path)
