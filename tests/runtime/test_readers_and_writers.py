@@ -17,6 +17,7 @@ from offload_core.runtime.file_weights import weights_from_file
 from offload_core.runtime.host_parameter import twin_of
 from offload_core.runtime.weight_file import FileReadError, slice_of
 from offload_core.runtime.written_pages import were_written
+from tests.support import simdev
 
 WIDTH = 600
 BUDGET_BYTES = 6_000_000
@@ -158,6 +159,25 @@ def test_what_was_read_stays_what_it_was(model, tripled):
     assert torch.equal(model.state_dict()["blocks.2.first.weight"] * FACTOR, twin.blocks[2].first.weight)
     controller.unload()
     assert torch.equal(state["blocks.3.first.weight"], twin.blocks[3].first.weight)
+
+
+def test_what_was_taken_before_a_resident_arrived_is_changed_once(model, x):
+    """The module holds the device's parameter by then, which is changed already."""
+    if not simdev.available():
+        pytest.skip("no simulated accelerator (no C++ compiler?)")
+    simdev.load()
+    values = {
+        name: value * FACTOR for name, value in copy.deepcopy(model.state_dict()).items() if ".first.weight" in name
+    }
+    with attach(model, device="npu", budget_bytes=100_000_000) as handle:
+        handle.controller.revise(Tripled(model).changes())
+        taken, held = model.state_dict(), model.blocks[1].first.weight
+        for _ in range(2):
+            model(x.to("npu"))
+        assert model.blocks[1].first.weight is not held, "the resident has arrived"
+        for name, value in values.items():
+            assert torch.equal(taken[name], value), name
+        assert torch.equal(held.clone(), values["blocks.1.first.weight"])
 
 
 def test_masters_are_shown_untouched_where_that_is_asked_for(model, tripled):
