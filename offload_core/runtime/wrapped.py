@@ -1,7 +1,7 @@
 """What stands under a wrapper that torch puts around a module: compiled and parametrised modules.
 
 A compiled wrapper calls the module inside it, through the forward that hangs on that module's instance, ours included.
-So a layer is the inner module, under the name that it has without the wrapper, whether or not it is wrapped at the time.
+So a layer is the inner module, under its name without the wrapper, whether or not it is wrapped at the time.
 """
 
 from __future__ import annotations
