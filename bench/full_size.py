@@ -36,6 +36,7 @@ def use_app(tree: Path | str, cpu: bool = True) -> None:
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = cpu
+    import comfy.text_encoders.llama  # noqa: F401 - others use it without importing it
 
 
 def default_tree() -> Path:
@@ -292,10 +293,47 @@ def mistral3_24b() -> nn.Module:
 
 @builder
 def ltx2_text_encoder() -> nn.Module:
-    """Gemma 3 and LTX-2's projections."""
+    """Gemma 3 and LTX-2's projection, which is three times its largest block."""
     from comfy.text_encoders import lt
 
     return lt.ltxav_te(dtype_llama=torch.float32)(device="meta", dtype=torch.float32)
+
+
+@builder
+def ltx2_text_encoder_dual() -> nn.Module:
+    """The same with a projection for the picture and one for the sound, in one module."""
+    from comfy.text_encoders import lt
+
+    return lt.ltxav_te(dtype_llama=torch.float32, text_projection_type="dual_linear")(
+        device="meta", dtype=torch.float32
+    )
+
+
+@builder
+def klein_qwen3_8b() -> nn.Module:
+    """Of Flux 2 Klein 9B: an output projection that no encoding calls is three times the largest block."""
+    from comfy.text_encoders import flux
+
+    return flux.klein_te(model_type="qwen3_8b")(device="meta", dtype=torch.float32)
+
+
+@builder
+def ideogram4_qwen3vl_8b() -> nn.Module:
+    return _encoder("comfy.text_encoders.ideogram4", "Ideogram4Qwen3VLTEModel")
+
+
+@builder
+def boogu_qwen3vl_8b() -> nn.Module:
+    from comfy.text_encoders import boogu
+
+    return boogu.te()(device="meta", dtype=torch.float32)
+
+
+@builder
+def joyimage_qwen3vl_8b() -> nn.Module:
+    from comfy.text_encoders import joyimage
+
+    return joyimage.te()(device="meta", dtype=torch.float32)
 
 
 @builder
@@ -388,6 +426,7 @@ def vae_ltx_v2() -> nn.Module:
 def describe(module: nn.Module) -> dict[str, Any]:
     """The figures of the table, and the layers by name and bytes."""
     from bench.full_size_advised import advised
+    from offload_core.planner import usual_budget
     from offload_core.runtime.discovery import discover
 
     found = discover(module)
@@ -400,6 +439,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
         "loose_bytes": found.loose_bytes,
         "loose_share": found.loose_bytes / total if total else 0.0,
         "largest_bytes": max(sizes, default=0),
+        "usual_budget": usual_budget(found.inventory("described", 1)),
         "median_bytes": int(statistics.median(sizes)) if sizes else 0,
         "smallest_bytes": min(sizes, default=0),
         "swapped_parameters": sum(len(layer.parameters) for layer in found.layers),

@@ -21,7 +21,7 @@ from ..offload_core.errors import OffloadError
 from ..offload_core.inventory import Inventory
 from ..offload_core.layer_walk import MIN_LAYER_BYTES
 from ..offload_core.plan import Plan
-from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
+from ..offload_core.planner import PlanRequest, make_plan, smallest_budget, usual_budget, usual_ring_of
 from ..offload_core.replan import better_plan
 from ..offload_core.runtime import OffloadController, discover
 from ..offload_core.runtime.discovery import keep_in_memory
@@ -32,7 +32,7 @@ from . import compat
 from .asked import Asked
 from .device import queue_for, ring_there, segment_bytes
 from .file_weights import fill_in_missing
-from .giving_back import give_back, kept_and_ring, least_of, leave_to, make_room, no_code_of_others, ring_bytes
+from .giving_back import give_back, least_of, leave_to, make_room, no_code_of_others
 from .host_memory import host_memory, moved_bytes
 from .kinds import Kind, entries_of, kind_of
 from .memory import DeviceAllowance, device_allowance, host_limits, not_locked
@@ -203,13 +203,12 @@ class Component:
         if asked.value("placement") == "resident":
             return total
         if self.kind.asks_for_ring or asked.mode == "memory":
-            return ring_bytes(inventory) - self._ring_shared(inventory, device)
+            return usual_budget(inventory) - self._ring_shared(inventory, device)
         return total
 
     def _ring_shared(self, inventory: Inventory, device: torch.device) -> int:
         """How much of a usual ring is there already, because another component has leased it."""
-        _, ring = kept_and_ring(inventory)
-        return min(ring, ring_there(device))
+        return min(usual_ring_of(inventory), ring_there(device))
 
     def inventory_of(self, model: torch.nn.Module, device: torch.device) -> Inventory:
         """What is in the module, with the sizes that it would have on `device`."""
@@ -231,7 +230,7 @@ class Component:
         if not self.loaded:  # a ring that is there for others is there for it, if it can do with a ring
             inventory = self.controller.inventory
             shared = self._ring_shared(inventory, self.device)
-            offered_bytes = max(offered_bytes, min(offered_bytes + shared, ring_bytes(inventory)))
+            offered_bytes = max(offered_bytes, min(offered_bytes + shared, usual_budget(inventory)))
         wishes = (settings, asked.mode, asked.selection)
         if host_memory().look(self.controller):
             self._planned_for = None

@@ -23,7 +23,7 @@ from ..offload_core.inventory import Inventory
 from ..offload_core.model_files import ModelFile, read_models
 from ..offload_core.model_shape import Compute, components_of, inventory_of
 from ..offload_core.plan import Plan
-from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
+from ..offload_core.planner import PlanRequest, make_plan, smallest_budget, usual_budget
 from ..offload_core.safetensors_header import TensorInfo
 from ..offload_core.settings import ComponentSettings
 from . import kinds
@@ -31,7 +31,6 @@ from .asked import Asked
 from .component import APPS_MARGIN, MEASURED_FROM_PASSES, live_components
 from .device import segment_bytes, streams_to
 from .file_kinds import kind_of_vae, require_kind
-from .giving_back import ring_bytes
 from .graph_files import Wanted, wanted_in
 from .loading import file_names
 from .memory import device_allowance, host_allowance, host_available_bytes
@@ -148,7 +147,7 @@ def _as_neighbour(other: Ahead) -> Neighbour | None:
     room, total = 0, other.inventory.total_bytes
     if KINDS[other.wanted.kind].asks_for_ring and not left_to_the_app(other.asked):
         budget = other.asked.value("budget_bytes")
-        wanted = total if other.asked.value("placement") == "resident" else ring_bytes(other.inventory)
+        wanted = total if other.asked.value("placement") == "resident" else usual_budget(other.inventory)
         room = math.ceil(APPS_MARGIN * (min(budget, total) if isinstance(budget, int) else wanted))
     return Neighbour(other.asked, total, 0, room)
 

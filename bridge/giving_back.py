@@ -14,7 +14,6 @@ import torch
 
 from ..offload_core.demote import demoted
 from ..offload_core.errors import BudgetError, OffloadError
-from ..offload_core.inventory import Inventory
 from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
 from .compat import apps_graph_is_active
@@ -26,9 +25,6 @@ ASKED_FIRST_BYTES = 4096
 """The app asks for room where most is missing on the device, first. What we give costs no copy back, so each of our
 models says that this much is missing, divided by its passes a use: ours are asked before the app's own that are there
 whole, and a layer of an encoder before one of a diffusion model, which is worth its bytes at every step."""
-
-USUAL_RING_LAYERS = 3
-"""A ring of three of the largest layers: enough for unequal layers and jitter."""
 
 _CODE_OF_OTHERS = ("patches", "patches_replace", "optimized_attention_override")
 """Entries of `transformer_options` through which other nodes' code runs inside a layer."""
@@ -142,19 +138,6 @@ def make_room(component: Component, plan: Plan, layer: str, too_late: bool, othe
 def least_of(request: PlanRequest) -> PlanRequest:
     """The same component with a ring for one layer and what must stay."""
     return replace(request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None, placement="layerwise")
-
-
-def ring_bytes(inventory: Inventory) -> int:
-    """Device bytes of a component that keeps nothing but what it must and a ring of the usual size."""
-    return sum(kept_and_ring(inventory))
-
-
-def kept_and_ring(inventory: Inventory) -> tuple[int, int]:
-    """What must stay on the device with one ring or another, and a ring of the usual size, in bytes."""
-    reserved = inventory.reserved
-    kept = reserved(inventory.loose_bytes) + sum(reserved(layer.bytes) for layer in inventory.layers if layer.keep)
-    largest = max((layer.bytes for layer in inventory.layers if not layer.keep), default=0)
-    return kept, min(inventory.total_bytes - kept, reserved(USUAL_RING_LAYERS * largest))
 
 
 def no_code_of_others(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -16,12 +16,11 @@ from ..offload_core import policy
 from ..offload_core.feasibility import explicit_text
 from ..offload_core.groups import match, numbered_base
 from ..offload_core.inventory import Inventory
-from ..offload_core.planner import smallest_budget
+from ..offload_core.planner import smallest_budget, usual_budget
 from ..offload_core.resolver import Request, Resolution, resolve
 from ..offload_core.settings import ComponentSettings, Setting, Source
 from .asked import AUTO, Asked
 from .device import total_bytes
-from .giving_back import ring_bytes
 from .memory import DeviceAllowance, host_available_bytes
 
 _FIRST_NUMBER = 500
@@ -120,7 +119,7 @@ def within_policy(
     """
     explicit = asked.settings.is_explicitly_set("placement")
     if asked.mode == "memory" and not explicit:
-        ring = max(smallest_budget(inventory), ring_bytes(inventory))
+        ring = max(smallest_budget(inventory), usual_budget(inventory))
         return DeviceAllowance(ring, "memory mode: a ring and nothing more")
     if asked.value("placement") == "resident":
         return allowance

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from .ring_size import ordinary_size
+
 MIN_LAYER_BYTES = 1 << 20
 """A smaller layer costs more in latency per visit than its bytes are worth in memory."""
 
@@ -27,6 +29,10 @@ SPLIT_LAYER_BYTES = 256 << 20
 SPLIT_SHARE = 16
 """A block over 256 MB and over 1/16 of the model is split if it holds blocks itself: the ring is sized by the
 largest layer."""
+
+OUTSIZED = 2
+"""A layer of more than this many times the ordinary size (`ring_size.py`) is cut into its children where it can be: it
+alone would size the ring. There are two of them at most."""
 
 MIN_LIST_SHARE = 10
 """A list counts as a list of blocks from 1/10 of the bytes of the module that holds it."""
@@ -59,6 +65,11 @@ class Part(Generic[Held]):
                 first.setdefault(id(child), (name, child))
         return list(first.values())
 
+    def calls_its_children(self) -> bool:
+        """Whether all of its bytes are in two or more children: it has no parameter of its own to work with."""
+        children = [child for _, child in self.with_bytes()]
+        return len(children) >= 2 and sum(child.nbytes for child in children) >= self.nbytes
+
     def below(self) -> Iterator[Part[Held]]:
         """All parts below this, each once."""
         seen = {id(self)}
@@ -82,7 +93,14 @@ class Limits:
 def units(root: Part[Held], limits: Limits) -> Iterator[tuple[str, Part[Held]]]:
     """The parts to move as one, with their names, in order. A part that hangs in several places comes several times."""
     large = max(limits.split_bytes, root.nbytes // SPLIT_SHARE)
-    return _below(root, "", large, limits.single_bytes, root.is_list)
+    whole = list(_below(root, "", large, limits.single_bytes, root.is_list))
+    ordinary = ordinary_size(part.nbytes for part in {id(part): part for _, part in whole}.values())
+    outsized = max(limits.single_bytes, OUTSIZED * ordinary) if ordinary else root.nbytes
+    for name, part in whole:
+        if part.nbytes > outsized and part.calls_its_children():
+            yield from ((f"{name}.{child_name}", child) for child_name, child in part.with_bytes())
+        else:
+            yield name, part
 
 
 def _below(

@@ -17,10 +17,11 @@ from .inventory import Inventory
 from .packing import align_up
 from .plan import Plan, PlannedLayer, Prediction
 from .request import PlanRequest
-from .search import USUAL_RING_LAYERS, Search
+from .ring_size import usual_ring
+from .search import Search
 from .simulate import copy_ns, simulate
 
-__all__ = ["PlanRequest", "make_plan", "smallest_budget"]
+__all__ = ["PlanRequest", "make_plan", "smallest_budget", "usual_budget", "usual_ring_of"]
 
 UNMEASURED_CAUTION = 8
 """From a mid-range card at high resolution to a fast one at low resolution, compute per layer differs about so much."""
@@ -51,10 +52,29 @@ def smallest_budget(inventory: Inventory, alignment: int = 512) -> int:
 
     What lies outside layers, the layers that may not be streamed, and a ring that holds the largest other layer.
     """
-    movable = [layer.bytes for layer in inventory.layers if layer.keep is None]
+    ring = inventory.reserved(align_up(max(_movable_sizes(inventory), default=0), alignment))
+    return min(inventory.total_bytes, _kept_bytes(inventory) + ring)
+
+
+def usual_budget(inventory: Inventory) -> int:
+    """Device bytes of a component that keeps nothing but what it must and a ring of the usual size."""
+    return _kept_bytes(inventory) + usual_ring_of(inventory)
+
+
+def usual_ring_of(inventory: Inventory) -> int:
+    """What a ring of the usual size takes of the device, in bytes; no more than all the layers that pass through it."""
+    ring = inventory.reserved(usual_ring(_movable_sizes(inventory)))
+    return min(ring, inventory.total_bytes - _kept_bytes(inventory))
+
+
+def _movable_sizes(inventory: Inventory) -> list[int]:
+    return [layer.bytes for layer in inventory.layers if layer.keep is None]
+
+
+def _kept_bytes(inventory: Inventory) -> int:
+    """What stays on the device under any plan: what lies outside layers, and layers that may not be streamed."""
     kept = sum(inventory.reserved(layer.bytes) for layer in inventory.layers if layer.keep is not None)
-    ring = inventory.reserved(align_up(max(movable, default=0), alignment))
-    return min(inventory.total_bytes, inventory.reserved(inventory.loose_bytes) + kept + ring)
+    return inventory.reserved(inventory.loose_bytes) + kept
 
 
 class _Draft:
@@ -126,9 +146,9 @@ class _Draft:
     def choose(self) -> tuple[Candidate | None, tuple[str, ...]]:
         """Ring and residents for a component of which something has to be streamed."""
         request = self.request
-        largest = max(self.sizes[index] for index in self.movable)
         if request.budget_bytes is None:
-            ring = request.ring_bytes or align_up(USUAL_RING_LAYERS * largest, request.alignment)
+            usual = usual_ring(self.sizes[index] for index in self.movable)
+            ring = request.ring_bytes or align_up(usual, request.alignment)
             search = Search(self._problem(self.inventory.reserved(ring), ring))
             return search.with_ring(ring), ("no budget was set: nothing stays that can be streamed",)
         room = request.budget_bytes - self.fixed_bytes

@@ -13,11 +13,11 @@ from itertools import combinations
 from .credit import credit_residents, first_layers, last_layers, spread_layers
 from .evaluate import Candidate, Evaluator, Problem
 from .layout import improved_layout
+from .ring_size import usual_ring
 
-__all__ = ["EQUAL", "USUAL_RING_LAYERS", "Search"]
+__all__ = ["EQUAL", "Search"]
 
 EQUAL = 1.001  # pass times closer than this are one: no clock and no model is better
-USUAL_RING_LAYERS = 3  # two layers would do if all times were equal and steady; the third absorbs jitter
 WORK_VISITS = 6_000  # visits simulated per plan before the search contents itself; some 5 to 10 microseconds each
 _RING_STEPS = (2.0, 3.0, 1.0, 1.5, 2.5, 4.0, 6.0)  # rings tried, in largest streamed layers
 _MAX_RING_LAYERS = 12  # look-ahead beyond this is residency by another name
@@ -65,8 +65,7 @@ class Search:
             return None
         limit = min(candidate.pass_ns for candidate in found) * EQUAL
         good = [candidate for candidate in found if candidate.pass_ns <= limit]
-        largest = self._largest_streamed(frozenset())
-        usual = min(USUAL_RING_LAYERS * largest, found[-1].ring_bytes)
+        usual = min(self._usual_ring(frozenset()), found[-1].ring_bytes)
         return next((candidate for candidate in good if candidate.ring_bytes >= usual), good[-1])
 
     def with_ring(self, ring_bytes: int) -> Candidate | None:
@@ -74,13 +73,19 @@ class Search:
         return self.evaluator.judge(frozenset(), ring_bytes)
 
     def filled(self, chosen: Candidate) -> Candidate:
-        """`chosen` with more residents in the room that it leaves, those that are copied most first; never slower."""
+        """`chosen` with more residents in the room that it leaves, those that are copied most first; never slower.
+
+        What stays no longer needs a place in the ring, which may shrink for it: so it goes on while something is added.
+        """
         sizes, counts = self.problem.sizes, self.evaluator.visit_counts
-        for layer in sorted(chosen.offsets, key=lambda layer: (-sizes[layer] * counts[layer], layer)):
-            if chosen.device_bytes + self.problem.reserved[layer] <= self.problem.room_bytes:
-                more = self.evaluator.judge(chosen.residents | {layer}, chosen.ring_bytes, chosen.far_apart)
-                if more is not None and more.pass_ns <= chosen.pass_ns:
-                    chosen = more
+        before: Candidate | None = None
+        while chosen is not before:
+            before = chosen
+            for layer in sorted(before.offsets, key=lambda layer: (-sizes[layer] * counts[layer], layer)):
+                if chosen.device_bytes + self.problem.reserved[layer] <= self.problem.room_bytes:
+                    more = self.evaluator.judge(chosen.residents | {layer}, chosen.ring_bytes, chosen.far_apart)
+                    if more is not None and more.pass_ns <= chosen.pass_ns:
+                        chosen = more
         return chosen
 
     # ---- where to start
@@ -129,7 +134,7 @@ class Search:
             return [self.problem.ring_bytes]
         largest, most = self._largest_streamed(residents), self._most_ring(residents)
         steps = [self._aligned(int(largest * step)) for step in _RING_STEPS]
-        rings = dict.fromkeys((*self._neighbour_sums(residents), *steps, most))
+        rings = dict.fromkeys((*self._neighbour_sums(residents), *steps, self._usual_ring(residents), most))
         return [ring for ring in rings if largest <= ring <= most]
 
     def _neighbour_sums(self, residents: frozenset[int]) -> Iterator[int]:
@@ -146,6 +151,9 @@ class Search:
 
     def _largest_streamed(self, residents: frozenset[int]) -> int:
         return max((self.problem.sizes[layer] for layer in self._movable if layer not in residents), default=0)
+
+    def _usual_ring(self, residents: frozenset[int]) -> int:
+        return self._aligned(usual_ring(self.problem.sizes[layer] for layer in self._movable if layer not in residents))
 
     def _most_ring(self, residents: frozenset[int]) -> int:
         """What is left beside these residents, as far as look-ahead can use it."""
@@ -320,10 +328,9 @@ class Search:
         return self._with_least_ring(best, limit)
 
     def _with_least_ring(self, best: Candidate, limit: float) -> Candidate:
-        largest = self._largest_streamed(best.residents)
-        if self.problem.ring_bytes is not None or not largest:
+        if self.problem.ring_bytes is not None or not self._largest_streamed(best.residents):
             return best
-        usual = min(USUAL_RING_LAYERS * largest, self._left(best.residents))
+        usual = min(self._usual_ring(best.residents), self._left(best.residents))
         for ring in sorted(ring for ring in self._rings(best.residents) if ring >= usual):
             for far_apart in (best.far_apart, not best.far_apart):
                 candidate = None if self._spent(_ALL_WORK) else self.evaluator.judge(best.residents, ring, far_apart)

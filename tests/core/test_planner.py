@@ -19,6 +19,7 @@ from offload_core.inventory import Inventory, LayerSpec
 from offload_core.plan import Plan
 from offload_core.planner import PlanRequest, make_plan, smallest_budget
 from offload_core.reserved import SEGMENT_BYTES
+from offload_core.ring_size import usual_ring
 from offload_core.search import EQUAL, WORK_VISITS, Search
 from offload_core.simulate import copy_ns, simulate
 from tests.core.shapes import GB, MB, equal, flux, inventories, inventory, qwen_image
@@ -74,11 +75,23 @@ def test_everything_fits() -> None:
         assert said(plan, "everything fits")
 
 
-def test_no_budget_is_a_ring_of_three() -> None:
-    inv = inventory([(100 * MB, MB), (300 * MB, MB), (200 * MB, MB), (100 * MB, MB), (300 * MB, MB), (100 * MB, MB)])
+@pytest.mark.parametrize(
+    "sizes, ring",
+    [
+        ((100, 300, 200, 300, 100, 300), 900),
+        ((100, 100, 100, 100, 100, 900), 900),  # an output projection: it fits, and so do three of the others
+        ((100, 100, 100, 100, 100, 250), 300),
+        ((300, 100, 100, 100, 100, 300), 300),
+        ((200, 100), 300),
+        ((100,), 100),
+    ],
+)
+def test_no_budget_is_a_ring_for_the_largest_layer_and_for_three_ordinary_ones(sizes, ring) -> None:
+    inv = inventory([(size * MB, MB) for size in sizes])
     plan = planned(inv, None)
     assert plan.residents == ()
-    assert 800 * MB <= plan.ring_bytes <= 900 * MB + 512
+    assert usual_ring(size * MB for size in sizes) == ring * MB
+    assert 0.88 * ring * MB <= plan.ring_bytes <= ring * MB + 512
     assert said(plan, "no budget was set")
 
 
