@@ -1,7 +1,7 @@
 """How large a ring is where nothing else decides: with no budget, or of several rings that are as fast as each other.
 
-A ring serves layers that follow one another. One that is visited once a pass, or never, and dwarfs the others (an output
-projection, the projection of an encoder's result) must fit into it, but needs no room for three of its size.
+A ring serves layers that follow one another. One that is visited once a pass, or never, and dwarfs the others (an
+output projection, the projection of an encoder's result) must fit into it, but needs no room for three of its size.
 Knows nothing about plans, budgets or layers but their sizes.
 """
 
