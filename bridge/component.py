@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from ..offload_core.decisions import gb_at_least
+from ..offload_core.demote import demoted
 from ..offload_core.errors import OffloadError
 from ..offload_core.inventory import Inventory
 from ..offload_core.layer_walk import MIN_LAYER_BYTES
@@ -151,6 +153,7 @@ class Component:
         self._controller.record(recording().trace, self.id)
         host_memory().joined(self._controller)
         when_full(self._controller, self._make_room, no_code_of_others)
+        self._controller.plan_for_tables_by(self._with_table)
         no_ring_while_gradients_are_recorded(self._controller)  # the app's nodes infer in inference mode
         self._mover = ForeignMove(model, self)
         if self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
@@ -334,6 +337,29 @@ class Component:
     def _make_room(self, plan: Plan, layer: str, too_late: bool) -> Plan | None:
         return make_room(self, plan, layer, too_late, self._others())
 
+    def _with_table(self, controller: OffloadController, table: str) -> Plan | None:
+        """A table is about to be used as a whole: within the same limits, a plan that has it on the device.
+
+        None if the budget has no room for it, which is then said.
+        """
+        assert self.request is not None and controller.plan is not None
+        tables = controller.inventory.tables
+        request = replace(self.request, inventory=replace(self.request.inventory, tables=tables))
+        plan = demoted(controller.plan, request)
+        if table not in plan.tables:
+            nbytes = next(spec.bytes for spec in tables if spec.name == table)
+            needed = smallest_budget(request.inventory) + request.inventory.reserved(nbytes)
+            self.warn(
+                f"{table} ({nbytes / 1e9:.2f} GB) is used as a whole, as for the tokens of generated text: it is "
+                "copied each time, beside the budget, which has no room for it",
+                do=f"set a budget of {gb_at_least(needed)} or more",
+            )
+            return None
+        self.request, self.last_plan = request, plan
+        self.peak_device_bytes = max(self.peak_device_bytes, plan.device_bytes)
+        log.info("Layerwise Offload, %s, planned again for %s:\n%s", self.source, table, plan.to_text())
+        return plan
+
     def put_into_effect(self, plan: Plan) -> None:
         """Load `plan`, or the least that works if the device has no room for it after all."""
         try:
@@ -396,7 +422,9 @@ class Component:
     def _plan(self, settings: ComponentSettings, allowance: DeviceAllowance, **changes: Any) -> Plan:
         """The plan for a budget. One nobody set is raised to what is needed at least, and a warning says so."""
         known = self.request if self._settled_here() else None
-        inventory = known.inventory if known is not None else self.controller.inventory
+        inventory = self.controller.inventory
+        if known is not None:
+            inventory = replace(known.inventory, tables=inventory.tables)
         budget = allowance.budget_bytes
         resident = settings.value("placement") == "resident"
         if budget is None:

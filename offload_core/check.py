@@ -146,13 +146,25 @@ def _taken(plan: Plan, nbytes: int) -> int:
     return nbytes + (plan.segment_bytes - left_over if left_over else 0)
 
 
+def _outside_layers(plan: Plan, inventory: Inventory) -> Iterator[str]:
+    sizes = {table.name: table.bytes for table in inventory.tables}
+    unknown = [name for name in plan.tables if name not in sizes]
+    if unknown:
+        yield f"tables on the device that the inventory does not have: {', '.join(unknown)}"
+    if len(set(plan.tables)) != len(plan.tables):
+        yield "a table is on the device twice"
+    taken = _taken(plan, inventory.loose_bytes) + sum(_taken(plan, sizes.get(name, 0)) for name in plan.tables)
+    if plan.loose_bytes != taken:
+        yield f"loose_bytes is {plan.loose_bytes}, the inventory's take {taken}"
+
+
 def _against_inventory(plan: Plan, inventory: Inventory) -> Iterator[str]:
     if plan.component != inventory.component:
         yield f"the plan is for {plan.component}, the inventory for {inventory.component}"
     if plan.segment_bytes != inventory.segment_bytes:
         yield f"segment_bytes is {plan.segment_bytes}, the inventory has {inventory.segment_bytes}"
-    elif plan.loose_bytes != _taken(plan, inventory.loose_bytes):
-        yield f"loose_bytes is {plan.loose_bytes}, the inventory's take {_taken(plan, inventory.loose_bytes)}"
+    else:
+        yield from _outside_layers(plan, inventory)
     if plan.visits != inventory.visits:
         yield "the visits are not the inventory's"
     if len(plan.layers) != len(inventory.layers):

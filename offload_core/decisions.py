@@ -24,6 +24,7 @@ def explain(plan: Plan, request: PlanRequest, too_large: frozenset[int], compute
     """Everything about this plan that people may ask for. `too_large` are the layers the user's ring cannot hold."""
     return (
         *_kept(request),
+        *_tables(plan, request),
         *_too_large(plan, request, too_large),
         _memory(plan, request),
         *_ring(plan, request),
@@ -39,6 +40,21 @@ def _kept(request: PlanRequest) -> Iterator[str]:
             reasons.setdefault(layer.keep, []).append(layer.name)
     for reason, names in reasons.items():
         yield f"{_names(names)}: resident ({reason})"
+
+
+def _tables(plan: Plan, request: PlanRequest) -> Iterator[str]:
+    for table in request.inventory.tables:
+        name, size = table.name, format_bytes(table.bytes)
+        where = "in its file" if table.in_file else "on the host"
+        if table.name in plan.tables:
+            yield f"{name} ({size}) is on the device: it is also used as a whole"
+        elif table.used_whole:
+            yield (
+                f"{name} ({size}) stays {where} and is copied for each use of it as a whole, beside the "
+                "budget, which has no room for it"
+            )
+        else:
+            yield f"{name} ({size}) stays {where}: only the rows looked up move"
 
 
 def _too_large(plan: Plan, request: PlanRequest, too_large: frozenset[int]) -> Iterator[str]:

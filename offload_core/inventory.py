@@ -6,13 +6,14 @@ Plain data. Knows nothing about modules, tensors, files or devices.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from .errors import PlanError
 from .fields import MAX_ITEMS, MAX_NS, as_bytes, as_int, as_name
 from .reserved import reserved_bytes
 
-__all__ = ["Inventory", "LayerSpec"]
+__all__ = ["Inventory", "LayerSpec", "TableSpec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,27 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class TableSpec:
+    """An embedding table that stays on the host, where its rows are looked up.
+
+    name        dotted name, unique among the tables of the component
+    bytes       of the whole table
+    in_file     its rows are read from a file
+    used_whole  it is used as a whole as well, as the output projection that is tied to it: a copy on the device saves
+                one copy of it for each use
+    """
+
+    name: str
+    bytes: int
+    in_file: bool = False
+    used_whole: bool = False
+
+    def __post_init__(self) -> None:
+        as_name("table name", self.name)
+        as_bytes(f"bytes of table {self.name}", self.bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Inventory:
     """The layers of one component.
 
@@ -58,6 +80,7 @@ class Inventory:
     loose_bytes  parameters outside any layer: on the device whenever the component is in use
     notes        what discovery wants people to know; copied into the plan's decisions
     segment_bytes  the device's memory is taken in multiples of this (`reserved.py`)
+    tables       tables that stay on the host, in no layer and not loose
 
     Raises PlanError when names repeat or a visit points outside the layers.
     """
@@ -68,6 +91,7 @@ class Inventory:
     loose_bytes: int = 0
     notes: tuple[str, ...] = ()
     segment_bytes: int = 1
+    tables: tuple[TableSpec, ...] = ()
 
     def __post_init__(self) -> None:
         as_name("component", self.component)
@@ -85,10 +109,16 @@ class Inventory:
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "visits", visits)
         object.__setattr__(self, "notes", tuple(self.notes))
+        object.__setattr__(self, "tables", tuple(self.tables))
+
+    def with_tables_used_whole(self, names: Collection[str]) -> Inventory:
+        """The same, with these tables, and no others, used as a whole."""
+        tables = tuple(replace(table, used_whole=table.name in names) for table in self.tables)
+        return replace(self, tables=tables)
 
     @property
     def total_bytes(self) -> int:
-        """What the whole component takes of the device: every layer and what lies outside them."""
+        """What the whole component takes of the device: every layer and what lies outside them, but no table."""
         return self.reserved(self.loose_bytes) + sum(self.reserved(layer.bytes) for layer in self.layers)
 
     def reserved(self, nbytes: int) -> int:

@@ -61,6 +61,7 @@ class Plan:
     `visits` are indices into `layers` in execution order. `decisions` are sentences for people: what was chosen, on
     whose word. `device_bytes` never exceeds the component's device budget. `resident_bytes` and `loose_bytes` are what
     these take of a device whose memory is taken in multiples of `segment_bytes`; `ring_bytes` is the ring itself.
+    `tables` names the embedding tables that are on the device; they are among the loose bytes.
     """
 
     component: str
@@ -73,6 +74,7 @@ class Plan:
     predicted: Prediction
     decisions: tuple[str, ...] = ()
     segment_bytes: int = 1
+    tables: tuple[str, ...] = ()
 
     @property
     def streamed(self) -> tuple[int, ...]:
@@ -119,6 +121,7 @@ class Plan:
             "ring_bytes": self.ring_bytes,
             "resident_bytes": self.resident_bytes,
             "loose_bytes": self.loose_bytes,
+            "tables": list(self.tables),
             "segment_bytes": self.segment_bytes,
             "predicted": {
                 "pass_ns": self.predicted.pass_ns,
@@ -154,6 +157,10 @@ class Plan:
             resident_bytes=as_bytes("resident_bytes", _get(data, "resident_bytes")),
             loose_bytes=as_bytes("loose_bytes", _get(data, "loose_bytes")),
             segment_bytes=as_int("segment_bytes", data.get("segment_bytes", 1), 1, 1 << 30),
+            tables=tuple(
+                as_name(f"tables[{position}]", name)
+                for position, name in enumerate(_get_list(data, "tables", default=()))
+            ),
             predicted=_prediction_from_json(_get(data, "predicted")),
             decisions=tuple(
                 _decision(f"decisions[{position}]", text)

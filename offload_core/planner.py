@@ -6,6 +6,7 @@ nothing about modules, devices or files.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from .cost_model import compute_times
@@ -13,7 +14,7 @@ from .decisions import explain, gb_at_least
 from .errors import BudgetError
 from .evaluate import Candidate, Problem
 from .host_tiers import explain_tiers, host_tiers
-from .inventory import Inventory
+from .inventory import Inventory, TableSpec
 from .packing import align_up
 from .plan import Plan, PlannedLayer, Prediction
 from .request import PlanRequest
@@ -30,15 +31,28 @@ UNMEASURED_CAUTION = 8
 def make_plan(request: PlanRequest) -> Plan:
     """The best plan for a request. Pure and deterministic.
 
+    Tables that are used as a whole come to the device while the budget has room for them, the smallest first.
     Raises BudgetError, with the smallest budget that works, when what must be on the device does not fit.
     """
-    draft = _Draft(request)
+    used_whole = (table for table in request.inventory.tables if table.used_whole)
+    tables = sorted(used_whole, key=lambda table: table.bytes)
+    while tables:
+        try:
+            return _with_tables(request, tables)
+        except BudgetError:
+            tables.pop()
+    return _with_tables(request, ())
+
+
+def _with_tables(request: PlanRequest, tables: Sequence[TableSpec]) -> Plan:
+    """The best plan with these tables on the device, and no others."""
+    draft = _Draft(request, tables)
     if request.placement == "resident":
         return draft.all_resident("everything stays on the device, as asked")
     if not draft.movable:
         return draft.all_resident("nothing to stream: every layer has to stay on the device")
     draft.require_budget()
-    fits = request.budget_bytes is not None and request.inventory.total_bytes <= request.budget_bytes
+    fits = request.budget_bytes is not None and draft.total_bytes <= request.budget_bytes
     if fits and request.keep_residents is not False:
         return draft.all_resident(_why_all_fits(request))
     chosen, why = draft.choose()
@@ -80,10 +94,14 @@ def _kept_bytes(inventory: Inventory) -> int:
 class _Draft:
     """The figures of one request while its plan is made."""
 
-    def __init__(self, request: PlanRequest) -> None:
+    def __init__(self, request: PlanRequest, tables: Sequence[TableSpec]) -> None:
         inventory = request.inventory
         self.request = request
         self.inventory = inventory
+        self.tables = tuple(table.name for table in tables)
+        tables_bytes = sum(inventory.reserved(table.bytes) for table in tables)
+        self.loose_bytes = inventory.reserved(inventory.loose_bytes) + tables_bytes
+        self.total_bytes = inventory.total_bytes + tables_bytes
         self.compute_ns, self.compute_note = compute_times(inventory, request.in_place)
         # A guess that is too slow would call copies hidden that are not, and leave allowed memory unused. So while
         # nobody has measured, residents are chosen for a device that many times faster; the prediction is the guess's.
@@ -104,8 +122,7 @@ class _Draft:
     @property
     def fixed_bytes(self) -> int:
         """Device bytes that no choice changes."""
-        loose = self.inventory.reserved(self.inventory.loose_bytes)
-        return loose + sum(self.reserved[index] for index in self.keep)
+        return self.loose_bytes + sum(self.reserved[index] for index in self.keep)
 
     def require_budget(self) -> None:
         """Raise BudgetError unless the fixed bytes and a ring fit the budget."""
@@ -114,7 +131,7 @@ class _Draft:
             return
         largest = max(self.movable, key=lambda index: self.sizes[index])
         ring = request.ring_bytes or align_up(self.sizes[largest], request.alignment)
-        smallest = min(self.inventory.total_bytes, self.fixed_bytes + self.inventory.reserved(ring))
+        smallest = min(self.total_bytes, self.fixed_bytes + self.inventory.reserved(ring))
         if asked >= smallest:
             return
         ring_words = (
@@ -131,7 +148,7 @@ class _Draft:
 
     def all_resident(self, why: str) -> Plan:
         """Every layer stays; no ring."""
-        total, asked = self.inventory.total_bytes, self.request.budget_bytes
+        total, asked = self.total_bytes, self.request.budget_bytes
         if asked is not None and total > asked:
             raise BudgetError(
                 f"{self.inventory.component} was asked to fit on the device whole in {asked} bytes; it has {total} "
@@ -198,7 +215,8 @@ class _Draft:
             visits=self.inventory.visits,
             ring_bytes=chosen.ring_bytes,
             resident_bytes=sum(self.reserved[index] for index in residents),
-            loose_bytes=self.inventory.reserved(self.inventory.loose_bytes),
+            loose_bytes=self.loose_bytes,
+            tables=self.tables,
             segment_bytes=self.inventory.segment_bytes,
             predicted=Prediction(0, 0, 0, 0, 0),
         )

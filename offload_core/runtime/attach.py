@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..demote import demoted
 from ..errors import OffloadError
 from ..inventory import Inventory
 from ..layer_walk import MIN_LAYER_BYTES
@@ -128,6 +129,7 @@ def attach(
         else:
             controller.replan_on_second_pass(partial(_replan, several))
         when_full(controller, partial(_less, request))
+        controller.plan_for_tables_by(partial(_with_table, request))
     except BaseException:
         if attachment is not None:
             attachment.detach()
@@ -142,6 +144,13 @@ def _replan(request: PlanRequest, current: Plan, measured: Inventory, link: floa
     if link is not None and request.link_source != _CALLERS_WORD:
         request = replace(request, h2d_bytes_per_s=link, link_source="measured")
     return better_plan(current, replace(request, inventory=measured))
+
+
+def _with_table(request: PlanRequest, controller: OffloadController, table: str) -> Plan | None:
+    """Within the same limits, a plan with one more table on the device; None if there is no room for it."""
+    assert controller.plan is not None
+    plan = demoted(controller.plan, replace(request, inventory=controller.measured_inventory()))
+    return plan if table in plan.tables else None
 
 
 def _less(request: PlanRequest, current: Plan, layer: str, too_late: bool) -> Plan | None:

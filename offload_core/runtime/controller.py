@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -56,6 +56,10 @@ MakeRoom = Callable[["OffloadController", str, bool], bool]
 
 MayRepeat = Callable[[tuple[Any, ...], dict[str, Any]], bool]
 """The arguments of a layer's call in; whether the call may be made twice as far as they go out."""
+
+PlanForTable = Callable[["OffloadController", str], Plan | None]
+"""The controller and the name of a table that is about to be used as a whole in; a plan that may have it on the device
+out, or None to leave things as they are."""
 
 MayUseRing = Callable[["OffloadController"], bool]
 """The controller in; whether this pass may go through the ring out."""
@@ -96,7 +100,7 @@ class OffloadController:
         self.layers = build_layers(found, queue.port, pinned, progress)
         self._close_masters = weakref.finalize(self, close_holds, queue.port, [a.host.hold for a in self.layers])
         self._close_masters.atexit = False
-        self._tables = HostTables(found.tables)
+        self._tables = HostTables(found.tables, queue.port)
         self._loose = self._find_loose()
         self._weights = ChangedWeights(root, component, self.layers, queue.port)
         self.prefetcher = Prefetcher(queue.port, self.layers)
@@ -104,12 +108,15 @@ class OffloadController:
         self._may_use_ring_by: MayUseRing = OffloadController.may_use_ring
         self._make_room: MakeRoom | None = None
         self._may_repeat: MayRepeat | None = None
+        self._plan_for_table: PlanForTable | None = None
+        self._tables_asked_for: set[str] = set()
+        """Tables that were used as a whole since the component came to the device."""
         self._disconnect()
         self._offsets: list[int] = []
         self._streamed: list[Layer] = []
         self._interposed: list[Interposed] = [
             *(LayerForward(layer, self.prefetcher) for layer in self.layers),
-            *(HostGather(table.module) for table in found.tables),
+            *(HostGather(table.module, self._tables.of(table)) for table in found.tables),
             *(PassBoundary(module, method, self.prefetcher) for module, method in entries or ((root, "forward"),)),
         ]
 
@@ -130,7 +137,7 @@ class OffloadController:
         return {name: count for name, count in touches.items() if count}
 
     def device_bytes(self) -> int:
-        """What the component holds on the device now: its ring, its residents, the loose tensors."""
+        """What the component holds on the device now: its ring, its residents, the loose tensors, tables."""
         if self.plan is None:
             return 0
         return self.inventory.reserved(self.plan.ring_bytes) + self._resident_bytes() + self._loose_bytes()
@@ -140,14 +147,20 @@ class OffloadController:
         return sum(self.inventory.reserved(layer.nbytes) for layer in residents)
 
     def _loose_bytes(self) -> int:
-        return self.inventory.reserved(self._loose.nbytes) if self._loose.loaded else 0
+        loose = self.inventory.reserved(self._loose.nbytes) if self._loose.loaded else 0
+        return loose + self._tables_bytes(self._tables.on_device())
+
+    def _tables_bytes(self, names: Collection[str]) -> int:
+        tables = (table for table in self.inventory.tables if table.name in names)
+        return sum(self.inventory.reserved(table.bytes) for table in tables)
 
     def freed_by(self, plan: Plan | None = None) -> int:
         """Device bytes that would come free if `plan` took effect, or none did. Others may still need the ring."""
         if self.plan is None:
             return 0
         if plan is not None:
-            return self._resident_bytes() - plan.resident_bytes + self.queue.freed_by(self, plan.ring_bytes)
+            tables = self._tables_bytes(self._tables.on_device()) - self._tables_bytes(plan.tables)
+            return tables + self._resident_bytes() - plan.resident_bytes + self.queue.freed_by(self, plan.ring_bytes)
         return self._resident_bytes() + self.queue.freed_by(self) + self._loose_bytes()
 
     def compute_ns(self) -> tuple[int | None, ...]:
@@ -234,9 +247,11 @@ class OffloadController:
         in_pass = self.in_pass()
         moves = TierMoves(self.layers, plan, self.queue.port, self.prefetcher.drain, self._progress, in_pass)
         moves.give_back()
+        self._tables.take_off(plan.tables)
         self._loose.load(self.queue.port)
         self._weights.put_on_loose(self._loose)
         self._place(plan, moves)
+        self._tables.load(plan.tables)
         self.prefetcher.expect([self.layers[index] for index in plan.visits])
         self.prefetcher.loaded = True
         self.plan = plan
@@ -271,6 +286,8 @@ class OffloadController:
             self._weights.take_off()
             self._loose.unload()
             self._let_go()
+            self._tables_asked_for.clear()
+            self.inventory = self.inventory.with_tables_used_whole(())
         self.queue.port.trim()
 
     def _take_hold(self) -> None:
@@ -283,7 +300,7 @@ class OffloadController:
                     "another shape or type since it was attached; detach and attach the module again"
                 )
         self._loose = self._find_loose()
-        self._tables.lend()
+        self._tables.lend(self._bring_table)
         self._connect()
         for interposed in self._interposed:
             interposed.install()
@@ -308,7 +325,7 @@ class OffloadController:
         self._interposed = []
         self._close_masters()
         self.layers = []
-        self._make_room = self._may_repeat = None
+        self._make_room = self._may_repeat = self._plan_for_table = None
 
     def write_master(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Change the value of a parameter, of a layer or loose. Copies on the device are fetched again.
@@ -328,7 +345,8 @@ class OffloadController:
                 self._revise_layers()
                 return
         self._weights.take_off_loose()
-        self._loose.write(parameter, value, self.queue.port)
+        with self._tables.off_device() as host_of:
+            self._loose.write(host_of(parameter), value, self.queue.port)
         if self.plan is not None:
             self._weights.put_on_loose(self._loose)
 
@@ -389,7 +407,8 @@ class OffloadController:
         self.prefetcher.forget_look_ahead()
         self._revise_layers()
         if self.loaded:
-            self._weights.put_on_loose(self._loose)
+            with self._tables.off_device():
+                self._weights.put_on_loose(self._loose)
 
     def _revise_layers(self) -> None:
         for layer in self._weights.put_on_layers(self.versions):
@@ -405,13 +424,13 @@ class OffloadController:
         if self._weights.aside:
             yield
             return
-        with self._weights.put_aside(lent=self.loaded), self._loose.put_aside():
+        with self._weights.put_aside(lent=self.loaded), self._loose.put_aside(), self._tables.off_device():
             self._tables.stop_lending()
             try:
                 yield
             finally:
                 if self.loaded:
-                    self._tables.lend()
+                    self._tables.lend(self._bring_table)
 
     def _refetch(self, layer: Layer) -> None:
         """The device copy of a layer is out of date: fetch it again on its next visit, after its last reader."""
@@ -530,6 +549,28 @@ class OffloadController:
         except BaseException:
             self.unload()
             raise
+
+    # ------------------------------------------------------------------ tables that are used as a whole
+
+    def plan_for_tables_by(self, plan_for_table: PlanForTable | None) -> None:
+        """From now on `plan_for_table` is asked when a table is about to be used as a whole; None: it is copied for it.
+
+        Asked once for each table while the component is on the device. Ends with `detach`.
+        """
+        self._plan_for_table = plan_for_table
+
+    def _bring_table(self, name: str) -> None:
+        """A table is about to be used as a whole: have it on the device from now on, if a plan has room for it."""
+        before, busy = self.plan, self.is_running() or self.queue.others_running(self)
+        if before is None or self._plan_for_table is None or busy or name in self._tables_asked_for:
+            return
+        self._tables_asked_for.add(name)
+        self.inventory = self.inventory.with_tables_used_whole(self._tables_asked_for)
+        with self.prefetcher.around_allocations():  # a changed plan takes memory
+            plan = self._plan_for_table(self, name)
+            if plan is not None:
+                self._check(plan)
+                self._change(before, plan)
 
     # ------------------------------------------------------------------ what the prefetcher asks in a pass
 

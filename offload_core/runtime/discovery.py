@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from ..inventory import Inventory, LayerSpec
+from ..inventory import Inventory, LayerSpec, TableSpec
 from ..layer_walk import (
     HOST_GATHER_BYTES,
     MIN_LAYER_BYTES,
@@ -75,7 +75,16 @@ class Discovery:
             LayerSpec(layer.name, layer.nbytes, keep=layer.keep, in_file=lies_whole_in_file(layer.parameters))
             for layer in self.layers
         )
-        return Inventory(component, specs, tuple(range(len(specs))), self.loose_bytes, self.notes, segment_bytes)
+        tables: dict[int, TableSpec] = {}
+        for table in self.tables:
+            by_row = all(_is_read_by_row(table.parameters[0], other.module) for other in self._sharing(table))
+            tables.setdefault(id(table.parameters[0]), TableSpec(table.name, stored_bytes(table.parameters[0]), by_row))
+        order = tuple(range(len(specs)))
+        return Inventory(component, specs, order, self.loose_bytes, self.notes, segment_bytes, tuple(tables.values()))
+
+    def _sharing(self, table: FoundLayer) -> list[FoundLayer]:
+        """The entries of the modules that look something up in the same table."""
+        return [other for other in self.tables if other.parameters[0] is table.parameters[0]]
 
 
 def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Discovery:
@@ -89,7 +98,7 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
     found = _outermost((name, part.held) for name, part in walked)
     shared = _shared_tensors(root, found)
     notes: list[str] = []
-    layers, tables = [], _large_tables(root, shared, notes)
+    layers, tables = [], _large_tables(root, shared)
     gathered = {id(table.parameters[0]) for table in tables}
     for layer in found:
         _choose_parameters(layer, shared, gathered, notes)
@@ -156,10 +165,11 @@ def _outermost(units: Iterable[tuple[str, nn.Module]]) -> list[FoundLayer]:
     return [FoundLayer(name, module) for module, name in by_module.items() if module not in inner]
 
 
-def _large_tables(root: nn.Module, shared: set[int], notes: list[str]) -> list[FoundLayer]:
+def _large_tables(root: nn.Module, shared: set[int]) -> list[FoundLayer]:
     """Embedding tables that stay on the host, one entry for each module that looks something up in one.
 
-    Several embeddings may share a table; one tied to anything else (an output projection) is used whole and must not.
+    Several embeddings may share a table; one that hangs in another module as well (an output projection) is not kept
+    there. A projection that only takes the table's weight when it runs is not seen here: see `tables.py`.
     """
     users: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in root.named_modules():
@@ -176,8 +186,6 @@ def _large_tables(root: nn.Module, shared: set[int], notes: list[str]) -> list[F
             continue
         nbytes = table.numel() * table.element_size()
         tables += [FoundLayer(name, module, [table], nbytes) for name, module in places]
-        where = "in its file" if all(_is_read_by_row(table, module) for _, module in places) else "on the host"
-        notes.append(f"{places[0][0]} ({nbytes / 1e6:.0f} MB) stays {where}: only the rows looked up move")
     return tables
 
 

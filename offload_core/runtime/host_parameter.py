@@ -59,12 +59,14 @@ _DESCRIPTIONS = _PLACES | frozenset(
 class OutsideTouches:
     """How a layer's weights were used outside the layer's own call. One per layer."""
 
-    __slots__ = ("before_write", "changes", "count", "lost_writes")
+    __slots__ = ("before_write", "changes", "copy_on_device", "count", "lost_writes")
 
     def __init__(self) -> None:
         self.count = 0
         self.changes: Mapping[int, Callable[[], torch.Tensor]] = {}
         """Of the parameters, by id, that have another value on the device: what computes it there."""
+        self.copy_on_device: Callable[[torch.device], torch.Tensor | None] = no_copy
+        """Asked before a parameter's value is copied to a device: what has the value there already, or has it now."""
         self.before_write: Callable[[], object] = nothing_to_do
         """Called before the bytes of one of the parameters change: they are in use, and may be others' as well."""
         self.lost_writes = False
@@ -73,6 +75,11 @@ class OutsideTouches:
 
 def nothing_to_do() -> None:
     """What comes before a write to a layer that is not loaded."""
+
+
+def no_copy(device: torch.device) -> torch.Tensor | None:
+    """There is no copy on the device but the one that is made for a use."""
+    return None
 
 
 class _ToCome(OutsideTouches):
@@ -320,13 +327,18 @@ def _lend(value: Any, device: torch.device | None, moves: bool) -> Any:
     A parameter whose bytes are its value stays where no device is given, and where the operation itself `moves` it.
     """
     if isinstance(value, _Lender):
+        copied = None if device is None else value.touches.copy_on_device(device)
+        if copied is not None:
+            return copied
         own = _value_to_come(value)
         if own is not None:
             found = own()
             return found.to("cpu" if device is None else device)
-        if device is None or moves:
+        if device is None:
             return value
         value.touches.count += 1
+        if moves:
+            return value
         return value.parts.rebuild([plain(leaf).detach().to(device) for leaf in value.parts.leaves])
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return type(value)(_lend(item, device, moves) for item in value)
@@ -445,12 +457,12 @@ def _to_be_written(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any
     else:
         touches.of_layer.before_write()
         release(target)
-        for leaf, own in zip(parts_of(target).leaves, _parts_of_master(touches.master)):
+        for leaf, own in zip(parts_of(target).leaves, leaves_of_master(touches.master)):
             with torch.inference_mode(leaf.is_inference()), torch.no_grad():
                 plain(leaf).data = plain(own).data
     return args
 
 
-def _parts_of_master(master: Any) -> Sequence[torch.Tensor]:
+def leaves_of_master(master: Any) -> Sequence[torch.Tensor]:
     """The leaves of a master, which is an ordinary parameter again once its model is off the device."""
     return master.parts.leaves if isinstance(master, _Lender) else parts_of(master).leaves

@@ -21,6 +21,7 @@ from torch import nn
 from .layer import Layer
 from .prefetcher import Prefetcher
 from .repeat import can_repeat, where_it_failed
+from .tables import HostTable
 
 _set_eval_frame: Callable[[Any], Any]
 try:
@@ -239,9 +240,15 @@ class PassBoundary(Interposed):
 class HostGather(Interposed):
     """A large embedding table that stays on the host: rows are looked up there, and only they move. Exact."""
 
-    __slots__ = ()
+    __slots__ = ("table",)
+
+    def __init__(self, module: nn.Module, table: HostTable) -> None:
+        super().__init__(module)
+        self.table = table
 
     def __call__(self, indices: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.table.on_device is not None:
+            return self.call(indices, *args, **kwargs)
         device = indices.device
         return self.call(indices.to("cpu"), *args, **kwargs).to(device)
 

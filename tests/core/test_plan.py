@@ -29,7 +29,7 @@ def test_json_has_the_published_shape() -> None:
     data = PLAN.to_json()
     assert list(data) == [
         "schema", "component", "device", "layers", "visits", "ring_bytes", "resident_bytes", "loose_bytes",
-        "segment_bytes", "predicted", "decisions",
+        "tables", "segment_bytes", "predicted", "decisions",
     ]  # fmt: skip
     assert list(data["layers"][0]) == ["name", "bytes", "placement", "offset", "host_tier"]
     assert set(data["predicted"]) == {"pass_ns", "bound_ns", "stall_ns", "bytes_per_pass", "first_pass_ns"}
@@ -51,6 +51,8 @@ DAMAGE: list[tuple[str, Any, str]] = [
     ("resident_bytes", None, "resident_bytes: got None"),
     ("loose_bytes", "0", "loose_bytes: got '0'"),
     ("segment_bytes", 0, "segment_bytes: got 0"),
+    ("tables", "embed", "tables: got 'embed'"),
+    ("tables", [5], r"tables\[0\]: got 5"),
     ("predicted", [], r"predicted: got \[\]"),
     ("predicted", {}, "predicted.pass_ns: missing"),
     ("decisions", [1], r"decisions\[0\]: got 1"),
@@ -68,7 +70,7 @@ def test_from_json_names_what_is_wrong(field: str, value: object, message: str) 
 def test_from_json_needs_every_field_of_the_first_plans_and_ignores_new_ones() -> None:
     data = PLAN.to_json()
     for field in data:
-        if field not in ("decisions", "segment_bytes"):
+        if field not in ("decisions", "segment_bytes", "tables"):
             less = {key: value for key, value in data.items() if key != field}
             with pytest.raises(PlanError, match=f"{field}: missing"):
                 Plan.from_json(less)

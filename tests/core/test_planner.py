@@ -15,8 +15,9 @@ from offload_core.cost_model import compute_times
 from offload_core.credit import credit_residents, first_layers, last_layers, spread_layers
 from offload_core.errors import BudgetError, PlanError
 from offload_core.evaluate import Evaluator, Problem
-from offload_core.inventory import Inventory, LayerSpec
+from offload_core.inventory import Inventory, LayerSpec, TableSpec
 from offload_core.plan import Plan
+from offload_core.plan_text import format_bytes
 from offload_core.planner import PlanRequest, make_plan, smallest_budget
 from offload_core.reserved import SEGMENT_BYTES
 from offload_core.ring_size import usual_ring
@@ -93,6 +94,60 @@ def test_no_budget_is_a_ring_for_the_largest_layer_and_for_three_ordinary_ones(s
     assert usual_ring(size * MB for size in sizes) == ring * MB
     assert 0.88 * ring * MB <= plan.ring_bytes <= ring * MB + 512
     assert said(plan, "no budget was set")
+
+
+UNIT = 1_024_000
+"""Bytes; a multiple of the alignment of the ring."""
+
+TABLES = (TableSpec("words", 40 * UNIT, used_whole=True), TableSpec("places", 10 * UNIT, used_whole=True))
+
+
+@pytest.mark.parametrize(
+    "units, tables",
+    [
+        (None, {"words", "places"}),
+        (400, {"words", "places"}),  # and every layer
+        (80, {"words", "places"}),
+        (70, {"words", "places"}),
+        (69, {"places"}),
+        (30, {"places"}),
+        (29, set()),
+        (20, set()),
+    ],
+)
+def test_a_table_that_is_used_whole_is_on_the_device_while_the_budget_has_room(units, tables) -> None:
+    inv = dataclasses.replace(equal(6, 20 * UNIT, MB), tables=TABLES)
+    budget = None if units is None else units * UNIT
+    plan = planned(inv, budget)
+    assert set(plan.tables) == tables
+    without = planned(dataclasses.replace(inv, tables=()), budget)
+    held = sum(table.bytes for table in TABLES if table.name in tables)
+    assert plan.loose_bytes == without.loose_bytes + held
+    assert len(plan.residents) <= len(without.residents)
+    for table in TABLES:
+        assert said(
+            plan, f"{table.name} ({format_bytes(table.bytes)}) " + ("is on" if table.name in tables else "stays")
+        )
+
+
+def test_a_table_of_which_only_rows_are_used_takes_nothing_of_the_device() -> None:
+    inv = dataclasses.replace(equal(6, 20 * UNIT, MB), tables=TABLES)
+    for placement, budget in (("layerwise", 80 * UNIT), ("layerwise", 400 * UNIT), ("resident", None)):
+        plan = planned(inv.with_tables_used_whole(()), budget, placement=placement)
+        assert plan.tables == () and plan.loose_bytes == 0
+        assert planned(inv, budget, placement=placement).tables == ("places", "words")
+    assert smallest_budget(inv) == smallest_budget(dataclasses.replace(inv, tables=()))
+
+
+def test_the_check_knows_which_tables_there_are_and_what_they_take() -> None:
+    inv = dataclasses.replace(equal(6, 20 * UNIT, MB), tables=TABLES)
+    plan = planned(inv, 80 * UNIT)
+    wrong = dataclasses.replace(plan, loose_bytes=0)
+    assert any("loose_bytes" in problem for problem in check_plan(wrong, inv))
+    wrong = dataclasses.replace(plan, tables=("places", "somewhere"))
+    assert any("somewhere" in problem for problem in check_plan(wrong, inv))
+    wrong = dataclasses.replace(plan, tables=("places", "places"))
+    assert any("twice" in problem for problem in check_plan(wrong, inv))
 
 
 def test_a_tiny_budget_is_a_ring_of_one_layer() -> None:

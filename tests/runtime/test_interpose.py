@@ -8,7 +8,9 @@ import functools
 import torch
 from torch import nn
 
+from offload_core.runtime.discovery import FoundLayer
 from offload_core.runtime.interpose import HostGather, Interposed
+from offload_core.runtime.tables import HostTable
 
 
 class Loud(Interposed):
@@ -160,6 +162,7 @@ def test_a_copy_of_only_the_callable_is_the_callable():
 
 def test_tables_are_looked_up_on_the_host():
     table = nn.Embedding(5, 3)
-    gather = HostGather(table)
+    found = FoundLayer("table", table, [table.weight], 60)
+    gather = HostGather(table, HostTable(found, [table]))
     gather.install()
     assert torch.equal(table(torch.tensor([[1, 4]])), table.weight[[1, 4]][None])

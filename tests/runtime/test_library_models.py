@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from offload_core.planner import smallest_budget
 from offload_core.runtime import attach, discovery
 from tests.runtime.library_kit import DEVICES, assert_restored, check_bit_identical, opened, resident_outputs, snapshot
 
@@ -160,21 +161,52 @@ def test_tables_on_the_host(device, make, monkeypatch):
     check_bit_identical(model, device, run, **SMALL)
 
 
-def test_a_table_on_the_host_whose_weight_somebody_reads_directly(device, monkeypatch):
-    """Not by looking rows up, but with a tensor on the device: slow, counted, right."""
+@pytest.mark.parametrize("room", [True, False])
+def test_a_table_on_the_host_that_is_used_as_a_whole(device, monkeypatch, room):
+    """By an output projection, say, that takes the weight and looks no row up. Where the budget has room the table
+    comes to the device once, and stays; else it is copied for each use, and each is counted."""
     monkeypatch.setattr(discovery, "HOST_GATHER_BYTES", 1 << 16)
     model = t5()
     table = model.get_input_embeddings()
-    x = torch.randn(2, 128)
-    expected = torch.nn.functional.linear(x, table.weight.detach())
+    x, ids, rows = torch.randn(2, 128), torch.tensor([1, 4]), table.weight.detach().clone()
+    expected = torch.nn.functional.linear(x, rows)
     before = snapshot(model)
     with attach(model, device=device, **SMALL) as attachment:
-        assert torch.equal(table(torch.tensor([1, 4], device=device)).cpu(), table.weight.data[[1, 4]])
-        assert attachment.controller.outside_touches == {}
-        if not attachment.controller.queue.port.shares_host_memory:
-            given = torch.nn.functional.linear(x.to(device), table.weight)
-            assert given.device.type == torch.device(device).type
-            assert torch.allclose(given.cpu(), expected)
-            assert sum(attachment.controller.outside_touches.values()) == 1
+        least = smallest_budget(attachment.controller.inventory)
+    budget = least + (table.weight.nbytes if room else table.weight.nbytes - 1)
+    with attach(model, device=device, budget_bytes=budget, **SMALL) as attachment:
+        controller = attachment.controller
+        assert torch.equal(table(ids.to(device)).cpu(), rows[ids])
+        assert controller.outside_touches == {} and attachment.plan.tables == ()
+        if controller.queue.port.shares_host_memory:
+            return
+        for use in _uses_of_a_whole_table(x.to(device)):
+            assert torch.allclose(use(table).cpu(), expected)
+            assert controller.device_bytes() == attachment.plan.device_bytes <= budget
+        assert torch.equal(table(ids.to(device)).cpu(), rows[ids])
+        assert sum(controller.outside_touches.values()) == (0 if room else 3)
+        assert attachment.plan.tables == (("shared",) if room else ())
+        assert (table.weight.device.type == "cpu") is not room
+        with controller.masters_shown():
+            assert type(table.weight) is torch.nn.Parameter and table.weight.device.type == "cpu"
+        assert (table.weight.device.type == "cpu") is not room
+        value = torch.randn_like(table.weight, device="cpu")
+        controller.write_master(table.weight, value)
+        assert torch.equal(table(ids.to(device)).cpu(), value[ids])
+        assert torch.allclose(torch.nn.functional.linear(x.to(device), table.weight).cpu(), x @ value.T, atol=1e-5)
+        controller.write_master(table.weight, rows)
     assert type(table.weight) is torch.nn.Parameter
     assert_restored(model, before)
+
+
+def _uses_of_a_whole_table(x):
+    """The ways in which torch code and the app take the weight of a module on another device than theirs."""
+
+    def copied(table):
+        weight = torch.empty_like(table.weight, device=x.device)
+        weight.copy_(table.weight)
+        return torch.nn.functional.linear(x, weight)
+
+    yield lambda table: torch.nn.functional.linear(x, table.weight)
+    yield lambda table: torch.nn.functional.linear(x, table.weight.to(x))
+    yield copied
