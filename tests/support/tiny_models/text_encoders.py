@@ -14,6 +14,12 @@ T5_DIMS = {"d_model": 64, "d_kv": 32, "num_heads": 2}
 CLIP_L_DIMS = {"num_hidden_layers": 4, "intermediate_size": 256}
 QWEN_DIMS = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
 UMT5_DIMS = {**T5_DIMS, "vocab_size": 512, "d_ff": 10240}
+GEMMA_DIMS = {
+    **{"hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 4},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1},
+}
+PIECES = 400
+"""Words of the tokenizer that a file carries."""
 
 
 def json_tensor(value) -> torch.Tensor:
@@ -75,8 +81,9 @@ def t5xxl_tiny(seed):
     return {**tensors, SHIM_KEY: json_tensor(dims)}, {}
 
 
-def _sentencepiece_model(seed: int) -> bytes:
-    """A tokenizer trained on random words: UMT5 files carry theirs."""
+def _sentencepiece_model(seed: int, unknown: int, begin: int) -> torch.Tensor:
+    """A tokenizer trained on random words, as files of UMT5 and Gemma carry theirs. `begin`: -1 if there is no such
+    token."""
     import sentencepiece
 
     rng = random.Random(seed)
@@ -87,10 +94,10 @@ def _sentencepiece_model(seed: int) -> bytes:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=written,
-        **{"vocab_size": 400, "character_coverage": 1.0, "model_type": "unigram", "byte_fallback": False},
-        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2, "num_threads": 1},
+        **{"vocab_size": PIECES, "character_coverage": 1.0, "model_type": "unigram", "byte_fallback": False},
+        **{"pad_id": 0, "eos_id": 1, "unk_id": unknown, "bos_id": begin, "minloglevel": 2, "num_threads": 1},
     )
-    return written.getvalue()
+    return torch.tensor(list(written.getvalue()), dtype=torch.uint8)
 
 
 @recipe("umt5xxl_tiny", "text_encoders/umt5xxl_tiny.safetensors", "UMT5 for Wan, with its own tokenizer", kind=SHIM)
@@ -99,7 +106,7 @@ def umt5xxl_tiny(seed):
 
     dims = {"umt5xxl_model_config": UMT5_DIMS}
     tensors = fill(shapes_of(_transformer(UMT5XXlModel, model_name="umt5xxl", **dims)), BF16, seed)
-    tokenizer = torch.tensor(list(_sentencepiece_model(seed)), dtype=torch.uint8)
+    tokenizer = _sentencepiece_model(seed, unknown=2, begin=-1)
     return {**tensors, "spiece_model": tokenizer, SHIM_KEY: json_tensor(dims)}, {}
 
 
@@ -113,3 +120,19 @@ def qwen25vl_tiny(seed):
     transformer = _transformer(Qwen25_7BVLIModel, model_name="qwen25_7b", **dims)
     shapes = {key: shape for key, shape in shapes_of(transformer).items() if not key.startswith("visual.")}
     return {**fill(shapes, BF16, seed), SHIM_KEY: json_tensor(dims)}, {}
+
+
+@recipe(
+    "gemma3_tiny",
+    "text_encoders/gemma3_tiny.safetensors",
+    "Gemma 3 (4B), 4 layers, generates text: its table of 67 MB is the output projection as well",
+    kind=SHIM,
+)
+def gemma3_tiny(seed):
+    from comfy.text_encoders.lumina2 import Gemma3_4BModel
+
+    dims = {"gemma3_4b_model_config": GEMMA_DIMS}
+    tensors = fill(shapes_of(_transformer(Gemma3_4BModel, model_name="gemma3_4b", **dims)), BF16, seed)
+    tensors["model.embed_tokens.weight"][PIECES:] *= 0.01  # never the likeliest: the tokenizer has no words for them
+    tokenizer = _sentencepiece_model(seed, unknown=3, begin=2)
+    return {**tensors, "spiece_model": tokenizer, SHIM_KEY: json_tensor(dims)}, {}
