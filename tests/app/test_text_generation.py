@@ -3,9 +3,13 @@
 The output projection of such a model is its embedding table, which stays on the host while only rows of it are used.
 """
 
+import os
+import shutil
+
 import pytest
 
 from tests.support import tiny_models
+from tests.support.devkit import paths
 from tests.support.workflows import CLIP, node, with_our_loaders
 
 pytestmark = pytest.mark.app
@@ -85,3 +89,27 @@ def test_a_table_that_the_budget_has_no_room_for_is_copied_for_each_token_and_th
     widgets["budget_gb"] = float(line.split("set a budget of ")[1].split(" GB")[0])
     assert generated(sim, with_our_loaders(generating(16), {CLIP: widgets})) == expected
     assert len(encoder_report(sim)["plan"]["tables"]) == 1, "the budget that it asks for is enough"
+
+
+@pytest.mark.parametrize("device", ["cpu", "sim"])
+@pytest.mark.parametrize("budget_gb", [ROOM_GB, NO_ROOM_GB])
+def test_a_file_that_is_cut_short_while_text_is_generated_from_it(request, device, budget_gb):
+    """An error that names the file; looked at where it was mapped, it would end the server."""
+    server = request.getfixturevalue(device)
+    tiny_models.ensure("gemma3_tiny")
+    sound = paths.MODELS / "text_encoders" / "gemma3_tiny.safetensors"
+    own = sound.with_name(f"gemma3_cut_short_{os.getpid()}.safetensors")
+    shutil.copy(sound, own)
+    try:
+        widgets = {"placement": "layerwise", "budget_gb": budget_gb}
+        before = len(server.log())
+        number = server.submit(with_our_loaders(generating(2000, own.name), {CLIP: widgets}))
+        server.wait_for_log("it/s", after=before)
+        os.truncate(own, 1 << 20)
+        result = server.wait(number, 120)
+        assert result.status == "error", "the file was not needed any more"
+        assert "truncated from" in result.message and own.name in result.message, result.message
+        assert server.alive
+    finally:
+        own.unlink()
+    assert generated(server, with_our_loaders(generating(16), {CLIP: widgets}))

@@ -290,10 +290,13 @@ class AppServer:
             return Result("", "rejected", 0.0, {}, error.body)
         return self.wait(prompt_id, timeout)
 
-    def wait_for_log(self, text: str, timeout: float = 60):
-        """Until the server has written `text`: for cases that need it in the middle of something."""
+    def wait_for_log(self, text: str, timeout: float = 60, after: int = 0):
+        """Until the server has written `text`: for cases that need it in the middle of something.
+
+        after: how much of the log, in characters, is from before and does not count
+        """
         deadline = time.monotonic() + timeout
-        while text not in self.log():
+        while text not in self.log()[after:]:
             if time.monotonic() > deadline or not self.alive:
                 raise ServerError(f"the server never wrote {text!r}\n{self.log_tail()}")
             time.sleep(POLL_S)
