@@ -20,7 +20,8 @@ from ..offload_core.errors import OffloadError
 from ..offload_core.runtime import blank_like
 
 _PLAIN = comfy.model_patcher.ModelPatcher
-_UNDERSTOOD = frozenset({"patch_weight_to_device", "unpatch_model", "pin_weight_to_device", "load", "clone"})
+_PATCHES = "patch_weight_to_device"
+_UNDERSTOOD = frozenset({_PATCHES, "unpatch_model", "pin_weight_to_device", "load", "clone"})
 """What such a class may replace. Its `load` and `unpatch_model` serve the moving of weights, which is then ours."""
 
 Homes = tuple[torch.device, torch.device]
@@ -36,6 +37,8 @@ class Foreign:
     kind: type
     own: Mapping[str, Any] = field(default_factory=dict)
     """Its attributes that the app's patchers do not have (whether patches lie on the device, say)."""
+    quantised: bool = True
+    """Whether there are weights of the pack's own type. Its loaders give ordinary files the same patcher."""
 
     def patched(
         self, weight: torch.Tensor, key: str, patches: list[Any], device: torch.device, homes: Homes
@@ -98,7 +101,9 @@ def foreign_of(patcher: comfy.model_patcher.ModelPatcher) -> Foreign | None:
         return None
     ours = {name for base in kind.__mro__ if base is not _PLAIN and issubclass(base, _PLAIN) for name in vars(base)}
     replaced = {name for name in ours if callable(getattr(_PLAIN, name, None)) and not name.startswith("__")}
-    if "__init__" in ours or not replaced <= _UNDERSTOOD or not _has_quantised(patcher.model):
+    quantised = _has_quantised(patcher.model)
+    only_patches = "__init__" not in ours and replaced <= _UNDERSTOOD
+    if not only_patches or not (quantised or _PATCHES in replaced):
         raise OffloadError(
             f"asked to apply layerwise offload to a {kind.__name__}; found that this patcher moves weights "
             "its own way; use it without layerwise offload, or load the model by another loader"
@@ -106,7 +111,7 @@ def foreign_of(patcher: comfy.model_patcher.ModelPatcher) -> Foreign | None:
     own = {
         name: getattr(patcher, name) for name in ours if not (name.startswith("__") or callable(getattr(kind, name)))
     }
-    return Foreign(kind, own)
+    return Foreign(kind, own, quantised)
 
 
 def _has_quantised(model: torch.nn.Module) -> bool:

@@ -30,8 +30,8 @@ def changes_with(patcher: Any, hooks: Any, device: torch.device) -> dict[str, Ch
     if hooked and patcher.foreign is not None:
         raise OffloadError(
             f"asked to schedule a LoRA on {len(hooked)} weights of a model whose loader has a patcher of its own "
-            f"({patcher.foreign.kind.__name__}); found no way to change its quantised weights between steps; use the "
-            "LoRA unscheduled, or a model that is not GGUF"
+            f"({patcher.foreign.kind.__name__}); found no way to change its weights between steps; use the LoRA "
+            "unscheduled, or a loader that is not of a GGUF pack"
         )
     for key, patches in hooked.items():
         under = changes.get(key)

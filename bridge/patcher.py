@@ -311,7 +311,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         self, model: torch.nn.Module | None = None, prefix: str = "", *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """As the app's, of which our models differ in one thing: nothing that hangs in the module is patched."""
-        if self.foreign is not None:
+        if self.foreign is not None and self.foreign.quantised:
             raise OffloadError(
                 f"asked to save a model that came as a {self.foreign.kind.__name__}; found quantised weights that only "
                 "its own pack can write; save the model from which the file was made"

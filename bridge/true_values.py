@@ -125,7 +125,7 @@ def fill_in_patched(patcher: Any, state: dict[str, Any], prefix: str) -> dict[st
     Who saves asks for the patched values of the app's own casting layers, one by one. Anything else it takes for
     patched already, which under layerwise offload it is not.
     """
-    for name in state if patcher.foreign is None else ():
+    for name in state:
         key = prefix + name
         if key not in patcher.patches or not app_patches(patcher.model, key):
             continue

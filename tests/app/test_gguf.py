@@ -6,8 +6,12 @@ The pack is a double (`tests/support/gguf_pack`); what it shares with the real o
 import pytest
 
 from tests.app.test_bit_identity import dit_report, outcome
+from tests.app.test_components import encoding, report_of, saved
+from tests.app.test_encoder_lora import lora as lora_of_encoder  # noqa: F401 - a fixture
+from tests.app.test_encoder_lora import with_lora
 from tests.support.patch_files import PatchFiles
-from tests.support.workflows import LORA, MODEL, SAMPLER, build, node
+from tests.support.saved_weights import take
+from tests.support.workflows import CLIP, LORA, MODEL, SAMPLER, applied, build, node
 
 pytestmark = pytest.mark.app
 
@@ -132,3 +136,47 @@ def test_what_cannot_be_done_with_it_says_so(sim):
     ended = sim.run(saved)
     assert not ended.ok and "only its own pack can write" in ended.message
     assert sim.run(gguf("apply", seed=3, **STREAMED)).ok
+
+
+def plain_encoder() -> dict:
+    """An ordinary file by the double's loader for encoders, which gives it the same patcher."""
+    prompt = encoding()
+    prompt[CLIP] = node("GGUFDoubleCLIPLoader", **prompt[CLIP]["inputs"])
+    return prompt
+
+
+def test_an_ordinary_file_that_its_loader_takes_is_streamed_as_well(sim, lora_of_encoder):  # noqa: F811
+    """The patcher is the pack's, and what it makes of a LoRA is rounded its own way; the weights are plain."""
+    references = {
+        strength: saved(sim, with_lora(plain_encoder(), lora_of_encoder, strength)) for strength in (0.8, -0.5)
+    }
+    plain = saved(sim, plain_encoder())
+    assert len({plain, *references.values()}) == 3
+    sim.free()
+
+    def ours(strength):
+        prompt = plain_encoder() if strength is None else with_lora(plain_encoder(), lora_of_encoder, strength)
+        options = {"90": node("LayerwiseOffloadOptions", mode="memory")}
+        return applied(prompt, CLIP, "clip", 1, clip_placement="auto", options=["90", 0]) | options
+
+    for strength in (None, 0.8, -0.5, 0.8, None):
+        assert saved(sim, ours(strength)) == (plain if strength is None else references[strength])
+    report = report_of(sim, "text_encoder")
+    assert any(layer["placement"] == "streamed" for layer in report["plan"]["layers"]) and report["warnings"] == []
+    assert saved(sim, plain_encoder()) == plain, "and without us again"
+
+
+def test_an_ordinary_file_of_its_loader_is_saved_as_the_apps_would_be(sim, lora_of_encoder):  # noqa: F811
+    """That loader's own patcher cannot: it knows no way to be asked for one patched weight."""
+
+    def saved_weights(prompt):
+        prompt["50"] = node("CLIPSave", clip=["2", 1], filename_prefix="clip/of_the_pack")
+        sim.run(prompt).check()
+        return take(sim.base / "output", "of_the_pack")
+
+    apps = saved_weights(with_lora(encoding(), lora_of_encoder, 0.8))
+    assert apps != saved_weights(with_lora(encoding(), lora_of_encoder, -0.5))
+    behind_ours = applied(plain_encoder(), CLIP, "clip", 1, clip_placement="layerwise")
+    prompt = with_lora(behind_ours, lora_of_encoder, 0.8)
+    prompt["2"]["inputs"]["clip"] = ["30", 1]
+    assert saved_weights(prompt) == apps

@@ -94,7 +94,7 @@ class Operations(comfy.ops.manual_cast):
                 return None
             tensor = tensor.to(like.device)
             weight = unpacked(tensor, like.dtype)
-            for patches, key in tensor.patches:
+            for patches, key in getattr(tensor, "patches", ()):
                 weight = comfy.lora.calculate_weight(_moved(patches, like.device), weight, key)
             return weight.to(like.dtype)
 
@@ -194,4 +194,25 @@ class GGUFDoubleLoader:
         return (model,)
 
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (GGUFDoubleLoader,)}
+class GGUFDoubleCLIPLoader:
+    """Takes ordinary files as well, which it gives the same operations and patcher."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "_test", "load", ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802 - the app's name
+        return {"required": {"clip_name": (folder_paths.get_filename_list("text_encoders"),), "type": ("STRING",)}}
+
+    def load(self, clip_name, type):  # noqa: A002 - the app's name
+        state = comfy.utils.load_torch_file(folder_paths.get_full_path("text_encoders", clip_name), safe_load=True)
+        clip = comfy.sd.load_text_encoder_state_dicts(
+            [state],
+            clip_type=getattr(comfy.sd.CLIPType, type.upper()),
+            model_options={"custom_operations": Operations},
+            embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        )
+        clip.patcher = BlockModelPatcher.clone(clip.patcher)
+        return (clip,)
+
+
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (GGUFDoubleLoader, GGUFDoubleCLIPLoader)}
