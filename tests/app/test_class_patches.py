@@ -6,7 +6,7 @@ In both orders (without, with, without the patch and the reverse), three runs in
 import pytest
 
 from tests.app.test_bit_identity import outcome
-from tests.support.workflows import CLIP, MODEL, VAE, build, with_our_loaders
+from tests.support.workflows import CLIP, MODEL, SAMPLER, VAE, build, node, with_our_loaders
 
 pytestmark = pytest.mark.app
 
@@ -68,4 +68,45 @@ def test_a_class_patched_by_others_runs_as_in_the_app(hands, name, placement):
     for order in ((False, True, False), (True, False, True)):
         wanted = [(with_patch if patched else without)[run] for run, patched in enumerate(order)]
         assert three_runs(hands, family, target, order, placement) == wanted, order
+    assert hands.sim_stats()["races"] == 0
+
+
+NO_PICTURE = {
+    "what a run needs": "comfy.model_base:Flux.memory_required",
+    "how the model is moved": "comfy.model_base:Flux.to",
+}
+"""Methods that we stand in front of and that have no part in the picture."""
+
+
+def moved_by_the_app(run: int, applied: bool) -> dict:
+    """Two samplers of one model. Applied: the first streams it, the second has the app move it as a whole."""
+    prompt = build("flux", seed=run, text=f"lighthouse {run}", steps=1)
+    first = prompt[SAMPLER]["inputs"]
+    source = first["model"]
+    if applied:
+        for key, placement in (("70", "layerwise"), ("71", "whole")):
+            prompt[key] = node("LayerwiseOffloadApply", model=source, placement=placement)
+        first["model"] = ["70", 0]
+    second = first | {"model": ["71", 0] if applied else source, "latent_image": [SAMPLER, 0], "denoise": 0.5}
+    prompt["80"] = node("KSampler", **second)
+    for entry in prompt.values():
+        if entry["class_type"] == "VAEDecode":
+            entry["inputs"]["samples"] = ["80", 0]
+    return prompt
+
+
+@pytest.mark.parametrize("name", NO_PICTURE)
+def test_a_method_that_others_replace_is_called_while_it_is_replaced(hands, name):
+    """Before, our stand-in kept the method of the moment at which the model was loaded."""
+    target = NO_PICTURE[name]
+    expected = [outcome(hands, moved_by_the_app(run, False)) for run in range(3)]
+    for order in ((False, True, False), (True, False, True)):
+        hands.free()
+        for run, is_patched in enumerate(order):
+            hands.post("/hands/restore")
+            if is_patched:
+                hands.post("/hands/patch", {"target": target, "scale": 0.0})
+            assert outcome(hands, moved_by_the_app(run, True)) == expected[run]
+            calls = hands.get("/hands/calls").get(target, 0)
+            assert (calls > 0) is is_patched, (order, run, calls)
     assert hands.sim_stats()["races"] == 0
