@@ -78,16 +78,15 @@ NO_PICTURE = {
 """Methods that we stand in front of and that have no part in the picture."""
 
 
-def moved_by_the_app(run: int, applied: bool) -> dict:
-    """Two samplers of one model. Applied: the first streams it, the second has the app move it as a whole."""
-    prompt = build("flux", seed=run, text=f"lighthouse {run}", steps=1)
+def moved_between(run: int, loader: str, **widgets) -> dict:
+    """Two samplers of one model. A streamed one is moved to the host by another pack between the two: ours comes back
+    for that, where the app's own would be used from the host."""
+    prompt = build("flux", loader, seed=run, text=f"lighthouse {run}", steps=1, **widgets)
     first = prompt[SAMPLER]["inputs"]
-    source = first["model"]
-    if applied:
-        for key, placement in (("70", "layerwise"), ("71", "whole")):
-            prompt[key] = node("LayerwiseOffloadApply", model=source, placement=placement)
-        first["model"] = ["70", 0]
-    second = first | {"model": ["71", 0] if applied else source, "latent_image": [SAMPLER, 0], "denoise": 0.5}
+    second = first | {"latent_image": [SAMPLER, 0], "denoise": 0.5}
+    if loader != "app":
+        prompt["60"] = node("ForeignHands", model=first["model"], how="to_the_host", after=[SAMPLER, 0])
+        second["model"] = ["60", 0]
     prompt["80"] = node("KSampler", **second)
     for entry in prompt.values():
         if entry["class_type"] == "VAEDecode":
@@ -97,16 +96,17 @@ def moved_by_the_app(run: int, applied: bool) -> dict:
 
 @pytest.mark.parametrize("name", NO_PICTURE)
 def test_a_method_that_others_replace_is_called_while_it_is_replaced(hands, name):
-    """Before, our stand-in kept the method of the moment at which the model was loaded."""
+    """In the app's place: a stand-in that keeps the method of its first call calls another one, or the wrong one."""
     target = NO_PICTURE[name]
-    expected = [outcome(hands, moved_by_the_app(run, False)) for run in range(3)]
+    ours = {"placement": "layerwise", "budget_gb": SETTINGS["layerwise"]["flux"]}
+    expected = [outcome(hands, moved_between(run, "app")) for run in range(3)]
     for order in ((False, True, False), (True, False, True)):
         hands.free()
         for run, is_patched in enumerate(order):
             hands.post("/hands/restore")
             if is_patched:
                 hands.post("/hands/patch", {"target": target, "scale": 0.0})
-            assert outcome(hands, moved_by_the_app(run, True)) == expected[run]
+            assert outcome(hands, moved_between(run, "layerwise", **ours)) == expected[run]
             calls = hands.get("/hands/calls").get(target, 0)
             assert (calls > 0) is is_patched, (order, run, calls)
     assert hands.sim_stats()["races"] == 0

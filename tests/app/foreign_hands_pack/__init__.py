@@ -2,7 +2,7 @@
 
 POST /hands/patch {"target": "module:Class.method", "scale": 0.9} replaces a method until POST /hands/restore;
 its results are scaled. GET /hands/calls answers how often each was called since.
-`ForeignHands` does one of `WRITES` or `READS` to a MODEL, once `after` is there.
+`ForeignHands` does one of `WRITES`, `MOVES` or `READS` to a MODEL, once `after` is there.
 """
 
 import functools
@@ -116,6 +116,15 @@ def by_the_apps_function(model):
 
 WRITES = (load_state_dict, data_in_place, copied_into, new_data, new_parameters, by_the_apps_function)
 
+# ---------------------------------------------------------------------- moving
+
+
+def to_the_host(model):
+    model.model.to("cpu")
+
+
+MOVES = (to_the_host,)
+
 # ---------------------------------------------------------------------- reading, of a model that is loaded
 
 
@@ -161,13 +170,13 @@ READS = (state_dict, state_of_each_module, patchers_state_dict, parameters, attr
 
 
 class ForeignHands:
-    """The model with `how` done to it: written to, or read while it is loaded and built anew of what was read."""
+    """The model with `how` done to it: written to, moved, or read while loaded and built anew of what was read."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "_test", "run", ("MODEL",)
 
     @classmethod
     def INPUT_TYPES(cls):  # noqa: N802 - the app's name
-        names = [function.__name__ for function in (*WRITES, *READS)]
+        names = [function.__name__ for function in (*WRITES, *MOVES, *READS)]
         return {"required": {"model": ("MODEL",), "how": (names,)}, "optional": {"after": ("LATENT",)}}
 
     @classmethod
@@ -175,9 +184,9 @@ class ForeignHands:
         return float("nan")  # done again for each prompt
 
     def run(self, model, how, after=None):
-        for write in WRITES:
-            if write.__name__ == how:
-                write(model)
+        for change in (*WRITES, *MOVES):
+            if change.__name__ == how:
+                change(model)
         for read in READS:
             if read.__name__ == how:
                 comfy.model_management.load_models_gpu([model])
