@@ -208,11 +208,13 @@ class LayerForward(Interposed):
 class PassBoundary(Interposed):
     """An entry of the component: one outermost call is one pass over its layers."""
 
-    __slots__ = ("prefetcher",)
+    __slots__ = ("key", "prefetcher")
 
     def __init__(self, module: nn.Module, method: str, prefetcher: Prefetcher) -> None:
         super().__init__(module, method)
         self.prefetcher = prefetcher
+        self.key = (id(module), method)
+        """Tells the entries of a component apart, and holds none of them."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         prefetcher = self.prefetcher
@@ -223,7 +225,7 @@ class PassBoundary(Interposed):
             compiling = _outside_graphs()
             call = self.call
             if not nested:
-                prefetcher.begin_pass()
+                prefetcher.begin_pass(self.key)
             _set_eval_frame(compiling)
             result = call(*args, **kwargs)
             completed = True

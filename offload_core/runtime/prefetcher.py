@@ -30,7 +30,7 @@ what `valid` layers hold is disjoint. Knows nothing about modules or the app. On
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -90,6 +90,8 @@ class Prefetcher:
         self._ahead = 0
         """How many visits from `_next` on look-ahead has provided for."""
         self._go(self._walk, self._then)
+        self._entry: Hashable = None
+        """What the pass under way began through; None: it was not told."""
         self._trace: list[Layer] = []
         self._misses = 0
         self._timing = False
@@ -111,14 +113,20 @@ class Prefetcher:
             self._walks.guess(order)
             self._set_out()
 
-    def begin_pass(self) -> None:
-        """The component starts to run. Starts look-ahead where it is not already under way."""
+    def begin_pass(self, entry: Hashable = None) -> None:
+        """The component starts to run, through the method that `entry` stands for: what it visits may depend on that.
+
+        Starts look-ahead where it is not already under way.
+        """
         if self.before_pass is not None:
             with self.around_allocations():  # a changed plan takes memory
                 self.before_pass()
         if self.versions.outdated:
             self.versions.reserve(self._layers)
         self.in_pass = True
+        self._entry = entry
+        if self._walk.entry is not None and entry is not None and self._walk.entry != entry:
+            self._go_through(entry)
         self._start_pass()
         if self.recorder is not None:
             self.recorder.begin_pass(self.counters)
@@ -132,6 +140,7 @@ class Prefetcher:
             self._look_ahead()
         else:
             self._abort()
+        self._entry = None
         if self.recorder is not None:
             self.recorder.end_pass(self.counters, self._timing)
         self._at_rest = True
@@ -157,7 +166,7 @@ class Prefetcher:
         self.counters.passes += 1
         trace, self._trace = self._trace, []
         if trace:
-            self._walks.add(trace)
+            self._walks.add(trace, self._entry)
         self._set_out()
 
     def _abort(self) -> None:
@@ -453,6 +462,13 @@ class Prefetcher:
         if walk is not self._walk or then is not self._then or self._next:
             self._forget_pending()
             self._go(walk, then)
+
+    def _go_through(self, entry: Hashable) -> None:
+        """The pass begins through another entry than the walk that was expected: expect one that began there."""
+        walk = self._walks.through(entry)
+        if walk is not None:
+            self._forget_pending()
+            self._go(walk, self._walks.after(self._walks.last, walk))
 
     def _turn(self) -> None:
         """The walk has been made: the next one begins, which is on the road already; look-ahead for it stays."""

@@ -8,7 +8,7 @@ not, `add` and `after` once a pass. Knows nothing of copies: whatever it answers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from .layer import Layer
 
@@ -19,7 +19,7 @@ KEPT = 6
 class Walk:
     """The layers that one pass visits, in order. Two walks are the same only if they are one object."""
 
-    __slots__ = ("derived_from", "passes", "seen", "visits")
+    __slots__ = ("derived_from", "entry", "passes", "seen", "visits")
 
     def __init__(self, visits: Sequence[Layer], derived_from: Walk | None = None) -> None:
         self.visits = list(visits)
@@ -27,6 +27,8 @@ class Walk:
         """The walk that this one was made up from; None: it was seen, or planned."""
         self.seen = False
         """A pass has made it. Until one has, a plan's guess is kept like a walk that was seen."""
+        self.entry: Hashable = None
+        """The method through which the last of its passes began; None: none was told."""
         self.passes = 0
         """How many passes have made it since `count_again`."""
 
@@ -60,6 +62,11 @@ class Walks:
         """The walk of the next pass, most probably."""
         return self.after(self._before, self.last)
 
+    def through(self, entry: Hashable) -> Walk | None:
+        """The last walk of a pass that began through `entry`. If there is none, the plan's guess, while it is kept."""
+        known = [walk for walk in self._kept if walk.seen and walk.entry == entry]
+        return next(iter(known), None) or next((walk for walk in self._kept if not walk.seen), None)
+
     def after(self, before: Walk | None, last: Walk) -> Walk:
         """What most probably follows a pass `last` that followed a pass `before`.
 
@@ -75,8 +82,8 @@ class Walks:
         shortened = before is not None and len(last.visits) < len(before.visits)
         return before if shortened and before is not None else last
 
-    def add(self, trace: list[Layer]) -> None:
-        """A pass has made the visits of `trace`, of which there is at least one. The list is kept."""
+    def add(self, trace: list[Layer], entry: Hashable = None) -> None:
+        """A pass through `entry` has made the visits of `trace`, of which there is at least one. The list is kept."""
         walk = self._kept[0]
         if walk.visits != trace:
             walk = self._bring_forward(trace)
@@ -84,7 +91,7 @@ class Walks:
             self._learn(walk)
             self._before = self.last
         self.last = walk
-        walk.seen = True
+        walk.seen, walk.entry = True, entry
         walk.passes += 1
         while len(self._kept) > KEPT:
             self._forget(self._kept.pop())

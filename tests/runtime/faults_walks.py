@@ -107,7 +107,7 @@ def a_forecast_changes_at_the_first_surprise(patch: Patch) -> None:
 
 @fault("slow")
 def a_walk_is_forgotten_when_another_is_seen(patch: Patch) -> None:
-    after(patch, Walks, "add", lambda self, trace: self._kept.__delitem__(slice(1, None)))
+    after(patch, Walks, "add", lambda self, *added: self._kept.__delitem__(slice(1, None)))
 
 
 @fault("slow")

@@ -107,6 +107,37 @@ def test_two_conditionings_that_take_turns_from_run_to_run():
             assert counted[0] <= 1 and not any(counted[1:]), counted
 
 
+ENCODER, DECODER = ONCE[:8], ONCE[8:]
+
+
+@pytest.mark.parametrize(
+    "turns, first",
+    [
+        ("ed" * 4, [0, 1]),
+        ("edd" * 4, [0, 1, 0]),
+        ("eddeeeddde" * 2, [0, 1, 0]),
+        ("dedeeddddedd", [1, 0]),
+    ],
+)
+def test_an_autoencoders_two_ways_are_told_by_the_entry(turns, first):
+    """Encoding and decoding in any order: what was looked ahead for is the other way's, and that is all that is lost.
+
+    Its first layer waits where the turn could not be foreseen. By the visits alone all layers of a first decoding did.
+    """
+    bench = Bench([4] * LAYERS, [COMPUTE_NS] * LAYERS, in_step=True, entries=("encode", "decode"))
+    bench.controller.load(hand_plan(bench.controller, PLACES * LAYER_BYTES, ()))
+    counters = bench.controller.counters
+    counted = []
+    for turn in turns:
+        before = counters.demand_loads
+        entry, walk = ("encode", ENCODER) if turn == "e" else ("decode", DECODER)
+        bench.pass_(walk, entry)
+        check_look_ahead(bench.controller.prefetcher)
+        counted.append(counters.demand_loads - before)
+    assert counted[: len(first)] == first, counted
+    assert max(counted) <= 1, counted
+
+
 def test_a_walk_made_up_wrongly_is_left_at_once():
     """The first block comes twice, and nothing else does."""
     bench = sixteen_layers()
