@@ -146,7 +146,7 @@ def walk(name: str) -> dict[str, Any]:
         "visits": len(watch.calls),
         "never_called": sorted(set(names) - set(watch.calls)),
         "used_outside": sorted(watch.outside),
-        "jumps": _jumps(names, watch.calls),
+        "jumps": _jumps([names[index] for index in found.order], watch.calls),
     }
 
 

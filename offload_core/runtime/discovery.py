@@ -24,6 +24,7 @@ from ..layer_walk import (
     Part,
     units,
 )
+from .call_order import in_call_order
 from .file_rows import stays_in_file
 from .host_parameter import become_value
 from .host_store import lies_whole_in_file
@@ -65,11 +66,13 @@ class Discovery:
     tables: tuple[FoundLayer, ...]
     loose_bytes: int
     notes: tuple[str, ...]
+    order: tuple[int, ...]
+    """Indices into `layers` as they will be visited, as far as that can be told before (`call_order.py`)."""
 
     def inventory(self, component: str, segment_bytes: int) -> Inventory:
         """The same as plain data, for the planner, on a device whose memory is taken in multiples of `segment_bytes`.
 
-        Registration order is the first guess of the execution order.
+        The first guess of the order in which they are visited is told by the code of the modules' methods.
         """
         specs = tuple(
             LayerSpec(layer.name, layer.nbytes, keep=layer.keep, in_file=lies_whole_in_file(layer.parameters))
@@ -79,8 +82,9 @@ class Discovery:
         for table in self.tables:
             by_row = all(_is_read_by_row(table.parameters[0], other.module) for other in self._sharing(table))
             tables.setdefault(id(table.parameters[0]), TableSpec(table.name, stored_bytes(table.parameters[0]), by_row))
-        order = tuple(range(len(specs)))
-        return Inventory(component, specs, order, self.loose_bytes, self.notes, segment_bytes, tuple(tables.values()))
+        return Inventory(
+            component, specs, self.order, self.loose_bytes, self.notes, segment_bytes, tuple(tables.values())
+        )
 
     def _sharing(self, table: FoundLayer) -> list[FoundLayer]:
         """The entries of the modules that look something up in the same table."""
@@ -113,7 +117,10 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
             f"no repeated blocks of {min_layer_bytes / 1e6:.0f} MB or more in {type(root).__name__}: all of it resident"
         )
     streamed = {id(p) for layer in (*layers, *tables) for p in layer.parameters}
-    return Discovery(tuple(layers), tuple(tables), LooseTensors(root, streamed).nbytes, tuple(_grouped(notes)))
+    places = {module: place for place, module in enumerate(in_call_order(root))}
+    order = sorted(range(len(layers)), key=lambda index: places[layers[index].module])
+    loose_bytes = LooseTensors(root, streamed).nbytes
+    return Discovery(tuple(layers), tuple(tables), loose_bytes, tuple(_grouped(notes)), tuple(order))
 
 
 def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:

@@ -167,4 +167,5 @@ def test_layers_are_called_and_not_read_from_outside(walked, name):
     assert row["never_called"] == []
     assert row["used_outside"] == []
     assert row["visits"] >= row["layers"]
-    assert row["jumps"] <= 4, "registration order is too bad a guess for the first pass"
+    again = row["visits"] - row["layers"]
+    assert row["jumps"] <= (4 if again else 0), "the guess for the first pass is wrong"
