@@ -1,0 +1,182 @@
+"""The tiny form of a family, run whole and streamed on the simulated accelerator: the same bits, and how it got there."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from offload_core import layer_walk
+from offload_core.planner import smallest_budget
+from offload_core.runtime import attach, discovery
+from tests.support import simdev
+
+from .entry import Draw, Family
+
+SEEDS = (1, 2, 3)
+"""One pass for each: the first learns the order of the layers."""
+MOST_BYTES = 2_000_000_000
+DEVICE_MB = 9000
+
+
+@dataclass
+class Streamed:
+    """One budget's three passes."""
+
+    equal: list[bool] = field(default_factory=list)
+    demand_loads: list[int] = field(default_factory=list)
+    streamed_layers: int = 0
+    races: int = 0
+
+
+@dataclass
+class Outcome:
+    """What the tiny form of one family did."""
+
+    name: str
+    total_bytes: int
+    layers: int
+    varied: bool
+    """Whether the outputs hold more than one value: that they are equal would say nothing otherwise."""
+    runs: dict[str, Streamed]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fill(model: nn.Module) -> None:
+    """Gives every parameter noise of a size that neither dies out nor grows on its way through the layers."""
+    generator = torch.Generator().manual_seed(0)
+    done: set[int] = set()
+    for name, parameter in model.named_parameters():
+        if id(parameter) in done:
+            continue
+        done.add(id(parameter))
+        if not parameter.is_floating_point():
+            parameter.data.zero_()
+            continue
+        parameter.data.copy_(_values(name.lower(), parameter, generator).to(parameter.dtype))
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_var", "std", "std-of-means")):  # left for the file to fill, and divided by
+            buffer.fill_(1)
+
+
+def _values(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    drawn = torch.randn(parameter.shape, generator=generator)
+    if parameter.ndim < 2 or name.endswith("gamma"):
+        return drawn * 0.01 if name.endswith("bias") or parameter.ndim == 0 else 1 + 0.02 * drawn
+    if "embed" in name and ("token" in name or "pos" in name):
+        return drawn * 0.05
+    return drawn / math.sqrt(max(1, math.prod(parameter.shape[1:])))
+
+
+def made(family: Family) -> nn.Module:
+    """The tiny form on the CPU, with noise in it; the same bits each time."""
+    with torch.device("meta"), contextlib.suppress(Exception):
+        nbytes = sum(2 * parameter.numel() for parameter in family.build("meta", True).parameters())
+        if nbytes > MOST_BYTES:
+            raise SystemExit(f"{family.name}: the tiny form has {nbytes / 1e9:.1f} GB, and may have 2 GB")
+    torch.manual_seed(0)
+    model = family.build("cpu", True)
+    fill(model)
+    model.eval()
+    return model.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def lowered(share: float) -> Iterator[None]:
+    """Discovery with its least sizes times `share`, so that what is small is cut as the full size is."""
+    places = [(module, name) for module in (discovery, layer_walk) for name in vars(module) if name.endswith("_BYTES")]
+    before = [getattr(module, name) for module, name in places]
+    try:
+        for (module, name), value in zip(places, before):
+            setattr(module, name, max(256, int(value * share)))
+        yield
+    finally:
+        for (module, name), value in zip(places, before):
+            setattr(module, name, value)
+
+
+def outputs(family: Family, model: nn.Module, seed: int) -> list[torch.Tensor]:
+    torch.manual_seed(7)  # what the model draws by itself
+    found = family.run(model, Draw(seed, "npu", family.dtype))
+    return [tensor.detach().to("cpu").clone() for tensor in _tensors(found)]
+
+
+def _tensors(found: Any) -> Iterator[torch.Tensor]:
+    if isinstance(found, torch.Tensor):
+        yield found
+    elif isinstance(found, (list, tuple, dict)):
+        for part in found.values() if isinstance(found, dict) else found:
+            yield from _tensors(part)
+
+
+def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    if [(a.dtype, a.shape) for a in left] != [(b.dtype, b.shape) for b in right]:
+        return False
+    pairs = [(a.contiguous().flatten(), b.contiguous().flatten()) for a, b in zip(left, right)]
+    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
+
+
+def walked(family: Family, full_bytes: int | None, wrong_byte: bool = False) -> Outcome:
+    """Runs the family whole, and streamed at two budgets: a ring of three layers, and the least.
+
+    `full_bytes` is the size of the full form; `wrong_byte` changes one byte of a host master, for a test of this test.
+    """
+    npu = simdev.load()
+    model = made(family)
+    whole = made(family)  # the app's settings cannot be copied, so the model is made twice
+    for own, other in zip(model.buffers(), whole.buffers()):  # some are left for the file to fill
+        other.copy_(own)
+    whole = whole.to("npu")
+    expected = [outputs(family, whole, seed) for seed in SEEDS]
+    del whole
+    gc.collect()
+    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    share = family.scale or (min(1.0, total / full_bytes) if full_bytes else 1e-3)
+    varied = any(tensor.float().std().item() > 0 for tensor in expected[0] if tensor.numel() > 1)
+    with lowered(share):
+        found = discovery.discover(model, min_layer_bytes=discovery.MIN_LAYER_BYTES)
+        least = smallest_budget(found.inventory(family.name, 1))
+        outcome = Outcome(family.name, total, len(found.layers), varied, {})
+        for label, budget in (("ring of three", None), ("least", least)):
+            npu.configure(poison=True, race=True)
+            npu.reset_stats()
+            outcome.runs[label] = _streamed(family, model, budget, expected, wrong_byte)
+            outcome.runs[label].races = npu.stats()["races"]
+            npu.configure(race=False)
+    return outcome
+
+
+def _streamed(
+    family: Family, model: nn.Module, budget: int | None, expected: list[list[torch.Tensor]], wrong_byte: bool
+) -> Streamed:
+    entries = family.entry_points(model) if family.entry_points else None
+    result = Streamed()
+    attachment = attach(
+        model, device="npu", budget_bytes=budget, entries=entries, min_layer_bytes=discovery.MIN_LAYER_BYTES
+    )
+    with attachment:
+        controller = attachment.controller
+        controller.replan_on_second_pass(None)  # all stays streamed
+        result.streamed_layers = len(attachment.plan.streamed)
+        if wrong_byte:
+            _turn_a_bit(model, controller.layers[-1].name)
+        before = controller.counters.demand_loads
+        for seed, wanted in zip(SEEDS, expected):
+            result.equal.append(same_bits(outputs(family, model, seed), wanted))
+            result.demand_loads.append(controller.counters.demand_loads - before)
+            before = controller.counters.demand_loads
+    return result
+
+
+def _turn_a_bit(model: nn.Module, layer: str) -> None:
+    """Changes the sign of the first value of the layer's largest parameter."""
+    largest = max(model.get_submodule(layer).parameters(), key=lambda parameter: parameter.numel())
+    largest.data.view(torch.uint8).flatten()[largest.element_size() - 1] ^= 0x80
