@@ -18,18 +18,6 @@ from .entry import Family
 from .table import chosen
 
 
-def _full(family: Family) -> dict[str, Any]:
-    from .full_size import figures
-
-    return figures(family).as_dict()
-
-
-def _tiny(family: Family, full_bytes: int | None, wrong_byte: bool) -> dict[str, Any]:
-    from .tiny import walked
-
-    return walked(family, full_bytes, wrong_byte).as_dict()
-
-
 def _use_app(tree: Path, on_accelerator: bool) -> None:
     import torch
 
@@ -48,18 +36,25 @@ def _use_app(tree: Path, on_accelerator: bool) -> None:
     logging.disable(logging.WARNING)
 
 
+def _row(family: Family, arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.what == "full":
+        from .full_size import figures
+
+        return figures(family).as_dict()
+    from .tiny import walked
+
+    return walked(family, arguments.full_bytes.get(family.name), arguments.wrong_byte).as_dict()
+
+
 def _walk(arguments: argparse.Namespace) -> int:
     """A JSON object a line: what was found, or the error; 1 if there was one."""
     failed = 0
     for family in chosen(arguments.names):
+        if arguments.what == "tiny" and family.no_tiny:
+            continue
         start = time.perf_counter()
         try:
-            if arguments.what == "full":
-                row = _full(family)
-            elif family.no_tiny:
-                continue
-            else:
-                row = _tiny(family, arguments.full_bytes.get(family.name), arguments.wrong_byte)
+            row = _row(family, arguments)
         except Exception as error:
             failed = 1
             where = traceback.format_exc().splitlines()[-12:]
@@ -68,20 +63,34 @@ def _walk(arguments: argparse.Namespace) -> int:
     return failed
 
 
+def _write() -> int:
+    import comfyui_version
+
+    from .full_size import figures
+    from .page import PAGE, page
+
+    found = [figures(family) for family in chosen([])]
+    PAGE.write_text(page(found, comfyui_version.__version__), encoding="utf-8")
+    print(f"{PAGE}: {len(found)} families")
+    return 0
+
+
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.support.families", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("full", "tiny", "list", "classes"), default="list")
     parser.add_argument("names", nargs="*", metavar="NAME", help="of `list`; all if none is given")
+    parser.add_argument("--write", action="store_true", help="write docs/families.md anew")
     parser.add_argument("--tree", type=Path, help="a ComfyUI tree (default: the one dev.py has set up)")
     parser.add_argument("--full-bytes", type=json.loads, default={}, help="of `tiny`: name to bytes in full size, JSON")
     parser.add_argument("--wrong-byte", action="store_true", help="of `tiny`: streams other bytes than the model has")
     arguments = parser.parse_args(words)
-    tree = arguments.tree or bench_full_size.default_tree()
-    if arguments.what == "list":
+    if arguments.what == "list" and not arguments.write:
         for family in chosen(arguments.names):
             print(f"{family.kind:10s} {family.name}")
         return 0
-    _use_app(tree, on_accelerator=arguments.what == "tiny")
+    _use_app(arguments.tree or bench_full_size.default_tree(), on_accelerator=arguments.what == "tiny")
+    if arguments.write:
+        return _write()
     if arguments.what == "classes":
         import comfy.supported_models
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .entry import Draw, Family, Settings, sizes
+from .entry import Draw, Family, Settings, no_run, sizes
 
 BF16 = torch.bfloat16
 Tokens = int | Callable[[Draw], Any]
@@ -73,6 +73,20 @@ def llama(**changes: int) -> Settings:
     return sizes(LLAMA, **changes)
 
 
+WRITES = "the app has it write text, and its class cannot encode"
+
+
+def gemma4(size: str) -> Family:
+    """Its classes differ by size, and the app's function is given one of them."""
+
+    def build(device: str, small: bool) -> nn.Module:
+        module = importlib.import_module("comfy.text_encoders.gemma4")
+        kind = module.gemma4_te(model_class=getattr(module, f"Gemma4_{size}"))
+        return kind(device=device, dtype=BF16, model_options={})
+
+    return Family(f"te_gemma4_{size.lower()}", "encoder", build, no_run, no_tiny=WRITES)
+
+
 def _narrow_projection(model: nn.Module) -> None:
     """LTX-2's projections have their sizes in the code; so has the vision model, which a prompt does not use."""
     operations = model.gemma3_12b.operations
@@ -116,6 +130,12 @@ CLIPS_AND_T5S = (
         {"l": 77, "g": 77},
     ),
     encoder("te_sdxl_refiner", "sdxl_clip.SDXLRefinerClipModel", {"clip_g_model_config": CLIP}, {"g": 77}),
+    encoder(
+        "te_sam3_clip",
+        "text_encoders.sam3_clip.SAM3ClipModelWrapper",
+        {"sam3_clip_model_config": CLIP},
+        {"sam3_clip": 32},
+    ),
     encoder("te_sd2_clip_h", "text_encoders.sd2_clip.SD2ClipModel", {"clip_h_model_config": CLIP}, {"h": 77}),
     encoder(
         "te_sd3",
@@ -163,7 +183,11 @@ CLIPS_AND_T5S = (
 
 GEMMAS = (
     encoder(
-        "te_lumina2_gemma2", "text_encoders.lumina2.te", {"gemma2_2b_model_config": LLAMA}, {"gemma2_2b": 24}, factory={}
+        "te_lumina2_gemma2",
+        "text_encoders.lumina2.te",
+        {"gemma2_2b_model_config": LLAMA},
+        {"gemma2_2b": 24},
+        factory={},
     ),
     encoder(
         "te_gemma3_4b",
@@ -178,6 +202,7 @@ GEMMAS = (
         {"gemma3_4b_vision_model_config": LLAMA},
         {"gemma3_4b_vision": 24},
         factory={"model_type": "gemma3_4b_vision"},
+        no_tiny=WRITES,
     ),
     encoder(
         "te_pixeldit_gemma2",
@@ -201,6 +226,7 @@ GEMMAS = (
         factory={"text_projection_type": "dual_linear", "dtype_llama": BF16},
         prepare=_narrow_projection,
     ),
+    *(gemma4(size) for size in ("E2B", "E4B", "12B", "31B")),
     encoder(
         "te_newbie",
         "text_encoders.newbie.te",
@@ -214,7 +240,9 @@ GEMMAS = (
 # ---------------------------------------------------------------------- Qwen
 
 QWENS = (
-    encoder("te_omnigen2", "text_encoders.omnigen2.Omnigen2Model", {"qwen25_3b_model_config": LLAMA}, {"qwen25_3b": 24}),
+    encoder(
+        "te_omnigen2", "text_encoders.omnigen2.Omnigen2Model", {"qwen25_3b_model_config": LLAMA}, {"qwen25_3b": 24}
+    ),
     encoder(
         "te_qwen_image",
         "text_encoders.qwen_image.QwenImageTEModel",
@@ -352,7 +380,7 @@ LLAMAS = (
         "text_encoders.jina_clip_2.JinaClip2TextModelWrapper",
         {
             "jina_clip_2_model_config": sizes(
-                num_hidden_layers=4, hidden_size=256, intermediate_size=512, num_attention_heads=4
+                num_hidden_layers=4, hidden_size=256, intermediate_size=8192, num_attention_heads=4
             )
         },
         {"jina_clip_2": 24},

@@ -81,10 +81,12 @@ class Family:
     app_class: str = ""
     """Of the app's `supported_models`; empty for what is not in that list."""
     dtype: torch.dtype = torch.bfloat16
+    tiny_dtype: torch.dtype | None = None
+    """Of the tiny form, where a CPU cannot compute in `dtype`."""
     one_road: bool = True
     """Whether every pass visits the same layers in the same order. Not so where encode and decode take turns."""
     scale: float | None = None
-    """By how much the least sizes of discovery are lowered for the tiny form; None: as the bytes of the two forms are."""
+    """By how much the least sizes of discovery are lowered for the tiny form; None: as the bytes of the forms are."""
     no_tiny: str = ""
     """Why there is no tiny form, if there is none."""
 

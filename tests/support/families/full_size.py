@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 
 import torch
@@ -45,13 +46,18 @@ class Figures:
 
 
 def built(family: Family) -> nn.Module:
-    """The model with true shapes and addresses, in host memory that was not touched."""
-    try:
-        with torch.device("meta"):
-            model = family.build("meta", False)
-    except (NotImplementedError, RuntimeError, TypeError):
-        model = family.build("meta", False)  # some compute a constant while they are built
-    return give_memory(model, family.dtype)
+    """The model with true shapes and addresses, in host memory that was hardly touched, in the type it is run in."""
+    return give_memory(_shaped(family), family.dtype).to(family.dtype)
+
+
+def _shaped(family: Family) -> nn.Module:
+    """The model on `meta`, but for what it computes while it is built: some have the values of a constant decide."""
+    if family.kind != "diffusion":  # the app's classes for these take the device of every tensor from their caller
+        with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+            return family.build("meta", False)
+    with contextlib.suppress(NotImplementedError, RuntimeError):
+        return family.build("meta", False)
+    return family.build("cpu", False)
 
 
 def figures(family: Family) -> Figures:

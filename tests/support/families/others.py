@@ -51,7 +51,10 @@ SMALL_VISION = sizes(num_hidden_layers=4, hidden_size=128, intermediate_size=256
 
 
 def vision(name: str, path: str, file: str, side: int, **more: Any) -> Family:
-    """An image encoder whose settings are in a `file` of the app, below `comfy`; `side` is that of its pictures."""
+    """An image encoder whose settings are in a `file` of the app, below `comfy`; `side` is that of its pictures.
+
+    As the app calls it, it also gives what its last layer but one makes.
+    """
 
     def build(device: str, small: bool) -> nn.Module:
         import comfy.ops
@@ -59,7 +62,9 @@ def vision(name: str, path: str, file: str, side: int, **more: Any) -> Family:
         settings = json.loads((Path(_app("comfy.ops.__file__")).parent / file).read_text())
         return _app(path)(sizes(settings, SMALL_VISION) if small else settings, BF16, device, comfy.ops.manual_cast)
 
-    return Family(name, "other", build, _calling((noise(1, 3, side, side),)), **more)
+    return Family(
+        name, "other", build, _calling({"pixel_values": noise(1, 3, side, side), "intermediate_output": -2}), **more
+    )
 
 
 _CLIP_VISION = "comfy.clip_model.CLIPVisionModelProjection"
@@ -129,7 +134,7 @@ CONTROL_QWEN_INPUTS = {
     **{"attention_mask": None, "hint": noise(1, 16, 1, 16, 16)},
 }
 CONTROL_HUNYUAN_INPUTS = {
-    **{"x": noise(1, 4, 16, 16), "hint": noise(1, 3, 128, 128), "timesteps": constant(500)},
+    **{"x": noise(1, 4, 16, 16), "hint": noise(1, 4, 16, 16), "timesteps": constant(500)},
     **{"context": noise(1, 77, 1024), "text_embedding_mask": ones(1, 77)},
     **{"encoder_hidden_states_t5": noise(1, 256, 2048), "text_embedding_mask_t5": ones(1, 256)},
     **{"image_meta_size": noise(1, 6), "style": None},
@@ -148,7 +153,9 @@ CONTROLS = (
     other(
         "control_sd3",
         "comfy.cldm.mmdit.ControlNet",
-        sizes(SD35_MEDIUM, num_blocks=12, control_latent_channels=16, x_block_self_attn_layers=[], qk_norm=None),
+        sizes(
+            SD35_MEDIUM, depth=12, num_blocks=12, control_latent_channels=16, x_block_self_attn_layers=[], qk_norm=None
+        ),
         sizes(SD3_TINY, num_blocks=4),
         CONTROL_SD3_INPUTS,
     ),
@@ -218,7 +225,7 @@ def _adapter(device: str, small: bool) -> nn.Module:
 
 
 def _redux(device: str, small: bool) -> nn.Module:
-    widths = sizes(redux_dim=64, txt_in_features=64) if small else {}
+    widths = sizes(redux_dim=64, txt_in_features=128) if small else {}
     return _app("comfy.ldm.flux.redux.ReduxImageEncoder")(**widths)
 
 
@@ -266,13 +273,26 @@ SINGLES = (
     Family("t2i_adapter_xl", "other", _bf16(_adapter), _calling((noise(1, 3, 64, 64),))),
     Family("flux_redux", "other", _bf16(_redux), _calling((noise(1, 9, 64),))),
     Family("ltx_latent_upsampler", "other", _bf16(_upsampler), _calling((noise(1, 128, 3, 4, 4),))),
-    other("birefnet", "comfy.background_removal.birefnet.BiRefNet", {}, {}, (noise(1, 3, 128, 128),)),
-    other("moge_v1", "comfy.ldm.moge.model.MoGeModelV1", MOGE_V1, MOGE_V1_TINY, sizes(image=noise(1, 3, 56, 56), num_tokens=16)),
+    other(
+        "birefnet", "comfy.background_removal.birefnet.BiRefNet", {}, {}, (noise(1, 3, 128, 128),), dtype=torch.float32
+    ),
+    other(
+        "moge_v1",
+        "comfy.ldm.moge.model.MoGeModelV1",
+        MOGE_V1,
+        MOGE_V1_TINY,
+        sizes(image=noise(1, 3, 56, 56), num_tokens=16),
+    ),
     other("patch_z_image_control", "comfy.ldm.lumina.controlnet.ZImage_Control", {}, {}, {}, no_tiny=NO_CALL),
     other("patch_uni3c", "comfy.ldm.wan.uni3c.WanUni3CControlnet", UNI3C, {}, {}, no_tiny=NO_CALL),
     other("patch_multitalk", "comfy_extras.nodes_model_patch.MultiTalkModelPatch", {}, {}, {}, no_tiny=NO_CALL),
     other(
-        "patch_qwen_blockwise", "comfy_extras.nodes_model_patch.QwenImageBlockWiseControlNet", {}, {}, {}, no_tiny=NO_CALL
+        "patch_qwen_blockwise",
+        "comfy_extras.nodes_model_patch.QwenImageBlockWiseControlNet",
+        {},
+        {},
+        {},
+        no_tiny=NO_CALL,
     ),
     other("patch_supir", "comfy.ldm.supir.supir_modules.SUPIR", {}, {}, {}, no_tiny=NO_CALL),
 )

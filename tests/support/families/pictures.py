@@ -18,7 +18,7 @@ def latent(channels: int, side: int = 16) -> Settings:
     return {"x": noise(1, channels, side, side)}
 
 
-# ---------------------------------------------------------------------- Stable Diffusion 3, AuraFlow, PixArt, HunyuanDiT
+# ---------------------------------------------------------------------- Stable Diffusion 3 and others of its time
 
 
 def _joint(width: int, told_width: int = 4096) -> Settings:
@@ -72,9 +72,7 @@ EARLY = (
         "AuraFlow",
         "AuraFlow",
         sizes(max_seq=9216, cond_seq_dim=2048, n_double_layers=4, n_layers=36),
-        sizes(
-            dim=256, n_heads=2, n_layers=5, n_double_layers=2, global_conddim=256, cond_seq_dim=WORDS, max_seq=1024
-        ),
+        sizes(dim=256, n_heads=2, n_layers=5, n_double_layers=2, global_conddim=256, cond_seq_dim=WORDS, max_seq=1024),
         {**latent(4), "timestep": constant(0.5), **told()},
     ),
     diffusion(
@@ -91,7 +89,9 @@ EARLY = (
         PIXART_TINY,
         PIXART_INPUTS,
     ),
-    diffusion("HunyuanDiT", "HunyuanDiT", sizes(HUNYUAN_DIT, image_model="hydit"), HUNYUAN_DIT_TINY, HUNYUAN_DIT_INPUTS),
+    diffusion(
+        "HunyuanDiT", "HunyuanDiT", sizes(HUNYUAN_DIT, image_model="hydit"), HUNYUAN_DIT_TINY, HUNYUAN_DIT_INPUTS
+    ),
     diffusion(
         "HunyuanDiT1",
         "HunyuanDiT1",
@@ -155,9 +155,7 @@ KLEIN_4B = sizes(
     depth=5,
     depth_single_blocks=20,
 )
-KLEIN_9B = sizes(
-    KLEIN_4B, hidden_size=4096, num_heads=32, depth=8, depth_single_blocks=24, context_in_dim=12288
-)
+KLEIN_9B = sizes(KLEIN_4B, hidden_size=4096, num_heads=32, depth=8, depth_single_blocks=24, context_in_dim=12288)
 _PLAIN_FLUX = {name: value for name, value in FLUX.items() if name not in ("guidance_embed", "yak_mlp", "txt_norm")}
 CHROMA = sizes(
     _PLAIN_FLUX,
@@ -224,14 +222,14 @@ FLUX_LIKE = (
         FLUX_TINY,
         {**flux_inputs(16), **VECTOR, "ref_latents": [noise(1, 16, 8, 8)]},
     ),
-    diffusion("FluxSchnell", "FluxSchnell", sizes(FLUX, guidance_embed=False), FLUX_TINY, {**flux_inputs(16), **VECTOR}),
+    diffusion(
+        "FluxSchnell", "FluxSchnell", sizes(FLUX, guidance_embed=False), FLUX_TINY, {**flux_inputs(16), **VECTOR}
+    ),
     diffusion("FluxFill", "FluxInpaint", sizes(FLUX, in_channels=96), FLUX_TINY, {**flux_inputs(96), **VECTOR}),
     diffusion("Ovis", "Flux", OVIS, FLUX_TINY, flux_inputs(16)),
     diffusion("LongCatImage", "LongCatImage", LONGCAT, FLUX_TINY, flux_inputs(16)),
     diffusion("Flux2Dev", "Flux2", FLUX2, FLUX_TINY, flux_inputs(128)),
-    diffusion(
-        "Flux2Klein4B", "Flux2", KLEIN_4B, FLUX_TINY, {**flux_inputs(128), "ref_latents": [noise(1, 128, 4, 4)]}
-    ),
+    diffusion("Flux2Klein4B", "Flux2", KLEIN_4B, FLUX_TINY, {**flux_inputs(128), "ref_latents": [noise(1, 128, 4, 4)]}),
     diffusion("Flux2Klein9B", "Flux2", KLEIN_9B, FLUX_TINY, flux_inputs(128)),
     diffusion("Chroma", "Chroma", CHROMA, CHROMA_TINY, flux_inputs(16)),
     diffusion("ChromaRadiance", "ChromaRadiance", RADIANCE, CHROMA_TINY, flux_inputs(3, 64)),
@@ -377,7 +375,7 @@ HIDREAM_O1_TINY = sizes(
     text_config_overrides=sizes(
         vocab_size=152000,
         hidden_size=128,
-        intermediate_size=256,
+        intermediate_size=4096,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -426,9 +424,7 @@ IDEOGRAM_TINY = sizes(
     llm_features_dim=WORDS,
     mrope_section=(24, 20, 20),
 )
-KREA_TINY = sizes(
-    features=256, heads=2, kvheads=1, layers=4, txtdim=WORDS, txtlayers=3, txtheads=2, txtkvheads=2
-)
+KREA_TINY = sizes(features=256, heads=2, kvheads=1, layers=4, txtdim=WORDS, txtlayers=3, txtheads=2, txtkvheads=2)
 JOY_IMAGE = sizes(
     image_model="joyimage",
     in_channels=16,

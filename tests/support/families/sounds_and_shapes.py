@@ -1,4 +1,4 @@
-"""Diffusion models of sounds and of three-dimensional shapes, and what the app loads in their place: detectors, depth."""
+"""Diffusion models of sounds and of shapes, and what the app loads in their place: detectors, depth."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ ACE = sizes(
     lyric_encoder_vocab_size=6693,
     lyric_hidden_size=1024,
 )
-ACE_TINY = sizes(
-    attention_head_dim=64, inner_dim=256, num_attention_heads=4, num_layers=4, ssl_latent_dims=[64, 64]
-)
+ACE_TINY = sizes(attention_head_dim=64, inner_dim=256, num_attention_heads=4, num_layers=4, ssl_latent_dims=[64, 64])
 ACE_INPUTS = {
     **{"x": noise(1, 8, 16, 32), "timestep": constant(0.5), "context": noise(1, 20, 768)},
     **{"speaker_embeds": noise(1, 512), "lyric_token_idx": integers(1, 16, below=6000), "lyric_mask": ones(1, 16)},
@@ -167,7 +165,10 @@ TRIPO_INPUTS = {
 
 SHAPES = (
     diffusion(
-        "Hunyuan3Dv2mini", "Hunyuan3Dv2mini", sizes(HUNYUAN3D, depth=8, depth_single_blocks=16), HUNYUAN3D_TINY,
+        "Hunyuan3Dv2mini",
+        "Hunyuan3Dv2mini",
+        sizes(HUNYUAN3D, depth=8, depth_single_blocks=16),
+        HUNYUAN3D_TINY,
         HUNYUAN3D_INPUTS,
     ),
     diffusion("Hunyuan3Dv2", "Hunyuan3Dv2", HUNYUAN3D, HUNYUAN3D_TINY, HUNYUAN3D_INPUTS),
@@ -214,7 +215,12 @@ DEPTH_ANYTHING_TINY = sizes(
     out_layers=[5, 7, 9, 11],
 )
 
+SAM_TINY = sizes(depth=4, img_size=336, global_att_blocks=(1, 3), window_size=12)
+SAM_INPUTS = {"images": noise(1, 3, 336, 336), "text_embeddings": noise(1, 8, 1024)}
+
 SEEING = (
+    diffusion("SAM3", "SAM3", sizes(image_model="SAM3"), SAM_TINY, SAM_INPUTS),
+    diffusion("SAM31", "SAM31", sizes(image_model="SAM31"), SAM_TINY, SAM_INPUTS),
     diffusion(
         "RT_DETR_v4",
         "RT_DETR_v4",
@@ -223,9 +229,7 @@ SEEING = (
         {"x": noise(1, 3, 640, 640, dtype=torch.float32)},
         dtype=torch.float32,
     ),
-    diffusion(
-        "DepthAnything3", "DepthAnything3", DEPTH_ANYTHING, DEPTH_ANYTHING_TINY, {"image": noise(1, 3, 56, 56)}
-    ),
+    diffusion("DepthAnything3", "DepthAnything3", DEPTH_ANYTHING, DEPTH_ANYTHING_TINY, {"image": noise(1, 3, 56, 56)}),
 )
 
 FAMILIES = (*SOUNDS, *SHAPES, *SEEING)

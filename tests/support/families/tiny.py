@@ -1,4 +1,4 @@
-"""The tiny form of a family, run whole and streamed on the simulated accelerator: the same bits, and how it got there."""
+"""The tiny form of a family, run whole and streamed on the simulated accelerator: the same bits, and how."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.full_size import give_memory
 from offload_core import layer_walk
 from offload_core.planner import smallest_budget
 from offload_core.runtime import attach, discovery
+from offload_core.runtime.device_port import segment_bytes_of
 from tests.support import simdev
 
 from .entry import Draw, Family
@@ -42,8 +44,8 @@ class Outcome:
     name: str
     total_bytes: int
     layers: int
-    varied: bool
-    """Whether the outputs hold more than one value: that they are equal would say nothing otherwise."""
+    alive: bool
+    """Whether the outputs are finite and of more than one value: that they are equal would say nothing otherwise."""
     runs: dict[str, Streamed]
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,7 +53,10 @@ class Outcome:
 
 
 def fill(model: nn.Module) -> None:
-    """Gives every parameter noise of a size that neither dies out nor grows on its way through the layers."""
+    """Gives every parameter noise of a size that neither dies out nor grows on its way through the layers.
+
+    Buffers keep what was computed for them; what was left for a file to fill, NaN here, becomes about one.
+    """
     generator = torch.Generator().manual_seed(0)
     done: set[int] = set()
     for name, parameter in model.named_parameters():
@@ -62,9 +67,10 @@ def fill(model: nn.Module) -> None:
             parameter.data.zero_()
             continue
         parameter.data.copy_(_values(name.lower(), parameter, generator).to(parameter.dtype))
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_var", "std", "std-of-means")):  # left for the file to fill, and divided by
-            buffer.fill_(1)
+    for buffer in model.buffers():
+        if buffer.is_floating_point() and buffer.isnan().any():
+            drawn = 1 + 0.02 * torch.randn(buffer.shape, generator=generator)
+            buffer.copy_(torch.where(buffer.isnan(), drawn.to(buffer.dtype), buffer))
 
 
 def _values(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -78,15 +84,34 @@ def _values(name: str, parameter: torch.Tensor, generator: torch.Generator) -> t
 
 def made(family: Family) -> nn.Module:
     """The tiny form on the CPU, with noise in it; the same bits each time."""
-    with torch.device("meta"), contextlib.suppress(Exception):
-        nbytes = sum(2 * parameter.numel() for parameter in family.build("meta", True).parameters())
-        if nbytes > MOST_BYTES:
-            raise SystemExit(f"{family.name}: the tiny form has {nbytes / 1e9:.1f} GB, and may have 2 GB")
     torch.manual_seed(0)
-    model = family.build("cpu", True)
+    with _unwritten_is_nan():
+        model = give_memory(family.build("cpu", True), _type_of(family))
+    if family.kind in ("vae", "other"):  # the others are built in their type, with what the app keeps in another
+        model.to(_type_of(family))
+    nbytes = _bytes_of(model)
+    if nbytes > MOST_BYTES:
+        raise MemoryError(f"{family.name}: the tiny form has {nbytes / 1e9:.1f} GB, and may have 2 GB")
     fill(model)
-    model.eval()
-    return model.requires_grad_(False)
+    return model.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _unwritten_is_nan() -> Iterator[None]:
+    """Has torch write NaN into what it allocates and nobody fills."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _type_of(family: Family) -> torch.dtype:
+    return family.tiny_dtype or family.dtype
+
+
+def _bytes_of(model: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 @contextlib.contextmanager
@@ -105,7 +130,7 @@ def lowered(share: float) -> Iterator[None]:
 
 def outputs(family: Family, model: nn.Module, seed: int) -> list[torch.Tensor]:
     torch.manual_seed(7)  # what the model draws by itself
-    found = family.run(model, Draw(seed, "npu", family.dtype))
+    found = family.run(model, Draw(seed, "npu", _type_of(family)))
     return [tensor.detach().to("cpu").clone() for tensor in _tensors(found)]
 
 
@@ -115,6 +140,10 @@ def _tensors(found: Any) -> Iterator[torch.Tensor]:
     elif isinstance(found, (list, tuple, dict)):
         for part in found.values() if isinstance(found, dict) else found:
             yield from _tensors(part)
+
+
+def _varies(tensor: torch.Tensor) -> bool:
+    return tensor.numel() > 1 and bool(tensor.float().std().item() > 0)
 
 
 def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
@@ -132,19 +161,17 @@ def walked(family: Family, full_bytes: int | None, wrong_byte: bool = False) -> 
     npu = simdev.load()
     model = made(family)
     whole = made(family)  # the app's settings cannot be copied, so the model is made twice
-    for own, other in zip(model.buffers(), whole.buffers()):  # some are left for the file to fill
-        other.copy_(own)
     whole = whole.to("npu")
     expected = [outputs(family, whole, seed) for seed in SEEDS]
     del whole
     gc.collect()
-    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    total = _bytes_of(model)
     share = family.scale or (min(1.0, total / full_bytes) if full_bytes else 1e-3)
-    varied = any(tensor.float().std().item() > 0 for tensor in expected[0] if tensor.numel() > 1)
+    alive = all(tensor.isfinite().all().item() for tensor in expected[0]) and any(map(_varies, expected[0]))
     with lowered(share):
-        found = discovery.discover(model, min_layer_bytes=discovery.MIN_LAYER_BYTES)
-        least = smallest_budget(found.inventory(family.name, 1))
-        outcome = Outcome(family.name, total, len(found.layers), varied, {})
+        found = discovery.discover(model, min_layer_bytes=layer_walk.MIN_LAYER_BYTES)
+        least = smallest_budget(found.inventory(family.name, segment_bytes_of(torch.device("npu"))))
+        outcome = Outcome(family.name, total, len(found.layers), alive, {})
         for label, budget in (("ring of three", None), ("least", least)):
             npu.configure(poison=True, race=True)
             npu.reset_stats()
@@ -160,7 +187,7 @@ def _streamed(
     entries = family.entry_points(model) if family.entry_points else None
     result = Streamed()
     attachment = attach(
-        model, device="npu", budget_bytes=budget, entries=entries, min_layer_bytes=discovery.MIN_LAYER_BYTES
+        model, device="npu", budget_bytes=budget, entries=entries, min_layer_bytes=layer_walk.MIN_LAYER_BYTES
     )
     with attachment:
         controller = attachment.controller

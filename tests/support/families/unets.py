@@ -118,9 +118,7 @@ SMALL_UPSCALER = sizes(
     transformer_depth=[0, 1, 1, 1],
     transformer_depth_output=[0, 0, 1, 1, 1, 1, 1, 1],
 )
-SMALL_STAGE_B = sizes(
-    c_hidden=[32, 64, 64, 64], nhead=[-1, -1, 2, 2], blocks=[[1, 2, 2, 2], [2, 2, 2, 1]], c_cond=64
-)
+SMALL_STAGE_B = sizes(c_hidden=[32, 64, 64, 64], nhead=[-1, -1, 2, 2], blocks=[[1, 2, 2, 2], [2, 2, 2, 1]], c_cond=64)
 SMALL_STAGE_C = sizes(c_cond=64, c_hidden=[64, 64], nhead=[2, 2], blocks=[[2, 3], [3, 2]])
 
 
@@ -191,8 +189,6 @@ FAMILIES = (
     diffusion("SVD_img2vid", "SVD_img2vid", SVD, SMALL, frames(768)),
     diffusion("SV3D_u", "SV3D_u", sizes(SVD, adm_in_channels=256), SMALL, frames(256)),
     diffusion("SV3D_p", "SV3D_p", sizes(SVD, adm_in_channels=1280), SMALL, frames(1280)),
-    diffusion(
-        "Stable_Cascade_C", "Stable_Cascade_C", sizes(stable_cascade_stage="c"), SMALL_STAGE_C, STAGE_C_INPUTS
-    ),
+    diffusion("Stable_Cascade_C", "Stable_Cascade_C", sizes(stable_cascade_stage="c"), SMALL_STAGE_C, STAGE_C_INPUTS),
     diffusion("Stable_Cascade_B", "Stable_Cascade_B", STAGE_B, SMALL_STAGE_B, STAGE_B_INPUTS),
 )

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from .entry import Build, Draw, Drawn, Family, Settings, noise, sizes
@@ -61,9 +62,7 @@ HUNYUAN = sizes(
     downsample_match_channel=True,
     upsample_match_channel=True,
 )
-HUNYUAN_IMAGE = sizes(
-    HUNYUAN, block_out_channels=[128, 256, 512, 512, 1024, 1024], ffactor_spatial=32, z_channels=64
-)
+HUNYUAN_IMAGE = sizes(HUNYUAN, block_out_channels=[128, 256, 512, 512, 1024, 1024], ffactor_spatial=32, z_channels=64)
 HUNYUAN_15 = sizes(
     HUNYUAN,
     block_out_channels=[128, 256, 512, 1024, 1024],
@@ -74,33 +73,42 @@ HUNYUAN_15 = sizes(
 
 
 def kl(settings: Settings, channels: int) -> Build:
-    sides = {"ddconfig": sizes(settings, z_channels=channels), "embed_dim": channels}
-    return of_class("ldm.models.autoencoder.AutoencoderKL", sides)
+    def sides(**narrow: int) -> Settings:
+        return {"ddconfig": sizes(settings, narrow, z_channels=channels), "embed_dim": channels}
+
+    return of_class("ldm.models.autoencoder.AutoencoderKL", sides(), sides(ch=32))
 
 
-def engine(settings: Settings, encoder: str, decoder: str, between: str = _GAUSSIAN, **decoding: Any) -> Build:
-    """An encoder and a decoder with the same settings; `decoding` is the decoder's alone."""
-    parts = {
-        "regularizer_config": {"target": between},
-        "encoder_config": {"target": encoder, "params": sizes(settings)},
-        "decoder_config": {"target": decoder, "params": sizes(settings, **decoding)},
-    }
-    return of_class("ldm.models.autoencoder.AutoencodingEngine", parts)
+def engine(
+    settings: Settings, narrow: Settings, encoder: str, decoder: str, between: str = _GAUSSIAN, **decoding: Any
+) -> Build:
+    """An encoder and a decoder with the same settings, in the tiny form `narrow`; `decoding` is the decoder's alone."""
+
+    def parts(chosen: Settings) -> Settings:
+        return {
+            "regularizer_config": {"target": between},
+            "encoder_config": {"target": encoder, "params": sizes(chosen)},
+            "decoder_config": {"target": decoder, "params": sizes(chosen, **decoding)},
+        }
+
+    return of_class("ldm.models.autoencoder.AutoencodingEngine", parts(settings), parts(sizes(settings, narrow)))
 
 
 def _hunyuan(settings: Settings, file: str, between: str) -> Build:
     place = f"comfy.ldm.hunyuan_video.{file}."
-    return engine(settings, place + "Encoder", place + "Decoder", between)
+    narrow = {"block_out_channels": [channels // 4 for channels in settings["block_out_channels"]]}
+    return engine(settings, narrow, place + "Encoder", place + "Decoder", between)
 
 
 _SVD = engine(
     sizes(PICTURES, z_channels=4),
+    {"ch": 32},
     _MODELS + "Encoder",
     "comfy.ldm.modules.temporal_ae.VideoDecoder",
     video_kernel_size=[3, 1, 1],
     alpha=0.0,
 )
-_FLUX = engine(sizes(PICTURES, z_channels=16), _MODELS + "Encoder", _MODELS + "Decoder")
+_FLUX = engine(sizes(PICTURES, z_channels=16), {"ch": 32}, _MODELS + "Encoder", _MODELS + "Decoder")
 
 PICTURE = noise(1, 3, 64, 64)
 FILM = noise(1, 3, 5, 64, 64)
@@ -156,27 +164,28 @@ _15 = _hunyuan(HUNYUAN_15, "vae_refiner", _NOTHING)
 
 OF_VIDEOS = (
     vae("vae_hunyuan_video", kl(sizes(PICTURES, conv3d=True, time_compress=4), 16), noise(1, 16, 2, 8, 8), FILM),
-    vae(
-        "vae_hunyuan_image_refiner",
-        _REFINER,
-        noise(1, 32, 2, 4, 4),
-        no_tiny="its sizes are in the code, and 2.5 GB are no tiny form",
-    ),
-    vae(
-        "vae_hunyuan_video15",
-        _15,
-        noise(1, 32, 2, 4, 4),
-        no_tiny="its sizes are in the code, and 2.5 GB are no tiny form",
-    ),
-    vae("vae_wan21", of_class("ldm.wan.vae.WanVAE", WAN21), noise(1, 16, 2, 8, 8), FILM),
+    vae("vae_hunyuan_image_refiner", _REFINER, noise(1, 32, 2, 4, 4), FILM),
+    vae("vae_hunyuan_video15", _15, noise(1, 32, 2, 4, 4), FILM),
+    vae("vae_wan21", of_class("ldm.wan.vae.WanVAE", WAN21, {"dim": 32}), noise(1, 16, 2, 8, 8), FILM),
     vae(
         "vae_wan22",
-        of_class("ldm.wan.vae2_2.WanVAE", sizes(WAN, dim=160, z_dim=48), {"dim": 32}),
+        of_class("ldm.wan.vae2_2.WanVAE", sizes(WAN, dim=160, z_dim=48), {"dim": 32, "dec_dim": 64}),
         noise(1, 48, 2, 4, 4),
         FILM,
     ),
-    vae("vae_cogvideox", of_class("ldm.cogvideo.vae.AutoencoderKLCogVideoX", {}), noise(1, 16, 2, 8, 8), FILM),
-    vae("vae_cosmos", of_class("ldm.cosmos.vae.CausalContinuousVideoTokenizer", COSMOS), noise(1, 16, 2, 8, 8), FILM),
+    vae(
+        "vae_cogvideox",
+        of_class("ldm.cogvideo.vae.AutoencoderKLCogVideoX", {}, {"block_out_channels": (32, 64, 64, 128)}),
+        noise(1, 16, 2, 8, 8),
+        FILM,
+    ),
+    vae(
+        "vae_cosmos",
+        of_class("ldm.cosmos.vae.CausalContinuousVideoTokenizer", COSMOS, {"channels": 32}),
+        noise(1, 16, 2, 4, 4),
+        noise(1, 3, 9, 64, 64),
+        tiny_dtype=torch.float32,
+    ),
     vae("vae_seedvr2", of_class(_SEEDVR, {}), noise(1, 16, 2, 8, 8), FILM),
     vae("vae_mochi", of_class("ldm.genmo.vae.model.VideoVAE", {}), noise(1, 12, 2, 4, 4)),
     vae("vae_ltx_v0", of_class(_LTX, {"version": 0}), noise(1, 128, 2, 2, 2), noise(1, 3, 9, 64, 64)),
@@ -234,7 +243,10 @@ OF_SOUNDS_AND_SHAPES = (
     ),
     vae("vae_ace", _ACE, noise(1, 8, 16, 8)),
     vae(
-        "vae_mmaudio_16k", of_class("ldm.mmaudio.vae.autoencoder.AudioAutoencoder", {"mode": "16k"}), noise(1, 20, 8)
+        "vae_mmaudio_16k",
+        of_class("ldm.mmaudio.vae.autoencoder.AudioAutoencoder", {"mode": "16k"}),
+        noise(1, 20, 8),
+        dtype=torch.float32,
     ),
     vae("vae_minimax_audio", of_class("ldm.minimax.audio_vae.MiniMaxH3AudioVAE", {}), noise(1, 32, 2, 4)),
     vae(

@@ -99,7 +99,7 @@ WANS = (
         "WAN22_Animate",
         wan_kind("animate", 36),
         sizes(WAN_TINY, num_layers=10),
-        wan(36, **SEEN, pose_latents=noise(1, 16, 2, 8, 8), face_pixel_values=noise(1, 3, 5, 512, 512)),
+        wan(36, **SEEN, pose_latents=noise(1, 16, 2, 8, 8), face_pixel_values=noise(1, 3, 1, 512, 512)),
     ),
     diffusion("WAN21_SCAIL", "WAN21_SCAIL", wan_kind("scail", 20), WAN_TINY, SCAIL_INPUTS),
     diffusion("WAN21_SCAIL2", "WAN21_SCAIL2", wan_kind("scail2", 20), WAN_TINY, SCAIL2_INPUTS),
@@ -305,9 +305,7 @@ PREDICT2 = sizes(
     rope_enable_fps_modulation=False,
 )
 ANIMA = sizes(PREDICT2, image_model="anima", model_channels=2048, num_blocks=28, num_heads=16)
-PREDICT2_TINY = sizes(
-    model_channels=256, num_blocks=4, num_heads=2, adaln_lora_dim=32, crossattn_emb_channels=WORDS
-)
+PREDICT2_TINY = sizes(model_channels=256, num_blocks=4, num_heads=2, adaln_lora_dim=32, crossattn_emb_channels=WORDS)
 ANIMA_TINY = sizes(PREDICT2_TINY, crossattn_emb_channels=1024)
 
 
@@ -336,9 +334,7 @@ COSMOS_LIKE = (
     ),
     diffusion("CosmosI2V_7B", "CosmosI2V", sizes(COSMOS, in_channels=17), COSMOS_TINY, cosmos(17), scale=1e-3),
     diffusion("CosmosT2IPredict2_14B", "CosmosT2IPredict2", PREDICT2, PREDICT2_TINY, predict2(16)),
-    diffusion(
-        "CosmosI2VPredict2", "CosmosI2VPredict2", sizes(PREDICT2, in_channels=17), PREDICT2_TINY, predict2(17)
-    ),
+    diffusion("CosmosI2VPredict2", "CosmosI2VPredict2", sizes(PREDICT2, in_channels=17), PREDICT2_TINY, predict2(17)),
     diffusion("Anima", "Anima", ANIMA, ANIMA_TINY, ANIMA_INPUTS),
 )
 
@@ -524,8 +520,9 @@ OTHERS = (
         "CogVideoX5B_I2V_learned_positions",
         "CogVideoX_I2V",
         sizes(COG, in_channels=32, use_learned_positional_embeddings=True),
-        sizes(COG_TINY, sample_width=8, sample_height=8, sample_frames=9),
+        COG_TINY,
         cog(32),
+        no_tiny="its table of positions fits one size of film alone",
     ),
 )
 
