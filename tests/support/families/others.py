@@ -107,7 +107,8 @@ ENCODERS = (
         "comfy.audio_encoders.whisper.WhisperLargeV3",
         {},
         sizes(n_audio_state=128, n_audio_head=4, n_audio_layer=4),
-        (noise(1, 1, 16000, dtype=torch.float32),),
+        (noise(1, 1, 16000),),
+        tiny_dtype=torch.float32,
     ),
 )
 

@@ -164,7 +164,7 @@ _15 = _hunyuan(HUNYUAN_15, "vae_refiner", _NOTHING)
 
 OF_VIDEOS = (
     vae("vae_hunyuan_video", kl(sizes(PICTURES, conv3d=True, time_compress=4), 16), noise(1, 16, 2, 8, 8), FILM),
-    vae("vae_hunyuan_image_refiner", _REFINER, noise(1, 32, 2, 4, 4), FILM),
+    vae("vae_hunyuan_image_refiner", _REFINER, noise(1, 32, 2, 4, 4), noise(1, 3, 4, 64, 64)),
     vae("vae_hunyuan_video15", _15, noise(1, 32, 2, 4, 4), FILM),
     vae("vae_wan21", of_class("ldm.wan.vae.WanVAE", WAN21, {"dim": 32}), noise(1, 16, 2, 8, 8), FILM),
     vae(
