@@ -156,7 +156,8 @@ def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
 def walked(family: Family, full_bytes: int | None, wrong_byte: bool = False) -> Outcome:
     """Runs the family whole, and streamed at two budgets: a ring of three layers, and the least.
 
-    `full_bytes` is the size of the full form; `wrong_byte` changes one byte of a host master, for a test of this test.
+    `full_bytes` is the size of the full form; `wrong_byte` changes one byte of the model before it is streamed, for a
+    test of this test.
     """
     npu = simdev.load()
     model = made(family)
@@ -172,18 +173,18 @@ def walked(family: Family, full_bytes: int | None, wrong_byte: bool = False) -> 
         found = discovery.discover(model, min_layer_bytes=layer_walk.MIN_LAYER_BYTES)
         least = smallest_budget(found.inventory(family.name, segment_bytes_of(torch.device("npu"))))
         outcome = Outcome(family.name, total, len(found.layers), alive, {})
+        if wrong_byte:
+            _turn_a_bit(found.layers[-1].module)
         for label, budget in (("ring of three", None), ("least", least)):
             npu.configure(poison=True, race=True)
             npu.reset_stats()
-            outcome.runs[label] = _streamed(family, model, budget, expected, wrong_byte)
+            outcome.runs[label] = _streamed(family, model, budget, expected)
             outcome.runs[label].races = npu.stats()["races"]
             npu.configure(race=False)
     return outcome
 
 
-def _streamed(
-    family: Family, model: nn.Module, budget: int | None, expected: list[list[torch.Tensor]], wrong_byte: bool
-) -> Streamed:
+def _streamed(family: Family, model: nn.Module, budget: int | None, expected: list[list[torch.Tensor]]) -> Streamed:
     entries = family.entry_points(model) if family.entry_points else None
     result = Streamed()
     attachment = attach(
@@ -193,8 +194,6 @@ def _streamed(
         controller = attachment.controller
         controller.replan_on_second_pass(None)  # all stays streamed
         result.streamed_layers = len(attachment.plan.streamed)
-        if wrong_byte:
-            _turn_a_bit(model, controller.layers[-1].name)
         before = controller.counters.demand_loads
         for seed, wanted in zip(SEEDS, expected):
             result.equal.append(same_bits(outputs(family, model, seed), wanted))
@@ -203,7 +202,7 @@ def _streamed(
     return result
 
 
-def _turn_a_bit(model: nn.Module, layer: str) -> None:
-    """Changes the sign of the first value of the layer's largest parameter."""
-    largest = max(model.get_submodule(layer).parameters(), key=lambda parameter: parameter.numel())
+def _turn_a_bit(module: nn.Module) -> None:
+    """Changes the sign of the first value of the module's largest parameter."""
+    largest = max(module.parameters(), key=lambda parameter: parameter.numel())
     largest.data.view(torch.uint8).flatten()[largest.element_size() - 1] ^= 0x80
