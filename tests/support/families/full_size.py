@@ -1,0 +1,83 @@
+"""A family in its full size, built without its memory, and what discovery makes of it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from bench.full_size import give_memory
+from bench.pack import pack_module
+
+from .entry import Family
+
+SEGMENT_BYTES = 2 << 20
+"""Memory of a device is taken in pieces of this size, as the allocator of torch takes it."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one family in full size. Bytes, with 16-bit floats unless the app runs it in another type."""
+
+    name: str
+    kind: str
+    total_bytes: int
+    layers: int
+    layer_bytes: int
+    table_bytes: int
+    """Of embedding tables that stay on the host."""
+    largest_bytes: int
+    largest_name: str
+    loose_bytes: int
+    usual_bytes: int
+    """What the model asks the app for when no budget is set."""
+    least_bytes: int
+    """The smallest budget that a plan can be made for."""
+
+    @property
+    def share(self) -> float:
+        """Of the model's bytes, what need not stay on the device."""
+        return (self.layer_bytes + self.table_bytes) / max(1, self.total_bytes)
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def built(family: Family) -> nn.Module:
+    """The model with true shapes and addresses, in host memory that was hardly touched, in the type it is run in."""
+    return give_memory(_shaped(family), family.dtype).to(family.dtype)
+
+
+def _shaped(family: Family) -> nn.Module:
+    """The model on `meta`, but for what it computes while it is built: some have the values of a constant decide."""
+    if family.kind != "diffusion":  # the app's classes for these take the device of every tensor from their caller
+        with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+            return family.build("meta", False)
+    with contextlib.suppress(NotImplementedError, RuntimeError):
+        return family.build("meta", False)
+    return family.build("cpu", False)
+
+
+def figures(family: Family) -> Figures:
+    discovery = pack_module("offload_core.runtime.discovery")
+    planner = pack_module("offload_core.planner")
+    giving_back = pack_module("bridge.giving_back")
+    model = built(family)
+    found = discovery.discover(model)
+    inventory = found.inventory(family.name, SEGMENT_BYTES)
+    largest = max(found.layers, key=lambda layer: layer.nbytes, default=None)
+    return Figures(
+        name=family.name,
+        kind=family.kind,
+        total_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        layers=len(found.layers),
+        layer_bytes=sum(layer.nbytes for layer in found.layers),
+        table_bytes=sum({id(table.parameters[0]): table.nbytes for table in found.tables}.values()),
+        largest_bytes=largest.nbytes if largest else 0,
+        largest_name=largest.name if largest else "",
+        loose_bytes=found.loose_bytes,
+        usual_bytes=giving_back.ring_bytes(inventory),
+        least_bytes=planner.smallest_budget(inventory),
+    )
