@@ -137,11 +137,9 @@ def test_streamed_is_whole(small, name):
     for label, streamed in row["runs"].items():
         assert streamed["equal"] == [True, True, True], label
         assert streamed["races"] == 0, label
-        assert streamed["demand_loads"][2] == 0, label
-        if FAMILIES[
-            name
-        ].one_road:  # where encode and decode take turns, the second turn has yet to learn which is next
-            assert streamed["demand_loads"][1] == 0, label
+        # Where encode and decode take turns, the second turn has yet to learn which comes next.
+        late = streamed["demand_loads"][1 if FAMILIES[name].one_road else 2 :]
+        assert not any(late), label
     if row["layers"] > 1:
         assert row["runs"]["least"]["streamed_layers"] > 0
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from bench.full_size import give_memory
-from bench.pack import pack_module
+from offload_core.planner import smallest_budget, usual_budget
+from offload_core.runtime import discover
 
 from .entry import Family
 
@@ -61,11 +62,8 @@ def _shaped(family: Family) -> nn.Module:
 
 
 def figures(family: Family) -> Figures:
-    discovery = pack_module("offload_core.runtime.discovery")
-    planner = pack_module("offload_core.planner")
-    giving_back = pack_module("bridge.giving_back")
     model = built(family)
-    found = discovery.discover(model)
+    found = discover(model)
     inventory = found.inventory(family.name, SEGMENT_BYTES)
     largest = max(found.layers, key=lambda layer: layer.nbytes, default=None)
     return Figures(
@@ -78,6 +76,6 @@ def figures(family: Family) -> Figures:
         largest_bytes=largest.nbytes if largest else 0,
         largest_name=largest.name if largest else "",
         loose_bytes=found.loose_bytes,
-        usual_bytes=giving_back.ring_bytes(inventory),
-        least_bytes=planner.smallest_budget(inventory),
+        usual_bytes=usual_budget(inventory),
+        least_bytes=smallest_budget(inventory),
     )
