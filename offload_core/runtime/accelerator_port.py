@@ -318,6 +318,11 @@ class AcceleratorPort(SynchronousPort):
         addresses = self._pins.pop(buffer.data_ptr(), [])
         register = _host_register(self.device)
         if addresses and register is not None:
+            # Nothing of ours is in flight from it. Code of others may have queued a copy that it does not wait for, on
+            # its own stream: torch keeps memory for such a copy if it has page-locked it itself, which this is not.
+            current = _current_stream(self._index)
+            _wait_until(current.query)
+            current.synchronize()
             self._unregister(register, addresses)
 
     def close(self) -> None:

@@ -123,7 +123,10 @@ class DevicePort(Protocol):
         """Page-lock a buffer from `host_empty` in place. False: it stays pageable, and nothing else has changed."""
 
     def host_release(self, buffer: torch.Tensor) -> None:
-        """End the page-lock of a buffer from `host_empty`; its bytes stay readable. Nothing is in flight from it."""
+        """End the page-lock of a buffer from `host_empty`; its bytes stay readable. Never on the hot path.
+
+        Nothing of ours is in flight from it. What others have queued on the compute lane is waited for.
+        """
 
     def close(self) -> None: ...
 

@@ -135,7 +135,7 @@ def test_streamed_is_whole(small, name):
     assert row["alive"], "outputs that are not finite, or of one value, prove nothing"
     assert set(row["runs"]) == {"ring of three", "least"}
     for label, streamed in row["runs"].items():
-        assert streamed["equal"] == [True, True, True], label
+        assert streamed["equal"] == [True, True, True], (label, streamed["differing"])
         assert streamed["races"] == 0, label
         # Where encode and decode take turns, the second turn has yet to learn which comes next.
         late = streamed["demand_loads"][1 if FAMILIES[name].one_road else 2 :]

@@ -434,3 +434,26 @@ def test_an_integrated_device_keeps_its_tensors_in_the_host_s_memory(npu, monkey
     with attach(model, device="npu", min_layer_bytes=1) as attachment, torch.no_grad():
         assert attachment.controller.pinned_bytes() == 0, "a second copy in the same memory"
         assert torch.equal(model(x).cpu(), expected)
+
+
+@pytest.mark.parametrize("afterwards", ["mapped", "pageable"])
+def test_what_others_copy_from_a_master_has_arrived_before_that_leaves_its_memory(npu, tmp_path, afterwards):
+    """Code of others copies a page-locked weight to the device without waiting, on its own stream. Then the plan
+    changes: the master is read from its file from now on, or unlocked."""
+    model = Stack(WIDE, 6)
+    saved(model, tmp_path / "weights.safetensors")
+    weights_from_file(model, tmp_path / "weights.safetensors")
+    queue = DeviceQueue(port_for("npu"))
+    controller = OffloadController(model, queue, discovery=discover(model, min_layer_bytes=1))
+    controller.load(hand_plan(controller, 2 * MIB, tiers="pinned"))
+    wanted = [layer.weight.detach().clone() for layer in model.layers]
+    torch.npu.configure(bandwidth=50_000_000, race=True)
+    copies = [layer.weight.to("npu", non_blocking=True) for layer in model.layers]
+    controller.load(hand_plan(controller, 2 * MIB, tiers=afterwards))
+    others = [torch.full_like(weight, 7.0) for weight in wanted for _ in range(3)]
+    torch.npu.configure(bandwidth=0)
+    assert all(torch.equal(copy.cpu(), weight) for copy, weight in zip(copies, wanted))
+    assert torch.npu.stats()["races"] == 0, torch.npu.stats()["race_message"]
+    del others
+    controller.detach()
+    queue.close()

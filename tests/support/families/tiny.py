@@ -32,6 +32,8 @@ class Streamed:
     """One budget's three passes."""
 
     equal: list[bool] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    """For each output that was not equal: in which pass, which one, and by how much."""
     demand_loads: list[int] = field(default_factory=list)
     streamed_layers: int = 0
     races: int = 0
@@ -196,10 +198,23 @@ def _streamed(family: Family, model: nn.Module, budget: int | None, expected: li
         result.streamed_layers = len(attachment.plan.streamed)
         before = controller.counters.demand_loads
         for seed, wanted in zip(SEEDS, expected):
-            result.equal.append(same_bits(outputs(family, model, seed), wanted))
+            made = outputs(family, model, seed)
+            result.equal.append(same_bits(made, wanted))
+            if not result.equal[-1]:
+                result.differing += [f"pass {seed}, {text}" for text in _differences(made, wanted)]
             result.demand_loads.append(controller.counters.demand_loads - before)
             before = controller.counters.demand_loads
     return result
+
+
+def _differences(left: list[torch.Tensor], right: list[torch.Tensor]) -> Iterator[str]:
+    if len(left) != len(right):
+        yield f"{len(left)} outputs streamed, {len(right)} whole"
+    for number, (streamed, whole) in enumerate(zip(left, right)):
+        if not same_bits([streamed], [whole]):
+            count = int((streamed != whole).sum()) if streamed.shape == whole.shape else -1
+            nans = int(streamed.isnan().sum()), int(whole.isnan().sum())
+            yield f"output {number} of shape {tuple(streamed.shape)}: {count} elements differ, NaN {nans[0]} and {nans[1]}"
 
 
 def _turn_a_bit(module: nn.Module) -> None:

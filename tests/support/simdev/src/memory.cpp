@@ -297,9 +297,14 @@ bool pin_range(void* pointer, size_t bytes) {
   return true;
 }
 
-bool unpin_range(void* pointer) {
+// The length of the range that begins there; 0: there is none.
+size_t unpin_range(void* pointer) {
   std::lock_guard<std::mutex> lock(pins_mutex);
-  return pins.erase((uintptr_t)pointer) == 1;
+  auto found = pins.find((uintptr_t)pointer);
+  if (found == pins.end()) return 0;
+  const size_t bytes = found->second;
+  pins.erase(found);
+  return bytes;
 }
 
 bool within_one_pin(const void* pointer, size_t bytes) {
@@ -326,7 +331,12 @@ int host_register(void* pointer, size_t bytes) {
   return 0;
 }
 
-int host_unregister(void* pointer) { return unpin_range(pointer) ? 0 : fails(kNotRegistered); }
+int host_unregister(void* pointer) {
+  const size_t bytes = unpin_range(pointer);
+  if (!bytes) return fails(kNotRegistered);
+  race::unlocked(pointer, bytes);
+  return 0;
+}
 
 void raise_left_error() {
   const int code = std::exchange(left_error, 0);

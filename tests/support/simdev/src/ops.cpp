@@ -188,6 +188,7 @@ void copy_later(const at::Tensor& from, const at::Tensor& to) {
   c10::Storage kept = (on_device(from) ? to : from).storage();
   Engine* engine = on_device(to) ? &to_device_engine[index_of(to)] : &to_host_engine[index_of(from)];
   const size_t bytes = to.nbytes();
+  if (on_device(from) != on_device(to)) race::host_side((on_device(from) ? to : from).const_data_ptr(), bytes);
   if (same_layout(from, to)) {
     enqueue_holding(current_stream(), [source = from.const_data_ptr(), target = to.mutable_data_ptr(), kept, engine, bytes] {
       Transfer transfer(*engine, bytes);

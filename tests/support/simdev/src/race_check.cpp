@@ -30,6 +30,7 @@ struct Touch {
 std::mutex mutex;
 std::unordered_map<StreamId, Clock> clocks;
 std::unordered_map<const void*, std::vector<Touch>> touches;
+std::vector<Touch> host_sides;  // by address; of copies that the host has not seen the end of
 Clock host_clock;  // a stream that is used for the first time starts from what the host has already seen
 std::string message;
 
@@ -98,6 +99,32 @@ void touch(const void* storage, size_t begin, size_t end, bool write, const std:
   auto superseded = [&](const Touch& t) { return t.inside(begin, end) && (write || (!t.write && t.stream == stream)); };
   log.erase(std::remove_if(log.begin(), log.end(), superseded), log.end());
   log.push_back({begin, end, stream, now, write});
+}
+
+void host_side(const void* pointer, size_t bytes) {
+  if (!settings.race_check || !bytes) return;
+  const StreamId stream = current_stream();
+  const auto begin = (size_t)pointer;
+  std::lock_guard<std::mutex> lock(mutex);
+  auto seen = [](const Touch& t) { return ordered_after(host_clock, t); };
+  host_sides.erase(std::remove_if(host_sides.begin(), host_sides.end(), seen), host_sides.end());
+  host_sides.push_back({begin, begin + bytes, stream, ++clock_of(stream)[stream], false});
+}
+
+// CUDA lets a range be unregistered while a copy engine still works on it: what is copied then is not defined. Memory
+// that torch has page-locked by itself is kept for its copies; a registration is ours to keep.
+void unlocked(const void* pointer, size_t bytes) {
+  if (!settings.race_check) return;
+  const auto begin = (size_t)pointer;
+  std::lock_guard<std::mutex> lock(mutex);
+  for (const Touch& copy : host_sides) {
+    if (!copy.overlaps(begin, begin + bytes) || ordered_after(host_clock, copy)) continue;
+    counters.races++;
+    std::ostringstream text;
+    text << "page-locked memory of " << bytes << " bytes unregistered before the host knew that a copy of "
+         << copy.end - copy.begin << " bytes on stream " << copy.stream << " had ended";
+    message = text.str();
+  }
 }
 
 void forget(const void* storage) {

@@ -71,6 +71,8 @@ void stream_joins(StreamId stream, const Clock& clock);    // later work of `str
 void host_joins(const Clock& clock);                       // the host has seen `clock`: later work of every stream is
 void touch(const void* storage, size_t begin, size_t end, bool write, const std::string& what);
 void forget(const void* storage);                          // the memory went back to the system
+void host_side(const void* pointer, size_t bytes);         // a copy that was just queued reads or writes host memory
+void unlocked(const void* pointer, size_t bytes);          // which is unregistered: no such copy may be under way
 std::string last_message();
 void reset();
 }  // namespace race
@@ -96,7 +98,7 @@ void* device_allocator();                                    // c10::Allocator*,
 bool is_pinned(const void* pointer);
 bool within_one_pin(const void* pointer, size_t bytes);      // or touching none: what a copy may read or write
 bool pin_range(void* pointer, size_t bytes);                 // refuses an overlapping range; costs nothing
-bool unpin_range(void* pointer);
+size_t unpin_range(void* pointer);
 int host_register(void* pointer, size_t bytes);              // cudaHostRegister: costs time, may be refused
 int host_unregister(void* pointer);                          // cudaHostUnregister
 void raise_left_error();                                     // what cudaGetLastError tells, as a launch does
