@@ -198,10 +198,10 @@ def _streamed(family: Family, model: nn.Module, budget: int | None, expected: li
         result.streamed_layers = len(attachment.plan.streamed)
         before = controller.counters.demand_loads
         for seed, wanted in zip(SEEDS, expected):
-            made = outputs(family, model, seed)
-            result.equal.append(same_bits(made, wanted))
+            given = outputs(family, model, seed)
+            result.equal.append(same_bits(given, wanted))
             if not result.equal[-1]:
-                result.differing += [f"pass {seed}, {text}" for text in _differences(made, wanted)]
+                result.differing += [f"pass {seed}, {text}" for text in _differences(given, wanted)]
             result.demand_loads.append(controller.counters.demand_loads - before)
             before = controller.counters.demand_loads
     return result
@@ -214,7 +214,8 @@ def _differences(left: list[torch.Tensor], right: list[torch.Tensor]) -> Iterato
         if not same_bits([streamed], [whole]):
             count = int((streamed != whole).sum()) if streamed.shape == whole.shape else -1
             nans = int(streamed.isnan().sum()), int(whole.isnan().sum())
-            yield f"output {number} of shape {tuple(streamed.shape)}: {count} elements differ, NaN {nans[0]} and {nans[1]}"
+            shape = tuple(streamed.shape)
+            yield f"output {number} of shape {shape}: {count} elements differ, NaN {nans[0]} and {nans[1]}"
 
 
 def _turn_a_bit(module: nn.Module) -> None:
