@@ -32,10 +32,13 @@ def test_refused_locks_give_the_app_s_picture(sim, allocator, lora):
 
 
 def test_another_strength_page_locks_nothing(sim):
-    locks = []
-    for strength in (0.8, 0.6, 0.4, 0.2):
+    locks, plans = [], []
+    for strength in (0.8, 0.7, 0.6, 0.4, 0.2):
         assert sim.run(build("flux", "layerwise", lora=strength, **STREAMED)).ok
         locks.append(sim.sim_stats()["registrations"])
+        plans.append([layer["placement"] for layer in dit_report(sim)["plan"]["layers"]])
     assert dit_report(sim)["summary"]["revised_layers"] > 0
-    assert locks[0] > 0 and len(set(locks)) == 1, locks
+    # Once, when the layers have been measured, there may be another plan, and what it streams is page-locked.
+    assert plans[1:] == [plans[1]] * 4
+    assert locks[0] > 0 and len(set(locks if plans[0] == plans[1] else locks[1:])) == 1, locks
     assert sim.sim_stats()["races"] == 0
