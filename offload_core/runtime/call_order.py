@@ -87,7 +87,8 @@ class _Reader(ast.NodeVisitor):
             self._attributes.setdefault(name, len(self._attributes))
         elif name not in self._methods and len(self._methods) < _MAX_METHODS:
             self._methods.add(name)
-            with contextlib.suppress(OSError, TypeError, SyntaxError):  # there is no source, or it is none by itself
+            # There may be no source, or another one by now: packs are updated under a running app.
+            with contextlib.suppress(Exception):
                 self.visit(ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(method)))))
 
     def visit_Call(self, node: ast.Call) -> None:  # noqa: N802 - the name that ast asks for

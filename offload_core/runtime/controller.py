@@ -406,9 +406,10 @@ class OffloadController:
         self._weights.want(changes)
         self.prefetcher.forget_look_ahead()
         self._revise_layers()
-        if self.loaded:
-            with self._tables.off_device():
-                self._weights.put_on_loose(self._loose)
+        if self.plan is not None:
+            self._tables.take_off()  # one that changes is replaced by a tensor of its own
+            self._weights.put_on_loose(self._loose)
+            self._tables.load(self.plan.tables)
 
     def _revise_layers(self) -> None:
         for layer in self._weights.put_on_layers(self.versions):
@@ -561,8 +562,10 @@ class OffloadController:
 
     def _bring_table(self, name: str) -> None:
         """A table is about to be used as a whole: have it on the device from now on, if a plan has room for it."""
-        before, busy = self.plan, self.is_running() or self.queue.others_running(self)
-        if before is None or self._plan_for_table is None or busy or name in self._tables_asked_for:
+        before = self.plan
+        if before is None or self._plan_for_table is None or name in self._tables_asked_for:
+            return
+        if self.is_running() or self.queue.others_running(self):  # in the middle of a layer nothing may move
             return
         self._tables_asked_for.add(name)
         self.inventory = self.inventory.with_tables_used_whole(self._tables_asked_for)

@@ -1,6 +1,8 @@
 """The guess of the order in which modules are called, from code that was never run."""
 
 import functools
+import importlib
+import linecache
 
 import torch
 from torch import nn
@@ -144,3 +146,19 @@ def test_code_that_another_pack_has_wrapped_is_read_through():
 
     Patched.forward = patched
     assert order_of(Patched()) == order_of(Refined())
+
+
+def test_source_that_is_another_one_by_now_costs_the_guess_and_nothing_else(tmp_path, monkeypatch):
+    """A pack that is updated while the app runs; and methods that call each other without an end."""
+    text = "from torch import nn\nfrom tests.runtime.test_call_order import blocks\n"
+    text += "class Loaded(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    text += "        self.b = blocks()\n        self.a = blocks()\n"
+    text += "    def forward(self, x):\n        return self.a[0](self.forward(x)) + self.b[0](x)\n"
+    (tmp_path / "a_pack_of_another.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("a_pack_of_another")
+    assert [name[0] for name in order_of(module.Loaded())] == ["a", "a", "b", "b"]
+    for now in ("", "(((\n" * 20, 'x = """\n' * 9):
+        (tmp_path / "a_pack_of_another.py").write_text(now)
+        linecache.clearcache()
+        assert sorted(order_of(module.Loaded())) == ["a.0", "a.1", "b.0", "b.1"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from offload_core.planner import smallest_budget
-from offload_core.runtime import attach, discovery
+from offload_core.runtime import Change, attach, discovery
 from tests.runtime.library_kit import DEVICES, assert_restored, check_bit_identical, opened, resident_outputs, snapshot
 
 transformers = pytest.importorskip("transformers")
@@ -190,6 +190,12 @@ def test_a_table_on_the_host_that_is_used_as_a_whole(device, monkeypatch, room):
         with controller.masters_shown():
             assert type(table.weight) is torch.nn.Parameter and table.weight.device.type == "cpu"
         assert (table.weight.device.type == "cpu") is not room
+        controller.revise({"shared.weight": Change(key="halved", compute=lambda: rows * 0.5)})
+        assert torch.equal(table(ids.to(device)).cpu(), rows[ids] * 0.5)
+        assert torch.allclose(torch.nn.functional.linear(x.to(device), table.weight.to(device)).cpu(), expected * 0.5)
+        controller.revise({})
+        assert torch.equal(table(ids.to(device)).cpu(), rows[ids])
+        assert controller.device_bytes() == attachment.plan.device_bytes <= budget
         value = torch.randn_like(table.weight, device="cpu")
         controller.write_master(table.weight, value)
         assert torch.equal(table(ids.to(device)).cpu(), value[ids])
