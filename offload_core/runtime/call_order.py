@@ -20,8 +20,9 @@ from torch import nn
 
 from .wrapped import called_children, unwrapped
 
-_ENTRIES = ("forward", "encode", "decode")
-"""Methods in which a module's call begins. An autoencoder is encoded with before it is decoded with."""
+_ENTRIES = ("preprocess_text_embeds", "forward", "encode", "decode")
+"""Methods in which a module's call begins. Text goes through a diffusion model's connector before its first step, and
+an autoencoder is encoded with before it is decoded with."""
 
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 

@@ -93,13 +93,17 @@ class Prefetcher:
         self._entry: Hashable = None
         """What the pass under way began through; None: it was not told."""
         self._trace: list[Layer] = []
+        self._before_entry = 0
+        """How many visits of the pass came before its entry was called."""
         self._misses = 0
         self._timing = False
         self._at_rest = True
         """No pass is under way, so that `read_times` may read what else only passes do."""
         self._reading = threading.Lock()
         self._cold_pass = 0
-        """The pass that is measured for the counters only."""
+        """The pass that is measured for the counters only: the first that begins through an entry."""
+        self._begun = False
+        """Whether one has begun since times were last thrown away."""
         self._fence = port.event()
         self._passed = port.event()
         """Compute to compute: the last pass has ended. Passes may run on different streams of the caller's."""
@@ -116,6 +120,7 @@ class Prefetcher:
     def begin_pass(self, entry: Hashable = None) -> None:
         """The component starts to run, through the method that `entry` stands for: what it visits may depend on that.
 
+        Layers that were called by themselves since the last pass, as connectors are, are the begin of this one.
         Starts look-ahead where it is not already under way.
         """
         if self.before_pass is not None:
@@ -124,10 +129,14 @@ class Prefetcher:
         if self.versions.outdated:
             self.versions.reserve(self._layers)
         self.in_pass = True
+        if self._trace and self._walks.is_whole(self._trace):
+            self._finish_pass()
         self._entry = entry
-        if self._walk.entry is not None and entry is not None and self._walk.entry != entry:
+        if self._walk.seen and entry is not None and self._walk.entry != entry:
             self._go_through(entry)
-        self._start_pass()
+        if not self._begun:
+            self._begun, self._cold_pass = True, self.counters.passes
+        self._start_pass(self._trace)
         if self.recorder is not None:
             self.recorder.begin_pass(self.counters)
 
@@ -145,10 +154,12 @@ class Prefetcher:
             self.recorder.end_pass(self.counters, self._timing)
         self._at_rest = True
 
-    def _start_pass(self) -> None:
+    def _start_pass(self, visited: Sequence[Layer] = ()) -> None:
+        """`visited`: the visits of this pass that have been made already."""
         with self._reading:
             self._at_rest = False
-        self._trace = []
+        self._trace = list(visited)
+        self._before_entry = len(visited)
         self._misses = 0
         self.port.compute_waits(self._passed)
         passes = self.counters.passes
@@ -166,7 +177,7 @@ class Prefetcher:
         self.counters.passes += 1
         trace, self._trace = self._trace, []
         if trace:
-            self._walks.add(trace, self._entry)
+            self._walks.add(trace, self._entry, self._before_entry)
         self._set_out()
 
     def _abort(self) -> None:
@@ -467,8 +478,7 @@ class Prefetcher:
         """The pass begins through another entry than the walk that was expected: expect one that began there."""
         walk = self._walks.through(entry)
         if walk is not None:
-            self._forget_pending()
-            self._go(walk, self._walks.after(self._walks.last, walk))
+            self._change_to(walk, len(self._trace) if walk.begins_with(self._trace) else 0)
 
     def _turn(self) -> None:
         """The walk has been made: the next one begins, which is on the road already; look-ahead for it stays."""
@@ -504,24 +514,25 @@ class Prefetcher:
 
         Where there are several such orders, the one to plan by (`Walks.typical`).
         """
-        return tuple(layer.index for layer in self._walks.typical().visits) if self._walks.seen else ()
+        walk = self._walks.typical()
+        return tuple(layer.index for layer in walk.visits) if walk.seen else ()
 
     def measure_again(self) -> None:
         """Compute times no longer hold (another resolution, say): measure the next passes. The link is the same."""
         for layer in self._layers:
             layer.compute_ns, layer.timed = None, False
         self._walks.count_again()
-        self._cold_pass = self.counters.passes
+        self._begun, self._cold_pass = False, self.counters.passes
 
     def all_measured(self) -> bool:
         """Whether every layer of the recorded order has a measured time. Reads what has arrived, waits for nothing."""
-        if not self._walks.seen:
+        walk = self._walks.typical()
+        if not walk.seen:
             return False
-        visits = self._walks.typical().visits
-        for layer in visits:
+        for layer in walk.visits:
             if layer.timed:
                 collect(layer, self.port, self.counters, self.recorder)
-        return all(layer.compute_ns is not None for layer in visits)
+        return all(layer.compute_ns is not None for layer in walk.visits)
 
     def read_times(self) -> None:
         """Read what has arrived of the last measured visits, if no pass is under way. Waits for nothing. Any thread."""

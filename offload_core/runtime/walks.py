@@ -32,6 +32,10 @@ class Walk:
         self.passes = 0
         """How many passes have made it since `count_again`."""
 
+    def begins_with(self, trace: list[Layer]) -> bool:
+        count = len(trace)
+        return self.visits[count - 1 : count] == trace[-1:] and self.visits[:count] == trace
+
 
 class Walks:
     """What is known of one component's walks. There is always one, however little is known."""
@@ -68,7 +72,7 @@ class Walks:
         return next(iter(known), None) or next((walk for walk in self._kept if not walk.seen), None)
 
     def after(self, before: Walk | None, last: Walk) -> Walk:
-        """What most probably follows a pass `last` that followed a pass `before`.
+        """What most probably follows a pass `last` that followed a pass `before`, or the plan's guess if None did.
 
         That is what followed these two before; else what has always followed `last`; else the same walk again, or the
         one before it if the last one has left something out.
@@ -79,11 +83,17 @@ class Walks:
         followers = {walk for context, (walk, _) in self._forecasts.items() if context[1] is last}
         if len(followers) == 1:
             return followers.pop()
+        if before is None and last.entry is None:  # layers were called by themselves: the passes are still to come
+            before = next((walk for walk in self._kept if not walk.seen), None)
         shortened = before is not None and len(last.visits) < len(before.visits)
         return before if shortened and before is not None else last
 
-    def add(self, trace: list[Layer], entry: Hashable = None) -> None:
-        """A pass through `entry` has made the visits of `trace`, of which there is at least one. The list is kept."""
+    def add(self, trace: list[Layer], entry: Hashable = None, before: int = 0) -> None:
+        """A pass through `entry` has made the visits of `trace`, of which there is at least one. The list is kept.
+
+        `before`: the first so many of them came before the entry was called, as text goes through a connector once
+        before the steps. The next pass most probably is one without them.
+        """
         walk = self._kept[0]
         if walk.visits != trace:
             walk = self._bring_forward(trace)
@@ -93,6 +103,8 @@ class Walks:
         self.last = walk
         walk.seen, walk.entry = True, entry
         walk.passes += 1
+        if 0 < before < len(trace):
+            self._expect_without(walk, before)
         while len(self._kept) > KEPT:
             self._forget(self._kept.pop())
 
@@ -105,6 +117,16 @@ class Walks:
             kept.remove(walk)
         kept.insert(0, walk)
         return walk
+
+    def _expect_without(self, walk: Walk, before: int) -> None:
+        """Where it is not known what follows, the walk without its first visits does, and the same again."""
+        rest = walk.visits[before:]
+        follower = next((known for known in self._kept if known.visits == rest), None)
+        if follower is None:
+            follower = Walk(rest)
+            self._kept.insert(1, follower)
+        for context in ((self._before, walk), (walk, follower)):
+            self._forecasts.setdefault(context, (follower, False))
 
     def _learn(self, walk: Walk) -> None:
         """A forecast is given up when it was wrong twice in a row: a run's first pass does not change the others'."""
@@ -131,9 +153,9 @@ class Walks:
         bytes has cost nothing. Else the one that was made last.
         """
         count = len(trace)
-        if _begins(current, trace):
+        if current.begins_with(trace):
             return current
-        explaining = [walk for walk in self._kept if _begins(walk, trace)]
+        explaining = [walk for walk in self._kept if walk.begins_with(trace)]
         for walk in explaining:
             if walk.visits[count : count + 1] == trace[-1:]:
                 return walk
@@ -152,21 +174,25 @@ class Walks:
                 return Walk([layer for layer in walk.visits for _ in range(times)], derived_from=walk)
         return None
 
+    def is_whole(self, trace: list[Layer]) -> bool:
+        """Whether these visits are a pass of their own: all that one through an entry makes, or the plan's guess."""
+        return any(walk.visits == trace for walk in self._kept if walk.entry is not None or not walk.seen)
+
     # ------------------------------------------------------------------ what to plan by
 
     def typical(self) -> Walk:
         """The walk to plan by: the one made most often; of several, the one with most layers, then the last one made.
 
-        So the first of them that skips layers does not replace the one that has them all.
+        So the first of them that skips layers does not replace the one that has them all. Layers that were called by
+        themselves say little about the passes: until a pass has begun through an entry, the plan's guess stands, unless
+        one of theirs has been made so often that it has as many visits.
         """
-        return max(self._kept, key=lambda walk: (walk.seen, walk.passes, len(set(walk.visits))))
+        begun = [walk for walk in self._kept if walk.seen and walk.entry is not None]
+        if begun:
+            return max(begun, key=lambda walk: (walk.passes, len(set(walk.visits))))
+        return max(self._kept, key=lambda walk: len(walk.visits) * (walk.passes if walk.seen else 1))
 
     def count_again(self) -> None:
         """How often which walk was made so far says nothing about the passes to come."""
         for walk in self._kept:
             walk.passes = 0
-
-
-def _begins(walk: Walk, trace: list[Layer]) -> bool:
-    count = len(trace)
-    return len(walk.visits) >= count and walk.visits[count - 1] is trace[-1] and walk.visits[:count] == trace

@@ -59,12 +59,12 @@ def no_other_walk_is_taken_up(patch: Patch) -> None:
 
 @fault("slow")
 def any_walk_that_is_long_enough_is_taken_up(patch: Patch) -> None:
-    patch.setattr(walks_module, "_begins", lambda walk, trace: len(walk.visits) >= len(trace))
+    patch.setattr(Walk, "begins_with", lambda walk, trace: len(walk.visits) >= len(trace))
 
 
 @fault("slow")
 def a_walk_is_taken_up_for_its_last_visit(patch: Patch) -> None:
-    patch.setattr(walks_module, "_begins", lambda walk, trace: walk.visits[len(trace) - 1 : len(trace)] == trace[-1:])
+    patch.setattr(Walk, "begins_with", lambda walk, trace: walk.visits[len(trace) - 1 : len(trace)] == trace[-1:])
 
 
 @fault("slow")

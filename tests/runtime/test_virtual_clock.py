@@ -169,16 +169,16 @@ def no_look_ahead(patch):
 
 def forgets_between_passes(patch):
     original = Prefetcher._start_pass
-    patch.setattr(Prefetcher, "_start_pass", lambda self: (self.give_up_ring(), original(self))[1])
+    patch.setattr(Prefetcher, "_start_pass", lambda self, *visited: (self.give_up_ring(), original(self, *visited))[1])
 
 
 def copies_residents_again(patch):
     original = Prefetcher._start_pass
 
-    def changed(self):
+    def changed(self, *visited):
         for layer in self._layers:
             layer.valid &= not layer.keep_resident
-        original(self)
+        original(self, *visited)
 
     patch.setattr(Prefetcher, "_start_pass", changed)
 

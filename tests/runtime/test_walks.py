@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from offload_core.simulate import simulate
 from tests.runtime.test_replan import Toy, watch
 from tests.runtime.test_virtual_clock import RATE, Bench
 from tests.runtime.world import check_look_ahead, hand_plan
+from tests.support.tiny_torch_models import DIM, on_run
 
 LAYERS, PLACES, COMPUTE_NS = 16, 5, 5000
 LAYER_BYTES = 4096
@@ -136,6 +138,72 @@ def test_an_autoencoders_two_ways_are_told_by_the_entry(turns, first):
         counted.append(counters.demand_loads - before)
     assert counted[: len(first)] == first, counted
     assert max(counted) <= 1, counted
+
+
+CONNECTOR, STEP = [14, 15], ONCE[:14]
+"""Text goes through the last two layers once for each conditioning, before the steps."""
+
+
+def connected(plan_visits=(), residents=()) -> Bench:
+    bench = Bench([4] * LAYERS, [COMPUTE_NS] * LAYERS, in_step=True)
+    plan = hand_plan(bench.controller, (PLACES - len(residents)) * LAYER_BYTES, residents)
+    bench.controller.load(replace(plan, visits=tuple(plan_visits) or plan.visits))
+    return bench
+
+
+@pytest.mark.parametrize("residents", [(), (2, 7, 13)], ids=["no residents", "residents"])
+@pytest.mark.parametrize("conditionings", [1, 2, 3])
+def test_layers_that_are_called_before_the_steps(conditionings, residents):
+    """A connector's layers are the begin of the first step: nothing waits in it.
+
+    In later runs one layer waits where they begin, because a step was expected; with more than two conditionings, which
+    are not told from two until they come, another one.
+    """
+    bench = connected((*CONNECTOR, *STEP), residents)
+    counters = bench.controller.counters
+    for number in range(6):
+        counted = []
+        for step in range(4):
+            before = counters.demand_loads
+            for _ in range(0 if step else conditionings):
+                bench.call(CONNECTOR)
+            counted += demand_loads(bench, [STEP])
+            counted[-1] = counters.demand_loads - before
+        assert counted[0] <= (max(1, conditionings - 1) if number else 0) and not any(counted[1:]), (number, counted)
+
+
+def test_a_plan_is_made_by_the_steps_and_not_by_what_goes_before_them():
+    """However often a connector was called and measured before the first step; which is no measure itself."""
+    toy = Toy([4] * LAYERS, [COMPUTE_NS] * LAYERS).attach(budget_bytes=PLACES * LAYER_BYTES + 4096, passes=50)
+    prefetcher = toy.controller.prefetcher
+    for number in range(4):
+        with torch.no_grad(), on_run(toy._visited):
+            for block in CONNECTOR * (0 if number else 5):
+                toy.model.blocks[block](torch.ones(1, DIM))
+        assert number or prefetcher.recorded_order() == ()
+        toy.pass_(STEP)
+    ((_, inventory, _, passes),) = toy.asked
+    assert list(inventory.visits)[-len(STEP) :] == STEP
+    assert passes == 4 + 2, "four times the connector, once with the first step; the second step is the first measure"
+
+
+def test_a_whole_walk_that_was_called_by_itself_is_a_pass():
+    """As by a pack that calls an autoencoder's decoder: what an entry is called for afterwards is another pass."""
+    bench = sixteen_layers()
+    bench.call(ONCE)
+    assert demand_loads(bench, [ONCE, ONCE]) == [0, 0]
+    assert bench.controller.prefetcher.recorded_order() == tuple(ONCE)
+    assert bench.controller.counters.passes == 3
+
+
+def test_layers_that_are_only_ever_called_by_themselves_are_planned_by_in_time():
+    """A walk shorter than the plan's says nothing until it has been made so often that it has as many visits."""
+    bench = sixteen_layers()
+    orders = []
+    for _ in range(4):
+        bench.call(SHORT)
+        orders.append(bench.controller.prefetcher.recorded_order())
+    assert orders == [(), (), tuple(SHORT), tuple(SHORT)]
 
 
 def test_a_walk_made_up_wrongly_is_left_at_once():

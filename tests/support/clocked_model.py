@@ -62,6 +62,12 @@ class Bench:
             getattr(self.model, entry)(torch.ones(1, DIM), visits)
         return self.port.compute_ns
 
+    def call(self, visits: list[int]) -> None:
+        """Calls blocks by themselves, outside of any pass."""
+        with torch.no_grad(), on_run(self._visited):
+            for number in visits:
+                self.model.blocks[number](torch.ones(1, DIM))
+
     def _visited(self, block: Block) -> None:
         self.port.compute(self.compute_ns[block.number], block.tag)
         if self.in_step:

@@ -112,11 +112,13 @@ def diffusion(
     inputs: Settings,
     *,
     weights: Callable[[], dict[str, torch.Tensor]] | None = None,
+    text: tuple[Drawn, ...] = (),
     **more: Any,
 ) -> Family:
     """A network inside the app's own class for it. `tiny` changes `full`; `inputs` are for the tiny form's forward.
 
-    `weights` gives what the app's class reads sizes or values from.
+    `weights` gives what the app's class reads sizes or values from. `text` is what the app has the network prepare
+    before the steps, once for each conditioning; then a run is two conditionings and two steps.
     """
     dtype = more.get("dtype", torch.bfloat16)
 
@@ -130,9 +132,13 @@ def diffusion(
         return config.get_model(weights() if weights else {}, "", device=device)
 
     def run(model: nn.Module, draw: Draw) -> Any:
-        return model.diffusion_model(**draw(inputs))
+        network = model.diffusion_model
+        if not text:
+            return network(**draw(inputs))
+        contexts = [network.preprocess_text_embeds(*draw(text)) for _ in range(2)]
+        return [network(**draw({**inputs, "context": context})) for context in contexts]
 
     def entry_points(model: nn.Module) -> list[tuple[nn.Module, str]]:
         return [(model.diffusion_model, "forward")]
 
-    return Family(name, "diffusion", build, run, entry_points, app_class, **more)
+    return Family(name, "diffusion", build, run, entry_points, app_class, one_road=not text, **more)

@@ -37,6 +37,8 @@ class Streamed:
     demand_loads: list[int] = field(default_factory=list)
     streamed_layers: int = 0
     races: int = 0
+    outside_touches: dict[str, int] = field(default_factory=dict)
+    """Layers and tables whose weights were used outside their own call, and how often. Each is a copy of its own."""
 
 
 @dataclass
@@ -204,6 +206,7 @@ def _streamed(family: Family, model: nn.Module, budget: int | None, expected: li
                 result.differing += [f"pass {seed}, {text}" for text in _differences(given, wanted)]
             result.demand_loads.append(controller.counters.demand_loads - before)
             before = controller.counters.demand_loads
+        result.outside_touches = controller.outside_touches
     return result
 
 

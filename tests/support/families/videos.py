@@ -318,10 +318,7 @@ def predict2(channels: int) -> Settings:
     return {**clip(channels, frames=1), "timesteps": constant(0.5), **TOLD}
 
 
-ANIMA_INPUTS = {
-    **{**predict2(16), "context": noise(1, 20, 1024)},
-    **{"t5xxl_ids": integers(1, 16, below=1000), "t5xxl_weights": ones(1, 16, 1)},
-}
+ANIMA_TEXT = (noise(1, 20, 1024), integers(1, 16, below=1000), ones(1, 16, 1))
 COSMOS_LIKE = (
     diffusion("CosmosT2V_7B", "CosmosT2V", COSMOS, COSMOS_TINY, cosmos(16), scale=1e-3),
     diffusion(
@@ -335,7 +332,7 @@ COSMOS_LIKE = (
     diffusion("CosmosI2V_7B", "CosmosI2V", sizes(COSMOS, in_channels=17), COSMOS_TINY, cosmos(17), scale=1e-3),
     diffusion("CosmosT2IPredict2_14B", "CosmosT2IPredict2", PREDICT2, PREDICT2_TINY, predict2(16)),
     diffusion("CosmosI2VPredict2", "CosmosI2VPredict2", sizes(PREDICT2, in_channels=17), PREDICT2_TINY, predict2(17)),
-    diffusion("Anima", "Anima", ANIMA, ANIMA_TINY, ANIMA_INPUTS),
+    diffusion("Anima", "Anima", ANIMA, ANIMA_TINY, predict2(16), text=ANIMA_TEXT),
 )
 
 # ---------------------------------------------------------------------- LTX, Mochi, MiniMax, SeedVR
@@ -356,7 +353,7 @@ LTXAV_TINY = sizes(
 )
 LTXAV_INPUTS = {
     **{"x": [noise(1, 128, 3, 4, 4), noise(1, 8, 4, 16)], "timestep": (constant(0.5), constant(0.5))},
-    **{"context": noise(1, 128, 2 * WORDS), "attention_mask": None},
+    "attention_mask": None,
 }
 MOCHI = sizes(
     image_model="mochi_preview",
@@ -400,7 +397,7 @@ MINIMAX_TINY = sizes(
 )
 MINIMAX_INPUTS = {
     "x": [noise(1, 24, 2, 8, 8, dtype=torch.float32), noise(1, 32, 2, 8, dtype=torch.float32)],
-    **{"timestep": constant(500), "context": noise(1, 20, 256)},
+    "timestep": constant(500),
 }
 SEEDVR2_3B = sizes(
     image_model="seedvr2",
@@ -437,9 +434,16 @@ SINGLES = (
         sizes(LTXV_TINY, caption_channels=WORDS),
         LTXV_INPUTS,
     ),
-    diffusion("LTXAV", "LTXAV", sizes(image_model="ltxav"), LTXAV_TINY, LTXAV_INPUTS),
+    diffusion("LTXAV", "LTXAV", sizes(image_model="ltxav"), LTXAV_TINY, LTXAV_INPUTS, text=(noise(1, 128, WORDS),)),
     diffusion("GenmoMochi", "GenmoMochi", MOCHI, MOCHI_TINY, MOCHI_INPUTS),
-    diffusion("MiniMaxH3", "MiniMaxH3", sizes(image_model="minimax_h3"), MINIMAX_TINY, MINIMAX_INPUTS),
+    diffusion(
+        "MiniMaxH3",
+        "MiniMaxH3",
+        sizes(image_model="minimax_h3"),
+        MINIMAX_TINY,
+        MINIMAX_INPUTS,
+        text=(noise(1, 20, WORDS),),
+    ),
     diffusion("SeedVR2_3B", "SeedVR2", SEEDVR2_3B, sizes(SEEDVR2_TINY, mm_layers=2), SEEDVR2_INPUTS),
     diffusion("SeedVR2_7B", "SeedVR2", SEEDVR2_7B, sizes(SEEDVR2_TINY, mm_layers=4), SEEDVR2_INPUTS),
 )
