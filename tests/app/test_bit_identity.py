@@ -78,6 +78,18 @@ def test_the_second_pass_has_no_demand_loads(sim):
     assert summary["prefetch_hits"] + summary["resident_visits"] >= summary["visits"] - 1
 
 
+def test_connectors_that_run_before_the_steps_do_not_wait(sim):
+    """The app sends each conditioning through LTX-2's connectors before the first step, outside of any pass."""
+    late = []
+    for seed in (1, 2, 3):
+        before = dit_report(sim)["summary"]["demand_loads"] if late else 0
+        sim.run(build("ltxav", "layerwise", placement="layerwise", budget_gb=0.015, steps=4, seed=seed)).check()
+        late.append(dit_report(sim)["summary"]["demand_loads"] - before)
+    layers = [layer["name"] for layer in dit_report(sim)["plan"]["layers"]]
+    assert sum("embeddings_connector" in name for name in layers) == 4
+    assert late[0] == 0 and max(late) <= 1, "where a run begins another step was expected"
+
+
 def test_lora_equals_the_app_loaded_whole(sim):
     reference = outcome(sim, build("flux", "app", lora=0.8))
     plain = outcome(sim, build("flux", "app"))

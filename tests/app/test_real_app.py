@@ -11,7 +11,7 @@ from tests.support import pixels, workflows
 pytestmark = pytest.mark.app
 
 # their text encoders take seconds on a CPU
-SLOW = ("wan_t5", "qwen_image_vl")
+SLOW = ("wan_t5", "qwen_image_vl", "ltxav_gemma")
 FAMILIES = [pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in workflows.FAMILIES]
 
 

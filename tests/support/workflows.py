@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 from tests.support import tiny_models
-from tests.support.tiny_models.video import COSMOS_TEXT_WIDTH, QWEN_TEXT_WIDTH
+from tests.support.tiny_models.video import COSMOS_TEXT_WIDTH, LTXAV_TEXT_WIDTH, QWEN_TEXT_WIDTH
 
 LOADERS = ("app", "layerwise", "apply")
 LOADER_NODE = "LayerwiseOffloadDiffusionModelLoader"
@@ -33,7 +33,9 @@ class Family:
     vae: str
     latent: Callable[[int, int, int], dict]  # width, height, frames -> node
     clip: str = ""  # a text encoder, or none for random conditioning of the widths below
+    second_clip: str = ""  # of an encoder in two files
     clip_type: str = "stable_diffusion"
+    audio_vae: str = ""  # of a model that makes sound as well
     text_width: int = 0
     pooled_width: int = 0
     cfg: float = 1.0
@@ -52,6 +54,10 @@ def _video_latent(class_type: str):
 
 
 _FLUX = Family("flux_tiny", "taef1", _image_latent("EmptySD3LatentImage"), clip="clip_l_tiny", lora="lora_flux_tiny")
+_LTXAV = Family(
+    *("ltxav_tiny", "vae_ltx", _video_latent("EmptyLTXVLatentVideo")),
+    **{"audio_vae": "vae_ltx_audio", "text_width": LTXAV_TEXT_WIDTH, "frames": 9, "cfg": 4.0},
+)
 _SD15 = Family("sd15_unet", "taesd", _image_latent("EmptyLatentImage"), clip="clip_l_tiny", cfg=4.0)
 
 FAMILIES: dict[str, Family] = {
@@ -73,6 +79,10 @@ FAMILIES: dict[str, Family] = {
         *("ltxv_tiny", "vae_ltx", _video_latent("EmptyLTXVLatentVideo")),
         **{"clip": "t5xxl_tiny", "clip_type": "ltxv", "frames": 9},
     ),
+    "ltxav": _LTXAV,
+    "ltxav_gemma": dataclasses.replace(
+        _LTXAV, clip="gemma3_12b_tiny", second_clip="ltxav_projection_tiny", clip_type="ltxv"
+    ),
     "qwen_image": Family(
         "qwen_image_tiny", "vae_wan21", _image_latent("EmptySD3LatentImage"), text_width=QWEN_TEXT_WIDTH
     ),
@@ -91,7 +101,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 # One of each architecture that the engine must find and stream.
-ARCHITECTURES = ("flux", "flux2", "wan", "ltxv", "qwen_image", "cosmos1", "sd15", "sdxl")
+ARCHITECTURES = ("flux", "flux2", "wan", "ltxv", "ltxav", "qwen_image", "cosmos1", "sd15", "sdxl")
 
 
 def build(
@@ -121,7 +131,8 @@ def build(
         vae=vae or chosen.vae,
         weight_dtype=weight_dtype or chosen.weight_dtype,
     )
-    tiny_models.ensure(*(name for name in (chosen.model, chosen.vae, chosen.clip, chosen.lora) if name))
+    files = (chosen.model, chosen.vae, chosen.audio_vae, chosen.clip, chosen.second_clip, chosen.lora)
+    tiny_models.ensure(*filter(None, files))
     side = size or chosen.size
     prompt = _model_nodes(chosen, loader, {"placement": placement, "budget_gb": budget_gb, "ring_gb": ring_gb}, lora)
     prompt.update(_conditioning_nodes(chosen, text))
@@ -136,7 +147,28 @@ def build(
     prompt[DECODE] = node("VAEDecode", samples=[SAMPLER, 0], vae=[VAE, 0])
     prompt[SAVE_IMAGE] = node("SaveImage", images=[DECODE, 0], filename_prefix=f"{family}-{loader}")
     prompt[SAVE_LATENT] = node("SaveLatent", samples=[SAMPLER, 0], filename_prefix=f"latents/{family}-{loader}")
-    return prompt
+    return _with_sound(prompt, chosen) if chosen.audio_vae else prompt
+
+
+SOUND_VAE, SOUND, BOTH, PARTED, SAVE_SOUND = "16", "17", "18", "19", "20"
+
+
+def _with_sound(prompt: dict, family: Family) -> dict:
+    """The prompt with a latent for sound beside the one for pictures, and both saved."""
+    sound = {"frames_number": family.frames, "frame_rate": 25, "batch_size": 1, "audio_vae": [SOUND_VAE, 0]}
+    added = {
+        SOUND_VAE: node("VAELoader", vae_name=tiny_models.file_name(family.audio_vae)),
+        SOUND: node("LTXVEmptyLatentAudio", **sound),
+        BOTH: node("LTXVConcatAVLatent", video_latent=[LATENT, 0], audio_latent=[SOUND, 0]),
+        PARTED: node("LTXVSeparateAVLatent", av_latent=[SAMPLER, 0]),
+        SAVE_SOUND: node("SaveLatent", samples=[PARTED, 1], filename_prefix="latents/sound"),
+    }
+    sampler = node("KSampler", **(prompt[SAMPLER]["inputs"] | {"latent_image": [BOTH, 0]}))
+    parted = {
+        name: node(prompt[name]["class_type"], **(prompt[name]["inputs"] | {"samples": [PARTED, 0]}))
+        for name in (DECODE, SAVE_LATENT)
+    }
+    return {**prompt, **added, **parted, SAMPLER: sampler}
 
 
 def _model_nodes(family: Family, loader: str, settings: dict, lora: float | None) -> dict:
@@ -167,8 +199,10 @@ def _conditioning_nodes(family: Family, text: str) -> dict:
             POSITIVE: node("TinyRandomConditioning", **widths, seed=11),
             NEGATIVE: node("TinyRandomConditioning", **widths, seed=12),
         }
+    files = [tiny_models.file_name(name) for name in (family.clip, family.second_clip) if name]
+    names = dict(zip(("clip_name1", "clip_name2"), files)) if family.second_clip else {"clip_name": files[0]}
     return {
-        CLIP: node("CLIPLoader", clip_name=tiny_models.file_name(family.clip), type=family.clip_type),
+        CLIP: node("DualCLIPLoader" if family.second_clip else "CLIPLoader", **names, type=family.clip_type),
         POSITIVE: node("CLIPTextEncode", clip=[CLIP, 0], text=text),
         NEGATIVE: node("CLIPTextEncode", clip=[CLIP, 0], text=""),
     }

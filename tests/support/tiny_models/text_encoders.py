@@ -6,8 +6,9 @@ import random
 
 import torch
 
-from .fill import BF16, FP16, FP32, build_on_meta, fill, shapes_of
+from .fill import BF16, FP16, FP32, build_on_meta, fill, on_meta_kwargs, shapes_of
 from .registry import SHIM, recipe
+from .video import LTXAV, LTXAV_TEXT_WIDTH
 
 SHIM_KEY = "__tiny_te__"
 T5_DIMS = {"d_model": 64, "d_kv": 32, "num_heads": 2}
@@ -18,6 +19,8 @@ GEMMA_DIMS = {
     **{"hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 4},
     **{"num_attention_heads": 2, "num_key_value_heads": 1},
 }
+GEMMA_12B_LAYERS = 48
+"""The app tells this encoder by them."""
 PIECES = 400
 """Words of the tokenizer that a file carries."""
 
@@ -136,3 +139,42 @@ def gemma3_tiny(seed):
     tensors["model.embed_tokens.weight"][PIECES:] *= 0.01  # never the likeliest: the tokenizer has no words for them
     tokenizer = _sentencepiece_model(seed, unknown=3, begin=2)
     return {**tensors, "spiece_model": tokenizer, SHIM_KEY: json_tensor(dims)}, {}
+
+
+LTXAV_GEMMA_DIMS = {
+    **{"vocab_size": 512, "hidden_size": 64, "intermediate_size": 3072},
+    **{"num_attention_heads": 1, "num_key_value_heads": 1},
+}
+
+
+@recipe(
+    "gemma3_12b_tiny",
+    "text_encoders/gemma3_12b_tiny.safetensors",
+    "Gemma 3 (12B), 48 layers of 64: the first file of LTX-2's encoder",
+    kind=SHIM,
+)
+def gemma3_12b_tiny(seed):
+    import comfy.text_encoders.llama  # noqa: F401 - the module below uses it without importing it
+    from comfy.text_encoders.lt import Gemma3_12BModel
+
+    dims = {"gemma3_12b_model_config": LTXAV_GEMMA_DIMS}
+    transformer = _transformer(Gemma3_12BModel, model_name="gemma3_12b", **dims)
+    shapes = {key: shape for key, shape in shapes_of(transformer).items() if key.startswith("model.")}
+    tokenizer = _sentencepiece_model(seed, unknown=3, begin=2)
+    return {**fill(shapes, BF16, seed), "spiece_model": tokenizer, SHIM_KEY: json_tensor(dims)}, {}
+
+
+@recipe(
+    "ltxav_projection_tiny",
+    "text_encoders/ltxav_projection_tiny.safetensors",
+    "the second file of LTX-2's encoder: projection, and connectors as the diffusion model has them",
+    kind=SHIM,
+)
+def ltxav_projection_tiny(seed):
+    from comfy.ldm.lightricks.av_model import LTXAVModel
+
+    size = (LTXAV_TEXT_WIDTH, LTXAV_GEMMA_DIMS["hidden_size"] * (GEMMA_12B_LAYERS + 1))
+    network = shapes_of(LTXAVModel(**LTXAV, **on_meta_kwargs()), "model.diffusion_model.")
+    connectors = {key: shape for key, shape in network.items() if "_embeddings_connector." in key}
+    tensors = fill({"text_embedding_projection.aggregate_embed.weight": size, **connectors}, BF16, seed)
+    return {**tensors, SHIM_KEY: json_tensor({"ltxav_projection": {"size": size}})}, {}

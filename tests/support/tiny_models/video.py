@@ -1,6 +1,6 @@
-"""Wan, LTXV, Qwen-Image and Cosmos 1 diffusion models.
+"""Wan, LTXV, LTX-2, Qwen-Image and Cosmos 1 diffusion models.
 
-Wan takes any constructor argument, and LTXV all of them, from the file's safetensors metadata `config`; Qwen-Image's
+Wan takes any constructor argument, and LTXV and LTX-2 all of them, from the file's safetensors metadata `config`; Qwen-Image's
 and Cosmos's sizes are hard-coded by the app, so their small files need the shim.
 """
 
@@ -59,6 +59,24 @@ def ltxv_tiny(seed):
 
     model = LTXVModel(in_channels=128, **LTXV, **on_meta_kwargs())
     return fill(shapes_of(model), BF16, seed), {"config": json.dumps({"transformer": LTXV})}
+
+
+LTXAV_TEXT_WIDTH = 256
+LTXAV = {
+    **{"num_layers": 6, "attention_head_dim": 64, "num_attention_heads": 4, "cross_attention_dim": 256},
+    **{"audio_attention_head_dim": 32, "audio_num_attention_heads": 4, "audio_cross_attention_dim": 128},
+    **{"caption_channels": LTXAV_TEXT_WIDTH, "connector_attention_head_dim": 64, "connector_num_attention_heads": 4},
+}
+
+
+@recipe(
+    "ltxav_tiny", "diffusion_models/ltxav_tiny.safetensors", "LTX-2, 6 blocks, two connectors: pairs with gemma3_12b_tiny"
+)
+def ltxav_tiny(seed):
+    from comfy.ldm.lightricks.av_model import LTXAVModel
+
+    model = LTXAVModel(**LTXAV, **on_meta_kwargs())
+    return fill(shapes_of(model), BF16, seed), {"config": json.dumps({"transformer": LTXAV})}
 
 
 QWEN_TEXT_WIDTH = 256

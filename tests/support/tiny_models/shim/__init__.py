@@ -1,6 +1,6 @@
 """TEST ONLY node pack: lets the small files carry dims that the app's loaders hard-code, and makes random conditioning.
 
-Wraps three loader functions of the app; a file without our keys goes through unchanged. It also lets the convolutional
+Wraps three loader functions and a class of the app; a file without our keys goes through unchanged. It also lets the convolutional
 families compute in bfloat16: on a CPU, which is what simulates the device, a convolution in float16 takes 300 times as
 long. Never ship this.
 """
@@ -12,6 +12,7 @@ import comfy.clip_vision
 import comfy.model_detection
 import comfy.sd
 import comfy.supported_models
+import comfy.text_encoders.lt
 import torch
 
 
@@ -67,6 +68,22 @@ def load_clipvision_from_sd(sd, *args, **kwargs):
         comfy.clip_vision.ClipVisionModel = _ClipVisionModel
 
 
+class _LTXAVTEModel(comfy.text_encoders.lt.LTXAVTEModel):
+    """With the sizes that the files name. The app's projection has 1.4 GB, of which no byte is touched here."""
+
+    def __init__(self, *args, model_options=None, **kwargs):
+        options = model_options or {}
+        projection = options.get("ltxav_projection")
+        if projection:
+            options = {**options, "model_name": "gemma3_12b"}  # the app builds the encoder in it without a name
+        super().__init__(*args, model_options=options, **kwargs)
+        if projection:
+            made, (outputs, inputs) = self.text_embedding_projection, projection["size"]
+            kind = {"dtype": made.weight.dtype, "device": made.weight.device}
+            self.text_embedding_projection = type(made)(inputs, outputs, bias=False, **kind)
+
+
+comfy.text_encoders.lt.LTXAVTEModel = _LTXAVTEModel
 for _convolutional in (comfy.supported_models.SD15, comfy.supported_models.SDXL):
     _convolutional.supported_inference_dtypes = [torch.bfloat16, torch.float32]
 comfy.model_detection.detect_unet_config = detect_unet_config
