@@ -98,7 +98,7 @@ def units(root: Part[Held], limits: Limits) -> Iterator[tuple[str, Part[Held]]]:
     outsized = max(limits.single_bytes, OUTSIZED * ordinary) if ordinary else root.nbytes
     for name, part in whole:
         if part.nbytes > outsized and part.calls_its_children():
-            yield from ((f"{name}.{child_name}", child) for child_name, child in part.with_bytes())
+            yield from _below(part, name, large, limits.single_bytes, True)
         else:
             yield name, part
 

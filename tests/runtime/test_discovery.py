@@ -104,6 +104,25 @@ def test_large_blocks_are_split_where_they_hold_blocks(monkeypatch):
     assert names(discover(model))[:3] == ["0.inner.0", "0.inner.1", "0.inner.2"]
 
 
+def test_an_outsized_layer_is_cut_into_what_is_called(monkeypatch):
+    """Not into its lists, which are never called themselves: their weights would be copied one by one."""
+
+    class Stage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.resnets = nn.ModuleList(Block() for _ in range(3))
+            self.upsamplers = nn.ModuleDict({"by_two": Block()})
+            self.out = Block()
+
+        def forward(self, x):
+            return x
+
+    monkeypatch.setattr(discovery, "MIN_SINGLE_LAYER_BYTES", 8 * MB)
+    found = names(discover(Model(stages=nn.ModuleList([Block(), Stage(), Block()]))))
+    cut = ["resnets.0", "resnets.1", "resnets.2", "upsamplers.by_two", "out"]
+    assert found[-7:] == ["stages.0", *(f"stages.1.{name}" for name in cut), "stages.2"]
+
+
 def test_a_huge_module_outside_lists_is_a_layer():
     model = Model(modulation=nn.Linear(4096, 6 * 4096, device="meta"))
     assert names(discover(give_memory(model, torch.float32)))[-1] == "modulation"

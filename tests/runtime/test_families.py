@@ -107,7 +107,7 @@ def test_full_size(full, name):
 
 @of_the_default_app
 def test_exceptions_are_still_needed(full):
-    assert set(rules.NO_LAYERS) | set(rules.LOW_SHARE) <= set(FAMILIES)
+    assert set(rules.NO_LAYERS) | set(rules.LOW_SHARE) | set(rules.USED_OUTSIDE) <= set(FAMILIES)
     assert [said for name in FAMILIES for said in rules.needless_exceptions(figures(of(full, name)))] == []
 
 
@@ -118,6 +118,7 @@ def test_the_rules_can_be_broken(full):
     assert "needs 14.47 GB" in rules.complaints(whole)[0]
     assert "in layers and tables" in rules.complaints(replace(sound, layer_bytes=sound.total_bytes // 2))[0]
     assert "no layers" in rules.complaints(replace(sound, layers=0))[0]
+    assert "nothing calls a list" in rules.complaints(replace(sound, not_called=["decoder.blocks"]))[0]
 
 
 @of_the_default_app
@@ -137,6 +138,7 @@ def test_streamed_is_whole(small, name):
     for label, streamed in row["runs"].items():
         assert streamed["equal"] == [True, True, True], (label, streamed["differing"])
         assert streamed["races"] == 0, label
+        assert name in rules.USED_OUTSIDE or not streamed["outside_touches"], label
         # Where encode and decode take turns, the second turn has yet to learn which comes next.
         late = streamed["demand_loads"][1 if FAMILIES[name].one_road else 2 :]
         assert not any(late), label

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -36,6 +37,8 @@ class Figures:
     """What the model asks the app for when no budget is set."""
     least_bytes: int
     """The smallest budget that a plan can be made for."""
+    not_called: Sequence[str]
+    """Layers that are lists of modules, which are never called themselves."""
 
     @property
     def share(self) -> float:
@@ -78,4 +81,5 @@ def figures(family: Family) -> Figures:
         loose_bytes=found.loose_bytes,
         usual_bytes=usual_budget(inventory),
         least_bytes=smallest_budget(inventory),
+        not_called=[layer.name for layer in found.layers if isinstance(layer.module, (nn.ModuleList, nn.ModuleDict))],
     )

@@ -23,6 +23,22 @@ LOW_SHARE = {
     "ltx_latent_upsampler": "0.25 GB in all, a tenth of it in the convolutions before and after the blocks",
 }
 
+_PART_OF_A_BLOCK = "in full size it is no layer: in the small form blocks are so small that it is large beside them"
+USED_OUTSIDE = {
+    "SAM3": "its geometry encoder's layers are also called part by part: 9 MB of 1 GB",
+    "SAM31": "as SAM3",
+    "RT_DETR_v4": "its hybrid encoder goes through the list inside of its only transformer: 5 MB of 205 MB",
+    "te_ace15_2b": _PART_OF_A_BLOCK,
+    **dict.fromkeys(
+        (
+            *("te_sdxl", "te_sdxl_refiner", "te_sd3", "te_flux", "te_kandinsky5", "te_hunyuan_video", "te_hidream"),
+            *("vision_clip_g", "vision_siglip_384", "vision_siglip_512"),
+        ),
+        _PART_OF_A_BLOCK,
+    ),
+}
+"""Families some of whose weights are used although the layer that they belong to is not called. Each use is a copy."""
+
 
 def complaints(found: Figures) -> list[str]:
     """What is wrong with the figures of a family, in words with numbers; nothing if they are as they must be."""
@@ -32,6 +48,8 @@ def complaints(found: Figures) -> list[str]:
     least_share = LEAST_SHARE_OF_EXCEPTIONS if found.name in LOW_SHARE else LEAST_SHARE
     if found.share < least_share and found.name not in NO_LAYERS:
         wrong.append(f"{found.share:.3f} of its bytes are in layers and tables; at least {least_share} must be")
+    if found.not_called:
+        wrong.append(f"its layers {', '.join(found.not_called)} are lists of modules, and nothing calls a list")
     if found.least_bytes > MOST_LEAST_BYTES:
         wrong.append(
             f"needs {found.least_bytes / 1e9:.2f} GB of the device, and may need {MOST_LEAST_BYTES / 1e9} GB; "

@@ -70,7 +70,9 @@ LTXAV = {
 
 
 @recipe(
-    "ltxav_tiny", "diffusion_models/ltxav_tiny.safetensors", "LTX-2, 6 blocks, two connectors: pairs with gemma3_12b_tiny"
+    "ltxav_tiny",
+    "diffusion_models/ltxav_tiny.safetensors",
+    "LTX-2, 6 blocks, two connectors: pairs with gemma3_12b_tiny",
 )
 def ltxav_tiny(seed):
     from comfy.ldm.lightricks.av_model import LTXAVModel
