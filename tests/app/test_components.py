@@ -110,6 +110,30 @@ def test_two_encoders_in_one_clip_equal_the_app(sim):
     assert saved(sim, swapped) == reference, "the app tells the encoders apart by themselves"
 
 
+@pytest.mark.long
+def test_an_encoder_in_two_files_equals_the_app(sim):
+    """LTX-2's: Gemma, and a file with the projection and the connectors of the diffusion model."""
+    prompt = pair()
+    reference = saved(sim, prompt)
+    sim.sim_configure(bandwidth=SLOW_LINK)
+    for options in ({}, {"mode": "memory"}):
+        sim.free()
+        assert saved(sim, with_our_loaders(prompt, {CLIP: {}}, options)) == reference, options
+    layers = report_of(sim, "text_encoder")["plan"]["layers"]
+    assert sum("gemma3_12b.transformer.model.layers" in layer["name"] for layer in layers) == 48
+    assert any(layer["placement"] == "streamed" for layer in layers)
+    sim.free()
+    assert saved(sim, applied(prompt, CLIP, "clip", 1, clip_placement="layerwise")) == reference
+
+
+def pair() -> dict:
+    """A prompt that only encodes a text with LTX-2's encoder."""
+    names = ("gemma3_12b_tiny", "ltxav_projection_tiny")
+    tiny_models.ensure(*names)
+    files = {f"clip_name{number}": tiny_models.file_name(name) for number, name in enumerate(names, start=1)}
+    return {**encoding(), CLIP: node("DualCLIPLoader", **files, type="ltxv")}
+
+
 def test_text_encoder_on_the_cpu_equals_the_apps(sim):
     prompt = encoding()
     prompt[CLIP]["inputs"]["device"] = "cpu"

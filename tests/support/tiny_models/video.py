@@ -1,7 +1,7 @@
 """Wan, LTXV, LTX-2, Qwen-Image and Cosmos 1 diffusion models.
 
-Wan takes any constructor argument, and LTXV and LTX-2 all of them, from the file's safetensors metadata `config`; Qwen-Image's
-and Cosmos's sizes are hard-coded by the app, so their small files need the shim.
+Wan takes any constructor argument, and LTXV and LTX-2 all of them, from the file's safetensors metadata `config`;
+Qwen-Image's and Cosmos's sizes are hard-coded by the app, so their small files need the shim.
 """
 
 import json

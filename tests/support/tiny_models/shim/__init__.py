@@ -1,8 +1,8 @@
 """TEST ONLY node pack: lets the small files carry dims that the app's loaders hard-code, and makes random conditioning.
 
-Wraps three loader functions and a class of the app; a file without our keys goes through unchanged. It also lets the convolutional
-families compute in bfloat16: on a CPU, which is what simulates the device, a convolution in float16 takes 300 times as
-long. Never ship this.
+Wraps three loader functions and a class of the app; a file without our keys goes through unchanged. It also lets the
+convolutional families compute in bfloat16: on a CPU, which is what simulates the device, a convolution in float16 takes
+300 times as long. Never ship this.
 """
 
 import json
