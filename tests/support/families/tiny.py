@@ -102,7 +102,7 @@ def made(family: Family) -> nn.Module:
 
 @contextlib.contextmanager
 def _unwritten_is_nan() -> Iterator[None]:
-    """Has torch write NaN into what it allocates and nobody fills."""
+    """Has torch write NaN into memory that it allocates, so that a weight which the model does not fill is found."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
