@@ -9,7 +9,7 @@ import re
 import pytest
 
 from tests.support import pixels, workflows
-from tests.support.workflows import ARCHITECTURES, build
+from tests.support.workflows import ARCHITECTURES, MORE_ARCHITECTURES, build
 
 pytestmark = pytest.mark.app
 
@@ -58,6 +58,30 @@ def test_equals_the_app_at_three_budgets_twice(sim, family):
             assert report["warnings"] == []
             sim.free()
         whole = (sum(layer["bytes"] for layer in plan["layers"]) + plan["loose_bytes"]) / 1e9
+
+
+@pytest.mark.parametrize("family", MORE_ARCHITECTURES)
+def test_equals_the_app_at_the_smallest_budget(sim, family):
+    """Our loader twice over a model that stays loaded, with another seed in between; then Apply."""
+    reference = outcome(sim, build(family, "app"))
+    budget = smallest_budget_gb(sim, family)
+    sim.free()
+    sim.sim_configure(bandwidth=SLOW_LINK)
+    streamed = {"loader": "layerwise", "placement": "layerwise", "budget_gb": budget}
+    assert outcome(sim, build(family, **streamed)) == reference
+    first = dit_report(sim)["summary"]
+    assert outcome(sim, build(family, **streamed, seed=2)) != reference
+    assert outcome(sim, build(family, **streamed)) == reference
+    report = dit_report(sim)
+    plan, summary = report["plan"], report["summary"]
+    assert plan["ring_bytes"] + plan["resident_bytes"] + plan["loose_bytes"] <= round(budget * 1e9)
+    assert any(layer["placement"] == "streamed" for layer in plan["layers"])
+    assert summary["passes"] == 3 * first["passes"]
+    assert summary["demand_loads"] == first["demand_loads"], "the order is known after the first run"
+    assert report["warnings"] == []
+    sim.free()
+    assert outcome(sim, build(family, "apply", budget_gb=budget)) == reference
+    assert sim.sim_stats()["races"] == 0, sim.sim_stats()["race_message"]
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)

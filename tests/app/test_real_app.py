@@ -27,6 +27,13 @@ def test_the_apps_partial_load_gives_the_same_picture(sim, weights_mb, family):
     assert sim.sim_stats()["races"] == 0
 
 
+def test_vace_blocks_have_a_say(sim):
+    prompt = workflows.build("wan_vace")
+    strong = sim.run(prompt).check()
+    prompt[workflows.LATENT]["inputs"]["strength"] = 0.0
+    assert pixels.sha256(sim.latents(sim.run(prompt).check())) != pixels.sha256(sim.latents(strong))
+
+
 def test_free_gives_the_device_back(sim):
     sim.run(workflows.build("flux")).check()
     assert sim.sim_stats()["used"] > 2**20

@@ -11,6 +11,8 @@ from .registry import SHIM, recipe
 from .video import LTXAV, LTXAV_TEXT_WIDTH
 
 SHIM_KEY = "__tiny_te__"
+RECOGNISED_AS = "recognised_as"
+"""Beside the dims: the app's name of an encoder that it knows by a width, which a small file does not have."""
 T5_DIMS = {"d_model": 64, "d_kv": 32, "num_heads": 2}
 CLIP_L_DIMS = {"num_hidden_layers": 4, "intermediate_size": 256}
 QWEN_DIMS = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -21,6 +23,10 @@ GEMMA_DIMS = {
 }
 GEMMA_12B_LAYERS = 48
 """The app tells this encoder by them."""
+QWEN3_8B_DIMS = {
+    **{"hidden_size": 16, "intermediate_size": 15360, "num_hidden_layers": 28},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1},
+}
 PIECES = 400
 """Words of the tokenizer that a file carries."""
 
@@ -178,3 +184,18 @@ def ltxav_projection_tiny(seed):
     connectors = {key: shape for key, shape in network.items() if "_embeddings_connector." in key}
     tensors = fill({"text_embedding_projection.aggregate_embed.weight": size, **connectors}, BF16, seed)
     return {**tensors, SHIM_KEY: json_tensor({"ltxav_projection": {"size": size}})}, {}
+
+
+@recipe(
+    "qwen3_8b_tiny",
+    "text_encoders/qwen3_8b_tiny.safetensors",
+    "28 blocks (the layers that are taken are fixed), 16 wide; an unused lm_head of 3 blocks' size, as the real one",
+    kind=SHIM,
+)
+def qwen3_8b_tiny(seed):
+    from comfy.text_encoders.flux import Qwen3_8BModel
+
+    dims = {"qwen3_8b_model_config": QWEN3_8B_DIMS}
+    tensors = fill(shapes_of(_transformer(Qwen3_8BModel, model_name="qwen3_8b", **dims)), BF16, seed)
+    tensors["lm_head.weight"] = tensors.pop("model.lm_head.weight")  # as public files spell it
+    return {**tensors, SHIM_KEY: json_tensor({**dims, RECOGNISED_AS: "QWEN3_8B"})}, {}

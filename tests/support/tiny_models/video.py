@@ -1,7 +1,8 @@
-"""Wan, LTXV, LTX-2, Qwen-Image and Cosmos 1 diffusion models.
+"""Wan, LTXV, LTX-2, HunyuanVideo, Qwen-Image and Cosmos 1 diffusion models.
 
 Wan takes any constructor argument, and LTXV and LTX-2 all of them, from the file's safetensors metadata `config`;
-Qwen-Image's and Cosmos's sizes are hard-coded by the app, so their small files need the shim.
+HunyuanVideo's sizes are read from the file; Qwen-Image's and Cosmos's are hard-coded by the app, so their small files
+need the shim.
 """
 
 import json
@@ -47,6 +48,22 @@ def wan22_5b_tiny(seed):
     return _wan(seed, channels=48, blocks=4, text_width=768)
 
 
+WAN_VACE_TEXT_WIDTH = 64
+
+
+@recipe("wan_vace_tiny", "diffusion_models/wan_vace_tiny.safetensors", "Wan 2.1 VACE, 6 blocks and 3 VACE blocks")
+def wan_vace_tiny(seed):
+    from comfy.ldm.wan.model import VaceWanModel
+
+    model = VaceWanModel(
+        **{"model_type": "vace", "in_dim": 16, "out_dim": 16, "num_layers": 6, "text_dim": WAN_VACE_TEXT_WIDTH},
+        **{"vace_layers": 3, "vace_in_dim": 96, **WAN_DIM},
+        **on_meta_kwargs(),
+    )
+    metadata = {"config": json.dumps({"transformer": {"text_dim": WAN_VACE_TEXT_WIDTH}})}
+    return fill(shapes_of(model), FP16, seed), metadata
+
+
 LTXV = {
     **{"num_layers": 6, "attention_head_dim": 64, "num_attention_heads": 4},
     **{"cross_attention_dim": 256, "caption_channels": 64},
@@ -79,6 +96,24 @@ def ltxav_tiny(seed):
 
     model = LTXAVModel(**LTXAV, **on_meta_kwargs())
     return fill(shapes_of(model), BF16, seed), {"config": json.dumps({"transformer": LTXAV})}
+
+
+HUNYUAN_TEXT_WIDTH = 64
+HUNYUAN = {
+    **{"hidden_size": 256, "num_heads": 2, "mlp_ratio": 4.0, "depth": 3, "depth_single_blocks": 5, "qkv_bias": True},
+    **{"patch_size": [1, 2, 2], "in_channels": 16, "out_channels": 16, "axes_dim": [16, 56, 56], "theta": 256},
+    **{"context_in_dim": HUNYUAN_TEXT_WIDTH, "vec_in_dim": 768, "guidance_embed": True},
+    **{"meanflow": False, "meanflow_sum": False, "byt5": False, "use_cond_type_embedding": False},
+    "vision_in_dim": None,
+}
+
+
+@recipe("hunyuan_video_tiny", "diffusion_models/hunyuan_video_tiny.safetensors", "3 double + 5 single blocks")
+def hunyuan_video_tiny(seed):
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+
+    model = HunyuanVideo(image_model="hunyuan_video", **HUNYUAN, **on_meta_kwargs())
+    return fill(shapes_of(model), BF16, seed), {}
 
 
 QWEN_TEXT_WIDTH = 256

@@ -1,10 +1,11 @@
 """TEST ONLY node pack: lets the small files carry dims that the app's loaders hard-code, and makes random conditioning.
 
-Wraps three loader functions and a class of the app; a file without our keys goes through unchanged. It also lets the
+Wraps four loader functions and a class of the app; a file without our keys goes through unchanged. It also lets the
 convolutional families compute in bfloat16: on a CPU, which is what simulates the device, a convolution in float16 takes
 300 times as long. Never ship this.
 """
 
+import contextlib
 import json
 import tempfile
 
@@ -30,18 +31,53 @@ def detect_unet_config(state_dict, key_prefix, metadata=None):
     return config
 
 
+_model_config_from_unet_config = comfy.model_detection.model_config_from_unet_config
+
+
+def model_config_from_unet_config(unet_config, *args, **kwargs):
+    """The app tells some classes by a size. It is shown the real one, and the class gets the small one afterwards."""
+    real = unet_config.pop("recognised_by", {})
+    found = _model_config_from_unet_config({**unet_config, **real}, *args, **kwargs)
+    if found is not None:
+        found.unet_config.update({name: unet_config[name] for name in real})
+    return found
+
+
 _load_text_encoder_state_dicts = comfy.sd.load_text_encoder_state_dicts
 
 
 def load_text_encoder_state_dicts(state_dicts=(), *args, model_options=None, **kwargs):
     options = dict(model_options or {})
+    names = {}
     for state_dict in state_dicts:
         dims = state_dict.pop("__tiny_te__", None)
-        for name, config in (_from_json_tensor(dims) if dims is not None else {}).items():
+        carried = _from_json_tensor(dims) if dims is not None else {}
+        names[id(state_dict)] = carried.pop("recognised_as", None)
+        for name, config in carried.items():
             options[name] = {**options.get(name, {}), **config}
             if name == "clip_l_model_config":  # the long-CLIP probe rebuilds this entry from "model_config"
                 options["model_config"] = dict(options[name])
-    return _load_text_encoder_state_dicts(state_dicts, *args, model_options=options, **kwargs)
+    with _encoders_recognised_as(names):
+        return _load_text_encoder_state_dicts(state_dicts, *args, model_options=options, **kwargs)
+
+
+@contextlib.contextmanager
+def _encoders_recognised_as(names: dict):
+    """The app's detection of encoders, which answers with these names of `TEModel` by id of a file's tensors."""
+    if not any(names.values()):
+        yield
+        return
+    detect = comfy.sd.detect_te_model
+
+    def detect_te_model(state_dict):
+        name = names.get(id(state_dict))
+        return comfy.sd.TEModel[name] if name else detect(state_dict)
+
+    comfy.sd.detect_te_model = detect_te_model
+    try:
+        yield
+    finally:
+        comfy.sd.detect_te_model = detect
 
 
 _load_clipvision_from_sd = comfy.clip_vision.load_clipvision_from_sd
@@ -87,6 +123,7 @@ comfy.text_encoders.lt.LTXAVTEModel = _LTXAVTEModel
 for _convolutional in (comfy.supported_models.SD15, comfy.supported_models.SDXL):
     _convolutional.supported_inference_dtypes = [torch.bfloat16, torch.float32]
 comfy.model_detection.detect_unet_config = detect_unet_config
+comfy.model_detection.model_config_from_unet_config = model_config_from_unet_config
 comfy.sd.load_text_encoder_state_dicts = load_text_encoder_state_dicts
 comfy.clip_vision.load_clipvision_from_sd = load_clipvision_from_sd
 
@@ -104,13 +141,17 @@ class TinyRandomConditioning:
                 "pooled": ("INT", {"default": 1280, "min": 0, "max": 65536}),
                 "tokens": ("INT", {"default": 16, "min": 1, "max": 4096}),
                 "seed": ("INT", {"default": 0}),
-            }
+            },
+            "optional": {"llama_layers": ("INT", {"default": 0, "min": 0, "max": 64})},
         }
 
-    def run(self, width, pooled, tokens, seed):
+    def run(self, width, pooled, tokens, seed, llama_layers=0):
         generator = torch.Generator().manual_seed(seed)
         extra = {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}
-        return ([[torch.randn(1, tokens, width, generator=generator), extra]],)
+        text = torch.randn(1, tokens, width, generator=generator)
+        if llama_layers:  # HiDream is told the hidden states of several layers of an encoder
+            extra["conditioning_llama3"] = torch.randn(1, llama_layers, tokens, width, generator=generator)
+        return ([[text, extra]],)
 
 
 # no literal id: scanners of clones would list it among our nodes
