@@ -68,7 +68,7 @@ def sim(server_pool, request):
 @pytest.fixture
 def faulty(server_pool, request):
     """A server whose engine can be made to fail; sound and empty at the start of each test."""
-    server = server_pool.get("faulty", lambda: AppServer("sim", extra_packs=(FAULT_PACK, GGUF_PACK)))
+    server = server_pool.get("faulty", lambda: AppServer("sim", extra_packs=(FAULT_PACK, GGUF_PACK, PROBE_PACK)))
     request.node.app_server = server
     server.post("/fault", {"name": ""})
     server.sim_configure(**SIM_DEFAULTS)

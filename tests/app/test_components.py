@@ -70,7 +70,11 @@ ENCODERS = {
     "clip_l_tiny": ("clip_l_tiny", "stable_diffusion"),
     "t5xxl_tiny": ("t5xxl_tiny", "ltxv"),
 }
-SLOW_ENCODERS = {"umt5xxl_tiny": ("umt5xxl_tiny", "wan"), "qwen25vl_tiny": ("qwen25vl_tiny", "qwen_image")}
+SLOW_ENCODERS = {
+    "umt5xxl_tiny": ("umt5xxl_tiny", "wan"),
+    "qwen25vl_tiny": ("qwen25vl_tiny", "qwen_image"),
+    "qwen3_8b_tiny": ("qwen3_8b_tiny", "flux2"),
+}
 
 
 @pytest.mark.parametrize("name", [*ENCODERS, *(pytest.param(name, marks=pytest.mark.long) for name in SLOW_ENCODERS)])
@@ -89,6 +93,26 @@ def test_text_encoder_equals_the_app(sim, name):
     report = report_of(sim, "text_encoder")
     assert any(layer["placement"] == "streamed" for layer in report["plan"]["layers"])
     assert report["settings"]["placement"]["source"] == "policy"
+
+
+def test_an_output_projection_that_no_encoding_calls_does_not_size_the_ring(faulty):
+    """Qwen3 8B, as Flux 2 Klein has it: its lm_head is three times a block. There is room for it once, not three times.
+
+    In full size it is a layer of its own because it has more than 64 MB; here a lower limit makes it one.
+    """
+    prompt = encoding(clip="qwen3_8b_tiny", clip_type="flux2")
+    reference = saved(faulty, prompt)
+    faulty.free()
+    faulty.post("/fault", {"name": "single_layers_from", "at": 4})
+    faulty.sim_configure(bandwidth=SLOW_LINK)
+    assert saved(faulty, with_our_loaders(prompt, {CLIP: {}}, {"mode": "memory"})) == reference
+    report = report_of(faulty, "text_encoder")
+    plan, visits = report["plan"], report["summary"]["visits"]
+    sizes = {layer["name"].rpartition(".")[2]: layer["bytes"] for layer in plan["layers"]}
+    block, projection = sizes["0"], sizes["lm_head"]
+    assert len(sizes) == visits + 1, "every layer but the projection is called"
+    assert 3 * block < projection < 4 * block
+    assert projection <= plan["ring_bytes"] + plan["resident_bytes"] < 2 * projection
 
 
 def test_two_encoders_in_one_clip_equal_the_app(sim):

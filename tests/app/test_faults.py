@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support import pixels
-from tests.support.workflows import build
+from tests.support.workflows import MORE_ARCHITECTURES, build
 
 pytestmark = pytest.mark.app
 
@@ -39,6 +39,22 @@ def test_a_silent_fault_is_seen(faulty, name):
     again = faulty.run(streamed())
     broken = not again.ok or pixels.sha256(faulty.latents(again)) != reference
     assert broken or not result.ok or faulty.sim_stats()["races"] > 0
+
+
+QUICK = "z_image"
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == QUICK else pytest.mark.long) for name in MORE_ARCHITECTURES]
+)
+def test_a_wrong_byte_in_each_layer_is_seen(faulty, family):
+    reference = latent(faulty, build(family, "app"))
+    faulty.free()
+    faulty.post("/fault", {"name": "one_wrong_byte_in_each_copy"})
+    assert latent(faulty, build(family, "layerwise", placement="layerwise", budget_gb=0.017)) != reference
+    faulty.post("/fault", {"name": ""})
+    faulty.free()
+    assert latent(faulty, build(family, "layerwise", placement="layerwise", budget_gb=0.017)) == reference
 
 
 def test_no_fault_is_not_seen(faulty):

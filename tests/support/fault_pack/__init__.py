@@ -3,7 +3,7 @@
 POST /fault {"name": ..., "at": N} seeds one of `FAULTS`, beside those before it with "keep"; {"name": ""} takes all of
 them out. Faults are made here, around the engine's own methods: the engine has no switch for them. `at` is the visit,
 counted from now, at which those that raise or fill the device do so; of the
-shortages it is what there is, in MB.
+shortages it is what there is, in MB, and of the limits their value, in MB.
 """
 
 import contextlib
@@ -56,6 +56,19 @@ def bytes_of_the_layer_before() -> None:
         fitting = [old for old in previous if old.numel() == source.numel() and old is not source]
         previous[:] = [source]
         copy(self, destination, fitting[0] if fitting else source)
+
+    _replace(_ports(), "copy", wrong)
+
+
+def one_wrong_byte_in_each_copy() -> None:
+    """The sign of the first 16-bit value of what is copied."""
+    copy, kept = _ports().copy, []
+
+    def wrong(self, destination, source):
+        changed = source.clone()
+        changed.view(torch.uint8).flatten()[1] ^= 0x80
+        kept.append(changed)  # the copy is late
+        copy(self, destination, changed)
 
     _replace(_ports(), "copy", wrong)
 
@@ -164,6 +177,15 @@ def allocated_in_the_apps_graph() -> None:
 
 def repeated_in_the_apps_graph() -> None:
     _replace(_bridge("giving_back"), "apps_graph_is_active", lambda: False)
+
+
+def single_layers_from(at: int) -> None:
+    """No fault: what lies outside any list of blocks is a layer, and a table stays on the host, from so many MB on.
+
+    So a small model is cut as one of full size is.
+    """
+    for name in ("MIN_SINGLE_LAYER_BYTES", "HOST_GATHER_BYTES"):
+        _replace(_engine("discovery"), name, at * 1_000_000)
 
 
 def pin_ceiling(at: int) -> None:
@@ -319,14 +341,16 @@ SILENT = (
     no_wait_for_the_last_reader,
     last_reader_marked_on_the_copy_lane,
     bytes_of_the_layer_before,
+    one_wrong_byte_in_each_copy,
     layer_taken_for_present,
     overlaps_forgotten,
 )
 RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled, less_than_it_looked, ring_lost)
 SHORTAGES = (pin_ceiling, little_memory)
+LIMITS = (single_layers_from,)
 OF_THE_HOST = (unreadable, deleted, slow)
 OTHERS = (failure_before_load, unified_memory, allocated_in_the_apps_graph, repeated_in_the_apps_graph)
-FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING, *SHORTAGES, *OF_THE_HOST, *OTHERS, *TOLD)}
+FAULTS = {fault.__name__: fault for fault in (*SILENT, *RAISING, *SHORTAGES, *LIMITS, *OF_THE_HOST, *OTHERS, *TOLD)}
 
 
 @PromptServer.instance.routes.get("/fault/pins")
@@ -341,6 +365,6 @@ async def _fault(request):
         _undo.pop()()
     if wanted["name"]:
         fault = FAULTS[wanted["name"]]
-        takes_place = fault in (*RAISING, *SHORTAGES, *OF_THE_HOST) and "at" in wanted
+        takes_place = fault in (*RAISING, *SHORTAGES, *LIMITS, *OF_THE_HOST) and "at" in wanted
         fault(wanted["at"]) if takes_place else fault()
     return web.json_response({})
