@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from .plan import Plan
 from .plan_text import format_bytes, format_ns
 from .request import PlanRequest
+from .ring_size import usual_ring
 
 __all__ = ["explain", "gb_at_least"]
 
@@ -80,7 +81,7 @@ def _ring(plan: Plan, request: PlanRequest) -> Iterator[str]:
     words = f"ring {format_bytes(plan.ring_bytes)}, {plan.ring_bytes / largest:.1f} of the largest streamed layer"
     if request.ring_bytes is not None:
         yield f"{words}, as asked"
-    elif plan.ring_bytes < 2 * largest and len(streamed) > 1:
+    elif plan.ring_bytes < min(2 * largest, usual_ring(streamed)) and len(streamed) > 1:
         yield f"{words}: too small to copy one large layer while another computes; a larger budget would help"
     else:
         yield words

@@ -204,7 +204,10 @@ def _filled(settings: ComponentSettings, choice: Choice, device: Device | None) 
             choice.budget_bytes,
             choice.budget_reason or ("a ring, and what is free while nobody asks for it" if streamed else idle),
         ),
-        Setting.RING_BYTES: (None, "the planner decides: three of the largest streamed layers" if streamed else idle),
+        Setting.RING_BYTES: (
+            None,
+            "the planner decides: room for the largest layer, and for any three ordinary ones" if streamed else idle,
+        ),
         Setting.HOST_TIER: (None, "decided for each layer: pinned, then pageable, then mapped" if streamed else idle),
         Setting.PIN_BUDGET_BYTES: (None, "what the machine can spare, shared by all components" if streamed else idle),
         Setting.PRECISION: (None, "the file's own precision"),

@@ -80,8 +80,8 @@ def attach(
 ) -> Attachment:
     """Stream the layers of `module`, whose parameters are on the CPU, through at most `budget_bytes` of `device`.
 
-    budget_bytes     ring, residents and loose tensors together; None: a ring of three of the largest layers. More than
-                     the device has is cut to that, and the plan says so
+    budget_bytes     ring, residents and loose tensors together; None: a ring for the largest layer and for any three
+                     ordinary ones. More than the device has is cut to that, and the plan says so
     ring_bytes       None: the planner chooses
     passes           forwards to expect per use; residents pay from the second on
     pinned           False: no page-locked memory; what is streamed goes through a small staging buffer

@@ -18,7 +18,7 @@ from offload_core.evaluate import Evaluator, Problem
 from offload_core.inventory import Inventory, LayerSpec, TableSpec
 from offload_core.plan import Plan
 from offload_core.plan_text import format_bytes
-from offload_core.planner import PlanRequest, make_plan, smallest_budget
+from offload_core.planner import PlanRequest, make_plan, smallest_budget, usual_budget
 from offload_core.reserved import SEGMENT_BYTES
 from offload_core.ring_size import usual_ring
 from offload_core.search import EQUAL, WORK_VISITS, Search
@@ -158,6 +158,14 @@ def test_a_tiny_budget_is_a_ring_of_one_layer() -> None:
     assert plan.ring_bytes == smallest
     assert all(plan.layers[index].offset == 0 for index in plan.streamed)
     assert said(plan, "too small to copy one")
+
+
+def test_a_larger_budget_is_not_advised_for_one_outsized_layer() -> None:
+    """The usual ring holds it once, beside which the others have room enough."""
+    inv = Inventory("text_encoder", (*equal(20, 512 * 1000, MB).layers, LayerSpec("lm_head", 512 * 3300)))
+    plan = planned(inv, usual_budget(inv))
+    assert plan.ring_bytes < 2 * 512 * 3300
+    assert not said(plan, "too small to copy one")
 
 
 def test_below_the_smallest_budget_is_an_error_that_says_it() -> None:
