@@ -33,6 +33,7 @@ class Walk:
         """How many passes have made it since `count_again`."""
 
     def begins_with(self, trace: list[Layer]) -> bool:
+        """Whether the visits of `trace` are its first ones."""
         count = len(trace)
         return self.visits[count - 1 : count] == trace[-1:] and self.visits[:count] == trace
 
@@ -72,10 +73,11 @@ class Walks:
         return next(iter(known), None) or next((walk for walk in self._kept if not walk.seen), None)
 
     def after(self, before: Walk | None, last: Walk) -> Walk:
-        """What most probably follows a pass `last` that followed a pass `before`, or the plan's guess if None did.
+        """What most probably follows a pass `last` that followed a pass `before`.
 
         That is what followed these two before; else what has always followed `last`; else the same walk again, or the
-        one before it if the last one has left something out.
+        one before it if the last one has left something out. Where there was none before it, and `last` was made by
+        layers that were called by themselves, the plan's guess stands for the one before.
         """
         forecast = self._forecasts.get((before, last))
         if forecast is not None:
@@ -83,7 +85,7 @@ class Walks:
         followers = {walk for context, (walk, _) in self._forecasts.items() if context[1] is last}
         if len(followers) == 1:
             return followers.pop()
-        if before is None and last.entry is None:  # layers were called by themselves: the passes are still to come
+        if before is None and last.entry is None:
             before = next((walk for walk in self._kept if not walk.seen), None)
         shortened = before is not None and len(last.visits) < len(before.visits)
         return before if shortened and before is not None else last
