@@ -8,7 +8,7 @@ from tests.support.devkit import paths
 
 from .entry import KINDS
 from .full_size import Figures
-from .rules import LOW_SHARE, NO_LAYERS
+from .rules import LOW_SHARE, NO_LAYERS, USED_OUTSIDE
 from .table import FAMILIES
 
 PAGE = paths.ROOT / "docs" / "families.md"
@@ -65,7 +65,7 @@ def _remark(found: Figures) -> str:
     said = []
     if found.table_bytes:
         said.append(f"{_gigabytes(found.table_bytes)} GB of tables stay on the host")
-    said += [text for text in (NO_LAYERS.get(found.name), LOW_SHARE.get(found.name)) if text]
+    said += [exceptions[found.name] for exceptions in (NO_LAYERS, LOW_SHARE, USED_OUTSIDE) if found.name in exceptions]
     if FAMILIES[found.name].no_tiny:
         said.append(f"no small form: {FAMILIES[found.name].no_tiny}")
     return "; ".join(said)

@@ -23,21 +23,20 @@ LOW_SHARE = {
     "ltx_latent_upsampler": "0.25 GB in all, a tenth of it in the convolutions before and after the blocks",
 }
 
-_PART_OF_A_BLOCK = "in full size it is no layer: in the small form blocks are so small that it is large beside them"
+_PART_BY_PART = "9 MB of its geometry encoder are copied for each use: the layers there are also called part by part"
 USED_OUTSIDE = {
-    "SAM3": "its geometry encoder's layers are also called part by part: 9 MB of 1 GB",
-    "SAM31": "as SAM3",
-    "RT_DETR_v4": "its hybrid encoder goes through the list inside of its only transformer: 5 MB of 205 MB",
-    "te_ace15_2b": _PART_OF_A_BLOCK,
-    **dict.fromkeys(
-        (
-            *("te_sdxl", "te_sdxl_refiner", "te_sd3", "te_flux", "te_kandinsky5", "te_hunyuan_video", "te_hidream"),
-            *("vision_clip_g", "vision_siglip_384", "vision_siglip_512"),
-        ),
-        _PART_OF_A_BLOCK,
-    ),
+    "SAM3": _PART_BY_PART,
+    "SAM31": _PART_BY_PART,
+    "RT_DETR_v4": "5 MB of its hybrid encoder are copied for each use: its transformer's layers are called without it",
 }
-"""Families some of whose weights are used although the layer that they belong to is not called. Each use is a copy."""
+"""Families some of whose weights are used although the layer that they belong to is not called."""
+USED_OUTSIDE_IN_SMALL_FORM = frozenset(
+    (
+        *("te_sdxl", "te_sdxl_refiner", "te_sd3", "te_flux", "te_kandinsky5", "te_hunyuan_video", "te_hidream"),
+        *("te_ace15_2b", "vision_clip_g", "vision_siglip_384", "vision_siglip_512"),
+    )
+)
+"""As `USED_OUTSIDE`, of a part that is a layer in the small form alone, where it is large beside the blocks."""
 
 
 def complaints(found: Figures) -> list[str]:
