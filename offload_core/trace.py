@@ -8,8 +8,10 @@ by what clock is the writer's business; this module knows nothing about devices,
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import multimode
 from typing import NamedTuple
 
 from .fields import as_int
@@ -113,16 +115,21 @@ def newest_pass(events: Sequence[Event], source: str) -> list[Event]:
     """The events on the device of the last pass of `source` that was measured from end to end.
 
     A pass is a run of visits up to the one that begins again with its first layer: visits are in the order in which
-    they ran. A shorter run at the end is a pass whose rest was not measured, and counts only if there is no other.
+    they ran. The first layer is the earliest of those that were visited as often as most: a connector, through which
+    text goes once before all passes, is not. A shorter run at the end is a pass whose rest was not measured, and counts
+    only if there is no other.
     """
     visits = sorted((e for e in events if e.source == source and e.kind == "visit"), key=lambda e: e.start_ns)
-    passes: list[list[Event]] = []
+    if not visits:
+        return []
+    counts = Counter(visit.layer for visit in visits)
+    usual = multimode(counts.values())[-1]
+    first = next(visit.layer for visit in visits if counts[visit.layer] >= usual)
+    passes: list[list[Event]] = [[]]
     for visit in visits:
-        if not passes or visit.layer == passes[-1][0].layer:
+        if visit.layer == first and passes[-1]:
             passes.append([])
         passes[-1].append(visit)
-    if not passes:
-        return []
     longest = max(len(one) for one in passes)
     chosen = next(one for one in reversed(passes) if 2 * len(one) > longest)
     start, end = chosen[0].start_ns, chosen[-1].end_ns

@@ -162,6 +162,14 @@ def test_the_newest_whole_pass_is_found() -> None:
     assert newest_pass(events, "vae-1") == []
 
 
+def test_what_runs_once_before_the_passes_does_not_begin_one() -> None:
+    """A connector, layers 3 and 4, once for each of two conditionings; then four steps of which one is not whole."""
+    order = [3, 4, 3, 4, *[0, 1, 2] * 3, 0]
+    events = [Event("visit", "dit-1", layer, 10 * at, 10 * at + 9, 0) for at, layer in enumerate(order)]
+    assert [event.layer for event in newest_pass(events, "dit-1")] == [0, 1, 2]
+    assert newest_pass(events, "dit-1")[0].start_ns == 100
+
+
 # ---------------------------------------------------------------------- Chrome traces
 
 
