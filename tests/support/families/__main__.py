@@ -43,7 +43,8 @@ def _row(family: Family, arguments: argparse.Namespace) -> dict[str, Any]:
         return figures(family).as_dict()
     from .tiny import walked
 
-    return walked(family, arguments.full_bytes.get(family.name), arguments.wrong_byte).as_dict()
+    full_bytes = arguments.full_bytes.get(family.name)
+    return walked(family, full_bytes, arguments.wrong_byte, arguments.link_rate).as_dict()
 
 
 def _walk(arguments: argparse.Namespace) -> int:
@@ -83,6 +84,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--tree", type=Path, help="a ComfyUI tree (default: the one dev.py has set up)")
     parser.add_argument("--full-bytes", type=json.loads, default={}, help="of `tiny`: name to bytes in full size, JSON")
     parser.add_argument("--wrong-byte", action="store_true", help="of `tiny`: streams other bytes than the model has")
+    parser.add_argument("--link-rate", type=int, default=0, help="of `tiny`: bytes per second of copies (default: all)")
     arguments = parser.parse_args(words)
     if arguments.what == "list" and not arguments.write:
         for family in chosen(arguments.names):

@@ -157,11 +157,11 @@ def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
 
 
-def walked(family: Family, full_bytes: int | None, wrong_byte: bool = False) -> Outcome:
+def walked(family: Family, full_bytes: int | None, wrong_byte: bool = False, link_rate: int = 0) -> Outcome:
     """Runs the family whole, and streamed at two budgets: a ring of three layers, and the least.
 
     `full_bytes` is the size of the full form; `wrong_byte` changes one byte of the model before it is streamed, for a
-    test of this test.
+    test of this test. `link_rate`: bytes per second of copies while it is streamed; 0: as fast as can be.
     """
     npu = simdev.load()
     model = made(family)
@@ -180,11 +180,11 @@ def walked(family: Family, full_bytes: int | None, wrong_byte: bool = False) -> 
         if wrong_byte:
             _turn_a_bit(found.layers[-1].module)
         for label, budget in (("ring of three", None), ("least", least)):
-            npu.configure(poison=True, race=True)
+            npu.configure(poison=True, race=True, bandwidth=link_rate)
             npu.reset_stats()
             outcome.runs[label] = _streamed(family, model, budget, expected)
             outcome.runs[label].races = npu.stats()["races"]
-            npu.configure(race=False)
+            npu.configure(race=False, bandwidth=0)
     return outcome
 
 
