@@ -3,12 +3,13 @@
 The app's own code runs on a stand-in for its native library (`tests/support/simdev/dynamic`).
 """
 
+import numpy as np
 import pytest
 
 from tests.app.conftest import EXTENSION_PACK, PROBE_PACK, SIM_DEFAULTS
 from tests.app.test_bit_identity import outcome
 from tests.app.test_components import report_of
-from tests.support import simdev, tiny_models
+from tests.support import pixels, simdev, tiny_models
 from tests.support.app_server import APP_RESERVE_MB, AppServer
 from tests.support.workflows import CLIP, MODEL, VAE, build, node, with_controlnet, with_our_loaders
 
@@ -66,6 +67,20 @@ def test_our_loaders_and_the_apps_share_a_card(dynamic):
         assert len(reports) == len(ours)
         assert not any("second time" in line for report in reports for line in report["warnings"])
         assert dynamic.sim_stats()["races"] == 0
+
+
+def test_with_a_lora_ours_is_the_apps_full_load_and_its_dynamic_model_is_near_it(dynamic, sim):
+    """The app patches a dynamic model in the weights' own type at each cast, a full load once and in float32."""
+    prompt = build("flux", lora=0.8, steps=8)
+    whole = sim.images(sim.run(prompt).check())
+    ours = dynamic.images(dynamic.run(with_our_loaders(prompt, {MODEL: {"placement": "layerwise"}})).check())
+    pixels.assert_identical(whole, ours)
+    dynamic.free()
+    others = dynamic.images(dynamic.run(prompt).check())
+    differences = np.abs(np.stack(others).astype(int) - np.stack(whole).astype(int))
+    share = (differences > 0).mean()
+    print(f"{share:.0%} of the pixel values differ, by {differences.max()} of 255 at most")
+    assert 0 < differences.max() < 16 and share < 0.5
 
 
 def test_our_load_evicts_no_more_than_it_asks_for(dynamic):
