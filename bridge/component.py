@@ -22,6 +22,7 @@ from ..offload_core.demote import demoted
 from ..offload_core.errors import OffloadError
 from ..offload_core.inventory import Inventory
 from ..offload_core.layer_walk import MIN_LAYER_BYTES
+from ..offload_core.notices import Notice
 from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget, usual_budget, usual_ring_of
 from ..offload_core.replan import better_plan
@@ -29,6 +30,7 @@ from ..offload_core.runtime import OffloadController, discover
 from ..offload_core.runtime.discovery import keep_in_memory
 from ..offload_core.runtime.full_device import when_full
 from ..offload_core.runtime.gradients import no_ring_while_gradients_are_recorded
+from ..offload_core.runtime.host_placement import there_bytes
 from ..offload_core.settings import ComponentSettings
 from . import compat
 from .asked import Asked
@@ -37,8 +39,9 @@ from .file_weights import fill_in_missing
 from .giving_back import give_back, least_of, leave_to, make_room, no_code_of_others
 from .host_memory import host_memory, moved_bytes
 from .kinds import Kind, entries_of, kind_of
-from .memory import DeviceAllowance, device_allowance, host_limits, not_locked
-from .placing import Neighbour, resolve_now, within_policy
+from .memory import host_limits, not_locked
+from .placing import Neighbour
+from .planning import MEASURED_FROM_PASSES, Decision, Situation, decide
 from .recording import recording
 from .watch import ForeignMove, ShapeWatch
 
@@ -48,10 +51,6 @@ _ATTRIBUTE = "layerwise_offload_component"
 
 APPS_MARGIN = 1.1
 """The app frees this many times the bytes that a model says it wants."""
-
-MEASURED_FROM_PASSES = 2
-"""Components of more passes a use are planned again by measured times. One that runs once or twice a prompt keeps what
-free memory it has: its next use is another prompt."""
 
 _live: weakref.WeakSet[Component] = weakref.WeakSet()
 _numbers: collections.defaultdict[str, itertools.count[int]] = collections.defaultdict(lambda: itertools.count(1))
@@ -68,7 +67,7 @@ class Component:
         self.name = kind.name
         self._is_named = False
         self.source = ""
-        self.warnings: list[str] = compat.unheeded()
+        self._warnings: list[str] = compat.unheeded()
         self._to_do: list[str] = []
         self.announce: Callable[[Component], None] | None = None
         """Tells browsers what became of the component; whoever loads it knows how."""
@@ -83,16 +82,16 @@ class Component:
         self._planned_for: tuple[Any, ...] | None = None
         self.last_plan: Plan | None = None
         self.peak_device_bytes = 0
-        self.resolved: ComponentSettings | None = None
-        """The settings of the last load, with what the policy filled in."""
+        self._decision: Decision | None = None
+        """What the last load came to, before it was planned."""
         self.request: PlanRequest | None = None
-        """What was last planned for."""
+        """What the plan in effect was made for; off the device, the last one."""
         self.run_began: dict[str, int] = {}
         """The counters when it was last loaded, which the app does for each use."""
-        self.crowded: tuple[tuple[int, ...] | None, int] | None = None
+        self._crowded: tuple[tuple[int, ...] | None, int] | None = None
         """The shape on which the device ran out of memory in the middle of a pass, and the bytes it can have there."""
-        self.needs_room = False
-        """On the shape of `crowded`, idle components have to leave the device before this one runs."""
+        self._needs_room = False
+        """On the shape of `_crowded`, idle components have to leave the device before this one runs."""
         self.shape: tuple[int, ...] | None = None
         """The shape that the app last estimated memory for: what the next passes will run on."""
         self._measuring_for: tuple[int, ...] | None = None
@@ -225,29 +224,23 @@ class Component:
 
     def load(self, asked: Asked, offered_bytes: float) -> None:
         """Load within what `asked` or else the policy and the app allow; a plan that is still right is kept."""
-        settings = asked.settings
         if self.loaded and not self.controller.in_pass():
             self._take_over_weights()
-        if self.needs_room and self._crowded_here():
+        crowded_bytes = self._crowded_bytes()
+        if self._needs_room and crowded_bytes is not None:
             leave_to(self, self._others())
         if not self.loaded:  # a ring that is there for others is there for it, if it can do with a ring
             inventory = self.controller.inventory
             shared = self._ring_shared(inventory, self.device)
             offered_bytes = max(offered_bytes, min(offered_bytes + shared, usual_budget(inventory)))
-        wishes = (settings, asked.mode, asked.selection)
+        wishes = (asked.settings, asked.mode, asked.selection)
         if host_memory().look(self.controller):
             self._planned_for = None
-        allowance = device_allowance(settings, self.device, offered_bytes)
-        others = self._neighbours()
-        if settings.is_explicitly_set("budget_bytes"):
-            if not (self.loaded and self._planned_for == wishes):
-                self.put_into_effect(self._plan(settings, allowance))  # its own errors name the smallest budget
-            self.resolved = self._resolve(asked, others)
-        else:
-            self.resolved = self._resolve(asked, others)
-            allowance = self._within_policy(asked, allowance, others)
-            if not (self.loaded and self._planned_for == wishes and self._still_good(allowance)):
-                self.put_into_effect(self._plan(settings, allowance))
+        situation = Situation(self.device, offered_bytes, self.device_bytes(), self.neighbours(), crowded_bytes)
+        decision = decide(asked, self.kind, self.controller.inventory, situation)
+        if not (self.loaded and self._planned_for == wishes and self._still_good(asked, decision)):
+            self.put_into_effect(*self._plan(asked.settings, decision.request))
+        self._decided(decision)
         self._say_if_nothing_streams(asked)
         host_memory().relieve(self.controller)  # what it shares may not be what it was planned to page-lock
         self._planned_for = wishes
@@ -274,15 +267,30 @@ class Component:
                 do="change the weights before the patch, or save the patched model and change that",
             )
 
-    def _resolve(self, asked: Asked, neighbours: list[Neighbour]) -> ComponentSettings:
-        """The settings with what the policy fills in now, beside the components that are alive now."""
-        resolution = resolve_now(asked, self.total_bytes, self.device, self.device_bytes(), neighbours)
-        for line in resolution.warnings:
-            if line.startswith(f"{self.name}:"):
-                self.warn(line)
-        return resolution.components[self.name]
+    def _decided(self, decision: Decision) -> None:
+        """What this load came to. Its notices take the place of the last load's; those that are new are told."""
+        before = {notice.line if notice.do else notice.code for notice in self._notices}
+        self._decision = decision
+        for notice in self._notices:
+            if (notice.line if notice.do else notice.code) not in before:
+                self._is_new(notice.line, bool(notice.do))
 
-    def _neighbours(self) -> list[Neighbour]:
+    @property
+    def _notices(self) -> tuple[Notice, ...]:
+        return () if self._decision is None else self._decision.as_planned(self.plan).notices
+
+    @property
+    def resolved(self) -> ComponentSettings | None:
+        """The settings of the last load, with what the policy filled in and the placement that the plan has."""
+        return None if self._decision is None else self._decision.as_planned(self.plan).settings
+
+    @property
+    def warnings(self) -> list[str]:
+        """What there is to say of it: what has happened since it exists, and the notices of the last load."""
+        return [*self._warnings, *(notice.line for notice in self._notices)]
+
+    def neighbours(self) -> list[Neighbour]:
+        """The other components that are alive and in use."""
         return [neighbour for other in self._others() if (neighbour := other._as_neighbour()) is not None]
 
     def _others(self) -> list[Component]:
@@ -299,15 +307,14 @@ class Component:
         total = self.inventory_of(patcher.model, patcher.load_device).total_bytes
         return Neighbour(patcher.asked, total, self.device_bytes(), room)
 
-    def _within_policy(self, asked: Asked, allowance: DeviceAllowance, others: list[Neighbour]) -> DeviceAllowance:
-        """What the app offers, cut to what the policy leaves to the component and to what others will ask for."""
-        assert self.resolved is not None
-        crowded = self.crowded[1] if self.crowded is not None and self._crowded_here() else None
-        room = 0 if self.kind.asks_for_ring else max((other.room_bytes for other in others), default=0)
-        return within_policy(asked, self.resolved, self.controller.inventory, allowance, room, crowded)
+    def _crowded_bytes(self) -> int | None:
+        """What it can have on this shape, where the device ran out of memory with more; None: it did not."""
+        return self._crowded[1] if self._crowded is not None and self._crowded[0] == self.shape else None
 
-    def _crowded_here(self) -> bool:
-        return self.crowded is not None and self.crowded[0] == self.shape
+    def ran_full(self, nbytes: int, needs_room: bool = False) -> None:
+        """In the middle of a pass: on this shape it can have `nbytes`. needs_room: and idle components have to go."""
+        self._crowded = self.shape, nbytes
+        self._needs_room = self._needs_room or needs_room
 
     def unload(self) -> None:
         """Give the device back. Nothing is copied."""
@@ -355,20 +362,24 @@ class Component:
                 do=f"set a budget of {gb_at_least(needed)} or more",
             )
             return None
-        self.request, self.last_plan = request, plan
+        self.planned(plan, request)
         self.peak_device_bytes = max(self.peak_device_bytes, plan.device_bytes)
         log.info("Layerwise Offload, %s, planned again for %s:\n%s", self.source, table, plan.to_text())
         return plan
 
-    def put_into_effect(self, plan: Plan) -> None:
-        """Load `plan`, or the least that works if the device has no room for it after all."""
+    def planned(self, plan: Plan, request: PlanRequest) -> None:
+        """The plan in effect from now on, and what it was made for."""
+        self.last_plan, self.request = plan, request
+
+    def put_into_effect(self, plan: Plan, request: PlanRequest) -> None:
+        """Load `plan`, made for `request`, or the least that works if the device has no room for it after all."""
         try:
             self.controller.load(plan)
         except torch.OutOfMemoryError:
-            assert self.request is not None
-            if self.request.placement == "resident":
+            if request.placement == "resident":
                 raise
-            held, plan = plan.device_bytes, make_plan(least_of(self.request))
+            request = least_of(request)
+            held, plan = plan.device_bytes, make_plan(request)
             if plan.device_bytes >= held:
                 raise
             self.warn(f"{held / 1e9:.2f} GB could not be had on {self.device}: using {plan.device_bytes / 1e9:.2f} GB")
@@ -376,7 +387,7 @@ class Component:
         host_memory().settle()
         if missing := not_locked(self.controller):
             self.warn(missing, do="free system memory or raise the limit of locked memory for full speed")
-        self.last_plan = plan
+        self.planned(plan, request)
         self.peak_device_bytes = max(self.peak_device_bytes, self.device_bytes())
         log.info("Layerwise Offload, %s:\n%s", self.source, plan.to_text())
 
@@ -392,71 +403,50 @@ class Component:
     def _better_plan(self, current: Plan, inventory: Inventory, link: float | None) -> Plan | None:
         """Within the same limits and with measured times: a plan worth moving layers for, if there is one."""
         assert self.request is not None
-        self.request = replace(self.request, inventory=inventory)
+        request = replace(self.request, inventory=inventory)
         if link is not None:
-            self.request = replace(self.request, h2d_bytes_per_s=link, link_source=f"measured on {self.device}")
-        self._settled = (self.shape, self.request.budget_bytes or 0)
+            request = replace(request, h2d_bytes_per_s=link, link_source=f"measured on {self.device}")
+        self._settled = (self.shape, request.budget_bytes or 0)
+        self.planned(current, request)
         try:
-            plan = better_plan(current, self.request)
+            plan = better_plan(current, request)
         except OffloadError as error:  # the pass that is about to begin can do without
             log.warning("Layerwise Offload, %s: not planned again: %s", self.source, error)
             return None
         if plan is not None:
+            self.planned(plan, request)
             log.info("Layerwise Offload, %s, planned again:\n%s", self.source, plan.to_text())
         return plan
 
     def _settled_here(self) -> bool:
         return self._settled is not None and self._settled[0] == self.shape
 
-    def _still_good(self, allowance: DeviceAllowance) -> bool:
-        """Whether the plan in effect suits the allowance, or nearly enough not to move anything."""
-        plan = self.controller.plan
-        if allowance.budget_bytes is None or plan is None:
+    def _still_good(self, asked: Asked, decision: Decision) -> bool:
+        """Whether the plan in effect suits what was decided, or nearly enough not to move anything."""
+        plan, budget = self.controller.plan, decision.request.budget_bytes
+        if plan is None or budget is None or asked.settings.is_explicitly_set("budget_bytes"):
             return True
-        if plan.device_bytes > allowance.budget_bytes:
+        if plan.device_bytes > budget:
             return False
         largest = max((plan.layers[index].bytes for index in plan.streamed), default=None)
         judged_at = self._settled[1] if self._settled is not None and self._settled_here() else plan.device_bytes
-        return largest is None or allowance.budget_bytes - judged_at < 2 * largest
+        return largest is None or budget - judged_at < 2 * largest
 
-    def _plan(self, settings: ComponentSettings, allowance: DeviceAllowance, **changes: Any) -> Plan:
-        """The plan for a budget. One nobody set is raised to what is needed at least, and a warning says so."""
-        known = self.request if self._settled_here() else None
-        inventory = self.controller.inventory
-        if known is not None:
-            inventory = replace(known.inventory, tables=inventory.tables)
-        budget = allowance.budget_bytes
-        resident = settings.value("placement") == "resident"
-        if budget is None:
-            budget = self.total_bytes
-        if not settings.is_explicitly_set("budget_bytes"):
-            needed = self.total_bytes if resident else smallest_budget(inventory)
-            if budget < needed:
-                self.warn(f"{allowance.reason}, less than the {needed / 1e9:.2f} GB needed: using these all the same")
-                budget = needed
-        elif "clamped" in allowance.reason:
-            self.warn(allowance.reason, do="set a budget that the device has, or 0 for auto")
-        ring = settings.value("ring_bytes")
-        request = PlanRequest(
-            **{
-                "inventory": inventory,
-                "device": str(self.device),
-                "budget_bytes": budget,
-                "ring_bytes": ring if isinstance(ring, int) else None,
-                "passes": self.kind.passes,
-                "placement": "resident" if resident else "layerwise",
-                "hold_spare": self.kind.passes <= MEASURED_FROM_PASSES,  # not measured, and may be many
-                **changes,
-            }
-        )
-        if known is not None:
-            request = replace(request, h2d_bytes_per_s=known.h2d_bytes_per_s, link_source=known.link_source)
-        limits = host_limits(settings, self.controller, self.device, self.source)
+    def _plan(self, settings: ComponentSettings, request: PlanRequest) -> tuple[Plan, PlanRequest]:
+        """The plan for what was decided, with the times and the link that are known and the limits of host memory."""
+        if self._settled_here() and self.request is not None:
+            inventory = replace(self.request.inventory, tables=request.inventory.tables)
+            link = {"h2d_bytes_per_s": self.request.h2d_bytes_per_s, "link_source": self.request.link_source}
+            request = replace(request, inventory=inventory, **link)
+        limits = self._host_limits(settings)
         if host_memory().makes_room(self.controller, limits["copies_budget_bytes"]):
-            limits = host_limits(settings, self.controller, self.device, self.source)
+            limits = self._host_limits(settings)
         request = replace(request, **limits)
-        self.request = request
-        return make_plan(request)
+        return make_plan(request), request
+
+    def _host_limits(self, settings: ComponentSettings) -> dict[str, Any]:
+        held = there_bytes(self.controller.layers)
+        return host_limits(settings, self.controller.inventory, self.device, self.source, held)
 
     def warn(self, text: str, do: str = "") -> None:
         """A line for the report and the node, once. `do`: what the user can do about it, who is then told so at once.
@@ -464,14 +454,17 @@ class Component:
         Only what has a `do` is worth interrupting somebody for; there is no other rule.
         """
         line = f"{text}; {do}" if do else text
-        if line in self.warnings:
-            return
-        self.warnings.append(line)
-        log.warning("Layerwise Offload: %s: %s", self.source, line)
-        if do:
-            self._to_do.append(line)
-            if self.loaded and self.announce is not None:
+        if line not in self._warnings:
+            self._warnings.append(line)
+            self._is_new(line, bool(do))
+            if do and self.loaded and self.announce is not None:
                 self.announce(self)
+
+    def _is_new(self, line: str, to_do: bool) -> None:
+        """A line that has not been said before goes into the log, and to the user if there is something to do."""
+        log.warning("Layerwise Offload: %s: %s", self.source, line)
+        if to_do:
+            self._to_do.append(line)
 
     def take_to_do(self) -> list[str]:
         """What the user has not been told yet, of the warnings that are for them to act on."""

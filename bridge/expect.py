@@ -23,18 +23,19 @@ from ..offload_core.inventory import Inventory
 from ..offload_core.model_files import ModelFile, read_models
 from ..offload_core.model_shape import Compute, components_of, inventory_of
 from ..offload_core.plan import Plan
-from ..offload_core.planner import PlanRequest, make_plan, smallest_budget, usual_budget
+from ..offload_core.planner import PlanRequest, make_plan, usual_budget
 from ..offload_core.safetensors_header import TensorInfo
 from ..offload_core.settings import ComponentSettings
 from . import kinds
 from .asked import Asked
-from .component import APPS_MARGIN, MEASURED_FROM_PASSES, live_components
+from .component import APPS_MARGIN, live_components
 from .device import segment_bytes, streams_to
 from .file_kinds import kind_of_vae, require_kind
 from .graph_files import Wanted, wanted_in
 from .loading import file_names
-from .memory import device_allowance, host_allowance, host_available_bytes
-from .placing import Neighbour, left_to_the_app, resolve_now, within_policy
+from .memory import host_available_bytes, host_limits
+from .placing import Neighbour, left_to_the_app
+from .planning import Situation, decide
 
 KINDS = {kind.name: kind for kind in (kinds.DIT, kinds.TEXT_ENCODER, kinds.IMAGE_ENCODER, kinds.VAE, kinds.CONTROLNET)}
 _WORDS = {
@@ -104,41 +105,15 @@ def _left(one: Ahead, device: torch.device) -> str:
 
 
 def _planned(one: Ahead, device: torch.device, others: list[Ahead]) -> Planned:
-    inventory = one.inventory
-    assert inventory is not None
-    kind, settings = KINDS[one.wanted.kind], one.asked.settings
+    assert one.inventory is not None
     neighbours = [neighbour for other in others if (neighbour := _as_neighbour(other)) is not None]
     ours = sum(component.device_bytes() for component in live_components() if component.loaded)
-    resolution = resolve_now(one.asked, inventory.total_bytes, device, ours, neighbours)
-    resolved = resolution.components[one.asked.component]
-    free = max(0, int(mm.get_free_memory(device)) + ours - int(mm.minimum_inference_memory()))
-    allowance = device_allowance(settings, device, free)
-    warnings = [line for line in resolution.warnings if line.startswith(f"{one.asked.component}:")]
-    if not settings.is_explicitly_set("budget_bytes"):
-        room = 0 if kind.asks_for_ring else max((other.room_bytes for other in neighbours), default=0)
-        allowance = within_policy(one.asked, resolved, inventory, allowance, room)
-    budget = inventory.total_bytes if allowance.budget_bytes is None else allowance.budget_bytes
-    resident = settings.value("placement") == "resident"
-    if not settings.is_explicitly_set("budget_bytes"):
-        needed = inventory.total_bytes if resident else smallest_budget(inventory)
-        if budget < needed:
-            warnings.append(f"{allowance.reason}, less than the {needed / 1e9:.2f} GB needed")
-        budget = max(budget, needed)
-    ring, host = settings.value("ring_bytes"), host_allowance(settings)
-    request = PlanRequest(
-        inventory=inventory,
-        device=str(device),
-        budget_bytes=budget,
-        ring_bytes=ring if isinstance(ring, int) else None,
-        passes=kind.passes,
-        placement="resident" if resident else "layerwise",
-        hold_spare=kind.passes <= MEASURED_FROM_PASSES or not streams_to(device),
-        pin_budget_bytes=host.pins_bytes if streams_to(device) else 0,
-        copies_budget_bytes=host.copies_bytes if streams_to(device) else 0,
-        host_source=host.reason,
-        in_place=not streams_to(device),
-    )
-    return Planned(one, resolved, request, make_plan(request), tuple(warnings))
+    situation = Situation.guessed(device, ours, neighbours)
+    decision = decide(one.asked, KINDS[one.wanted.kind], one.inventory, situation)
+    request = replace(decision.request, **host_limits(one.asked.settings, one.inventory, device, one.model))
+    plan = make_plan(request)
+    decision = decision.as_planned(plan)
+    return Planned(one, decision.settings, request, plan, tuple(notice.line for notice in decision.notices))
 
 
 def _as_neighbour(other: Ahead) -> Neighbour | None:

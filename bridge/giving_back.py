@@ -46,14 +46,15 @@ def give_back(component: Component, nbytes: int) -> int:
     smallest = smallest_budget(request.inventory)
     budget = plan.device_bytes - nbytes
     while budget >= smallest:
+        smaller = replace(request, budget_bytes=budget)
         try:
-            less = demoted(plan, replace(request, budget_bytes=budget))
+            less = demoted(plan, smaller)
         except BudgetError:  # a ring that somebody has set leaves no room for less
             break
         freed = controller.freed_by(less)
         if freed >= nbytes:
             try:
-                component.put_into_effect(less)
+                component.put_into_effect(less, smaller)
             except OffloadError:  # the ring would have to grow under another component that is running
                 break
             return before - component.freeable_bytes()
@@ -80,8 +81,7 @@ def _full_in_the_apps_graph(
     less = make_plan(least_of(request))
     idle = sum(other.freeable_bytes() for other in _idle(component, others))
     given = idle + max(0, plan.device_bytes - less.device_bytes)
-    component.crowded = component.shape, less.device_bytes
-    component.needs_room = True
+    component.ran_full(less.device_bytes, needs_room=True)
     memory = component.controller.queue.port.memory()
     free = "" if memory is None else f"{memory.free_bytes / 1e9:.2f} of {memory.total_bytes / 1e9:.2f} GB free and "
     found = (
@@ -119,9 +119,9 @@ def make_room(component: Component, plan: Plan, layer: str, too_late: bool, othe
     for other in _idle(component, others):
         given += other.freeable_bytes()
         other.leave_device()
-    request = component.request
-    assert request is not None
-    less = make_plan(least_of(request))
+    assert component.request is not None
+    least = least_of(component.request)
+    less = make_plan(least)
     given += max(0, plan.device_bytes - less.device_bytes)
     if not given:
         return None
@@ -130,9 +130,11 @@ def make_room(component: Component, plan: Plan, layer: str, too_late: bool, othe
         + ("layer could not be run twice" if too_late else "layer was run again"),
         do="run the prompt again" if too_late else "",
     )
-    component.crowded = component.shape, less.device_bytes
-    component.last_plan = less
-    return less if less.device_bytes < plan.device_bytes else plan
+    component.ran_full(less.device_bytes)
+    if less.device_bytes >= plan.device_bytes:
+        return plan
+    component.planned(less, least)
+    return less
 
 
 def least_of(request: PlanRequest) -> PlanRequest:

@@ -14,7 +14,7 @@ from comfy.cli_args import args
 from ..offload_core import host_budget
 from ..offload_core.errors import SettingsError
 from ..offload_core.host_budget import HostBudget
-from ..offload_core.runtime.host_placement import there_bytes
+from ..offload_core.inventory import Inventory
 from ..offload_core.settings import ComponentSettings, Setting, Unset
 from . import compat
 from .device import streams_to, takes_host_memory, total_bytes
@@ -94,25 +94,28 @@ def host_allowance(settings: ComponentSettings, held_bytes: int = 0, pinned_byte
 
 
 def host_limits(
-    settings: ComponentSettings, controller: OffloadController, device: torch.device, source: str
+    settings: ComponentSettings, inventory: Inventory, device: torch.device, file: str, held: tuple[int, int] = (0, 0)
 ) -> dict[str, Any]:
     """What a plan may take of host memory now, as members of a plan request.
+
+    file  the model's, for the error
+    held  bytes of copies and page-locked bytes that are there already, and cost nothing to have
 
     Where the device takes host memory, its budget is all there is to take, and is used: to read takes from compute.
     Raises SettingsError for a tier that cannot be had.
     """
     if not streams_to(device):
         return {"pin_budget_bytes": 0, "copies_budget_bytes": 0, "in_place": True, "hold_spare": True}
-    host = host_allowance(settings, *there_bytes(controller.layers))
+    host = host_allowance(settings, *held)
     if takes_host_memory(device):
         host = HostBudget(0, 0, f"{device} computes in host memory, where a copy would be a second one")
     limits = {"pin_budget_bytes": host.pins_bytes, "copies_budget_bytes": host.copies_bytes}
     tier = settings.value(Setting.HOST_TIER)
     if isinstance(tier, str):
-        in_no_file = [layer.name for layer in controller.inventory.layers if not layer.in_file]
+        in_no_file = [layer.name for layer in inventory.layers if not layer.in_file]
         if tier == "mapped" and in_no_file:
             raise SettingsError(
-                f"asked {settings.component}.host_tier = mapped; found {len(in_no_file)} layers of {source} that lie "
+                f"asked {settings.component}.host_tier = mapped; found {len(in_no_file)} layers of {file} that lie "
                 f"in no file as they are needed ({in_no_file[0]}, ...); load it by a Layerwise Offload loader and "
                 "without LoRA, or choose pageable, pinned or auto"
             )

@@ -14,16 +14,17 @@ import torch
 from ..offload_core.cost_model import compute_times
 from ..offload_core.errors import OffloadError
 from ..offload_core.plan import Plan
-from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
+from ..offload_core.planner import PlanRequest, make_plan, smallest_budget_for
 from ..offload_core.simulate import steady_events
 from ..offload_core.trace import Event, newest_pass
 from ..offload_core.trace_summary import run_numbers
 from .component import Component, live_components
 from .device import ring_there, streams_to, total_bytes
 from .host_memory import host_memory
-from .memory import device_allowance, host_available_bytes
+from .memory import host_available_bytes, host_limits
 from .picture import draw_report
 from .placing import left_to_the_app
+from .planning import Situation, decide
 from .recording import recording
 from .weights import not_kept
 
@@ -147,7 +148,7 @@ def expected_reports() -> list[dict[str, Any]]:
             "nodes": list(component.nodes()),
         }
         try:
-            request = _expected_request(component, patcher, int(mm.get_free_memory(patcher.load_device)))
+            request = _expected_request(component, patcher)
             plan = make_plan(request)
         except OffloadError as error:
             found.append(report | {"error": str(error)})
@@ -157,22 +158,12 @@ def expected_reports() -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: (one["component"], one["model"]))
 
 
-def _expected_request(component: Component, patcher: Any, free_bytes: int) -> PlanRequest:
-    """What it would be planned with if it were loaded now, before the policy has seen everybody else."""
-    inventory = component.inventory_of(patcher.model, patcher.load_device)
-    settings, total = patcher.asked.settings, inventory.total_bytes
-    allowance = device_allowance(settings, patcher.load_device, free_bytes)
-    budget = total if allowance.budget_bytes is None else min(total, allowance.budget_bytes)
-    if not settings.is_explicitly_set("budget_bytes"):
-        budget = max(budget, smallest_budget(inventory))
-    ring = settings.value("ring_bytes")
-    return PlanRequest(
-        inventory=inventory,
-        device=str(patcher.load_device),
-        budget_bytes=budget,
-        ring_bytes=ring if isinstance(ring, int) else None,
-        passes=component.kind.passes,
-    )
+def _expected_request(component: Component, patcher: Any) -> PlanRequest:
+    """What it would be planned for if it were loaded now."""
+    inventory, device = component.inventory_of(patcher.model, patcher.load_device), patcher.load_device
+    situation = Situation.guessed(device, component.device_bytes(), component.neighbours())
+    decision = decide(patcher.asked, component.kind, inventory, situation)
+    return replace(decision.request, **host_limits(patcher.asked.settings, inventory, device, component.source))
 
 
 def timelines(expected: Sequence[dict[str, Any]]) -> dict[str, tuple[list[Event], bool]]:
@@ -189,7 +180,7 @@ def timelines(expected: Sequence[dict[str, Any]]) -> dict[str, tuple[list[Event]
         report = next((one for one in expected if one["id"] == component.id and "plan" in one), None)
         patcher = next(iter(component.patchers), None)
         if report is not None and patcher is not None:
-            request = _expected_request(component, patcher, report["budget_bytes"])
+            request = _expected_request(component, patcher)
             found[component.id] = (simulated(Plan.from_json(report["plan"]), request, component.id), False)
     return found
 
@@ -201,7 +192,7 @@ def simulated(plan: Plan, request: PlanRequest, name: str) -> list[Event]:
 
 @functools.lru_cache(maxsize=64)
 def _what_if(request: PlanRequest, budget_bytes: int) -> dict[str, Any]:
-    if budget_bytes < (smallest := smallest_budget(request.inventory)):
+    if budget_bytes < (smallest := smallest_budget_for(request)):
         return {"error": f"{max(0, budget_bytes) / 1e9:.2f} GB are less than the {smallest / 1e9:.2f} GB needed"}
     try:
         plan = make_plan(replace(request, budget_bytes=budget_bytes))

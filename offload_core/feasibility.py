@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Final
 
 from .errors import BudgetError, SettingsError
+from .notices import Notice
 from .plan_text import format_bytes
 from .policy import Component, Device
 from .settings import SOURCE_WORDS, ComponentSettings, Setting
 
-__all__ = ["check_component", "explicit_bytes", "explicit_text", "remarks"]
+__all__ = ["NO_EFFECT", "check_component", "explicit_bytes", "explicit_text", "remarks"]
 
 # Settings without effect under a placement; `budget_bytes` on a resident is checked, so it has one.
 _UNUSED: Final[dict[str, tuple[str, ...]]] = {
@@ -22,6 +23,8 @@ _UNUSED: Final[dict[str, tuple[str, ...]]] = {
     "whole": ("ring_bytes", "host_tier", "pin_budget_bytes"),
     "cpu": ("budget_bytes", "ring_bytes", "host_tier", "pin_budget_bytes"),
 }
+NO_EFFECT: Final = "no_effect"
+"""The code of a notice that a setting has nothing to act on under the placement."""
 _SAME_KIND: Final = {"hip": "cuda"}  # torch calls ROCm devices cuda
 
 
@@ -50,27 +53,32 @@ def check_component(
     _check_host(component, settings, device, host_bytes)
 
 
-def remarks(component: Component, settings: ComponentSettings, device: Device | None) -> list[str]:
-    """Lines about explicit settings that hold, but do less, or cost more, than a person may expect."""
+def remarks(component: Component, settings: ComponentSettings, device: Device | None) -> list[Notice]:
+    """Notices of explicit settings that hold, but do less, or cost more, than a person may expect."""
     placement = str(settings.value(Setting.PLACEMENT))
-    lines = []
-    total_bytes = _total_bytes(settings, device)
+    notices = []
+    size_bytes = device.total_bytes if device is not None and placement != "cpu" else None
     budget_bytes = explicit_bytes(settings, Setting.BUDGET_BYTES)
-    if total_bytes is not None and budget_bytes is not None and budget_bytes > total_bytes:
+    if size_bytes is not None and budget_bytes is not None and budget_bytes > size_bytes:
         asked = _asked(component, settings, Setting.BUDGET_BYTES)
-        lines.append(f"{asked} is more than the device has: {format_bytes(total_bytes)} is what there is")
+        text = f"{asked} is more than the device has: clamped to its {format_bytes(size_bytes)}"
+        do = "set a budget that the device has, or 0 for auto"
+        notices.append(Notice(component.name, "budget_beyond_device", text, do))
+    total_bytes = _total_bytes(settings, device)
     free_bytes = device.free_bytes if device is not None and total_bytes is not None else None
     asked_resident = explicit_text(settings, Setting.PLACEMENT) == "resident"
     if asked_resident and free_bytes is not None and component.bytes > free_bytes:
         asked = _asked(component, settings, Setting.PLACEMENT)
         size, free = format_bytes(component.bytes), format_bytes(free_bytes)
-        lines.append(f"{asked} needs {size}, {free} are free: the app will have to make room")
+        text = f"{asked} needs {size}, {free} are free: the app will have to make room"
+        notices.append(Notice(component.name, "resident_beyond_free", text))
     for name in _UNUSED.get(placement, ()):
         # Graph-wide and app-wide values are meant for whichever component they suit: no line for those.
         if settings.source(name) in ("node", "options"):
             asked = _asked(component, settings, name)
-            lines.append(f"{asked} has no effect: the component is {placement}")
-    return lines
+            text = f"{asked} has no effect: the component is {placement}"
+            notices.append(Notice(component.name, NO_EFFECT, text))
+    return notices
 
 
 def _asked(component: Component, settings: ComponentSettings, name: str) -> str:

@@ -47,11 +47,11 @@ def make_plan(request: PlanRequest) -> Plan:
 def _with_tables(request: PlanRequest, tables: Sequence[TableSpec]) -> Plan:
     """The best plan with these tables on the device, and no others."""
     draft = _Draft(request, tables)
+    draft.require_budget()
     if request.placement == "resident":
         return draft.all_resident("everything stays on the device, as asked")
     if not draft.movable:
         return draft.all_resident("nothing to stream: every layer has to stay on the device")
-    draft.require_budget()
     fits = request.budget_bytes is not None and draft.total_bytes <= request.budget_bytes
     if fits and request.keep_residents is not False:
         return draft.all_resident(_why_all_fits(request))
@@ -59,6 +59,16 @@ def _with_tables(request: PlanRequest, tables: Sequence[TableSpec]) -> Plan:
     if chosen is None:  # only the alignment of the ring is in the way
         return draft.all_resident("everything fits the budget; a ring beside it would not")
     return draft.plan(chosen, why)
+
+
+def check_budget(request: PlanRequest) -> None:
+    """Raises the BudgetError that `make_plan` would raise, without planning: arithmetic on sizes only."""
+    _Draft(request, ()).require_budget()
+
+
+def smallest_budget_for(request: PlanRequest) -> int:
+    """The least device bytes of a plan of this request: of its placement, and with the ring that it asks for."""
+    return _Draft(request, ()).smallest_bytes
 
 
 def smallest_budget(inventory: Inventory, alignment: int = 512) -> int:
@@ -124,19 +134,35 @@ class _Draft:
         """Device bytes that no choice changes."""
         return self.loose_bytes + sum(self.reserved[index] for index in self.keep)
 
+    @property
+    def streams(self) -> bool:
+        """Whether some layers may leave the device."""
+        return self.request.placement != "resident" and bool(self.movable)
+
+    @property
+    def least_ring_bytes(self) -> int:
+        """The ring that was asked for, or one for the largest layer that may be streamed."""
+        largest = max((self.sizes[index] for index in self.movable), default=0)
+        return self.request.ring_bytes or align_up(largest, self.request.alignment)
+
+    @property
+    def smallest_bytes(self) -> int:
+        """The least device bytes of any plan of the request."""
+        if not self.streams:
+            return self.total_bytes
+        return min(self.total_bytes, self.fixed_bytes + self.inventory.reserved(self.least_ring_bytes))
+
     def require_budget(self) -> None:
-        """Raise BudgetError unless the fixed bytes and a ring fit the budget."""
-        request, asked = self.request, self.request.budget_bytes
-        if asked is None:
+        """Raise BudgetError unless what has to be on the device fits the budget."""
+        asked, smallest = self.request.budget_bytes, self.smallest_bytes
+        if asked is None or asked >= smallest:
             return
+        if not self.streams:
+            raise self._does_not_fit_whole(asked)
         largest = max(self.movable, key=lambda index: self.sizes[index])
-        ring = request.ring_bytes or align_up(self.sizes[largest], request.alignment)
-        smallest = min(self.total_bytes, self.fixed_bytes + self.inventory.reserved(ring))
-        if asked >= smallest:
-            return
         ring_words = (
-            f"the ring of {request.ring_bytes} bytes that was asked for"
-            if request.ring_bytes
+            f"the ring of {self.request.ring_bytes} bytes that was asked for"
+            if self.request.ring_bytes
             else f"a ring for the largest layer, {self.inventory.layers[largest].name} ({self.sizes[largest]} bytes)"
         )
         raise BudgetError(
@@ -146,16 +172,20 @@ class _Draft:
             smallest_bytes=smallest,
         )
 
+    def _does_not_fit_whole(self, asked_bytes: int) -> BudgetError:
+        total = self.total_bytes
+        return BudgetError(
+            f"{self.inventory.component} was asked to fit on the device whole in {asked_bytes} bytes; it has {total} "
+            f"bytes; give at least {gb_at_least(total)}, or let its layers be streamed",
+            asked_bytes=asked_bytes,
+            smallest_bytes=total,
+        )
+
     def all_resident(self, why: str) -> Plan:
-        """Every layer stays; no ring."""
-        total, asked = self.total_bytes, self.request.budget_bytes
-        if asked is not None and total > asked:
-            raise BudgetError(
-                f"{self.inventory.component} was asked to fit on the device whole in {asked} bytes; it has {total} "
-                f"bytes; give at least {gb_at_least(total)}, or let its layers be streamed",
-                asked_bytes=asked,
-                smallest_bytes=total,
-            )
+        """Every layer stays; no ring. Raises BudgetError if they do not fit."""
+        asked = self.request.budget_bytes
+        if asked is not None and self.total_bytes > asked:
+            raise self._does_not_fit_whole(asked)
         everything = frozenset(self.movable)
         candidate = Candidate(everything, sum(self.reserved[index] for index in everything), 0, {}, 0, ())
         return self.plan(candidate, (why,))

@@ -21,6 +21,7 @@ from typing import Final
 
 from .errors import SettingsError, shown
 from .groups import DIT, IMAGE_ENCODER, TEXT_ENCODER, VAE, group_of, numbered_base, sort_key
+from .notices import Notice
 from .plan_text import format_bytes
 
 __all__ = ["MODES", "Choice", "Component", "Decision", "Device", "Placed", "check_mode", "decide", "headroom_bytes"]
@@ -109,10 +110,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A choice for every component (what somebody placed keeps that placement), and a line for each fallback."""
+    """A choice for every component (what somebody placed keeps that placement), and a notice for each fallback."""
 
     choices: Mapping[str, Choice]
-    warnings: tuple[str, ...]
+    notices: tuple[Notice, ...]
 
 
 def check_mode(mode: object) -> str:
@@ -136,7 +137,7 @@ def decide(mode: str, device: Device, host_bytes: int | None, placed: Iterable[P
     work = _Work(check_mode(mode), device, host_bytes, tuple(sorted(placed, key=lambda one: sort_key(one.name))))
     work.place()
     work.share_budgets()
-    return Decision(work.choices, tuple(work.warnings))
+    return Decision(work.choices, tuple(work.notices))
 
 
 class _Work:
@@ -148,7 +149,7 @@ class _Work:
         self.host_bytes = host_bytes
         self.placed = placed
         self.choices: dict[str, Choice] = {}
-        self.warnings: list[str] = []
+        self.notices: list[Notice] = []
         self.headroom_bytes = headroom_bytes(mode, device)
         self.usable_bytes = max(0, (device.free_bytes or 0) - self.headroom_bytes)
 
@@ -186,9 +187,10 @@ class _Work:
             return Choice("whole", "not among the components selected for streaming; leaves the device after use")
         if self.device.free_bytes is None:
             unknown = "the device's free memory is not known"
-            line = f"{unknown}, so nothing is kept resident on the policy's own word"
-            if line not in self.warnings:
-                self.warnings.append(line)
+            text = f"{unknown}, so nothing is kept resident on the policy's own word"
+            notice = Notice("", "free_memory_unknown", text)
+            if notice not in self.notices:
+                self.notices.append(notice)
             if one.may_stream:
                 return self._stream(one, f"{unknown}: streaming needs the least")
             return Choice("whole", f"{unknown}; not among the components selected for streaming")
@@ -199,7 +201,7 @@ class _Work:
         if one.component.streamable:
             return Choice("layerwise", reason)
         why = one.component.why_not or "its layers cannot be streamed"
-        self._warn(one, f"would be streamed ({reason}), but {why}; left to the app")
+        self._note(one, "cannot_be_streamed", f"would be streamed ({reason}), but {why}; left to the app")
         return Choice("whole", f"cannot be streamed ({why}); left to the app")
 
     def _balance(self, undecided: list[Placed]) -> None:
@@ -218,8 +220,8 @@ class _Work:
                 self.choices[one.name] = Choice("resident", reason)
         need_bytes = self._need_bytes(least=True)
         if need_bytes > self.usable_bytes:
-            line = f"even so not everything fits: {self._sum(need_bytes)}; the app will have to make room"
-            self.warnings.append(line)
+            text = f"even so not everything fits: {self._sum(need_bytes)}; the app will have to make room"
+            self.notices.append(Notice("", "not_everything_fits", text))
 
     def _give_way(self, one: Placed, need_bytes: int) -> None:
         size = format_bytes(one.component.bytes)
@@ -230,7 +232,8 @@ class _Work:
             choice = Choice("whole", f"{reason}; not among the components selected for streaming")
         self.choices[one.name] = choice
         if self.mode == "speed":
-            self._warn(one, f"speed mode would keep it resident, but {reason}; {choice.placement} instead")
+            text = f"speed mode would keep it resident, but {reason}; {choice.placement} instead"
+            self._note(one, "speed_gives_way", text)
 
     def share_budgets(self) -> None:
         """What residents and headroom leave goes to the streamed diffusion models: they walk their layers N times."""
@@ -245,7 +248,8 @@ class _Work:
             if one.budget_bytes is not None or not one.component.bytes:
                 continue
             if left_bytes < max(1, one.streaming_bytes):
-                self._warn(one, f"only {format_bytes(max(0, left_bytes))} are left for it: a ring and nothing more")
+                text = f"only {format_bytes(max(0, left_bytes))} are left for it: a ring and nothing more"
+                self._note(one, "ring_only", text)
                 continue
             reason = (
                 f"what {format_bytes(self.device.free_bytes)} free leave beside {format_bytes(residents_bytes)} of "
@@ -283,8 +287,8 @@ class _Work:
             f"{format_bytes(self.headroom_bytes)} of headroom"
         )
 
-    def _warn(self, one: Placed, line: str) -> None:
-        self.warnings.append(f"{one.name}: {line}")
+    def _note(self, one: Placed, code: str, text: str) -> None:
+        self.notices.append(Notice(one.name, code, f"{one.name}: {text}"))
 
 
 def _runs_inside_dit(one: Placed) -> bool:

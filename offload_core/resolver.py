@@ -2,7 +2,7 @@
 
 Wishes of the node, the options, the graph and the app's settings come first, in that order; then the selection of
 components to stream; what is still open is filled in by the policy. What was asked is never changed: a wish that cannot
-be honoured is an error, and where the policy has to fall back it says so in ``warnings``.
+be honoured is an error, and where the policy has to fall back it says so in ``notices``.
 
 Knows nothing about JSON, layers, torch or ComfyUI. Pure: equal requests give equal resolutions, whatever the order of
 components and wishes.
@@ -17,10 +17,11 @@ from typing import Any, Final
 from .errors import SettingsError, shown
 from .feasibility import check_component, explicit_bytes, explicit_text, remarks
 from .groups import ALL, DEFAULT, match, normalise_name, select, sort_key
+from .notices import Notice, lines
 from .policy import Choice, Component, Device, Placed, check_mode, decide
 from .settings import EXPLICIT_SOURCES, SOURCE_WORDS, UNSET, ComponentSettings, Setting, Source, Value, validate
 
-__all__ = ["MAX_COMPONENTS", "Request", "Resolution", "Wish", "resolve", "settings_for"]
+__all__ = ["MAX_COMPONENTS", "Request", "Resolution", "Wish", "filled", "resolve", "settings_for"]
 
 MAX_COMPONENTS: Final = 256
 _SELECTED: Final = "named in the selection of components to stream"
@@ -58,7 +59,12 @@ class Resolution:
     """Settings with a value, a source and a reason for all eight settings of each component; and what fell back."""
 
     components: Mapping[str, ComponentSettings]
-    warnings: tuple[str, ...]
+    notices: tuple[Notice, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The sentences of the notices."""
+        return lines(self.notices)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -76,7 +82,7 @@ def resolve(request: Request) -> Resolution:
     """
     check_mode(request.mode)
     names = _names(request.components)
-    warnings = _absent(request, names)
+    notices = _absent(request, names)
     chosen = select(request.selection, names)
     said = {name: _said(name, request, names, chosen) for name in names}
     device = request.device or Device("unknown")
@@ -85,11 +91,11 @@ def resolve(request: Request) -> Resolution:
     components = {}
     for component in sorted(request.components, key=lambda one: sort_key(one.name)):
         name = component.name
-        settings = _filled(said[name], decision.choices[name], request.device)
+        settings = filled(said[name], decision.choices[name], request.device)
         check_component(component, settings, request.device, request.host_available_bytes)
         components[name] = settings
-        warnings.extend(_notes(component, settings, device))
-    return Resolution(components, (*warnings, *decision.warnings))
+        notices.extend(_notes(component, settings, device))
+    return Resolution(components, (*notices, *decision.notices))
 
 
 def settings_for(name: str, wishes: Iterable[Wish], names: Sequence[str] = ()) -> ComponentSettings:
@@ -156,12 +162,12 @@ def _names(components: Sequence[Component]) -> tuple[str, ...]:
     return names
 
 
-def _absent(request: Request, names: Sequence[str]) -> list[str]:
-    """Refuses wishes for components that are not there; standing ones of the app's settings only get a line."""
+def _absent(request: Request, names: Sequence[str]) -> list[Notice]:
+    """Refuses wishes for components that are not there; standing ones of the app's settings only get a notice."""
     spoken = [(said.source, name) for name, settings in request.settings.items() for said in settings]
     spoken = [(source, name) for source, name in spoken if source in EXPLICIT_SOURCES]
     spoken += [(wish.source, _checked(wish)[0]) for wish in request.wishes if _checked(wish)[1] is not None]
-    lines = []
+    notices = []
     for source, selector in sorted(set(spoken)):
         if _targets(selector, names):
             continue
@@ -171,8 +177,9 @@ def _absent(request: Request, names: Sequence[str]) -> list[str]:
                 f"asked something of {shown(selector)} ({SOURCE_WORDS[source]}); found no such component among: "
                 f"{known}; do name one of those or a group of them"
             )
-        lines.append(f"{selector}: {SOURCE_WORDS[source]} speak of it, but it is not in this graph")
-    return lines
+        text = f"{selector}: {SOURCE_WORDS[source]} speak of it, but it is not in this graph"
+        notices.append(Notice(selector, "absent", text))
+    return notices
 
 
 def _said(name: str, request: Request, names: Sequence[str], chosen: frozenset[str] | None) -> ComponentSettings:
@@ -194,7 +201,7 @@ def _placed(component: Component, settings: ComponentSettings, may_stream: bool)
     )
 
 
-def _filled(settings: ComponentSettings, choice: Choice, device: Device | None) -> ComponentSettings:
+def filled(settings: ComponentSettings, choice: Choice, device: Device | None) -> ComponentSettings:
     """The settings with the policy's word on everything nobody set; on the rest the policy stays silent."""
     streamed = choice.placement == "layerwise"
     idle = f"nothing to decide: the component is {choice.placement}"
@@ -210,7 +217,7 @@ def _filled(settings: ComponentSettings, choice: Choice, device: Device | None) 
         ),
         Setting.HOST_TIER: (None, "decided for each layer: pinned, then pageable, then mapped" if streamed else idle),
         Setting.PIN_BUDGET_BYTES: (None, "what the machine can spare, shared by all components" if streamed else idle),
-        Setting.PRECISION: (None, "the file's own precision"),
+        Setting.PRECISION: (None, "ComfyUI's own choice for this model and device"),
         Setting.LORA_MODE: (None, "decided when a LoRA is applied"),
         Setting.DEVICE: _device(choice, device),
     }
@@ -226,12 +233,13 @@ def _device(choice: Choice, device: Device | None) -> tuple[Value, str]:
     return (None, "the app decides") if device is None else (device.kind, "the app's own device")
 
 
-def _notes(component: Component, settings: ComponentSettings, device: Device) -> list[str]:
-    """Lines about explicit wishes that hold, but that a person may want to know more about."""
-    lines = remarks(component, settings, device)
+def _notes(component: Component, settings: ComponentSettings, device: Device) -> list[Notice]:
+    """Notices of explicit wishes that hold, but that a person may want to know more about."""
+    notices = remarks(component, settings, device)
     placement = settings.value(Setting.PLACEMENT)
     said = settings.said(Setting.PLACEMENT)
     if any(one.source == Source.SELECTION for one in said[1:]):
         stronger = f"{SOURCE_WORDS[said[0].source]} set {placement}, which is stronger"
-        lines.append(f"{component.name}: the selection names it for streaming, but {stronger}")
-    return lines
+        text = f"{component.name}: the selection names it for streaming, but {stronger}"
+        notices.append(Notice(component.name, "stronger_than_selection", text))
+    return notices

@@ -35,14 +35,14 @@ def test_auto_keeps_everything_resident_on_a_card_where_everything_fits() -> Non
     # The case where a static table offloads a model on an 80 GB card although all of it fits.
     decision = decided(FLUX, card(80, 78))
     assert placements(decision) == everything("resident", FLUX)
-    assert decision.warnings == ()
+    assert decision.notices == ()
     assert "12.00 GB fit beside the rest: 22.22 GB needed, 78.00 GB free" in decision.choices["dit"].reason
 
 
 def test_auto_streams_the_largest_encoder_first() -> None:
     decision = decided(FLUX, card(24, 23))
     assert placements(decision) == {**everything("resident", FLUX), "text_encoder": "layerwise"}
-    assert decision.warnings == ()
+    assert decision.notices == ()
     assert decision.choices["text_encoder"].reason == (
         "its 9.80 GB do not fit beside the rest: 22.22 GB needed, 23.00 GB free less 2.40 GB of headroom"
     )
@@ -70,7 +70,7 @@ def test_two_experts_that_take_turns_each_get_the_room_of_both() -> None:
     decision = decided({"dit": 14 * GB, "dit_2": 14 * GB}, card(24, 23))
     assert placements(decision) == {"dit": "layerwise", "dit_2": "layerwise"}
     assert {choice.budget_bytes for choice in decision.choices.values()} == {14 * GB}
-    assert decision.warnings == ()
+    assert decision.notices == ()
 
 
 def test_saying_what_auto_chose_changes_nothing_for_the_others() -> None:
@@ -124,19 +124,20 @@ def test_manual_touches_nothing() -> None:
     for device in (card(80), card(8), Device("cuda")):
         decision = decided(FLUX, device, "manual")
         assert placements(decision) == everything("whole", FLUX)
-        assert decision.warnings == ()
+        assert decision.notices == ()
         assert all("manual mode" in choice.reason for choice in decision.choices.values())
 
 
 def test_speed_keeps_less_headroom_and_says_what_it_could_not_keep() -> None:
     sizes = {"dit": 12 * GB, "text_encoder": 9 * GB}
     assert placements(decided(sizes, card(23), "auto"))["text_encoder"] == "layerwise"
-    assert decided(sizes, card(23), "speed").warnings == ()
+    assert decided(sizes, card(23), "speed").notices == ()
     assert placements(decided(sizes, card(23), "speed")) == everything("resident", sizes)
     short = decided(sizes, card(16), "speed")
     assert placements(short) == {"dit": "resident", "text_encoder": "layerwise"}
-    (line,) = short.warnings
-    assert line.startswith("text_encoder: speed mode would keep it resident, but its 9.00 GB do not fit")
+    (notice,) = short.notices
+    assert (notice.component, notice.code) == ("text_encoder", "speed_gives_way")
+    assert notice.text.startswith("text_encoder: speed mode would keep it resident, but its 9.00 GB do not fit")
 
 
 def test_placements_that_are_set_are_counted_and_never_changed() -> None:
@@ -189,8 +190,8 @@ def test_auto_skips_unsupported_and_leaves_them_to_the_app() -> None:
     for mode in ("auto", "memory", "speed"):
         decision = decided({"dit": 30 * GB, "text_encoder": 9 * GB}, card(24), mode, text_encoder=stuck)
         assert placements(decision) == {"dit": "layerwise", "text_encoder": "whole"}
-        assert any("no repeated blocks" in line and "left to the app" in line for line in decision.warnings)
-    assert decided({"text_encoder": 9 * GB}, card(24), text_encoder=stuck).warnings == (), "it fits: nothing to say"
+        assert any("no repeated blocks" in one.text and "left to the app" in one.text for one in decision.notices)
+    assert decided({"text_encoder": 9 * GB}, card(24), text_encoder=stuck).notices == (), "it fits: nothing to say"
 
 
 def test_unselected_components_are_not_streamed_by_the_policy() -> None:
@@ -206,15 +207,15 @@ def test_unselected_components_are_not_streamed_by_the_policy() -> None:
 def test_unknown_free_memory_streams_and_says_so_once() -> None:
     decision = decided(FLUX, Device("cuda", 24 * GB, None))
     assert placements(decision) == everything("layerwise", FLUX)
-    assert len(decision.warnings) == 1 and "not known" in decision.warnings[0]
+    assert len(decision.notices) == 1 and "not known" in decision.notices[0].text
 
 
 def test_no_room_at_all_falls_back_and_says_so() -> None:
     decision = decided({"dit": 40 * GB, "text_encoder": 9 * GB}, card(24, 0))
     assert placements(decision) == {"dit": "layerwise", "text_encoder": "layerwise"}
     assert decision.choices["dit"].budget_bytes is None
-    assert any("not everything fits" in line for line in decision.warnings)
-    assert any(line.startswith("dit: only 0 B are left") for line in decision.warnings)
+    assert any("not everything fits" in one.text for one in decision.notices)
+    assert any(one.text.startswith("dit: only 0 B are left") for one in decision.notices)
 
 
 def test_on_the_cpu_there_is_nothing_to_decide_unless_memory_is_short() -> None:

@@ -85,7 +85,10 @@ def test_a_budget_for_what_cannot_be_streamed() -> None:
 def test_a_budget_larger_than_the_device_is_said() -> None:
     resolution = resolve(request({"dit": 40 * GB}, wishes=(wish("dit", 30 * GB, setting="budget_bytes"),)))
     assert resolution.components["dit"].value("budget_bytes") == 30 * GB
-    assert any("more than the device has: 24.00 GB" in line for line in resolution.warnings)
+    (notice,) = (one for one in resolution.notices if one.code == "budget_beyond_device")
+    assert "clamped to its 24.00 GB" in notice.text and notice.component == "dit"
+    assert notice.do.startswith("set a budget")
+    assert notice.text in resolution.warnings
 
 
 @pytest.mark.parametrize(("device", "message"), [("cuda:1", "1 device(s) of kind cuda"), ("xpu", "kind cuda")])

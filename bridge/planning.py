@@ -1,0 +1,123 @@
+"""One road from what was asked of a component to the request that its plan is made of.
+
+A load, the plan before a run and the report before a load all go this way. They differ in the situation: a component
+that is loaded has measured it, for one that is not it is guessed. So what is shown is what would be planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import comfy.model_management as mm
+import torch
+
+from ..offload_core import policy
+from ..offload_core.feasibility import NO_EFFECT
+from ..offload_core.inventory import Inventory
+from ..offload_core.notices import Notice, concerning
+from ..offload_core.plan import Plan
+from ..offload_core.planner import PlanRequest, check_budget, smallest_budget_for
+from ..offload_core.resolver import filled
+from ..offload_core.settings import ComponentSettings, Setting, Source
+from .asked import Asked
+from .kinds import Kind
+from .memory import DeviceAllowance, device_allowance
+from .placing import Neighbour, resolve_now, within_policy
+
+MEASURED_FROM_PASSES = 2
+"""Components of more passes a use are planned again by measured times. One that runs once or twice a prompt keeps what
+free memory it has: its next use is another prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a component finds where it is to be loaded.
+
+    offered_bytes  device bytes that the app would let its weights have; 1e18 and more: as many as they want
+    held_bytes     device bytes that it holds already
+    neighbours     the other components that are alive
+    crowded_bytes  what it can have on this shape, where the device ran out of memory with more; None: it did not
+    """
+
+    device: torch.device
+    offered_bytes: float
+    held_bytes: int = 0
+    neighbours: Sequence[Neighbour] = ()
+    crowded_bytes: int | None = None
+
+    @classmethod
+    def guessed(cls, device: torch.device, held_bytes: int, neighbours: Sequence[Neighbour]) -> Situation:
+        """What a load would find now: of what is free, or held by components of ours, the app keeps some to compute."""
+        ours = held_bytes + sum(neighbour.held_bytes for neighbour in neighbours)
+        free = int(mm.get_free_memory(device)) + ours - int(mm.minimum_inference_memory())
+        return cls(device, max(0, free), held_bytes, neighbours)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What comes of it: every setting with its source and reason, what to plan, and what there is to say.
+
+    `request` lacks the limits of host memory (`memory.host_limits`), which depend on who is planned first.
+    """
+
+    settings: ComponentSettings
+    request: PlanRequest
+    notices: tuple[Notice, ...]
+
+    def as_planned(self, plan: Plan | None) -> Decision:
+        """The same, with the placement that `plan` has: the policy's `resident` is a wish; the app's room decides."""
+        settings = self.settings
+        chosen = (settings.source(Setting.PLACEMENT), settings.value(Setting.PLACEMENT))
+        if plan is None or not plan.streamed or chosen != (Source.POLICY, "resident"):
+            return self
+        reason = (
+            f"{settings.reason(Setting.PLACEMENT)}; ComfyUI has room for {len(plan.residents)} of its "
+            f"{len(plan.layers)} layers, the others are streamed"
+        )
+        device = policy.Device(torch.device(self.request.device).type)
+        streamed = filled(settings.without(Source.POLICY), policy.Choice("layerwise", reason), device)
+        notices = tuple(notice for notice in self.notices if notice.code != NO_EFFECT)
+        return replace(self, settings=streamed, notices=notices)
+
+
+def decide(asked: Asked, kind: Kind, inventory: Inventory, situation: Situation) -> Decision:
+    """What `asked` comes to for a component of this kind and size, in this situation.
+
+    Raises SettingsError or BudgetError for an explicit wish that cannot be honoured.
+    """
+    device = situation.device
+    allowance = device_allowance(asked.settings, device, situation.offered_bytes)
+    explicit = asked.settings.is_explicitly_set(Setting.BUDGET_BYTES)
+    request = _request(asked, kind, inventory, device, allowance)
+    if explicit:
+        check_budget(request)  # before the resolution: this error names the smallest budget that works
+    resolution = resolve_now(asked, inventory.total_bytes, device, situation.held_bytes, situation.neighbours)
+    settings = resolution.components[asked.component]
+    notices = concerning(resolution.notices, asked.component)
+    if explicit:
+        return Decision(settings, request, notices)
+    room = 0 if kind.asks_for_ring else max((other.room_bytes for other in situation.neighbours), default=0)
+    allowance = within_policy(asked, settings, inventory, allowance, room, situation.crowded_bytes)
+    request = _request(asked, kind, inventory, device, allowance)
+    needed = smallest_budget_for(request)
+    if request.budget_bytes is not None and request.budget_bytes < needed:
+        text = f"{allowance.reason}, less than the {needed / 1e9:.2f} GB that it needs, which it takes"
+        notices = (*notices, Notice(asked.component, "less_than_needed", text))
+        request = replace(request, budget_bytes=needed)
+    return Decision(settings, request, notices)
+
+
+def _request(
+    asked: Asked, kind: Kind, inventory: Inventory, device: torch.device, allowance: DeviceAllowance
+) -> PlanRequest:
+    ring = asked.value(Setting.RING_BYTES)
+    return PlanRequest(
+        inventory=inventory,
+        device=str(device),
+        budget_bytes=inventory.total_bytes if allowance.budget_bytes is None else allowance.budget_bytes,
+        ring_bytes=ring if isinstance(ring, int) else None,
+        passes=kind.passes,
+        placement="resident" if asked.value(Setting.PLACEMENT) == "resident" else "layerwise",
+        hold_spare=kind.passes <= MEASURED_FROM_PASSES,  # not measured, and may be many
+    )
