@@ -61,6 +61,16 @@ def test_a_model_that_the_policy_would_keep_and_the_app_has_no_room_for_is_shown
         assert not any("no effect" in line for line in report["warnings"]), "the ring has one"
 
 
+def test_a_budget_that_was_not_set_is_enough_for_the_ring_that_was(sim, weights_mb):
+    """The ring is smaller than some layers, which then stay: more than the app offers."""
+    weights_mb(ROOM_MIB)
+    for report in before_and_after(sim, flux(placement="auto", budget_gb=0, ring_gb=0.01)):
+        assert report["plan"]["ring_bytes"] == 10_000_000
+        (line,) = report["warnings"]
+        needed = report["budget_bytes"]
+        assert f"less than the {needed / 1e9:.2f} GB that it needs" in line
+
+
 def test_what_the_policy_keeps_is_shown_as_resident(sim):
     """The test above could fail."""
     for report in before_and_after(sim, flux(placement="auto", budget_gb=0)):

@@ -18,7 +18,14 @@ from offload_core.evaluate import Evaluator, Problem
 from offload_core.inventory import Inventory, LayerSpec, TableSpec
 from offload_core.plan import Plan
 from offload_core.plan_text import format_bytes
-from offload_core.planner import PlanRequest, make_plan, smallest_budget, usual_budget
+from offload_core.planner import (
+    PlanRequest,
+    check_budget,
+    make_plan,
+    smallest_budget,
+    smallest_budget_for,
+    usual_budget,
+)
 from offload_core.reserved import SEGMENT_BYTES
 from offload_core.ring_size import usual_ring
 from offload_core.search import EQUAL, WORK_VISITS, Search
@@ -324,6 +331,26 @@ def test_every_plan_is_sound(inv: Inventory, data: st.DataObject) -> None:
     assert plan.predicted.pass_ns >= plan.predicted.bound_ns
     assert Plan.from_json(plan.to_json()) == plan
     assert plan.to_text()
+
+
+@settings(max_examples=150, deadline=None)
+@given(inventories(), st.sampled_from(["layerwise", "resident"]), st.data())
+def test_the_smallest_budget_of_a_request_works_and_a_byte_less_does_not(inv, placement, data) -> None:
+    """With a ring that was asked for, which may be smaller than layers or larger than all of them."""
+    ring = data.draw(st.one_of(st.none(), st.integers(1, max(1, inv.total_bytes * 2))))
+    request = PlanRequest(inv, "cuda:0", None, ring, passes=5, placement=placement)
+    smallest = smallest_budget_for(request)
+    fits = dataclasses.replace(request, budget_bytes=smallest)
+    check_budget(fits)
+    plan = make_plan(fits)
+    assert plan.device_bytes <= smallest and check_plan(plan, inv, smallest) == []
+    if smallest > 0:
+        refused = []
+        for judge in (check_budget, make_plan):
+            with pytest.raises(BudgetError) as caught:
+                judge(dataclasses.replace(request, budget_bytes=smallest - 1))
+            refused.append((str(caught.value), caught.value.asked_bytes, caught.value.smallest_bytes))
+        assert refused[0] == refused[1] and refused[0][1:] == (smallest - 1, smallest)
 
 
 @settings(max_examples=60, deadline=None)
