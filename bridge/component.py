@@ -154,9 +154,9 @@ class Component:
         when_full(self._controller, self._make_room, no_code_of_others)
         self._controller.plan_for_tables_by(self._with_table)
         no_ring_while_gradients_are_recorded(self._controller)  # the app's nodes infer in inference mode
-        self._mover = ForeignMove(model, self)
+        self._mover = ForeignMove(model, self.unload)
         if self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
-            self._watch = ShapeWatch(model, self)
+            self._watch = ShapeWatch(model, self._runs_on)
             self._watch.install()
 
     def detach(self) -> None:
@@ -310,6 +310,10 @@ class Component:
     def _crowded_bytes(self) -> int | None:
         """What it can have on this shape, where the device ran out of memory with more; None: it did not."""
         return self._crowded[1] if self._crowded is not None and self._crowded[0] == self.shape else None
+
+    def _runs_on(self, shape: tuple[int, ...]) -> None:
+        """The shape that the next passes will run on."""
+        self.shape = shape
 
     def ran_full(self, nbytes: int, needs_room: bool = False) -> None:
         """In the middle of a pass: on this shape it can have `nbytes`. needs_room: and idle components have to go."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,10 +16,8 @@ from ..offload_core.demote import demoted
 from ..offload_core.errors import BudgetError, OffloadError
 from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
+from ..offload_core.runtime import OffloadController
 from .compat import apps_graph_is_active
-
-if TYPE_CHECKING:
-    from .component import Component
 
 ASKED_FIRST_BYTES = 4096
 """The app asks for room where most is missing on the device, first. What we give costs no copy back, so each of our
@@ -30,11 +28,31 @@ _CODE_OF_OTHERS = ("patches", "patches_replace", "optimized_attention_override")
 """Entries of `transformer_options` through which other nodes' code runs inside a layer."""
 
 
+class HoldsMemory(Protocol):
+    """What has to be known of a component, and done to it, for memory to be given back."""
+
+    device: torch.device
+    source: str
+
+    @property
+    def controller(self) -> OffloadController: ...
+    @property
+    def request(self) -> PlanRequest | None: ...
+    @property
+    def loaded(self) -> bool: ...
+    def freeable_bytes(self) -> int: ...
+    def put_into_effect(self, plan: Plan, request: PlanRequest) -> None: ...
+    def planned(self, plan: Plan, request: PlanRequest) -> None: ...
+    def leave_device(self) -> None: ...
+    def ran_full(self, nbytes: int, needs_room: bool = False) -> None: ...
+    def warn(self, text: str, do: str = "") -> None: ...
+
+
 def asked_first_bytes(passes: int) -> int:
     return ASKED_FIRST_BYTES // max(1, passes)
 
 
-def give_back(component: Component, nbytes: int) -> int:
+def give_back(component: HoldsMemory, nbytes: int) -> int:
     """Free at least `nbytes`, if the component holds them and may part with some only. Returns the bytes freed.
 
     In the middle of a pass of its own it gives nothing. What it gives counts until the app offers room again.
@@ -69,7 +87,7 @@ class FullInTheAppsGraph(OffloadError, torch.OutOfMemoryError):
 
 
 def _full_in_the_apps_graph(
-    component: Component, plan: Plan, layer: str, others: Iterable[Component]
+    component: HoldsMemory, plan: Plan, layer: str, others: Iterable[HoldsMemory]
 ) -> FullInTheAppsGraph:
     """What ends a run in which the app's memory graph has failed for want of memory.
 
@@ -97,17 +115,19 @@ def _full_in_the_apps_graph(
     )
 
 
-def leave_to(component: Component, others: Iterable[Component]) -> None:
+def leave_to(component: HoldsMemory, others: Iterable[HoldsMemory]) -> None:
     """Idle components leave the device, because `component` ran out of memory on this shape."""
     for other in _idle(component, others):
         other.leave_device()
 
 
-def _idle(component: Component, others: Iterable[Component]) -> list[Component]:
+def _idle(component: HoldsMemory, others: Iterable[HoldsMemory]) -> list[HoldsMemory]:
     return [one for one in others if one.loaded and one.device == component.device and not one.controller.in_pass()]
 
 
-def make_room(component: Component, plan: Plan, layer: str, too_late: bool, others: Iterable[Component]) -> Plan | None:
+def make_room(
+    component: HoldsMemory, plan: Plan, layer: str, too_late: bool, others: Iterable[HoldsMemory]
+) -> Plan | None:
     """The device is full in the middle of our own pass: idle components go, and this one keeps the least it needs.
 
     None if there is nothing to give. What is given up here stays given up while it runs on the same shape. Inside the

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
@@ -15,13 +13,10 @@ from ..offload_core import host_budget
 from ..offload_core.errors import SettingsError
 from ..offload_core.host_budget import HostBudget
 from ..offload_core.inventory import Inventory
+from ..offload_core.runtime import OffloadController
 from ..offload_core.settings import ComponentSettings, Setting, Unset
 from . import compat
 from .device import streams_to, takes_host_memory, total_bytes
-
-if TYPE_CHECKING:
-    from ..offload_core.runtime import OffloadController
-    from .component import Component
 
 UNLIMITED_BYTES = 10**18
 """The app says "load it all" with 1e32; anything near that is no figure."""
@@ -55,27 +50,6 @@ def host_available_bytes() -> int:
     """Host memory that this process may still take: the machine's, or what its container leaves of it."""
     available = host_budget.available_bytes()
     return int(psutil.virtual_memory().available) if available is None else available
-
-
-def keeps_versions(component: Component) -> Callable[[int], bool]:
-    """Tells whether so many bytes more of host memory for a patched layer of a component are reasonable now.
-
-    Where its budget is one of host memory, versions are within it, beside ring and residents.
-    """
-    reference = weakref.ref(component)
-
-    def may_keep(nbytes: int) -> bool:
-        if nbytes > host_budget.host_budget(host_available_bytes()).copies_bytes:
-            return False
-        one = reference()
-        if one is None or not one.attached or not takes_host_memory(one.device) or one.request is None:
-            return True
-        plan, budget = one.controller.plan, one.request.budget_bytes
-        if plan is None or budget is None:
-            return True
-        return plan.device_bytes + one.controller.versions.held_bytes + nbytes <= budget
-
-    return may_keep
 
 
 def host_allowance(settings: ComponentSettings, held_bytes: int = 0, pinned_bytes: int = 0) -> HostBudget:

@@ -178,10 +178,10 @@ def tell_resolved(component: Component) -> None:
 
 def tell_left_to_the_app(component: Component, asked: Asked, device_bytes: int) -> None:
     """A component has been loaded by the app in its own way."""
-    reason = left_to_the_app(asked) or IN_MEMORY
+    chosen = left_to_the_app(asked)
     said = asked.settings
     explicit = said.is_explicitly_set(Setting.PLACEMENT)
-    if reason is IN_MEMORY and (explicit or said.is_explicitly_set(Setting.BUDGET_BYTES)):
+    if not chosen and (explicit or said.is_explicitly_set(Setting.BUDGET_BYTES)):
         component.warn(f"{component.name}: asked to stream it; found it {IN_MEMORY}")
     placement = said.value(Setting.PLACEMENT)
     _send(
@@ -191,8 +191,8 @@ def tell_left_to_the_app(component: Component, asked: Asked, device_bytes: int) 
             "component": component.name,
             "model": component.source,
             "placement": placement if placement in ("whole", "cpu") else "whole",
-            "source": said.source(Setting.PLACEMENT) if explicit and left_to_the_app(asked) else "policy",
-            "reason": reason,
+            "source": said.source(Setting.PLACEMENT) if explicit and chosen else "policy",
+            "reason": chosen or IN_MEMORY,
             "budget_bytes": None,
             "device_bytes": device_bytes,
             "warnings": list(component.warnings),

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ..offload_core.runtime.interpose import Interposed
-
-if TYPE_CHECKING:
-    from .component import Component
 
 
 class ForeignMove(Interposed):
     """Before anybody else moves the whole module, the device is given back and the module made an ordinary one.
 
     The app's own patchers over the same module (a MODEL that went into our Apply node and also elsewhere) do that.
+    `unload` takes the module off the device.
     """
 
-    __slots__ = ("component",)
+    __slots__ = ("unload",)
 
-    def __init__(self, model: torch.nn.Module, component: Component) -> None:
+    def __init__(self, model: torch.nn.Module, unload: Callable[[], None]) -> None:
         super().__init__(model, "to")
-        self.component = component
+        self.unload = unload
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self.call
-        self.component.unload()
+        self.unload()
         return call(*args, **kwargs)
 
 
 class ShapeWatch(Interposed):
-    """Remembers the shape for which the app estimates memory, right before it loads the model for a run."""
+    """Tells `seen` the shape for which the app estimates memory, right before it loads the model for a run."""
 
-    __slots__ = ("component",)
+    __slots__ = ("seen",)
 
-    def __init__(self, model: torch.nn.Module, component: Component) -> None:
+    def __init__(self, model: torch.nn.Module, seen: Callable[[tuple[int, ...]], None]) -> None:
         super().__init__(model, "memory_required")
-        self.component = component
+        self.seen = seen
 
     def __call__(self, input_shape: Any, *args: Any, **kwargs: Any) -> Any:
-        self.component.shape = tuple(input_shape)
+        self.seen(tuple(input_shape))
         return self.call(input_shape, *args, **kwargs)

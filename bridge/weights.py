@@ -10,24 +10,25 @@ from __future__ import annotations
 
 import functools
 import types
+import weakref
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import comfy.model_patcher
 import comfy.utils
 import torch
 
 from ..offload_core.errors import OffloadError, SettingsError
+from ..offload_core.host_budget import host_budget
 from ..offload_core.runtime import Change, OffloadController, twin_of
 from ..offload_core.runtime.revision import Versions
 from ..offload_core.runtime.weight_file import dtype_of, slice_of
 from . import compat
+from .component import Component
+from .device import takes_host_memory
 from .foreign import Foreign, is_quantised
-from .memory import host_available_bytes, keeps_versions
+from .memory import host_available_bytes
 from .recording import count_progress
-
-if TYPE_CHECKING:
-    from .component import Component
 
 
 def changes_of(patcher: Any, device: torch.device, shows_progress: bool = False) -> dict[str, Change]:
@@ -112,7 +113,28 @@ def keep_patched(component: Component, lora_mode: object) -> None:
             controller.unload()  # nothing is in flight after that
             versions.forget()
     else:
-        versions.may_hold = _keep_what_fits if lora_mode == "host" else keeps_versions(component)
+        versions.may_hold = _keep_what_fits if lora_mode == "host" else _keeps_what_is_reasonable(component)
+
+
+def _keeps_what_is_reasonable(component: Component) -> Callable[[int], bool]:
+    """Tells whether so many bytes more of host memory for a patched layer of a component are reasonable now.
+
+    Where its budget is one of host memory, versions are within it, beside ring and residents.
+    """
+    reference = weakref.ref(component)
+
+    def may_keep(nbytes: int) -> bool:
+        if nbytes > host_budget(host_available_bytes()).copies_bytes:
+            return False
+        one = reference()
+        if one is None or not one.attached or not takes_host_memory(one.device) or one.request is None:
+            return True
+        plan, budget = one.controller.plan, one.request.budget_bytes
+        if plan is None or budget is None:
+            return True
+        return plan.device_bytes + one.controller.versions.held_bytes + nbytes <= budget
+
+    return may_keep
 
 
 def _keep_none(nbytes: int) -> bool:
