@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.devkit.long_functions import long_functions
 from tests.support.devkit.versions import APP_RELEASES, DEFAULT_APP, NEWEST_FRONTEND, OLDEST_APP
 
 ROOT = Path(__file__).parents[2]
@@ -107,10 +108,7 @@ def test_no_function_is_a_place_to_get_lost_in():
     """60 lines at most below the docstring; a node's schema is a table. A file has one idea, and no limit of lines."""
     for layer in ALLOWED:
         for path in files(layer):
-            for part in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) and part.name != "define_schema":
-                    start = part.body[0].end_lineno if ast.get_docstring(part) else part.body[0].lineno
-                    assert part.end_lineno - start <= 60, f"{path}: {part.name}"
+            assert list(long_functions(path.read_text(encoding="utf-8"))) == [], path
 
 
 def test_public_modules_say_what_they_do():

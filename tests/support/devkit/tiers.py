@@ -69,6 +69,8 @@ def lint() -> Outcome:
     commands = {
         "ruff check": ("-m", "ruff", "check", "."),
         "ruff format": ("-m", "ruff", "format", "--check", "."),
+        "long functions": ("-m", "tests.support.devkit.long_functions"),
+        "writes to attributes of other objects": ("-m", "tests.support.devkit.foreign_writes"),
         "mypy": ("-m", "mypy"),
     }
     broken = []
