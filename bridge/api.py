@@ -3,7 +3,7 @@
 from ..offload_core.errors import OffloadError, SettingsError
 from ..offload_core.load_order import load_order
 from ..offload_core.policy import MODES
-from ..offload_core.settings import LORA_MODES
+from ..offload_core.settings import LORA_MODES, ComponentSettings
 from .asked import OPTIONS_GROUPS, Asked, Word, options_word, settings_from
 from .file_kinds import kind_of_vae, payloads
 from .graph import check_options
@@ -32,6 +32,7 @@ __all__ = [
     "VAE_PRECISIONS",
     "WEIGHT_DTYPES",
     "Asked",
+    "ComponentSettings",
     "OffloadError",
     "SettingsError",
     "Surroundings",

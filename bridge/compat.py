@@ -254,17 +254,20 @@ def server() -> Any | None:
 def fill_in_weight() -> Callable[[Any, str], None] | None:
     """The app's way to give a weight its value that no file brought; None where the app builds weights with values
     (before 0.24)."""
-    return find("comfy.ops.disable_weight_init._zero_init_parameter")
+    found: Callable[[Any, str], None] | None = find("comfy.ops.disable_weight_init._zero_init_parameter")
+    return found
 
 
 def detect_text_encoder() -> Callable[[Any], Any] | None:
     """The app's detection of text encoders by names and shapes; None where it is not to be had: others judge then."""
-    return find("comfy.sd.detect_te_model")
+    found: Callable[[Any], Any] | None = find("comfy.sd.detect_te_model")
+    return found
 
 
 def patched_shape() -> Callable[[Any, Any, str], Any] | None:
     """The app's word on the shape that patches give a weight; None where it has none: the patching tells then."""
-    return find("comfy.lora.calculate_shape")
+    found: Callable[[Any, Any, str], Any] | None = find("comfy.lora.calculate_shape")
+    return found
 
 
 def saves_lazily() -> bool:

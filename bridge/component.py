@@ -328,7 +328,7 @@ class Component:
 
     def leave_device(self) -> None:
         """Off the device by our own choice; the app finds it gone. Patched weights stay as they are."""
-        model = self.controller.root
+        model: Any = self.controller.root  # the app notes on it what is loaded
         self.unload()
         self._planned_for = None
         model.model_loaded_weight_memory = 0

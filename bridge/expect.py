@@ -175,7 +175,7 @@ def _listed(wanted: Wanted, name: str) -> list[str]:
 
 def _tensors(wanted: Wanted, paths: list[str]) -> list[TensorInfo]:
     """The component's tensors in all its files, whose names are kept apart. Raises OffloadError for a broken file."""
-    found = []
+    found: list[TensorInfo] = []
     for number, path in enumerate(paths):
         try:
             status = Path(path).stat()

@@ -6,12 +6,13 @@ picture, and to load large files first. A file that looks like nothing known is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..offload_core.errors import OffloadError
 from ..offload_core.file_kinds import kinds_by_names
 from ..offload_core.model_files import ModelFile, read_models
+from ..offload_core.safetensors_header import TensorInfo
 from . import compat
 
 
@@ -24,7 +25,7 @@ def kinds_of(files: Iterable[ModelFile]) -> set[str]:
     return kinds
 
 
-def _app_knows_encoder(tensors: dict) -> bool:
+def _app_knows_encoder(tensors: Mapping[str, TensorInfo]) -> bool:
     """The app's own detection, which looks at names and shapes only; not there in every version."""
     detect = compat.detect_text_encoder()
     try:
@@ -71,6 +72,6 @@ _WORDS = {
 }
 
 
-def payloads(files: dict[str, Sequence[str]]) -> dict[str, int]:
+def payloads(files: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Payload bytes by component name, from the headers; 0 where one cannot be read."""
     return {name: sum(file.bytes for file in read(paths)) for name, paths in files.items()}

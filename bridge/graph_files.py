@@ -135,6 +135,7 @@ def _made(prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, 
     near = Surroundings.of(
         SimpleNamespace(prompt=prompt, unique_id=node_id), _options(prompt, node), inputs.get("graph_options", "")
     )
+    files: tuple[str, ...]
     before, folder, files = None, "", ()
     if node["class_type"] == APPLY:
         before, folder, files = (None, "", ()) if steps > MAX_STEPS else _behind(prompt, node_id, kind, made, steps)

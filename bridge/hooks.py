@@ -39,7 +39,7 @@ def changes_with(patcher: Any, hooks: Any, device: torch.device) -> dict[str, Ch
         changes[key] = Change(
             key=("hooked", under and under.key, weights.identity(patches)),
             compute=functools.partial(_hooked, patcher.model, key, own, patches, device),
-            shape=under and under.shape,
+            shape=None if under is None else under.shape,
         )
     return changes
 

@@ -119,9 +119,8 @@ class HostMemory:
     @staticmethod
     def short_bytes() -> int:
         """How much is missing to what should be left for everybody else, the app's own reserve included."""
-        reserve = max(
-            min(RESERVE_BYTES, psutil.virtual_memory().total // RESERVE_SHARE), compat.app_ram_reserve_bytes()
-        )
+        total: int = psutil.virtual_memory().total
+        reserve = max(min(RESERVE_BYTES, total // RESERVE_SHARE), compat.app_ram_reserve_bytes())
         return reserve - host_available_bytes()
 
     def look(self, controller: OffloadController) -> bool:

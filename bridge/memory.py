@@ -83,7 +83,7 @@ def host_limits(
     host = host_allowance(settings, *held)
     if takes_host_memory(device):
         host = HostBudget(0, 0, f"{device} computes in host memory, where a copy would be a second one")
-    limits = {"pin_budget_bytes": host.pins_bytes, "copies_budget_bytes": host.copies_bytes}
+    limits: dict[str, Any] = {"pin_budget_bytes": host.pins_bytes, "copies_budget_bytes": host.copies_bytes}
     tier = settings.value(Setting.HOST_TIER)
     if isinstance(tier, str):
         in_no_file = [layer.name for layer in inventory.layers if not layer.in_file]

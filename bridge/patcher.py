@@ -14,7 +14,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_patcher
 import comfy.utils
@@ -37,8 +37,10 @@ from .placing import left_to_the_app
 
 _this_load = threading.local()
 
-REPLACED = ("is_dynamic", "load", "loaded_size", "model_size", "partially_load", "partially_unload", "patch_hooks")
-REPLACED += ("unpatch_hooks", "unpatch_model")
+REPLACED = (
+    *("is_dynamic", "load", "loaded_size", "model_size", "partially_load", "partially_unload"),
+    *("patch_hooks", "unpatch_hooks", "unpatch_model"),
+)
 """The methods in whose place ours runs while layers are streamed; in all others the app's own does the work."""
 
 
@@ -93,9 +95,9 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         """The same object, of the class that it had in another pack: what is left to the app goes that pack's way."""
         self.component.patchers.discard(self)
         for name in ("component", "asked", "foreign"):
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
         self.__class__ = foreign.kind  # type: ignore[assignment]
-        vars(self).update(foreign.own)
+        self.__dict__.update(foreign.own)
         return self
 
     @property
@@ -105,7 +107,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         return there_is_a_way and not left_to_the_app(self.asked)
 
     def clone(self, *args: Any, **kwargs: Any) -> LayerwiseModelPatcher:
-        clone = super().clone(*args, **kwargs)
+        clone: LayerwiseModelPatcher = super().clone(*args, **kwargs)
         clone.asked, clone.foreign = self.asked, self.foreign
         clone.size = self.size  # the app has filled in what we hold now, which is not the size of the model
         return clone
@@ -130,7 +132,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         And a few that are not there, by which the app knows whom to ask for room first (see `giving_back`).
         """
         if not self.streams:
-            return super().model_size(*args, **kwargs)
+            apps: int = super().model_size(*args, **kwargs)
+            return apps
         component = self.component
         if not component.loaded:
             return component.wanted_bytes(self.model, self.asked, self.load_device)
@@ -223,7 +226,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         **kwargs: Any,
     ) -> int:
         if not self.streams:
-            return super().partially_load(device_to, extra_memory, force_patch_weights, *args, **kwargs)
+            apps: int = super().partially_load(device_to, extra_memory, force_patch_weights, *args, **kwargs)
+            return apps
         with self.use_ejected(skip_and_inject_on_exit_only=True):
             before, held = self.loaded_size(), self.component.device_bytes()
             super().unpatch_model(None, unpatch_weights=False)  # another clone's objects, not its weights
@@ -244,7 +248,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         **kwargs: Any,
     ) -> int:
         if not self.streams or not self.component.loaded:
-            return super().partially_unload(device_to, memory_to_free, force_patch_weights, *args, **kwargs)
+            apps: int = super().partially_unload(device_to, memory_to_free, force_patch_weights, *args, **kwargs)
+            return apps
         freed = self.component.give_back(self.asked, int(memory_to_free))
         self.model.model_loaded_weight_memory = self.loaded_size()
         return freed
@@ -356,7 +361,7 @@ def become_ours(patcher: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatc
     patcher.__class__ = LayerwiseModelPatcher
     patcher.foreign = foreign
     patcher.join_component()
-    return patcher
+    return cast(LayerwiseModelPatcher, patcher)
 
 
 def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,5 +1,7 @@
 """The loader of a whole pipeline in one node."""
 
+from typing import Any
+
 import folder_paths
 from comfy_api.v0_0_2 import io
 
@@ -7,6 +9,8 @@ from ..bridge.api import (
     CLIP_TYPES,
     VAE_PRECISIONS,
     WEIGHT_DTYPES,
+    ComponentSettings,
+    Word,
     kind_of_vae,
     load_clip,
     load_clip_vision,
@@ -130,10 +134,10 @@ class LayerwiseOffloadLoader(io.ComfyNode):
         clip_vision_name: str = NONE,
         weight_dtype: str = "default",
         vae_precision: str = "auto",
-        options=None,
+        options: Word | None = None,
         graph_options: str = "",
         lora_mode: str = "auto",
-        **widgets,
+        **widgets: Any,
     ) -> io.NodeOutput:
         near = surroundings(cls, options, graph_options)
         files = {
@@ -174,7 +178,7 @@ _WIDGETS = {"dit": "dit", "text_encoder": "clip", "vae": "vae", "image_encoder":
 _TAKE_LORAS = ("dit", "clip")
 
 
-def _settings(name: str, key: str, widgets: dict, precision: str, lora_mode: str):
+def _settings(name: str, key: str, widgets: dict[str, Any], precision: str, lora_mode: str) -> ComponentSettings:
     """What the widgets say about one component."""
     placement, budget = widgets.get(f"{key}_placement", "auto"), widgets.get(f"{key}_budget_gb", 0.0)
     lora_mode = lora_mode if key in _TAKE_LORAS else "auto"

@@ -1,8 +1,10 @@
 """Apply nodes: stand behind any loader and take over what it loaded."""
 
+from typing import Any
+
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import settings_from, wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
+from ..bridge.api import Word, settings_from, wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
 from .widgets import (
     HIDDEN,
     graph_options_input,
@@ -57,18 +59,18 @@ class LayerwiseOffloadApply(io.ComfyNode):
     def execute(
         cls,
         placement: str,
-        model=None,
+        model: Any = None,
         budget_gb: float = 0.0,
         ring_gb: float = 0.0,
-        clip=None,
-        vae=None,
-        clip_vision=None,
-        control_net=None,
+        clip: Any = None,
+        vae: Any = None,
+        clip_vision: Any = None,
+        control_net: Any = None,
         clip_placement: str = "auto",
         vae_placement: str = "auto",
         clip_vision_placement: str = "auto",
         control_net_placement: str = "auto",
-        options=None,
+        options: Word | None = None,
         graph_options: str = "",
         lora_mode: str = "auto",
     ) -> io.NodeOutput:

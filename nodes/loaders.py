@@ -7,6 +7,7 @@ from ..bridge.api import (
     CLIP_TYPES,
     VAE_PRECISIONS,
     WEIGHT_DTYPES,
+    Word,
     kind_of_vae,
     load_checkpoint,
     load_clip,
@@ -74,7 +75,7 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
         placement: str,
         budget_gb: float = 0.0,
         ring_gb: float = 0.0,
-        options=None,
+        options: Word | None = None,
         graph_options: str = "",
         lora_mode: str = "auto",
     ) -> io.NodeOutput:
@@ -138,7 +139,7 @@ class LayerwiseOffloadCLIPLoader(io.ComfyNode):
         clip_name2: str = NONE,
         clip_name3: str = NONE,
         clip_name4: str = NONE,
-        options=None,
+        options: Word | None = None,
         graph_options: str = "",
         lora_mode: str = "auto",
     ) -> io.NodeOutput:
@@ -186,7 +187,7 @@ class LayerwiseOffloadVAELoader(io.ComfyNode):
         placement: str,
         budget_gb: float = 0.0,
         ring_gb: float = 0.0,
-        options=None,
+        options: Word | None = None,
         graph_options: str = "",
     ) -> io.NodeOutput:
         near = surroundings(cls, options, graph_options)
@@ -227,7 +228,7 @@ class LayerwiseOffloadCLIPVisionLoader(io.ComfyNode):
         placement: str,
         budget_gb: float = 0.0,
         ring_gb: float = 0.0,
-        options=None,
+        options: Word | None = None,
         graph_options: str = "",
     ) -> io.NodeOutput:
         near = surroundings(cls, options, graph_options)
@@ -270,7 +271,7 @@ class LayerwiseOffloadControlNetLoader(io.ComfyNode):
         placement: str,
         budget_gb: float = 0.0,
         ring_gb: float = 0.0,
-        options=None,
+        options: Word | None = None,
         graph_options: str = "",
     ) -> io.NodeOutput:
         near = surroundings(cls, options, graph_options)
@@ -322,7 +323,7 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
         ring_gb: float = 0.0,
         clip_placement: str = "auto",
         vae_placement: str = "auto",
-        options=None,
+        options: Word | None = None,
         graph_options: str = "",
         lora_mode: str = "auto",
     ) -> io.NodeOutput:

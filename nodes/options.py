@@ -1,5 +1,7 @@
 """The options node: settings for many components in one place, weaker than the widgets of the nodes themselves."""
 
+from typing import Any
+
 from comfy_api.v0_0_2 import io
 
 from ..bridge.api import OPTIONS_GROUPS, check_options, options_word
@@ -57,7 +59,7 @@ class LayerwiseOffloadOptions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, mode: str = "auto", selection: str = "", **widgets) -> io.NodeOutput:
+    def execute(cls, mode: str = "auto", selection: str = "", **widgets: Any) -> io.NodeOutput:
         options = options_word(widgets, mode, selection)
         check_options(options, cls.hidden.prompt, cls.hidden.unique_id)
         return io.NodeOutput(options)

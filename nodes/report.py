@@ -1,5 +1,7 @@
 """The report node: what was planned, on whose word, and what it cost."""
 
+from typing import Any
+
 from comfy_api.v0_0_2 import io, ui
 
 from ..bridge.api import live_document, report_image, report_json, report_text
@@ -38,11 +40,11 @@ class LayerwiseOffloadReport(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **kwargs) -> float:
+    def fingerprint_inputs(cls, **kwargs: Any) -> float:
         return float("nan")  # what it reports changes with every run, its inputs need not
 
     @classmethod
-    def execute(cls, value) -> io.NodeOutput:
+    def execute(cls, value: Any) -> io.NodeOutput:
         document = live_document()
         text = report_text(document)
         image = report_image(document)

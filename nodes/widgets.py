@@ -1,5 +1,7 @@
 """The widgets that several nodes share, and what they say as settings. A widget on auto (or 0) says nothing."""
 
+from typing import Any
+
 from comfy_api.v0_0_2 import io
 
 from ..bridge.api import LORA_MODES, MODES, Asked, Surroundings, Word, settings_from
@@ -56,7 +58,7 @@ HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
 """What a node needs to know its place in the graph."""
 
 
-def placement_input(component: str, what: str, name: str = "placement", cpu: bool = False, **kwargs) -> io.Input:
+def placement_input(component: str, what: str, name: str = "placement", cpu: bool = False, **kwargs: Any) -> io.Input:
     """The placement widget of one component."""
     tooltip = _PLACEMENT_TOOLTIP.format(what=what, auto=_AUTO.get(component, _AUTO_OTHERS), layerwise=_LAYERWISE)
     return io.Combo.Input(
@@ -82,7 +84,7 @@ def gb_input(name: str, tooltip: str = _BUDGET_TOOLTIP, advanced: bool | None = 
     )
 
 
-def placement_inputs(component: str = "dit", what: str = "model", cpu: bool = False, **kwargs) -> list[io.Input]:
+def placement_inputs(component: str = "dit", what: str = "model", cpu: bool = False, **kwargs: Any) -> list[io.Input]:
     """Placement, budget and ring of the one component of a node."""
     return [
         placement_input(component, what, cpu=cpu, **kwargs),
