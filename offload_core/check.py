@@ -1,15 +1,13 @@
 """Is this plan sound? Verifies a plan without trusting, or sharing code with, whoever made it.
 
 Re-derives everything from the plan alone: that each layer has exactly one place inside the ring or stays, that the
-sums are the sums, that the budget is kept, that every visit finds its layer, and that whenever two layers can be alive
-at once in the same ring bytes there is an order between them. Brute force where brute force is clearest. Takes nonsense
-without raising: a wrong type is a finding too.
+sums are the sums, that the budget is kept, that every visit finds its layer, and what a pass copies. Brute force where
+brute force is clearest. Takes nonsense without raising: a wrong type is a finding too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from .inventory import Inventory
 from .plan import Plan, PlannedLayer
@@ -54,12 +52,12 @@ def _findings(
     malformed = list(_form(plan))
     yield from malformed
     if malformed:
-        return  # sums and lifetimes of values of the wrong type mean nothing
+        return  # sums and places of values of the wrong type mean nothing
     yield from _places(plan, alignment)
     yield from _sums(plan, budget_bytes)
     if inventory is not None:
         yield from _against_inventory(plan, inventory)
-    yield from _lifetimes(plan)
+    yield from _copies(plan)
 
 
 # ---- form: types and ranges
@@ -181,57 +179,28 @@ def _against_inventory(plan: Plan, inventory: Inventory) -> Iterator[str]:
             yield f"{planned.name} may not be streamed ({spec.keep}) and is {planned.placement}"
 
 
-# ---- lifetimes
+# ---- copies
 
 
-@dataclass(slots=True)
-class _Life:
-    """One stay of a layer in the ring: copied for visit `copied_at`, last read at visit `last_read`."""
+def _copies(plan: Plan) -> Iterator[str]:
+    """Replay two passes by the engine's rules and count what the second one copies: there the ring wraps around.
 
-    layer: int
-    copied_at: int
-    last_read: int
-    after: int  # the copy waits until this visit has been computed; -1: it waits for none
-
-
-def _lifetimes(plan: Plan) -> Iterator[str]:
-    """Replay two passes by the engine's rules and test every pair of stays that share bytes for an order.
-
-    The second pass is where the ring wraps around. Two stays are ordered when the later copy waits for a visit that is
-    not before the earlier stay's last read.
+    Places may share bytes in any way: a copy waits for the last visit of every layer whose bytes it overwrites, so
+    there is an order between any two stays in the same bytes, whatever the plan. They only cost copies.
     """
     places = [_span(layer) for layer in plan.layers]
     if any(span is None for span, layer in zip(places, plan.layers) if layer.placement == "streamed"):
         return  # reported already
     overlaps = _overlap_table(places)
-    last_visit: dict[int, int] = {}
-    current: dict[int, _Life] = {}  # the layers whose bytes are whole in the ring
-    latest: dict[int, _Life] = {}  # each layer's last stay; the ones before it ended earlier
+    present: set[int] = set()  # the layers whose bytes are whole in the ring
     copied = 0
     for visit, layer in enumerate((*plan.visits, *plan.visits)):
-        if plan.layers[layer].placement == "streamed":
-            if layer in current:
-                current[layer].last_read = visit
-            else:
-                after = max((last_visit.get(other, -1) for other in overlaps[layer]), default=-1)
-                life = _Life(layer, visit, visit, after)
-                yield from _unordered(plan, life, overlaps[layer], latest)
-                for other in overlaps[layer]:
-                    current.pop(other, None)
-                current[layer] = life
-                latest[layer] = life
-                copied += plan.layers[layer].bytes if visit >= len(plan.visits) else 0
-            last_visit[layer] = visit
+        if plan.layers[layer].placement == "streamed" and layer not in present:
+            present.difference_update(overlaps[layer])
+            present.add(layer)
+            copied += plan.layers[layer].bytes if visit >= len(plan.visits) else 0
     if copied != plan.predicted.bytes_per_pass:
         yield f"predicted.bytes_per_pass is {plan.predicted.bytes_per_pass}, a pass copies {copied}"
-
-
-def _unordered(plan: Plan, life: _Life, overlaps: list[int], latest: dict[int, _Life]) -> Iterator[str]:
-    for other in overlaps:
-        earlier = latest.get(other)
-        if earlier is not None and earlier.last_read > life.after:
-            names = f"{plan.layers[life.layer].name} and {plan.layers[other].name}"
-            yield f"{names} share ring bytes and nothing orders visit {life.copied_at} after {earlier.last_read}"
 
 
 def _span(layer: PlannedLayer) -> tuple[int, int] | None:
