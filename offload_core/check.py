@@ -7,14 +7,25 @@ brute force is clearest. Takes nonsense without raising: a wrong type is a findi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 
 from .inventory import Inventory
 from .plan import Plan, PlannedLayer
 
-__all__ = ["check_plan"]
+__all__ = ["check_places", "check_plan"]
 
 _MAX_FINDINGS = 100
+
+
+def check_places(plan: Plan, inventory: Inventory | None = None, alignment: int | None = None) -> list[str]:
+    """What an engine could not obey in a plan: its form, its places and its sums. An empty list if there is nothing.
+
+    What the plan predicts is left out, and so are the orders of visits, which an engine learns from the passes that it
+    sees. With `inventory` also whether the plan is about these layers, tables and loose bytes, and keeps the layers
+    that must stay; with `alignment` whether every offset is a multiple of it. At most 100 findings, as `check_plan`.
+    """
+    return _limited(list(_form(plan)) or _obeyable(plan, inventory, alignment))
 
 
 def check_plan(
@@ -26,38 +37,32 @@ def check_plan(
 ) -> list[str]:
     """What is wrong with a plan; an empty list if nothing is. At most 100 findings, each naming the layer or field.
 
-    With `inventory` also whether the plan is about these layers and keeps those that must stay; with `budget_bytes` and
-    `pin_budget_bytes` whether these are kept; with `alignment` whether every offset is a multiple of it.
+    What `check_places` finds, and more: whether the prediction fits the plan, and with `inventory` whether it is for
+    this component, in its order of visits, and reads from a file only what lies in one. With `budget_bytes` and
+    `pin_budget_bytes` whether these are kept.
     """
-    findings: list[str] = []
-    for finding in (*_findings(plan, inventory, budget_bytes, alignment), *_pins(plan, pin_budget_bytes)):
-        findings.append(finding)
-        if len(findings) >= _MAX_FINDINGS:
-            findings.append("... and more")
-            break
-    return findings
-
-
-def _pins(plan: Plan, pin_budget_bytes: int | None) -> Iterator[str]:
-    if pin_budget_bytes is None or any(not _is_count(layer.bytes) for layer in plan.layers):
-        return
-    pinned = sum(layer.bytes for layer in plan.layers if layer.host_tier == "pinned")
-    if pinned > pin_budget_bytes:
-        yield f"{pinned} bytes are to be page-locked, over the budget of {pin_budget_bytes}"
-
-
-def _findings(
-    plan: Plan, inventory: Inventory | None, budget_bytes: int | None, alignment: int | None
-) -> Iterator[str]:
     malformed = list(_form(plan))
-    yield from malformed
     if malformed:
-        return  # sums and places of values of the wrong type mean nothing
+        return _limited(malformed)  # sums and places of values of the wrong type mean nothing
+    findings = [_obeyable(plan, inventory, alignment), _budgets(plan, budget_bytes, pin_budget_bytes)]
+    if inventory is not None:
+        findings.append(_made_for(plan, inventory))
+    return _limited(chain(*findings, _prediction(plan)))
+
+
+def _limited(findings: Iterable[str]) -> list[str]:
+    found = list(islice(findings, _MAX_FINDINGS + 1))
+    return found if len(found) <= _MAX_FINDINGS else [*found[:_MAX_FINDINGS], "... and more"]
+
+
+def _obeyable(plan: Plan, inventory: Inventory | None, alignment: int | None) -> Iterator[str]:
+    """The findings of `check_places` in a plan of good form."""
     yield from _places(plan, alignment)
-    yield from _sums(plan, budget_bytes)
+    resident = sum(_taken(plan, layer.bytes) for layer in plan.layers if layer.placement == "resident")
+    if plan.resident_bytes != resident:
+        yield f"resident_bytes is {plan.resident_bytes}, the residents take {resident}"
     if inventory is not None:
         yield from _against_inventory(plan, inventory)
-    yield from _copies(plan)
 
 
 # ---- form: types and ranges
@@ -99,7 +104,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-# ---- places and sums
+# ---- places
 
 
 def _places(plan: Plan, alignment: int | None) -> Iterator[str]:
@@ -122,26 +127,15 @@ def _places(plan: Plan, alignment: int | None) -> Iterator[str]:
             yield f"{layer.name} has the offset {layer.offset}, not a multiple of {alignment}"
 
 
-def _sums(plan: Plan, budget_bytes: int | None) -> Iterator[str]:
-    resident = sum(_taken(plan, layer.bytes) for layer in plan.layers if layer.placement == "resident")
-    if plan.resident_bytes != resident:
-        yield f"resident_bytes is {plan.resident_bytes}, the residents take {resident}"
-    device = _taken(plan, plan.ring_bytes) + plan.resident_bytes + plan.loose_bytes
-    if budget_bytes is not None and device > budget_bytes:
-        yield f"ring, residents and loose bytes are {device} bytes, over the budget of {budget_bytes}"
-    predicted = plan.predicted
-    if predicted.pass_ns < predicted.bound_ns:
-        yield f"predicted.pass_ns {predicted.pass_ns} is below predicted.bound_ns {predicted.bound_ns}"
-    if predicted.stall_ns > predicted.pass_ns:
-        yield f"predicted.stall_ns {predicted.stall_ns} is more than predicted.pass_ns {predicted.pass_ns}"
-
-
 def _taken(plan: Plan, nbytes: int) -> int:
     """Bytes of the device that an allocation takes: up to 1 MiB its own, above that whole segments."""
     if nbytes <= 1_048_576:
         return nbytes
     left_over = nbytes % plan.segment_bytes
     return nbytes + (plan.segment_bytes - left_over if left_over else 0)
+
+
+# ---- against the inventory
 
 
 def _outside_layers(plan: Plan, inventory: Inventory) -> Iterator[str]:
@@ -157,14 +151,10 @@ def _outside_layers(plan: Plan, inventory: Inventory) -> Iterator[str]:
 
 
 def _against_inventory(plan: Plan, inventory: Inventory) -> Iterator[str]:
-    if plan.component != inventory.component:
-        yield f"the plan is for {plan.component}, the inventory for {inventory.component}"
     if plan.segment_bytes != inventory.segment_bytes:
         yield f"segment_bytes is {plan.segment_bytes}, the inventory has {inventory.segment_bytes}"
     else:
         yield from _outside_layers(plan, inventory)
-    if plan.visits != inventory.visits:
-        yield "the visits are not the inventory's"
     if len(plan.layers) != len(inventory.layers):
         yield f"the plan has {len(plan.layers)} layers, the inventory {len(inventory.layers)}"
         return
@@ -173,13 +163,40 @@ def _against_inventory(plan: Plan, inventory: Inventory) -> Iterator[str]:
             yield f"layer {index} is {planned.name} in the plan and {spec.name} in the inventory"
         if planned.bytes != spec.bytes:
             yield f"{planned.name} has {planned.bytes} bytes in the plan and {spec.bytes} in the inventory"
-        if planned.host_tier == "mapped" and not spec.in_file:
-            yield f"{planned.name} is to be read from a file and lies in none"
         if spec.keep is not None and planned.placement != "resident":
             yield f"{planned.name} may not be streamed ({spec.keep}) and is {planned.placement}"
 
 
-# ---- copies
+def _made_for(plan: Plan, inventory: Inventory) -> Iterator[str]:
+    """What an engine does not depend on: it learns orders of visits, and keeps in memory what lies in no file."""
+    if plan.component != inventory.component:
+        yield f"the plan is for {plan.component}, the inventory for {inventory.component}"
+    if plan.visits != inventory.visits:
+        yield "the visits are not the inventory's"
+    for planned, spec in zip(plan.layers, inventory.layers):
+        if planned.host_tier == "mapped" and not spec.in_file:
+            yield f"{planned.name} is to be read from a file and lies in none"
+
+
+# ---- budgets and prediction
+
+
+def _budgets(plan: Plan, budget_bytes: int | None, pin_budget_bytes: int | None) -> Iterator[str]:
+    device = _taken(plan, plan.ring_bytes) + plan.resident_bytes + plan.loose_bytes
+    if budget_bytes is not None and device > budget_bytes:
+        yield f"ring, residents and loose bytes are {device} bytes, over the budget of {budget_bytes}"
+    pinned = sum(layer.bytes for layer in plan.layers if layer.host_tier == "pinned")
+    if pin_budget_bytes is not None and pinned > pin_budget_bytes:
+        yield f"{pinned} bytes are to be page-locked, over the budget of {pin_budget_bytes}"
+
+
+def _prediction(plan: Plan) -> Iterator[str]:
+    predicted = plan.predicted
+    if predicted.pass_ns < predicted.bound_ns:
+        yield f"predicted.pass_ns {predicted.pass_ns} is below predicted.bound_ns {predicted.bound_ns}"
+    if predicted.stall_ns > predicted.pass_ns:
+        yield f"predicted.stall_ns {predicted.stall_ns} is more than predicted.pass_ns {predicted.pass_ns}"
+    yield from _copies(plan)
 
 
 def _copies(plan: Plan) -> Iterator[str]:

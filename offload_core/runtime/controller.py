@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..check import check_places
 from ..errors import PlanError
 from ..inventory import Inventory
 from ..plan import HostTier, Plan
@@ -37,6 +38,7 @@ from .host_parameter import nothing_to_do
 from .host_placement import TierMoves, with_files
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
 from .layer import Layer, build_layers
+from .layout import TENSOR_ALIGNMENT
 from .loose import LooseTensors
 from .masters import close_holds
 from .prefetcher import Prefetcher
@@ -218,6 +220,10 @@ class OffloadController:
     def change_to(self, plan: Plan) -> None:
         """As `load`, but also in the middle of a pass, as long as none of the layers is in use."""
         self._check(plan)
+        self._obey(plan)
+
+    def _obey(self, plan: Plan) -> None:
+        """Put a plan that was checked into effect; if that fails, none is."""
         self._plan_again(None, None)
         try:
             self._arrange(plan)
@@ -228,15 +234,16 @@ class OffloadController:
     def load(self, plan: Plan) -> None:
         """Put `plan` into effect, from nothing or from another plan; layers that stay where they are do not move.
 
-        Between passes only. Raises PlanError if the plan is not for these layers. If the device runs out of memory
-        on the way, everything is given back and the error passed on. Ends a wish to plan again: it knew other limits.
+        Between passes only. Raises PlanError, before anything moves, if the plan is not for these layers or cannot be
+        obeyed (`check_places`). If the device runs out of memory on the way, everything is given back and the error
+        passed on. Ends a wish to plan again: it knew other limits.
         """
         self._check(plan)
         self._require_no_pass("for a new plan")
         if self.plan is None:
             self._take_hold()
             self._revise_layers()
-        self.change_to(plan)
+        self._obey(plan)
 
     def _arrange(self, plan: Plan) -> None:
         """From whatever is in effect, or what an attempt at another plan has left behind, to `plan`."""
@@ -442,12 +449,20 @@ class OffloadController:
         self.queue.fence()
 
     def _check(self, plan: Plan) -> None:
+        """Raises PlanError for a plan that cannot be obeyed here, whatever made it. Nothing has moved by then."""
         mine = [(layer.name, layer.nbytes) for layer in self.layers]
         theirs = [(layer.name, layer.bytes) for layer in plan.layers]
         if mine != theirs:
             raise PlanError(
                 f"{self.component}: asked for a plan of {len(theirs)} layers; found {len(mine)} layers with other "
                 "names or sizes; make the plan from this component's inventory"
+            )
+        findings = check_places(plan, self.inventory, TENSOR_ALIGNMENT)
+        if findings:
+            more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+            raise PlanError(
+                f"{self.component}: asked to obey a plan; found that {findings[0]}{more}; make the plan from this "
+                "component's inventory, by the planner"
             )
 
     def _free_what_moves(self, plan: Plan) -> None:
@@ -473,7 +488,7 @@ class OffloadController:
         self._streamed, self._offsets = [], []
         for layer, planned in zip(self.layers, plan.layers):
             if not layer.keep_resident:
-                assert planned.offset is not None  # check_plan and the planner see to it
+                assert planned.offset is not None  # `_check` has seen to it
                 self._streamed.append(layer)
                 self._offsets.append(planned.offset)
         link_overlaps(self._streamed, self._offsets)

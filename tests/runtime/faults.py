@@ -1,4 +1,4 @@
-"""Thirty small ways to break the engine; `faults_replan` has more. Each is put in by patching it from outside, never by
+"""Small ways to break the engine; `faults_replan` has more. Each is put in by patching it from outside, never by
 a switch inside.
 
 `Fault.kinds` says how it must be caught: "race" by the vector clocks, whatever the numbers; "value" by an output or
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from offload_core.plan import Plan
 from offload_core.runtime import controller as controller_module
 from offload_core.runtime.controller import OffloadController
 from offload_core.runtime.device_queue import DeviceQueue
@@ -257,6 +258,22 @@ def detached_with_a_copy_in_flight(patch: Patch) -> None:
 @fault("state")
 def a_resident_demoted_while_in_use(patch: Patch) -> None:
     patch.setattr(OffloadController, "_require_no_pass", nothing)
+
+
+@fault("state")
+def a_wrong_plan_is_obeyed(patch: Patch) -> None:
+    patch.setattr(controller_module, "check_places", lambda *plan: [])
+
+
+@fault("state")
+def a_wrong_plan_is_refused_when_layers_have_moved(patch: Patch) -> None:
+    def changed(self: OffloadController, plan: Plan) -> None:
+        if self.loaded:
+            self._free_what_moves(plan)
+        check(self, plan)
+
+    check = OffloadController._check
+    patch.setattr(OffloadController, "_check", changed)
 
 
 # ---------------------------------------------------------------------- the host

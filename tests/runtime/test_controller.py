@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from offload_core.errors import OffloadError, PlanError
 from offload_core.runtime import DeviceQueue, OffloadController, discover
+from offload_core.runtime import controller as controller_module
 from offload_core.runtime.loose import LooseTensors
 from tests.runtime.world import World, a_world, hand_plan
 from tests.support.race_port import RacePort
@@ -24,6 +26,84 @@ def test_a_plan_for_other_layers_is_refused_and_nothing_happens():
         with pytest.raises(PlanError, match="found 2 layers with other names or sizes"):
             one.controller.load(hand_plan(two.controller, 8192))
         assert not one.controller.loaded and world.port.live_bytes == 0
+
+
+def _layer_changed(plan, index, **changes):
+    layers = list(plan.layers)
+    layers[index] = replace(layers[index], **changes)
+    return replace(plan, layers=tuple(layers))
+
+
+WRONG_PLANS = {
+    "a layer over the ring's end": (
+        lambda plan: _layer_changed(plan, 1, offset=plan.ring_bytes - 2048),
+        "blocks.1 ends at byte 10240 of a ring of 8192",
+    ),
+    "a streamed layer without a place": (
+        lambda plan: _layer_changed(plan, 1, offset=None),
+        "blocks.1 is streamed and has no ring offset",
+    ),
+    "an offset that tensors cannot begin at": (
+        lambda plan: _layer_changed(plan, 1, offset=7),
+        "offset 7, not a multiple of 256",
+    ),
+    "a resident with a place in the ring": (
+        lambda plan: _layer_changed(plan, 0, offset=0),
+        "blocks.0 is resident and has the ring offset 0",
+    ),
+    "residents that are not in the sum": (lambda plan: replace(plan, resident_bytes=0), "resident_bytes is 0"),
+    "loose tensors that are not in the sum": (lambda plan: replace(plan, loose_bytes=0), "loose_bytes is 0"),
+    "a table that is not there": (lambda plan: replace(plan, tables=("table",)), "does not have: table"),
+    "segments of another device": (lambda plan: replace(plan, segment_bytes=512), "segment_bytes is 512"),
+    "a visit to no layer": (lambda plan: replace(plan, visits=(0, 1, 2, 4)), "visit 3 is to layer 4"),
+    "a ring that is no number": (lambda plan: replace(plan, ring_bytes=8192.0), "ring_bytes is 8192.0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PLANS)
+@pytest.mark.parametrize("way", ["first load", "load", "change_to", "replan", "table"])
+def test_a_wrong_plan_is_refused_before_anything_moves(name, way):
+    """Whatever made it and whichever way it comes. The plan before it stays in effect, and all that it holds."""
+    change, words = WRONG_PLANS[name]
+    with a_world() as world:
+        one = world.add([4, 4, 4, 4])
+        wrong = change(hand_plan(one.controller, 8192, residents=(0,)))
+        controller, before = one.controller, None
+        if way != "first load":
+            before = one.load(8192, residents=(3,))
+            one.run()
+            one.run()
+        copied, held = world.port.copied_bytes, world.port.live_bytes
+        with pytest.raises(PlanError, match=re.escape(words)) as refusal:
+            if way == "replan":
+                controller.replan_on_second_pass(lambda plan, inventory, link: wrong)
+                one.run()
+                copied = world.port.copied_bytes
+                one.run()
+            elif way == "table":
+                controller.plan_for_tables_by(lambda controller, table: wrong)
+                controller._bring_table("a table")
+            else:
+                getattr(controller, "change_to" if way == "change_to" else "load")(wrong)
+        assert str(refusal.value).startswith("model: asked to obey a plan; found that ")
+        assert controller.plan is before and (world.port.copied_bytes, world.port.live_bytes) == (copied, held)
+        if before is not None:
+            assert all(layer.valid for layer in controller.layers if layer.keep_resident), "a resident was lost"
+            one.run()
+            assert world.port.live_bytes == held == before.device_bytes
+
+
+def test_a_plan_is_looked_at_when_it_comes_into_force_and_never_in_a_pass(monkeypatch):
+    looked = []
+    check = controller_module.check_places
+    monkeypatch.setattr(controller_module, "check_places", lambda *of: looked.append(1) or check(*of))
+    with a_world() as world:
+        one = world.add([4, 4, 4, 4])
+        one.load(8192, residents=(3,))
+        assert len(looked) == 1
+        for _ in range(4):
+            one.run()
+        assert len(looked) == 1
 
 
 @pytest.mark.parametrize("room", [0, 100, 4096, 9000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -216,6 +217,22 @@ def plan_asked_for_inside_a_layer(world: World) -> None:
     one.run()
 
 
+def wrong_plans(world: World) -> None:
+    """Refused, whatever made them; the plan before stays in effect, and what is on the device stays there."""
+    one = world.add((4, 4, 4, 4))
+    plan = one.load(8192, residents=(1,))
+    one.run()
+    new = hand_plan(one.controller, 8192, residents=(2,))
+    outside = (*new.layers[:3], replace(new.layers[3], offset=6144))
+    for wrong in (replace(new, layers=outside), replace(new, resident_bytes=0), replace(new, visits=(0, 4))):
+        copied = world.port.copied_bytes
+        with pytest.raises(PlanError, match="asked to obey a plan"):
+            one.controller.load(wrong)
+        assert one.controller.plan is plan and world.port.live_bytes == plan.device_bytes
+        one.run()
+        assert world.port.copied_bytes - copied <= 4 * 4096, "layers that stayed were copied again"
+
+
 def two_components(world: World) -> None:
     one, two = world.add((4, 4, 4, 4)), world.add((3, 6, 3, 2, 5))
     one.load(12_288)
@@ -299,7 +316,7 @@ def without_an_entry_and_failing(world: World) -> None:
 ZOO: tuple[Callable[[World], None], ...] = (
     in_order, ring_of_one_layer, scattered_places, residents_between, other_orders, repeats, errors, layer_inside_layer,
     weights_change, detached_in_full_flight, detached_before_it_ran, plans_change, plan_asked_for_inside_a_layer,
-    planned_again, planned_again_without_room, second_pass, another_plan_meanwhile, unloaded_between, two_components,
-    component_between_layers, component_inside_a_layer, without_an_entry, without_an_entry_and_failing,
-    *LIVES, *WALKS,
+    wrong_plans, planned_again, planned_again_without_room, second_pass, another_plan_meanwhile, unloaded_between,
+    two_components, component_between_layers, component_inside_a_layer, without_an_entry,
+    without_an_entry_and_failing, *LIVES, *WALKS,
 )  # fmt: skip
