@@ -19,7 +19,7 @@ import torch
 
 from ..offload_core.decisions import gb_at_least
 from ..offload_core.demote import demoted
-from ..offload_core.errors import OffloadError
+from ..offload_core.errors import OffloadError, StateError
 from ..offload_core.inventory import Inventory
 from ..offload_core.layer_walk import MIN_LAYER_BYTES
 from ..offload_core.notices import Notice
@@ -118,7 +118,7 @@ class Component:
     @property
     def controller(self) -> OffloadController:
         if self._controller is None:
-            raise OffloadError(f"{self.name}: asked for its layers; found it not attached; load it first")
+            raise StateError(f"{self.name}: asked for its layers; found it not attached; load it first")
         return self._controller
 
     @property

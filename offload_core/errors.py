@@ -5,7 +5,7 @@ Knows nothing about who shows the message.
 
 from __future__ import annotations
 
-__all__ = ["BudgetError", "OffloadError", "PlanError", "SettingsError"]
+__all__ = ["BudgetError", "OffloadError", "PlanError", "SettingsError", "StateError"]
 
 _SHOWN_CHARS = 80
 
@@ -37,6 +37,11 @@ class PlanError(OffloadError, ValueError):
     def bad_field(cls, field: str, value: object, allowed: str) -> PlanError:
         """The error for one field: names the field, shows the value (shortened) and says what is allowed."""
         return cls(f"{field}: got {shown(value)}; allowed: {allowed}")
+
+
+class StateError(OffloadError):
+    """A call that is right at another time: inside a pass, before a load, after a detach, on a module that others have
+    changed meanwhile."""
 
 
 def shown(value: object) -> str:

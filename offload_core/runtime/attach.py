@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..demote import demoted
-from ..errors import OffloadError
+from ..errors import OffloadError, StateError
 from ..inventory import Inventory
 from ..layer_walk import MIN_LAYER_BYTES
 from ..plan import Plan
@@ -43,9 +43,9 @@ class Attachment:
 
     @property
     def plan(self) -> Plan:
-        """The plan in effect."""
+        """The plan in effect. Raises StateError after `detach`."""
         if self.controller.plan is None:
-            raise OffloadError(f"{self.controller.component}: asked for the plan; found the module detached")
+            raise StateError(f"{self.controller.component}: asked for the plan; found the module detached")
         return self.controller.plan
 
     def detach(self) -> None:
@@ -164,7 +164,7 @@ def _check_module(module: nn.Module, component: str) -> None:
     parameters = list(module.named_parameters())
     for name, parameter in parameters:
         if is_adopted(parameter):
-            raise OffloadError(
+            raise StateError(
                 f"{component}: asked to offload a module; found {name} under layerwise offload already; "
                 "detach the other attachment first"
             )

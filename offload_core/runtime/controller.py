@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from ..check import check_places
-from ..errors import PlanError
+from ..errors import PlanError, StateError
 from ..inventory import Inventory
 from ..plan import HostTier, Plan
 from ..trace import Source, Trace
@@ -213,7 +213,7 @@ class OffloadController:
 
     def _require_no_pass(self, asked: str) -> None:
         if self.in_pass():
-            raise PlanError(f"{self.component}: asked {asked}; found a pass under way; do it between passes")
+            raise StateError(f"{self.component}: asked {asked}; found a pass under way; do it between passes")
 
     # ------------------------------------------------------------------ plan
 
@@ -234,9 +234,9 @@ class OffloadController:
     def load(self, plan: Plan) -> None:
         """Put `plan` into effect, from nothing or from another plan; layers that stay where they are do not move.
 
-        Between passes only. Raises PlanError, before anything moves, if the plan is not for these layers or cannot be
-        obeyed (`check_places`). If the device runs out of memory on the way, everything is given back and the error
-        passed on. Ends a wish to plan again: it knew other limits.
+        Between passes only: else StateError. Raises PlanError, before anything moves, if the plan is not for these
+        layers or cannot be obeyed (`check_places`). If the device runs out of memory on the way, everything is given
+        back and the error passed on. Ends a wish to plan again: it knew other limits.
         """
         self._check(plan)
         self._require_no_pass("for a new plan")
@@ -302,7 +302,7 @@ class OffloadController:
         for layer in self.layers:
             if not layer.take_hold():
                 self._let_go()
-                raise PlanError(
+                raise StateError(
                     f"{self.component}: asked to load; found that a weight of {layer.name} has been replaced by one of "
                     "another shape or type since it was attached; detach and attach the module again"
                 )
@@ -338,7 +338,7 @@ class OffloadController:
         """Change the value of a parameter, of a layer or loose. Copies on the device are fetched again.
 
         `parameter` is what hangs in the module, on the host or on the device. Waits for what is in flight. Raises
-        PlanError inside a pass.
+        StateError inside a pass.
         """
         self._require_no_pass("to change a weight")
         for layer in self.layers:
@@ -373,7 +373,7 @@ class OffloadController:
         """Make masters of what others have hung in place of layers' parameters, or given these for data, since a load.
 
         Between passes. Returns the names of the weights whose new values have no effect: those that are changed on the
-        device (`revise`), whose change is computed of the old ones. Raises PlanError for a value of another shape or
+        device (`revise`), whose change is computed of the old ones. Raises StateError for a value of another shape or
         type than the layer was made for.
         """
         self._require_no_pass("to look at the weights")
@@ -382,7 +382,7 @@ class OffloadController:
             for index, value in layer.replaced():
                 full, master = layer.name_of(index), layer.host_bindings[index][2]
                 if not layer.host.has_form_of(master, value):
-                    raise PlanError(
+                    raise StateError(
                         f"{self.component}: asked to run with another {full}; found a {value.dtype} of shape "
                         f"{tuple(value.shape)} put in its place, where the layer was loaded with a {master.dtype} of "
                         f"{tuple(master.shape)}; free the model's memory and load it again"

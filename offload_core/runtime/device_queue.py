@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from ..errors import OffloadError
+from ..errors import StateError
 from ..reserved import reserved_bytes
 from .device_port import DevicePort
 from .recorder import DeviceClock
@@ -57,13 +57,13 @@ class DeviceQueue:
     def lease(self, lessee: Lessee, nbytes: int) -> None:
         """Reserve the first `nbytes` of the arena for `lessee`, growing or shrinking the arena to what is leased.
 
-        Raises OffloadError if it would have to grow under a component that is running.
+        Raises StateError if it would have to grow under a component that is running.
         """
         others = [other for other in self._leases if other is not lessee]
         needed = max((nbytes, *(self._leases[other] for other in others)))
         running = any(other.is_running() for other in others)
         if running and needed > self.arena_bytes:
-            raise OffloadError(
+            raise StateError(
                 f"asked for a ring of {nbytes} bytes; found another component running in the one of "
                 f"{self.arena_bytes} bytes; load it when that pass has ended"
             )

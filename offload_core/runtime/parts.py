@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import OffloadError
 from .weight_file import dtype_of, keep_what_was_written, take_out_of_file
 
 GGUF_MARKS = ("tensor_type", "tensor_shape", "patches")
 """What ComfyUI-GGUF and its descendants hang on a tensor subclass. Told by these, so that none of them is needed."""
 
 
-class UnmovableTensor(ValueError):
+class UnmovableTensor(OffloadError, ValueError):
     """The tensor cannot be moved as bytes. The text says what it is and why not."""
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from offload_core.budget import DEFAULT_LINK, DeviceBudget, LinkSpeed
 from offload_core.cost_model import compute_times, tokens_for
-from offload_core.errors import BudgetError, OffloadError, PlanError, shown
+from offload_core.errors import BudgetError, OffloadError, PlanError, StateError, shown
 from offload_core.inventory import Inventory, LayerSpec
 from offload_core.plan import Plan
 from offload_core.plan_text import format_bytes, format_ns
@@ -154,6 +154,7 @@ def test_a_budget_larger_than_the_device_is_clamped_and_said() -> None:
 def test_errors_are_one_family_and_values_are_shown_on_one_line() -> None:
     assert issubclass(PlanError, OffloadError) and issubclass(PlanError, ValueError)
     assert issubclass(BudgetError, OffloadError)
+    assert issubclass(StateError, OffloadError) and not issubclass(StateError, PlanError)
     for value in ("a\nb" * 100, list(range(1000)), 10**5000, {"a": 1}, float("nan"), "\ud800", None):
         assert len(shown(value)) <= 80 and "\n" not in shown(value)
 

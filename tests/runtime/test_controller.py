@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from offload_core.errors import OffloadError, PlanError
+from offload_core.errors import PlanError, StateError
 from offload_core.runtime import DeviceQueue, OffloadController, discover
 from offload_core.runtime import controller as controller_module
 from offload_core.runtime.loose import LooseTensors
@@ -141,7 +141,7 @@ def test_the_ring_never_grows_under_a_layer_in_use():
         one.load(8192)
 
         def load():
-            with pytest.raises(OffloadError, match="another component running"):
+            with pytest.raises(StateError, match="another component running"):
                 two.load(16_384)
 
         one.run(inside={1: load})
@@ -239,7 +239,7 @@ def test_a_module_replaced_while_unloaded_is_taken_over_and_another_shape_refuse
         one.controller.unload()
         assert one.model.blocks[1].weight is new
         one.model.blocks[1].weight = nn.Parameter(torch.zeros(2, 2))
-        with pytest.raises(PlanError, match="blocks.1 has been replaced"):
+        with pytest.raises(StateError, match="blocks.1 has been replaced"):
             one.load(8192)
         one.model.blocks[1].weight = new
         one.load(8192)

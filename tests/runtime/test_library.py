@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from offload_core.errors import BudgetError, OffloadError
+from offload_core.errors import BudgetError, OffloadError, StateError
 from offload_core.planner import PlanRequest, make_plan
 from offload_core.runtime import DeviceQueue, attach, port_for
 from tests.runtime.library_kit import (
@@ -243,7 +243,7 @@ def test_two_modules_share_a_queue(device):
 
 def test_attaching_twice_is_refused(device, model):
     with attach(model, device=device, **SMALL):
-        with pytest.raises(OffloadError, match="already"):
+        with pytest.raises(StateError, match="already"):
             attach(model, device=device, **SMALL)
         model(inputs(device))
 
@@ -259,7 +259,7 @@ def test_detach_is_idempotent_and_the_plan_is_gone(device, model):
     attachment = attach(model, device=device, **SMALL)
     attachment.detach()
     attachment.detach()
-    with pytest.raises(OffloadError, match="detached"):
+    with pytest.raises(StateError, match="detached"):
         _ = attachment.plan
     assert model(inputs("cpu")).shape == (4, 16)
 

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from offload_core.errors import PlanError
+from offload_core.errors import StateError
 from offload_core.runtime import Change, attach
 from offload_core.runtime.file_weights import weights_from_file
 from offload_core.runtime.host_parameter import twin_of
@@ -336,7 +336,7 @@ def test_a_weight_of_another_shape_in_a_layers_place_is_an_error(model, x):
     with attach(model, device="cpu", budget_bytes=BUDGET_BYTES) as handle:
         model(x)
         model.blocks[1].first.weight = nn.Parameter(torch.zeros(WIDTH, 2 * WIDTH), requires_grad=False)
-        with pytest.raises(PlanError, match=r"blocks\.1\.first\.weight.*\(600, 1200\)"):
+        with pytest.raises(StateError, match=r"blocks\.1\.first\.weight.*\(600, 1200\)"):
             handle.controller.take_over_replaced()
 
 

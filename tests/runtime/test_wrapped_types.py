@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from offload_core.errors import OffloadError
 from offload_core.runtime import Change, DeviceQueue, OffloadController, attach, discover
 from offload_core.runtime.host_store import HostLayer
 from offload_core.runtime.parts import UnmovableTensor, parts_of, stored_bytes
@@ -91,6 +92,7 @@ def test_what_is_stored_is_what_counts():
     ],
 )
 def test_what_cannot_be_moved_says_why(kind, reason):
+    assert issubclass(UnmovableTensor, OffloadError)
     with pytest.raises(UnmovableTensor, match=reason):
         parts_of(kind.of(torch.randn(DIM, DIM)))
 

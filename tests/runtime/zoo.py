@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from offload_core.errors import PlanError
+from offload_core.errors import PlanError, StateError
 from offload_core.plan import Plan
 from tests.runtime.world import Interrupt, World, hand_plan
 from tests.runtime.zoo_patched import LIVES
@@ -206,9 +206,9 @@ def plan_asked_for_inside_a_layer(world: World) -> None:
 
     def ask(block: Block) -> None:
         if block.number == 1:
-            with pytest.raises(PlanError, match="between passes"):
+            with pytest.raises(StateError, match="between passes"):
                 one.load(8192, residents=(2,))
-            with pytest.raises(PlanError, match="between passes"):
+            with pytest.raises(StateError, match="between passes"):
                 one.write(1, 1.0)
 
     with on_run(ask):

@@ -19,7 +19,7 @@ PACKS = (paths.SUPPORT / "fault_pack", paths.SUPPORT / "gguf_pack")
 SLOW_LINK = 300_000_000
 PLENTY_MB = 8192
 RAN, REFUSED, APP_CANNOT = "ran", "refused", "the app cannot"
-_OURS = ("OffloadError", "SettingsError", "BudgetError", "PlanError")
+_OURS = ("OffloadError", "SettingsError", "BudgetError", "PlanError", "StateError")
 _TOO_SMALL = re.compile(r"at least ([0-9.]+) GB")
 
 
