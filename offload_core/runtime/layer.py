@@ -1,19 +1,19 @@
 """One layer at run time: where its parameters hang, which of them are on the device, and its two events.
 
-A layer knows its own state and how to swap its parameters; it issues nothing. The order of copies and visits is the
-prefetcher's business, the choice between streamed and resident the plan's.
+A layer knows how to swap its parameters; it issues nothing. The order of copies and visits is the prefetcher's
+business, the choice between streamed and resident the plan's.
 
-States say what has been *issued*; whether it has happened yet is the events' business:
+Where a layer is follows from four slots, which say what has been *issued*; whether it has happened yet is the events'
+business. `sign` is the summary for displays:
 
-    OFFLOADED   the modules hold the host parameters; the ring may or may not still hold the bytes (`valid`)
-    IN_FLIGHT   a copy into the ring was issued for a visit that is still to come
-    IN_USE      between entry and exit of the layer's call: the modules hold device parameters
-    RESIDENT    the device parameters stay in the modules
+    in_use         between entry and exit of the layer's call: the modules hold device parameters
+    keep_resident  the plan has it stay: once they have come, the device parameters stay in the modules
+    valid          the bytes on the device are the layer's, or a copy of them was issued
+    pending        visits still to come that count on these bytes
 """
 
 from __future__ import annotations
 
-import enum
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,14 +28,6 @@ from .host_store import HostLayer
 from .masters import close_holds
 from .parts import plain
 from .revision import Revision
-
-
-class LayerState(enum.Enum):
-    OFFLOADED = "offloaded"
-    IN_FLIGHT = "in flight"
-    IN_USE = "in use"
-    RESIDENT = "resident"
-
 
 Binding = tuple[dict[str, Any], str, nn.Parameter]
 """A module's parameter dictionary, a name in it, and what to put there."""
@@ -144,14 +136,6 @@ class Layer:
         """How many of them, from the first on, belong to copies whose times were not read yet."""
         self.compute_ns: int | None = None
         """How long the last measured visit took, stalls left out."""
-
-    @property
-    def state(self) -> LayerState:
-        if self.keep_resident and self.valid:
-            return LayerState.RESIDENT
-        if self.in_use:
-            return LayerState.IN_USE
-        return LayerState.IN_FLIGHT if self.valid and self.pending else LayerState.OFFLOADED
 
     @property
     def sign(self) -> str:
