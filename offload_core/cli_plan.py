@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from .budget import DEFAULT_LINK
 from .errors import PlanError
 from .fields import MAX_ITEMS, as_int, as_name
 from .inventory import Inventory, LayerSpec
@@ -91,8 +90,7 @@ def request_from_json(data: object) -> PlanRequest:
     if "h2d_bytes_per_s" in given:
         given.setdefault("link_source", "as requested")
     else:
-        given["h2d_bytes_per_s"] = DEFAULT_LINK.h2d_bytes_per_s
-        given["link_source"] = DEFAULT_LINK.source
+        given.pop("link_source", None)  # it belongs to a rate, and none was given
     return PlanRequest(inventory=inventory, **given)
 
 

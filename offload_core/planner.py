@@ -17,7 +17,7 @@ from .host_tiers import explain_tiers, host_tiers
 from .inventory import Inventory, TableSpec
 from .packing import align_up
 from .plan import Plan, PlannedLayer, Prediction
-from .request import PlanRequest
+from .request import ALIGNMENT_BYTES, PlanRequest
 from .ring_size import usual_ring
 from .search import Search
 from .simulate import copy_ns, simulate
@@ -71,7 +71,7 @@ def smallest_budget_for(request: PlanRequest) -> int:
     return _Draft(request, ()).smallest_bytes
 
 
-def smallest_budget(inventory: Inventory, alignment: int = 512) -> int:
+def smallest_budget(inventory: Inventory, alignment: int = ALIGNMENT_BYTES) -> int:
     """The least device bytes any plan of this component can do with.
 
     What lies outside layers, the layers that may not be streamed, and a ring that holds the largest other layer.

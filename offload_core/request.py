@@ -12,6 +12,9 @@ from .plan import HostTier
 
 __all__ = ["PlanRequest"]
 
+ALIGNMENT_BYTES = 512
+"""What offsets in a ring are multiples of."""
+
 _ASSUMED_LINK = "assumed: PCIe 4.0 x16"
 FILE_BYTES_PER_S = 2e9
 FILE_SOURCE = "assumed: a file on a solid state disk"
@@ -47,7 +50,7 @@ class PlanRequest:
     link_source: str = _ASSUMED_LINK
     passes: int = 1
     placement: Literal["layerwise", "resident"] = "layerwise"
-    alignment: int = 512
+    alignment: int = ALIGNMENT_BYTES
     keep_residents: bool | None = None
     hold_spare: bool = False
     pin_budget_bytes: int | None = None

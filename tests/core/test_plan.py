@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from offload_core.budget import DEFAULT_LINK, DeviceBudget, LinkSpeed
 from offload_core.cost_model import compute_times, tokens_for
 from offload_core.errors import BudgetError, OffloadError, PlanError, StateError, shown
 from offload_core.inventory import Inventory, LayerSpec
@@ -132,23 +131,18 @@ def test_visits_default_to_each_layer_once() -> None:
         (lambda: Inventory("dit", (LayerSpec("a", 1),), (1,)), r"visits\[0\]: got 1; allowed: an integer from 0 to 0"),
         (lambda: Inventory("dit", (), (0,)), r"visits\[0\]"),
         (lambda: Inventory("dit", (), (), -5), "loose_bytes: got -5"),
-        (lambda: DeviceBudget("", None), "device"),
-        (lambda: DeviceBudget("cuda:0", -1), "budget_bytes: got -1"),
-        (lambda: LinkSpeed(0), "h2d_bytes_per_s: got 0"),
-        (lambda: LinkSpeed(10**400), "h2d_bytes_per_s: got an integer of"),
+        (lambda: PlanRequest(Inventory("dit", ()), "", None), "device"),
+        (lambda: PlanRequest(Inventory("dit", ()), "cuda:0", -1), "budget_bytes: got -1"),
+        (lambda: PlanRequest(Inventory("dit", ()), "cuda:0", None, h2d_bytes_per_s=0), "h2d_bytes_per_s: got 0"),
+        (
+            lambda: PlanRequest(Inventory("dit", ()), "cuda:0", None, h2d_bytes_per_s=10**400),
+            "h2d_bytes_per_s: got an integer of",
+        ),
     ],
 )
 def test_nonsense_is_refused(make: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         make()
-
-
-def test_a_budget_larger_than_the_device_is_clamped_and_said() -> None:
-    clamped, note = DeviceBudget("cuda:0", 32 * GB, total_bytes=24 * GB).clamped()
-    assert clamped == 24 * GB and note is not None and "32.00 GB" in note and "24.00 GB" in note
-    assert DeviceBudget("cuda:0", 8 * GB, total_bytes=24 * GB).clamped() == (8 * GB, None)
-    assert DeviceBudget("cuda:0", None, total_bytes=24 * GB).clamped() == (None, None)
-    assert DEFAULT_LINK.h2d_bytes_per_s == 25e9
 
 
 def test_errors_are_one_family_and_values_are_shown_on_one_line() -> None:
