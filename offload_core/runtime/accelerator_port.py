@@ -161,8 +161,7 @@ class SynchronousPort:
         if not hasattr(backend, "mem_get_info"):
             return None
         free, total = backend.mem_get_info(self.device)
-        stats = backend.memory_stats(self.device) if hasattr(backend, "memory_stats") else {}
-        return DeviceMemory(free, total, int(stats.get("reserved_bytes.all.current", 0)))
+        return DeviceMemory(free, total)
 
     def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
         return page_aligned_bytes(nbytes), False

@@ -27,7 +27,6 @@ class DeviceMemory(NamedTuple):
 
     free_bytes: int
     total_bytes: int
-    reserved_bytes: int
 
 
 @runtime_checkable

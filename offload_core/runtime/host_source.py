@@ -1,8 +1,9 @@
 """Where the bytes of a layer come from when they are not page-locked: memory, or the file itself.
 
-A source fills any range of the layer's flat buffer, on any thread. A range starts and ends at multiples of
-`SOURCE_ALIGNMENT`, so that no element is cut in two. A source of memory that the device cannot be given as it is, or of
-a file, is read through page-locked slots (`staging.py`), or straight into the ring where that is host memory.
+A source fills any range of the layer's flat buffer, on any thread. A range starts and ends at multiples of 512 bytes
+(slots and pieces are such multiples, and so are layers, see `layout.py`), so that no element is cut in two. A source of
+memory that the device cannot be given as it is, or of a file, is read through page-locked slots (`staging.py`), or
+straight into the ring where that is host memory.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ from typing import Protocol
 
 import torch
 
-from .weight_file import FileSlice
-
-SOURCE_ALIGNMENT = 512
+from .weight_file import READ_BYTES, FileSlice
 
 LOADERS = 4
 """Threads that fill masters side by side. Most of that time is the kernel's, which finds memory and copies into it."""
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = READ_BYTES
 """What one of them reads at a time. They are given pieces in the file's order, which a disk with one head needs."""
 
 

@@ -95,7 +95,6 @@ class StagedPort:
         self.segment_bytes = inner.segment_bytes
         self.while_waiting: Callable[[], None] | None = None
         """Called now and then while the caller is kept waiting for a read; may raise, to give the wait up."""
-        self.staged_bytes = 0
         self._slot_bytes, self._slot_count, self._threaded = slot_bytes, slots, threads
         self._slots: list[_Slot] = []
         self._threads: list[threading.Thread] = []
@@ -155,7 +154,6 @@ class StagedPort:
     def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
         """Queue a copy of all of a source's bytes on the copy lane."""
         self.prepare_reads()
-        self.staged_bytes += source.nbytes
         job = _Job(destination, source)
         for start in range(0, source.nbytes, self._slot_bytes):
             chunk = _Chunk(job, start, min(start + self._slot_bytes, source.nbytes), self._chunks)
