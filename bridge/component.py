@@ -24,6 +24,7 @@ from ..offload_core.inventory import Inventory
 from ..offload_core.layer_walk import MIN_LAYER_BYTES
 from ..offload_core.notices import Notice
 from ..offload_core.plan import Plan
+from ..offload_core.plan_text import plan_to_text
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget, usual_budget, usual_ring_of
 from ..offload_core.replan import better_plan
 from ..offload_core.runtime import OffloadController, discover
@@ -368,7 +369,7 @@ class Component:
             return None
         self.planned(plan, request)
         self.peak_device_bytes = max(self.peak_device_bytes, plan.device_bytes)
-        log.info("Layerwise Offload, %s, planned again for %s:\n%s", self.source, table, plan.to_text())
+        log.info("Layerwise Offload, %s, planned again for %s:\n%s", self.source, table, plan_to_text(plan))
         return plan
 
     def planned(self, plan: Plan, request: PlanRequest) -> None:
@@ -393,7 +394,7 @@ class Component:
             self.warn(missing, do="free system memory or raise the limit of locked memory for full speed")
         self.planned(plan, request)
         self.peak_device_bytes = max(self.peak_device_bytes, self.device_bytes())
-        log.info("Layerwise Offload, %s:\n%s", self.source, plan.to_text())
+        log.info("Layerwise Offload, %s:\n%s", self.source, plan_to_text(plan))
 
     def _measure(self) -> None:
         """A component of many passes is planned again, once, when its layers have been measured on this shape."""
@@ -419,7 +420,7 @@ class Component:
             return None
         if plan is not None:
             self.planned(plan, request)
-            log.info("Layerwise Offload, %s, planned again:\n%s", self.source, plan.to_text())
+            log.info("Layerwise Offload, %s, planned again:\n%s", self.source, plan_to_text(plan))
         return plan
 
     def _settled_here(self) -> bool:
@@ -440,8 +441,8 @@ class Component:
         """The plan for what was decided, with the times and the link that are known and the limits of host memory."""
         if self._settled_here() and self.request is not None:
             inventory = replace(self.request.inventory, tables=request.inventory.tables)
-            link = {"h2d_bytes_per_s": self.request.h2d_bytes_per_s, "link_source": self.request.link_source}
-            request = replace(request, inventory=inventory, **link)
+            rate, source = self.request.h2d_bytes_per_s, self.request.link_source
+            request = replace(request, inventory=inventory, h2d_bytes_per_s=rate, link_source=source)
         limits = self._host_limits(settings)
         if host_memory().makes_room(self.controller, limits["copies_budget_bytes"]):
             limits = self._host_limits(settings)

@@ -14,6 +14,7 @@ import torch
 from ..offload_core.cost_model import compute_times
 from ..offload_core.errors import OffloadError
 from ..offload_core.plan import Plan
+from ..offload_core.plan_text import plan_to_text
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget_for
 from ..offload_core.simulate import steady_events
 from ..offload_core.trace import Event, newest_pass
@@ -85,7 +86,7 @@ def component_report(component: Component) -> dict[str, Any] | None:
         "kind": component.kind.name,
         "device": str(component.device),
         "plan": plan.to_json(),
-        "plan_text": plan.to_text(),
+        "plan_text": plan_to_text(plan),
         "summary": summary,
         "host": _tiers(controller.host_bytes()),
         "budget_bytes": None if request is None else request.budget_bytes,
@@ -153,7 +154,7 @@ def expected_reports() -> list[dict[str, Any]]:
         except OffloadError as error:
             found.append(report | {"error": str(error)})
             continue
-        planned = {"plan": plan.to_json(), "plan_text": plan.to_text(), "budget_bytes": request.budget_bytes}
+        planned = {"plan": plan.to_json(), "plan_text": plan_to_text(plan), "budget_bytes": request.budget_bytes}
         found.append(report | planned)
     return sorted(found, key=lambda one: (one["component"], one["model"]))
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..offload_core.errors import OffloadError
+from ..offload_core.plan_text import plan_to_text
 from ..offload_core.settings import Setting
 from .expect import KINDS, Ahead, Planned, plan_prompt
 from .report import SCHEMA, devices, host, simulated, what_if
@@ -42,7 +43,7 @@ def _component(one: Planned) -> dict[str, Any]:
         "nodes": one.ahead.nodes,
         "placement": placement,
         "plan": plan.to_json(),
-        "plan_text": plan.to_text(),
+        "plan_text": plan_to_text(plan),
         "budget_bytes": one.request.budget_bytes,
         "device_bytes": plan.device_bytes,
         "what_if": what_if(one.request, plan),

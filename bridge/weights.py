@@ -21,7 +21,7 @@ import torch
 from ..offload_core.errors import OffloadError, SettingsError
 from ..offload_core.host_budget import host_budget
 from ..offload_core.runtime import Change, OffloadController, twin_of
-from ..offload_core.runtime.revision import Versions
+from ..offload_core.runtime.versions import Versions
 from ..offload_core.runtime.weight_file import dtype_of, slice_of
 from . import compat
 from .component import Component

@@ -13,6 +13,7 @@ from typing import Any
 from .errors import PlanError
 from .fields import MAX_ITEMS, as_int, as_name
 from .inventory import Inventory, LayerSpec
+from .plan_text import plan_to_text
 from .planner import make_plan
 from .request import PlanRequest
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     plan = make_plan(request_from_json(read_json(sys.stdin.buffer, "request")))
     if args.text:
-        print(plan.to_text())
+        print(plan_to_text(plan))
     else:
         write_json(plan.to_json())
     return 0

@@ -95,12 +95,6 @@ class Plan:
         """What an allocation of so many bytes takes of the device."""
         return reserved_bytes(nbytes, self.segment_bytes)
 
-    def to_text(self) -> str:
-        """A table a person can read at a glance."""
-        from .plan_text import plan_to_text  # here, because that module needs this one's types
-
-        return plan_to_text(self)
-
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON-ready objects, schema 1."""
         return {

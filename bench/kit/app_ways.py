@@ -241,6 +241,9 @@ class Flow:
         """What our engine did, by component."""
         for one in self._components():
             if one.plan is not None:
-                facts = {"plan": one.plan.to_text()[:3000], "counters": one.controller.counters.as_dict()}
+                facts = {
+                    "plan": pack_module("offload_core.plan_text").plan_to_text(one.plan)[:3000],
+                    "counters": one.controller.counters.as_dict(),
+                }
                 facts |= {"link": one.controller.link_bytes_per_s(), "host_bytes": one.controller.host_bytes()}
                 self.rows.write(f"{self.way}: plan of {one.name}", way=self.way, warnings=list(one.warnings), **facts)

@@ -5,10 +5,11 @@ Start reading at `prefetcher.py` (what is issued when, and why that is enough), 
 
 from .attach import Attachment, attach
 from .controller import OffloadController
-from .device_port import DevicePort, port_for
+from .device_port import DevicePort
 from .device_queue import DeviceQueue
 from .discovery import discover
 from .host_parameter import blank_like, twin_of
+from .ports import port_for
 from .revision import Change
 
 __all__ = [

@@ -25,11 +25,12 @@ from ..plan import Plan
 from ..planner import PlanRequest, make_plan, smallest_budget
 from ..replan import better_plan, several_passes
 from .controller import Entry, OffloadController
-from .device_port import is_unified, port_for
+from .device_port import is_unified
 from .device_queue import DeviceQueue
 from .discovery import discover, keep_in_memory
 from .full_device import when_full
 from .host_parameter import is_adopted
+from .ports import port_for
 
 _CALLERS_WORD = "given by the caller"
 

@@ -21,7 +21,8 @@ from ..errors import OffloadError
 from .device_port import DevicePort
 from .layer import Layer
 from .loose import LooseTensors
-from .revision import Change, Place, Versions, write_into
+from .revision import Change, Place, write_into
+from .versions import Versions
 
 
 class ChangedWeights:

@@ -43,9 +43,10 @@ from .loose import LooseTensors
 from .masters import close_holds
 from .prefetcher import Prefetcher
 from .recorder import Recorder
-from .revision import Change, Versions
+from .revision import Change
 from .ring import link_overlaps, place_layers, seat_residents
 from .tables import HostTables
+from .versions import Versions
 
 Entry = tuple[nn.Module, str]
 """A module and the name of its method that runs a pass."""

@@ -5,7 +5,7 @@ which the port owns. It knows nothing about layers, plans or rings. Everything t
 the six event calls below; that is why a test can replace the port by one that keeps vector clocks, or virtual time,
 and so prove things about the engine without a device.
 
-`port_for` picks the port for a device. Ports are shared by every component on their device, see `device_queue.py`.
+`ports.py` picks the port for a device. Ports are shared by every component on their device, see `device_queue.py`.
 """
 
 from __future__ import annotations
@@ -144,16 +144,3 @@ def is_unified(device: torch.device) -> bool:
 def segment_bytes_of(device: torch.device) -> int:
     """In multiples of what memory torch takes of `device`. Of Apple's devices that is not known: to the byte."""
     return 1 if device.type in ("mps", "cpu", "meta") else SEGMENT_BYTES
-
-
-def port_for(device: torch.device | str) -> DevicePort:
-    """The port for `device`: accelerator streams where the back end has them, else plain synchronous copies."""
-    device = torch.device(device)
-    if device.type == "cpu":
-        from .cpu_port import ThreadedCpuPort
-
-        return ThreadedCpuPort()
-    from .accelerator_port import AcceleratorPort, SynchronousPort, has_streams
-    from .staging import StagedPort
-
-    return StagedPort(AcceleratorPort(device)) if has_streams(device) else SynchronousPort(device)

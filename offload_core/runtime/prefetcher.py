@@ -39,8 +39,8 @@ from .device_port import DevicePort
 from .host_placement import copied_unplaced, give_up_reads
 from .layer import Layer
 from .recorder import Recorder
-from .revision import Versions
 from .timing import collect, wait_for_resident, wait_timed
+from .versions import Versions
 from .walks import Walk, Walks
 
 _TIMED_PASSES = 2

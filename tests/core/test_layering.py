@@ -61,6 +61,36 @@ def test_nodes_reach_the_bridge_through_its_api_only():
                 assert module in ("bridge.api", "bridge"), f"{path.name} imports ..{module}"
 
 
+def test_no_module_leads_back_to_itself():
+    """By imports wherever they stand, those for annotations included."""
+    paths = [path for layer in ALLOWED for path in files(layer)]
+    edges = {module_name(path): set() for path in paths}
+    for path in paths:
+        edges[module_name(path)] = {name for name in imported_modules(path) if name in edges}
+    done: set[str] = set()
+    while ready := {name for name, targets in edges.items() if name not in done and targets <= done}:
+        done |= ready
+    left = {name: sorted(targets - done) for name, targets in edges.items() if name not in done}
+    assert not left, f"these import each other: {left}"
+
+
+def module_name(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def imported_modules(path: Path):
+    """Full names that relative imports in a file may mean: of modules, and of what is in them."""
+    package = path.parent.relative_to(ROOT).parts
+    for statement in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(statement, ast.ImportFrom) and statement.level:
+            above = package[: len(package) - statement.level + 1]
+            module = ".".join((*above, *filter(None, [statement.module])))
+            names = {f"{module}.{alias.name}" for alias in statement.names}
+            yield from names
+            yield module
+
+
 def run_fresh(code: str) -> str:
     """Run `code` in an interpreter that has the pack's root on its path and nothing else of ours."""
     script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"

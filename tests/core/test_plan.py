@@ -12,7 +12,7 @@ from offload_core.cost_model import compute_times, tokens_for
 from offload_core.errors import BudgetError, OffloadError, PlanError, StateError, shown
 from offload_core.inventory import Inventory, LayerSpec
 from offload_core.plan import Plan
-from offload_core.plan_text import format_bytes, format_ns
+from offload_core.plan_text import format_bytes, format_ns, plan_to_text
 from offload_core.planner import PlanRequest, make_plan
 from tests.core.shapes import GB, MB, flux, inventory
 
@@ -81,7 +81,7 @@ def test_from_json_needs_every_field_of_the_first_plans_and_ignores_new_ones() -
 
 
 def test_text_is_short_and_says_what_matters() -> None:
-    text = PLAN.to_text()
+    text = plan_to_text(PLAN)
     lines = text.splitlines()
     assert len(lines) < 25 and max(map(len, lines)) < 150
     assert lines[0].startswith("dit on cuda:0: ") and lines[0].endswith("of 23.67 GB)")
@@ -91,7 +91,7 @@ def test_text_is_short_and_says_what_matters() -> None:
 
 
 def test_text_of_an_empty_plan() -> None:
-    assert "0 B of device memory" in make_plan(PlanRequest(Inventory("dit", ()), "cpu", None)).to_text()
+    assert "0 B of device memory" in plan_to_text(make_plan(PlanRequest(Inventory("dit", ()), "cpu", None)))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from offload_core.errors import BudgetError, PlanError
 from offload_core.evaluate import Evaluator, Problem
 from offload_core.inventory import Inventory, LayerSpec, TableSpec
 from offload_core.plan import Plan
-from offload_core.plan_text import format_bytes
+from offload_core.plan_text import format_bytes, plan_to_text
 from offload_core.planner import (
     PlanRequest,
     check_budget,
@@ -330,7 +330,7 @@ def test_every_plan_is_sound(inv: Inventory, data: st.DataObject) -> None:
     assert plan == make_plan(request)
     assert plan.predicted.pass_ns >= plan.predicted.bound_ns
     assert Plan.from_json(plan.to_json()) == plan
-    assert plan.to_text()
+    assert plan_to_text(plan)
 
 
 @settings(max_examples=150, deadline=None)

@@ -8,7 +8,8 @@ from offload_core.runtime.changed_weights import ChangedWeights
 from offload_core.runtime.host_store import HostLayer
 from offload_core.runtime.layer import Layer
 from offload_core.runtime.prefetcher import Prefetcher
-from offload_core.runtime.revision import Revision, Versions
+from offload_core.runtime.revision import Revision
+from offload_core.runtime.versions import Versions
 from tests.runtime.faults import Patch, after, before, fault, nothing, within
 from tests.support.race_port import BACK, COMPUTE, RacePort
 

@@ -295,7 +295,7 @@ def test_a_module_that_was_refused_is_not_held():
 
 @pytest.mark.parametrize("happening", [changed_weights, a_pass_fails], ids=lambda happening: happening.__name__)
 def test_on_the_simulated_device(happening, npu):
-    from offload_core.runtime.device_port import port_for
+    from offload_core.runtime.ports import port_for
     from tests.support.tiny_torch_models import Model
 
     def there(queue: DeviceQueue) -> None:

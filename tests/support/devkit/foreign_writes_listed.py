@@ -54,14 +54,11 @@ ON_PURPOSE: tuple[tuple[str, str, str, str], ...] = (
 
 TO_CURE: dict[str, int] = {
     "bridge/device.py": 1,
-    "bridge/giving_back.py": 4,
     "bridge/loading.py": 3,
     "bridge/patcher.py": 2,
     "bridge/recording.py": 1,
     "bridge/telemetry.py": 2,
-    "bridge/watch.py": 1,
     "bridge/weights.py": 2,
-    "offload_core/check.py": 1,
     "offload_core/name_tree.py": 5,
     "offload_core/runtime/changed_weights.py": 1,
     "offload_core/runtime/controller.py": 20,
@@ -70,7 +67,7 @@ TO_CURE: dict[str, int] = {
     "offload_core/runtime/host_parameter.py": 7,
     "offload_core/runtime/host_placement.py": 2,
     "offload_core/runtime/prefetcher.py": 46,
-    "offload_core/runtime/revision.py": 11,
+    "offload_core/runtime/versions.py": 11,
     "offload_core/runtime/ring.py": 1,
     "offload_core/runtime/staging.py": 11,
     "offload_core/runtime/tables.py": 2,
