@@ -9,7 +9,7 @@ from .plan_text import format_bytes, format_ns
 from .request import PlanRequest
 from .ring_size import usual_ring
 
-__all__ = ["explain", "gb_at_least"]
+__all__ = ["explain", "gb_at_least", "widget_gb_at_least"]
 
 _NAMES_SHOWN = 3
 
@@ -19,6 +19,11 @@ def gb_at_least(size_bytes: int) -> str:
     digits = 2 if size_bytes >= 10**8 else 9
     scale = 10 ** (9 - digits)
     return f"{-(-size_bytes // scale) / 10**digits:.{digits}f} GB"
+
+
+def widget_gb_at_least(size_bytes: int) -> float:
+    """Bytes in GB, rounded up to 0.01 GB: what a widget or setting that takes a budget can hold, and is enough."""
+    return -(-size_bytes // 10**7) / 100
 
 
 def explain(plan: Plan, request: PlanRequest, too_large: frozenset[int], compute_note: str | None) -> tuple[str, ...]:

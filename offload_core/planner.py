@@ -22,7 +22,15 @@ from .ring_size import usual_ring
 from .search import Search
 from .simulate import copy_ns, simulate
 
-__all__ = ["PlanRequest", "make_plan", "smallest_budget", "usual_budget", "usual_ring_of"]
+__all__ = [
+    "PlanRequest",
+    "check_budget",
+    "make_plan",
+    "smallest_budget",
+    "smallest_budget_for",
+    "usual_budget",
+    "usual_ring_of",
+]
 
 UNMEASURED_CAUTION = 8
 """From a mid-range card at high resolution to a fast one at low resolution, compute per layer differs about so much."""
@@ -67,7 +75,10 @@ def check_budget(request: PlanRequest) -> None:
 
 
 def smallest_budget_for(request: PlanRequest) -> int:
-    """The least device bytes of a plan of this request: of its placement, and with the ring that it asks for."""
+    """The least budget, in bytes, with which `make_plan` makes a plan of this request, whatever budget it has now.
+
+    Unlike `smallest_budget` it keeps to the ring and the placement that the request asks for.
+    """
     return _Draft(request, ()).smallest_bytes
 
 

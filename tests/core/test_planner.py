@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from offload_core.check import check_plan
 from offload_core.cost_model import compute_times
 from offload_core.credit import credit_residents, first_layers, last_layers, spread_layers
+from offload_core.decisions import widget_gb_at_least
 from offload_core.errors import BudgetError, PlanError
 from offload_core.evaluate import Evaluator, Problem
 from offload_core.inventory import Inventory, LayerSpec, TableSpec
@@ -29,6 +30,7 @@ from offload_core.planner import (
 from offload_core.reserved import SEGMENT_BYTES
 from offload_core.ring_size import usual_ring
 from offload_core.search import EQUAL, WORK_VISITS, Search
+from offload_core.settings import bytes_from_gb
 from offload_core.simulate import copy_ns, simulate
 from tests.core.shapes import GB, MB, equal, flux, inventories, inventory, qwen_image
 
@@ -185,6 +187,15 @@ def test_below_the_smallest_budget_is_an_error_that_says_it() -> None:
         planned(inv, smallest - 1)
     assert (caught.value.asked_bytes, caught.value.smallest_bytes) == (smallest - 1, smallest)
     assert "b" in str(caught.value) and str(smallest) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "gb"),
+    [(1, 0.01), (10**7, 0.01), (10**7 + 1, 0.02), (1_205_000_000, 1.21), (1_210_000_000, 1.21), (1_210_000_001, 1.22)],
+)
+def test_what_a_widget_is_to_be_set_to_is_enough(size_bytes: int, gb: float) -> None:
+    assert widget_gb_at_least(size_bytes) == gb
+    assert size_bytes <= bytes_from_gb(gb) < size_bytes + 10**7  # type: ignore[operator]
 
 
 def test_kept_layers_stay_and_the_plan_says_why() -> None:
@@ -344,13 +355,13 @@ def test_the_smallest_budget_of_a_request_works_and_a_byte_less_does_not(inv, pl
     check_budget(fits)
     plan = make_plan(fits)
     assert plan.device_bytes <= smallest and check_plan(plan, inv, smallest) == []
-    if smallest > 0:
+    for budget in {0, smallest // 2, smallest - 1} if smallest else ():
         refused = []
         for judge in (check_budget, make_plan):
             with pytest.raises(BudgetError) as caught:
-                judge(dataclasses.replace(request, budget_bytes=smallest - 1))
+                judge(dataclasses.replace(request, budget_bytes=budget))
             refused.append((str(caught.value), caught.value.asked_bytes, caught.value.smallest_bytes))
-        assert refused[0] == refused[1] and refused[0][1:] == (smallest - 1, smallest)
+        assert refused[0] == refused[1] and refused[0][1:] == (budget, smallest)
 
 
 @settings(max_examples=60, deadline=None)
