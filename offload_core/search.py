@@ -13,6 +13,7 @@ from itertools import combinations
 from .credit import credit_residents, first_layers, last_layers, spread_layers
 from .evaluate import Candidate, Evaluator, Problem
 from .layout import improved_layout
+from .reserved import reserved_bytes
 from .ring_size import usual_ring
 
 __all__ = ["EQUAL", "Search"]
@@ -115,12 +116,13 @@ class Search:
             if room < 0:
                 return
             for ring in self._rings(base):
-                if ring > room:
+                left = room - self._reserved(ring)
+                if left < 0:
                     continue
                 chosen = credit_residents(
                     *(problem.visits, sizes, problem.link_ns, problem.compute_ns, problem.keep | base),
                     ring_bytes=ring,
-                    room_bytes=room - ring,
+                    room_bytes=left,
                     reserved=problem.reserved,
                 )
                 self.evaluator.work += len(problem.visits)
@@ -161,6 +163,10 @@ class Search:
         if left > self.problem.segment_bytes:  # what is left of a segment, nothing can use
             left = left // self.problem.segment_bytes * self.problem.segment_bytes
         return min(left, self._aligned(_MAX_RING_LAYERS * self._largest_streamed(residents)))
+
+    def _reserved(self, ring: int) -> int:
+        """What a ring takes of the device: more than its size, if that is the user's and fills no segment."""
+        return reserved_bytes(ring, self.problem.segment_bytes)
 
     def _aligned(self, size: int) -> int:
         return self.problem.ring_size(size)
@@ -231,7 +237,7 @@ class Search:
 
     def _filled(self, residents: frozenset[int], wanted: Iterable[int], ring: int) -> frozenset[int]:
         """`residents` and as many of the wanted layers as still fit beside the ring."""
-        room = self._left(residents) - ring
+        room = self._left(residents) - self._reserved(ring)
         added = set(residents)
         for layer in wanted:
             if layer not in added and self.problem.reserved[layer] <= room:

@@ -189,6 +189,30 @@ def test_below_the_smallest_budget_is_an_error_that_says_it() -> None:
     assert "b" in str(caught.value) and str(smallest) in str(caught.value)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    inventories(),
+    st.none() | st.integers(1, GB),
+    st.integers(0, 100 * MB) | st.integers(0, 5 * GB),
+    st.sampled_from([1, 50]),
+)
+def test_a_larger_budget_than_the_smallest_works_as_well(
+    inv: Inventory, ring_bytes: int | None, more_bytes: int, passes: int
+) -> None:
+    asked = PlanRequest(inv, "cuda:0", None, ring_bytes, passes=passes)
+    budget = smallest_budget_for(asked) + more_bytes
+    planned(inv, budget, ring_bytes=ring_bytes, passes=passes)
+
+
+def test_a_ring_that_fills_no_segment_leaves_no_more_room_for_residents() -> None:
+    """A ring of 30 MB takes 31.5 MB of a device whose memory is taken in segments of 2 MiB."""
+    layers = tuple(LayerSpec(f"block.{index}", 3_932_160, 20_000) for index in range(24))
+    inv = Inventory("text_encoder", layers, (), 870_912, segment_bytes=SEGMENT_BYTES)
+    for budget, residents in ((35 * MB, 0), (40 * MB, 1), (50 * MB, 4)):
+        plan = planned(inv, budget, ring_bytes=30 * MB)
+        assert (len(plan.residents), plan.ring_bytes) == (residents, 30 * MB)
+
+
 @pytest.mark.parametrize(
     ("size_bytes", "gb"),
     [(1, 0.01), (10**7, 0.01), (10**7 + 1, 0.02), (1_205_000_000, 1.21), (1_210_000_000, 1.21), (1_210_000_001, 1.22)],
