@@ -37,7 +37,18 @@ alone would size the ring. There are two of them at most."""
 MIN_LIST_SHARE = 10
 """A list counts as a list of blocks from 1/10 of the bytes of the module that holds it."""
 
+MIN_TENSOR_BYTES = 1 << 20
+SMALL_TENSOR_SHARE = 32
+
 Held = TypeVar("Held")
+
+
+def small_tensor_bytes(layer_bytes: int) -> int:
+    """Tensors of a layer that are smaller than this stay on the device: norms, biases, tables.
+
+    Together they are a few percent of a model, and each one left out is a parameter less to swap on each visit.
+    """
+    return min(MIN_TENSOR_BYTES, layer_bytes // SMALL_TENSOR_SHARE)
 
 
 @dataclass(slots=True, eq=False)

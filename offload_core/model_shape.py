@@ -7,12 +7,12 @@ Knows nothing about files, devices or budgets.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from .cost_model import tokens_for
 from .inventory import Inventory, LayerSpec
-from .layer_walk import HOST_GATHER_BYTES, MIN_LAYER_BYTES, Limits, units
+from .layer_walk import HOST_GATHER_BYTES, MIN_LAYER_BYTES, Limits, small_tensor_bytes, units
 from .name_tree import tensors_below, tree_of
 from .plan_text import format_bytes
 from .safetensors_header import TensorInfo
@@ -112,12 +112,28 @@ def _layers(tensors: list[TensorInfo]) -> tuple[dict[str, list[TensorInfo]], lis
     """Layers by name, lists in the order the names first come, indices ascending; and what is outside any layer."""
     layers: dict[str, list[TensorInfo]] = {}
     for name, part in units(tree_of(tensors), Limits()):
-        members = [tensor for tensor in tensors_below(part) if not _is_host_table(tensor)]
+        members = _moved([tensor for tensor in tensors_below(part) if not _is_host_table(tensor)])
         if members:
             layers[name] = members
     taken = {tensor.name for members in layers.values() for tensor in members}
     loose = [tensor for tensor in tensors if tensor.name not in taken]
     return dict(sorted(layers.items(), key=lambda item: _natural(item[0]))), loose
+
+
+def _moved(members: list[TensorInfo]) -> list[TensorInfo]:
+    """Those tensors of a layer that move with it: norms and biases stay outside, as in the engine.
+
+    What a file keeps beside a weight under another name, the scales of a quantised one say, goes the weight's way.
+    """
+    small_bytes = small_tensor_bytes(sum(tensor.bytes for tensor in members))
+    nbytes = {tensor.name: tensor.bytes for tensor in members}
+    return [tensor for tensor in members if nbytes[_judged_by(tensor.name, nbytes)] >= small_bytes]
+
+
+def _judged_by(name: str, names: Container[str]) -> str:
+    stem, _, leaf = name.rpartition(".")
+    weight = f"{stem}.weight"
+    return weight if leaf != "bias" and weight in names else name
 
 
 def _natural(name: str) -> tuple[tuple[int, int | str], ...]:

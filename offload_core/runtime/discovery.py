@@ -22,6 +22,7 @@ from ..layer_walk import (
     SPLIT_LAYER_BYTES,
     Limits,
     Part,
+    small_tensor_bytes,
     units,
 )
 from .call_order import in_call_order
@@ -40,11 +41,6 @@ from .parts import (
     stored_bytes,
 )
 from .wrapped import called_children, plain_name, unwrapped
-
-MIN_TENSOR_BYTES = 1 << 20
-SMALL_TENSOR_SHARE = 32
-"""Norms, biases and tables under 1 MB, and under 1/32 of their layer, stay on the device: together they are a few
-percent of a model, and every one of them left out is a parameter less to swap on each visit."""
 
 
 @dataclass(slots=True)
@@ -225,7 +221,7 @@ def _only_contains(module: nn.Module) -> bool:
 def _choose_parameters(layer: FoundLayer, shared: set[int], gathered: set[int], notes: list[str]) -> None:
     """Fill in which parameters of a layer move with it."""
     own = [(name, p) for name, p in layer.module.named_parameters() if id(p) not in gathered]
-    small = min(MIN_TENSOR_BYTES, sum(stored_bytes(p) for _, p in own) // SMALL_TENSOR_SHARE)
+    small = small_tensor_bytes(sum(stored_bytes(p) for _, p in own))
     for name, parameter in own:
         full = f"{layer.name}.{name}"
         try:

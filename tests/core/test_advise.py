@@ -185,6 +185,15 @@ def test_lists_of_lists_and_what_is_outside_any_list() -> None:
     assert inv.loose_bytes == 2 * 1024 * 1024
 
 
+def test_what_is_small_stays_outside_its_layer_but_for_the_scales_of_a_weight() -> None:
+    """As in the engine, which sees a weight and its scales as one tensor."""
+    block = {"lin.weight": [4096, 2048], "lin.bias": [2048], "lin.weight_scale": [2048, 64], "norm.scale": [4096]}
+    shapes = {f"blocks.{i}.{name}": shape for i in range(4) for name, shape in block.items()}
+    inv = inventory_of("dit", tensors_of(shapes), Compute(100.0))
+    assert [layer.bytes for layer in inv.layers] == [2 * (4096 * 2048 + 2048 * 64)] * 4
+    assert inv.loose_bytes == 4 * 2 * (2048 + 4096)
+
+
 def test_stages_of_an_autoencoder_are_taken_apart() -> None:
     shapes = {f"decoder.up.{i}.block.{j}.conv.weight": [1024, 1024] for i in range(3) for j in range(3)}
     shapes |= {f"decoder.mid.{name}.conv.weight": [1024, 1024] for name in ("block_1", "attn_1", "block_2")}

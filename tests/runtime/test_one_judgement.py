@@ -107,6 +107,9 @@ def both(module: nn.Module) -> tuple[list[str], list[str]]:
     """The names of the layers, sorted: as the adviser has them, and as discovery has."""
     found = discover(give_memory(module, torch.bfloat16))
     advised = inventory_of("dit", tensor_infos(module), Compute(100.0))
+    sizes = {layer.name: layer.bytes for layer in advised.layers if layer.keep is None}
+    assert sizes == {layer.name: layer.nbytes for layer in found.layers}, "norms and biases stay outside for both"
+    assert advised.loose_bytes == pytest.approx(found.loose_bytes, rel=0.02)
     assert smallest_budget(advised) == pytest.approx(smallest_budget(found.inventory("dit", 1)), rel=0.02)
     return sorted(layer.name for layer in advised.layers if layer.keep is None), sorted(x.name for x in found.layers)
 
