@@ -18,14 +18,14 @@ import comfy.model_management as mm
 import folder_paths
 import torch
 
-from ..offload_core.errors import OffloadError
+from ..offload_core.errors import BudgetError, OffloadError
 from ..offload_core.inventory import Inventory
 from ..offload_core.model_files import ModelFile, read_models
 from ..offload_core.model_shape import Compute, components_of, inventory_of
 from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, usual_budget
 from ..offload_core.safetensors_header import TensorInfo
-from ..offload_core.settings import ComponentSettings
+from ..offload_core.settings import ComponentSettings, Setting
 from . import kinds
 from .asked import Asked
 from .component import APPS_MARGIN, live_components
@@ -36,6 +36,7 @@ from .loading import file_names
 from .memory import host_available_bytes, host_limits
 from .placing import Neighbour, left_to_the_app
 from .planning import Situation, decide
+from .refused_budget import RefusedBudget
 
 KINDS = {kind.name: kind for kind in (kinds.DIT, kinds.TEXT_ENCODER, kinds.IMAGE_ENCODER, kinds.VAE, kinds.CONTROLNET)}
 _WORDS = {
@@ -87,7 +88,12 @@ def plan_prompt(prompt: Mapping[str, Any]) -> tuple[list[Planned], list[tuple[Ah
         if reason := _left(one, device):
             left.append((one, reason))
         else:
-            planned.append(_planned(one, device, [other for other in components if other is not one]))
+            try:
+                planned.append(_planned(one, device, [other for other in components if other is not one]))
+            except BudgetError as error:
+                settings = one.asked.settings
+                widgets = one.wanted.budget_widgets(settings.component, settings.source(Setting.BUDGET_BYTES))
+                raise RefusedBudget(error, settings, device, widgets=widgets) from error
     return planned, left
 
 

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..offload_core.errors import SettingsError, shown
-from ..offload_core.settings import ComponentSettings
+from ..offload_core.groups import group_of
+from ..offload_core.resolver import settings_for
+from ..offload_core.settings import ComponentSettings, Source
 from .asked import AUTO, Asked, Word, options_word, settings_from
 from .graph import APPLY, BY_INPUT, Place, names_in, wire_of
 from .surroundings import Surroundings
@@ -78,6 +80,10 @@ class Wanted:
     files: tuple[str, ...]
     nodes: tuple[str, ...]
     own_dtype: str
+    budget_widget: str
+    """The name of the node's widget for its budget; it may not have one."""
+    options_node: str
+    """The id of the options node that is connected to the node; empty if there is none."""
 
     @property
     def weight_dtype(self) -> str:
@@ -93,6 +99,25 @@ class Wanted:
         settings = ComponentSettings(self.near.name(self.kind, turned_out)).merged(self.settings)
         before = self.before.asked(turned_out) if self.before is not None else None
         return self.near.ask(settings, self.mode, before)
+
+    def budget_widgets(self, component: str, source: str | None) -> tuple[tuple[str, str], ...]:
+        """(node, widget) of each widget by which `source` set the budget of the component; none if no widget did.
+
+        Of loader and Apply nodes the last one counts; of the options nodes connected to them, each that says it.
+        """
+        if source == Source.NODE:
+            return ((self.near.node_id, self.budget_widget),)
+        group = group_of(component)
+        if source != Source.OPTIONS or group is None:
+            return ()
+        before = self.before.budget_widgets(component, source) if self.before is not None else ()
+        says = any(
+            settings_for(component, word.wishes).is_explicitly_set("budget_bytes")
+            for word in self.near.words
+            if word.source == Source.OPTIONS
+        )
+        mine = ((self.options_node, f"{group}_budget_gb"),) if says else ()
+        return tuple(dict.fromkeys((*before, *mine)))
 
 
 def wanted_in(prompt: Mapping[str, Any]) -> list[Wanted]:
@@ -154,6 +179,8 @@ def _made(prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, 
         files,
         (*(before.nodes if before is not None else ()), node_id),
         str(inputs.get("weight_dtype", "default")) if kind == "dit" else "default",
+        f"{_prefix(node['class_type'], kind)}budget_gb",
+        _options_node(prompt, node),
     )
 
 
@@ -190,10 +217,15 @@ def _names(inputs: Mapping[str, Any], widgets: tuple[str, ...]) -> tuple[str, ..
     return tuple(str(value) for value in values if value not in _NONE)
 
 
-def _settings(class_type: str, kind: str, inputs: Mapping[str, Any]) -> ComponentSettings:
-    prefix = _PREFIXES[kind] if class_type == APPLY or len(OURS[class_type]) > 1 else ""
+def _prefix(class_type: str, kind: str) -> str:
+    """How the widgets for a kind of component begin on a node."""
     if class_type == "LayerwiseOffloadLoader" and kind == "dit":
-        prefix = "dit_"
+        return "dit_"
+    return _PREFIXES[kind] if class_type == APPLY or len(OURS[class_type]) > 1 else ""
+
+
+def _settings(class_type: str, kind: str, inputs: Mapping[str, Any]) -> ComponentSettings:
+    prefix = _prefix(class_type, kind)
     settings = settings_from(
         kind,
         inputs.get(f"{prefix}placement", AUTO),
@@ -207,10 +239,17 @@ def _settings(class_type: str, kind: str, inputs: Mapping[str, Any]) -> Componen
     return settings.with_value("precision", precision, "node")
 
 
-def _options(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> Word | None:
+def _options_node(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> str:
+    """The id of the options node that is connected to a node; empty if there is none."""
     wire = node["inputs"].get("options")
     source = prompt.get(str(wire[0])) if isinstance(wire, list) else None
-    if source is None or source["class_type"] != "LayerwiseOffloadOptions":
+    return str(wire[0]) if source is not None and source["class_type"] == "LayerwiseOffloadOptions" else ""
+
+
+def _options(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> Word | None:
+    node_id = _options_node(prompt, node)
+    if not node_id:
         return None
+    source = prompt[node_id]
     said = {name: value for name, value in source["inputs"].items() if not isinstance(value, list)}
     return options_word(said, said.get("mode", AUTO), said.get("selection", ""))

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from ..offload_core.cost_model import compute_times
-from ..offload_core.errors import OffloadError
+from ..offload_core.errors import BudgetError, OffloadError
 from ..offload_core.plan import Plan
 from ..offload_core.plan_text import plan_to_text
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget_for
@@ -27,6 +27,7 @@ from .picture import draw_report
 from .placing import left_to_the_app
 from .planning import Situation, decide
 from .recording import recording
+from .refused_budget import RefusedBudget, error_members
 from .weights import not_kept
 
 SCHEMA = 1
@@ -151,6 +152,9 @@ def expected_reports() -> list[dict[str, Any]]:
         try:
             request = _expected_request(component, patcher)
             plan = make_plan(request)
+        except BudgetError as error:
+            found.append(report | error_members(RefusedBudget(error, patcher.asked.settings, patcher.load_device)))
+            continue
         except OffloadError as error:
             found.append(report | {"error": str(error)})
             continue

@@ -9,19 +9,20 @@ from ..offload_core.errors import OffloadError
 from ..offload_core.plan_text import plan_to_text
 from ..offload_core.settings import Setting
 from .expect import KINDS, Ahead, Planned, plan_prompt
+from .refused_budget import error_members
 from .report import SCHEMA, devices, host, simulated, what_if
 from .telemetry import event_row
 
 
 def ahead_document(prompt: Mapping[str, Any]) -> dict[str, Any]:
-    """What a prompt would come to if it ran now; only `error` in it where it would be refused. Loads nothing.
+    """What a prompt would come to if it ran now; only what is in the way where it would be refused. Loads nothing.
 
     Raises SettingsError for what is no prompt.
     """
     try:
         planned, left = plan_prompt(prompt)
     except OffloadError as error:
-        return {"schema": SCHEMA, "error": str(error)}
+        return {"schema": SCHEMA, **error_members(error)}
     return {
         "schema": SCHEMA,
         "components": [_component(one) for one in planned],

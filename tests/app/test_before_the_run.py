@@ -181,9 +181,8 @@ def test_a_name_that_is_not_in_the_apps_list_is_one_clear_error_and_nothing_else
 
 def test_what_a_run_would_refuse_is_refused_before(sim):
     small = expect(sim, flux(budget_gb=0.001))
-    assert (
-        small.keys() == {"schema", "error"} and "1000000 bytes" in small["error"] and "give at least" in small["error"]
-    )
+    assert small.keys() == {"schema", "error", "budget"}
+    assert "1000000 bytes" in small["error"] and "give at least" in small["error"]
     wrong = flux()
     wrong[VAE]["inputs"]["vae_name"] = wrong[MODEL]["inputs"]["model_name"]
     assert "no such file in models/vae" in expect(sim, wrong)["error"]
