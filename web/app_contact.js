@@ -74,8 +74,26 @@ export function writeGraphOptions(options) {
   graph.extra ??= {};
   if (options) graph.extra[EXTRA] = options;
   else delete graph.extra[EXTRA];
-  graph.setDirtyCanvas?.(true, true);
-  const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker; // the tab shows that there is something to save
+  edited();
+}
+
+/** Puts a value into each of `widgets` ({node, widget}) as if the user had: what listens to it is told, and it can be undone. */
+export function setWidgets(widgets, value) {
+  for (const { node, widget } of widgets) {
+    if (widget.setValue) widget.setValue(value, { e: null, node, canvas: app.canvas });
+    else {
+      widget.value = value;
+      widget.callback?.(value, app.canvas, node);
+    }
+    if (widget.value !== value) widget.value = value; // a constant's own steps may be coarser than ours
+  }
+  edited();
+}
+
+/** Tells the app that the graph is another: it draws it, can undo it, and the tab shows that there is something to save. */
+function edited() {
+  rootGraph()?.setDirtyCanvas?.(true, true);
+  const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
   if (tracker?.captureCanvasState) tracker.captureCanvasState();
   else tracker?.checkState?.();
 }

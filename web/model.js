@@ -8,7 +8,7 @@ const KEPT_NS = 30e9;
 export const LIVE_FIELDS = ['loaded', 'running', 'layer_states', 'numbers', 'pass'];
 
 export function emptyState() {
-  return { known: false, components: [], bystanders: [], devices: [], host: null, events: [], ahead: null, problem: null };
+  return { known: false, components: [], bystanders: [], devices: [], host: null, events: [], ahead: null, problem: null, budget: null };
 }
 
 /** The state after a report. Events and live fields are kept where the component is still the same one. */
@@ -25,7 +25,7 @@ export function withReport(state, report) {
 
 /** The state after the server has said what the graph would come to if it ran now; null: there is nothing of ours in it. */
 export function withAhead(state, ahead) {
-  return withPlanned({ ...state, ahead, problem: ahead?.error ?? null });
+  return withPlanned({ ...state, ahead, problem: ahead?.error ?? null, budget: ahead?.budget ?? null });
 }
 
 /** What has been loaded is shown as it is; beside it, as planned, what the graph will load. */

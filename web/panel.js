@@ -1,5 +1,6 @@
 // The bottom panel: its views, its life (it listens only while it can be seen) and what its buttons do. Touches the app
 // through the object `contact` alone.
+import { budgetButton } from './budget_button.js';
 import { element, rovingFocus, setText } from './dom.js';
 import { explanations } from './explain.js';
 import { graphOptionsForm } from './graph_options_form.js';
@@ -155,7 +156,9 @@ function buildPage(say, contact, parts) {
   const reasons = explanations(say);
   const form = graphOptionsForm(say, (options) => contact.writeGraphOptions(options));
   const empty = emptyView(say, contact);
-  const refused = element('p', { class: 'lwo-refused', role: 'status', hidden: true });
+  const why = element('p', { role: 'status' });
+  const enough = budgetButton(say, contact);
+  const refused = element('div', { class: 'lwo-refused', hidden: true }, why, enough.root);
   const overview = element('div', { class: 'lwo-overview' }, element('div', { class: 'lwo-top' }, numbers.root, memory.root), map.root, overlap.root);
   const views = { overview, explain: reasons.root, options: form.root };
   const bodies = VIEWS.map((name) => element('div', { class: 'lwo-view', role: 'tabpanel', id: `lwo-view-${name}`, 'aria-labelledby': `lwo-tab-${name}`, tabindex: 0 }, views[name]));
@@ -170,7 +173,8 @@ function buildPage(say, contact, parts) {
     });
     empty.root.hidden = !(nothing && view !== 'options');
     refused.hidden = !state.problem || !empty.root.hidden;
-    setText(refused, state.problem ? `${say('empty.problem')}: ${state.problem}` : '');
+    setText(why, state.problem ? `${say('empty.problem')}: ${state.problem}` : '');
+    enough.update(state.budget);
     save.disabled = !state.components.some((one) => !one.planned);
     if (!empty.root.hidden) empty.update(state);
     if (view === 'overview') {
@@ -198,10 +202,11 @@ async function saveTrace(say, contact, tell) {
 function emptyView(say, contact) {
   const title = element('h3');
   const text = element('p');
+  const enough = budgetButton(say, contact);
   const list = element('ul', { class: 'lwo-asked' });
   const add = element('button', { class: 'lwo-button lwo-primary', type: 'button', text: say('empty.add'), onclick: () => (contact.addNode(LOADER), contact.graphChanged()) });
   return {
-    root: element('div', { class: 'lwo-empty' }, title, text, list, add),
+    root: element('div', { class: 'lwo-empty' }, title, text, enough.root, list, add),
     update(state) {
       const active = contact.activeNodes().filter(({ node }) => isOurs(node.comfyClass ?? node.type));
       const ready = active.length > 0;
@@ -209,6 +214,7 @@ function emptyView(say, contact) {
       const problem = ready ? state.problem : null;
       text.classList.toggle('lwo-problem', !!problem);
       setText(title, say(problem ? 'empty.problem' : ready ? 'empty.ready' : 'empty.title'));
+      enough.update(ready ? state.budget : null);
       setText(text, problem ?? say(ready ? 'empty.ready_text' : 'empty.text'));
       const options = said(contact.readGraphOptions())?.components ?? {};
       list.hidden = !!problem;

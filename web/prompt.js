@@ -45,7 +45,20 @@ export function promptOf(active, graphOptions = '') {
 const typeOf = (node) => String(node.comfyClass ?? node.type);
 const isPlain = (value) => ['string', 'number', 'boolean'].includes(typeof value);
 const prefixOf = (id) => id.replace(/[^:]*$/, '');
-const widgetValue = (node, name) => node.widgets?.find((one) => one.name === name)?.value;
+const widgetNamed = (node, name) => node.widgets?.find((one) => one.name === name);
+const held = (node, widget) => ({ value: widget?.value, node, widget });
+
+/**
+ * Where the user would set the widget `name` of the node with the id `id`: {node, widget}, which is another node's if the
+ * value comes from a constant, or from the subgraph around it; null if it is nobody's to set.
+ */
+export function widgetOf(active, id, name) {
+  const entry = active.find((one) => one.id === String(id));
+  if (!entry) return null;
+  const slot = (entry.node.inputs ?? []).findIndex((input) => input.name === name);
+  const { node, widget } = linkInto(entry, slot) ? sourceOf(entry, slot) ?? {} : held(entry.node, widgetNamed(entry.node, name));
+  return widget ? { node, widget } : null;
+}
 
 /** The link that an input gets its value by, or null. */
 function linkInto({ node, graph }, slot) {
@@ -56,7 +69,7 @@ function linkInto({ node, graph }, slot) {
   return [...graph.links.values()].find(isInto) ?? null;
 }
 
-/** What an input of a node that runs gets: {wire: [id, slot]}, {value}, or null for nothing. */
+/** What an input of a node that runs gets: {wire: [id, slot]}, {value, node, widget}, or null for nothing. */
 function sourceOf(entry, slot, steps = 0) {
   const link = linkInto(entry, slot);
   return link && follow(entry, link, steps);
@@ -69,7 +82,7 @@ function follow(entry, link, steps) {
     const outer = parent?.node.inputs?.[link.origin_slot];
     if (!outer) return null;
     if (linkInto(parent, link.origin_slot)) return sourceOf(parent, link.origin_slot, steps + 1);
-    return outer.widget ? { value: widgetValue(parent.node, outer.widget.name) } : null;
+    return outer.widget ? held(parent.node, widgetNamed(parent.node, outer.widget.name)) : null;
   }
   const id = prefixOf(entry.id) + link.origin_id;
   const node = graph.getNodeById?.(link.origin_id);
@@ -80,9 +93,9 @@ function follow(entry, link, steps) {
     const inner = node.subgraph.getLink(node.subgraph.outputs?.[link.origin_slot]?.linkIds?.[0]);
     return inner && follow({ id: `${id}:`, graph: node.subgraph, parent: origin }, inner, steps + 1);
   }
-  if (node?.type === 'PrimitiveNode') return steps ? null : { value: node.widgets?.[0]?.value }; // the app hands it on no further
+  if (node?.type === 'PrimitiveNode') return steps ? null : held(node, node.widgets?.[0]); // the app hands it on no further
   if (node && CONSTANTS.includes(typeOf(node)) && !node.inputs?.some((_, slot) => linkInto(origin, slot))) {
-    return { value: widgetValue(node, 'value') };
+    return held(node, widgetNamed(node, 'value'));
   }
   if (node?.isVirtualNode) {
     const before = node.getInputLink?.(link.origin_slot); // some packs' pairs of nodes hand over a link of another node

@@ -8,7 +8,8 @@ import { devicePart, hostPart, plannedPart } from '../../web/memory_bar.js';
 import { KEPT_EVENTS, componentNames, emptyState, focused, lastPasses, withAhead, withLive, withReport, withStored } from '../../web/model.js';
 import { fromReport, line } from '../../web/node_text.js';
 import { statesOf } from '../../web/placement_map.js';
-import { promptOf } from '../../web/prompt.js';
+import { placeOf } from '../../web/budget_button.js';
+import { promptOf, widgetOf } from '../../web/prompt.js';
 import { definitions, word } from '../../web/settings.js';
 import { tickStep } from '../../web/timeline.js';
 import { languageFor, speaker } from '../../web/words.js';
@@ -184,6 +185,10 @@ test('before the first run the plan is shown, after it what has been loaded', ()
   state = withAhead(state, { schema: 1, error: 'no such file' });
   assert.deepEqual([state.components, state.bystanders, state.problem], [[], [], 'no such file']);
   assert.equal(withAhead(state, null).problem, null);
+  const budget = { component: 'dit', source: 'graph', widgets: [], smallest_gb: 1.21 };
+  state = withAhead(state, { schema: 1, error: 'too small', budget });
+  assert.deepEqual([state.problem, state.budget], ['too small', budget]);
+  assert.deepEqual([withAhead(state, planned).problem, withAhead(state, planned).budget], [null, null], 'it is gone with the error');
 });
 
 test('another file under the same name is another component; one taken over from another loader is not', () => {
@@ -239,4 +244,36 @@ test('wires that go in a circle through nodes that do not run lead nowhere', () 
   const graph = { getNodeById: () => reroute };
   const apply = { id: '1', graph, node: node('LayerwiseOffloadApply', { placement: 'auto' }, [{ name: 'model', link }]) };
   assert.deepEqual(promptOf([apply])['1'].inputs, { placement: 'auto', graph_options: '' });
+});
+
+test('a budget is set where it was said, and a constant or a subgraph in front of the widget is where that is', () => {
+  const from = (origin_id, origin_slot = 0) => ({ origin_id, origin_slot });
+  const constant = node('PrimitiveFloat', { value: 0.1 });
+  const graph = { getNodeById: (id) => (id === 8 ? constant : { type: 'Other' }) };
+  const plain = node('LayerwiseOffloadDiffusionModelLoader', { budget_gb: 0.1, ring_gb: 0 });
+  const wired = node('LayerwiseOffloadDiffusionModelLoader', { budget_gb: 0 }, [{ name: 'budget_gb', link: from(8) }]);
+  const computed = node('LayerwiseOffloadDiffusionModelLoader', { budget_gb: 0 }, [{ name: 'budget_gb', link: from(9) }]);
+  const inside = node('LayerwiseOffloadDiffusionModelLoader', { budget_gb: 0 }, [{ name: 'budget_gb', link: from('-10') }]);
+  const outside = { ...node('Group', { budget: 0.2 }), subgraph: {}, inputs: [{ widget: { name: 'budget' } }] };
+  const parent = { id: '5', graph: { links: new Map() }, node: outside };
+  const active = [
+    { id: '3', graph, node: plain }, { id: '4', graph, node: wired }, { id: '6', graph, node: computed }, parent,
+    { id: '5:1', graph, parent, node: inside },
+  ];
+  assert.deepEqual(widgetOf(active, 3, 'budget_gb'), { node: plain, widget: plain.widgets[0] });
+  assert.deepEqual(widgetOf(active, '4', 'budget_gb'), { node: constant, widget: constant.widgets[0] });
+  assert.deepEqual(widgetOf(active, '5:1', 'budget_gb'), { node: outside, widget: outside.widgets[0] });
+  assert.equal(widgetOf(active, '6', 'budget_gb'), null, 'another node computes it');
+  assert.equal(widgetOf(active, '3', 'no_such_widget'), null);
+  assert.equal(widgetOf(active, '77', 'budget_gb'), null, 'no such node');
+
+  const budget = (source, smallest_gb, ...ids) => ({ component: 'dit_2', source, smallest_gb, widgets: ids.map((id) => ({ node: id, widget: 'budget_gb' })) });
+  assert.deepEqual(placeOf(budget('node', 1.21, '3'), active), { widgets: [{ node: plain, widget: plain.widgets[0] }] });
+  assert.equal(placeOf(budget('options', 1.21, '3', '4'), active).widgets.length, 2);
+  assert.equal(placeOf(budget('options', 1.21, '3', '6'), active), null, 'one of them alone would contradict the other');
+  assert.deepEqual(placeOf(budget('graph', 1.21), active), { options: 'dit_2' });
+  assert.deepEqual(placeOf(budget('settings', 1.21), active), { options: 'dit_2' }, 'the settings are about every workflow');
+  assert.equal(placeOf(budget('node', null, '3'), active), null, 'the device is too small');
+  assert.equal(placeOf(budget(null, null), active), null);
+  assert.equal(placeOf(null, active), null);
 });
