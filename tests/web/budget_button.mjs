@@ -41,9 +41,15 @@ await scenario(async (page, task) => {
   await inPage(() => app.loadGraphData(verbs.uiForm())); // now there is a workflow, which can be undone
   let ids = await build(task.loader);
   await inPage(() => app.extensionManager.workflow.activeWorkflow.changeTracker.reset());
+  const toggle = () => inPage((id) => app.extensionManager.bottomPanel.toggleBottomPanelTab(id), PANEL);
+  await toggle(); // once before anything has been loaded, when the error is all there is
+  await page.locator('.lwo-empty .lwo-primary').filter({ hasText: ' GB' }).waitFor({ timeout: 20000 });
+  await picture('empty');
+  seen.empty = { text: await button.innerText(), panel: await page.locator('.lwo-panel').innerText() };
+  await toggle();
   seen.failed = await inPage(() => verbs.run(60000));
   await page.keyboard.press('Escape');
-  await inPage((id) => app.extensionManager.bottomPanel.toggleBottomPanelTab(id), PANEL);
+  await toggle();
   await button.waitFor({ timeout: 20000 });
   await page.waitForTimeout(500);
   await picture('failed');

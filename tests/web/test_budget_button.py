@@ -46,6 +46,7 @@ def test_the_button_sets_what_is_enough_and_the_plan_appears(server, play, rende
     )
     text = f"Set {enough:.2f} GB"
     assert played["failed"]["status"] == "error" and "give at least" in str(played["failed"]["detail"])
+    assert played["empty"]["text"] == text and "This workflow would not run" in played["empty"]["panel"]
     for name in ("loader", "beside", "options", "constant", "inside", "graph", "settings"):
         assert (played[name]["text"], played[name]["left"]) == (text, 0), name
         assert "This workflow would not run" in played[name]["panel"], name
