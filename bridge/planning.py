@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import comfy.model_management as mm
 import torch
 
-from ..offload_core import policy
 from ..offload_core.feasibility import NO_EFFECT
 from ..offload_core.inventory import Inventory
 from ..offload_core.notices import Notice, concerning
 from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, check_budget, smallest_budget_for
+from ..offload_core.policy import Choice
 from ..offload_core.resolver import filled
 from ..offload_core.settings import ComponentSettings, Setting, Source
 from .asked import Asked
@@ -75,8 +75,7 @@ class Decision:
             f"{settings.reason(Setting.PLACEMENT)}; ComfyUI has room for {len(plan.residents)} of its "
             f"{len(plan.layers)} layers, the others are streamed"
         )
-        device = policy.Device(torch.device(self.request.device).type)
-        streamed = filled(settings.without(Source.POLICY), policy.Choice("layerwise", reason), device)
+        streamed = filled(settings.without(Source.POLICY), Choice("layerwise", reason))
         notices = tuple(notice for notice in self.notices if notice.code != NO_EFFECT)
         return replace(self, settings=streamed, notices=notices)
 

@@ -25,7 +25,6 @@ _UNUSED: Final[dict[str, tuple[str, ...]]] = {
 }
 NO_EFFECT: Final = "no_effect"
 """The code of a notice that a setting has nothing to act on under the placement."""
-_SAME_KIND: Final = {"hip": "cuda"}  # torch calls ROCm devices cuda
 
 
 def explicit_bytes(settings: ComponentSettings, name: str) -> int | None:
@@ -47,7 +46,6 @@ def check_component(
 
     ``settings`` hold the placement the component ended up with, from whatever source.
     """
-    _check_device(component, settings, device)
     _check_placement(component, settings, device)
     _check_budget(component, settings, device)
     _check_host(component, settings, device, host_bytes)
@@ -64,7 +62,7 @@ def remarks(component: Component, settings: ComponentSettings, device: Device | 
         text = f"{asked} is more than the device has: clamped to its {format_bytes(size_bytes)}"
         do = "set a budget that the device has, or 0 for auto"
         notices.append(Notice(component.name, "budget_beyond_device", text, do))
-    total_bytes = _total_bytes(settings, device)
+    total_bytes = _total_bytes(device)
     free_bytes = device.free_bytes if device is not None and total_bytes is not None else None
     asked_resident = explicit_text(settings, Setting.PLACEMENT) == "resident"
     if asked_resident and free_bytes is not None and component.bytes > free_bytes:
@@ -87,27 +85,9 @@ def _asked(component: Component, settings: ComponentSettings, name: str) -> str:
     return f"{component.name}.{name} = {shown_value} ({SOURCE_WORDS[settings.source(name) or 'policy']})"
 
 
-def _total_bytes(settings: ComponentSettings, device: Device | None) -> int | None:
+def _total_bytes(device: Device | None) -> int | None:
     """The size of the device the component runs on; None if it is the CPU, or nobody knows."""
-    if device is None or device.kind == "cpu" or explicit_text(settings, Setting.DEVICE) == "cpu":
-        return None
-    return device.total_bytes
-
-
-def _check_device(component: Component, settings: ComponentSettings, device: Device | None) -> None:
-    wanted = explicit_text(settings, Setting.DEVICE)
-    if wanted is None or wanted == "cpu":
-        return
-    asked = _asked(component, settings, Setting.DEVICE)
-    if settings.value(Setting.PLACEMENT) == "cpu":
-        also = _asked(component, settings, Setting.PLACEMENT)
-        raise SettingsError(f"asked {asked} and {also}; found that they exclude each other; do set one of them to auto")
-    if device is None:
-        return
-    kind, _colon, index = wanted.partition(":")
-    if _SAME_KIND.get(kind, kind) != _SAME_KIND.get(device.kind, device.kind) or int(index or 0) >= device.count:
-        found = f"{device.count} device(s) of kind {device.kind}"
-        raise SettingsError(f"asked {asked}; found {found}; do choose one of those, cpu or auto")
+    return None if device is None or device.kind == "cpu" else device.total_bytes
 
 
 def _check_placement(component: Component, settings: ComponentSettings, device: Device | None) -> None:
@@ -116,7 +96,7 @@ def _check_placement(component: Component, settings: ComponentSettings, device: 
         why = component.why_not or "its layers cannot be streamed"
         asked = _asked(component, settings, Setting.PLACEMENT)
         raise SettingsError(f"asked {asked}; found that {why}; do choose resident, whole or auto")
-    total_bytes = _total_bytes(settings, device)
+    total_bytes = _total_bytes(device)
     if placement == "resident" and total_bytes is not None and component.bytes > total_bytes:
         asked = _asked(component, settings, Setting.PLACEMENT)
         raise BudgetError(
@@ -131,7 +111,7 @@ def _check_budget(component: Component, settings: ComponentSettings, device: Dev
     placement = settings.value(Setting.PLACEMENT)
     budget_bytes = explicit_bytes(settings, Setting.BUDGET_BYTES)
     ring_bytes = explicit_bytes(settings, Setting.RING_BYTES)
-    total_bytes = _total_bytes(settings, device)
+    total_bytes = _total_bytes(device)
     if placement == "layerwise" and ring_bytes is not None and total_bytes is not None and ring_bytes > total_bytes:
         raise SettingsError(
             f"asked {_asked(component, settings, Setting.RING_BYTES)}; found a device of {format_bytes(total_bytes)}; "

@@ -55,12 +55,11 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device, ``count`` of its kind. ``free_bytes`` as if no component were on it; None where nobody knows."""
+    """A device. ``free_bytes`` as if no component were on it; None where nobody knows."""
 
     kind: str
     total_bytes: int | None = None
     free_bytes: int | None = None
-    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,6 @@ class Placed:
     placement: str | None = None
     budget_bytes: int | None = None
     ring_bytes: int | None = None
-    on_cpu: bool = False  # its device was set to the CPU
     may_stream: bool = True  # False: somebody listed what to stream, and this is not on the list
 
     @property
@@ -89,7 +87,7 @@ class Placed:
 
     def turn_bytes(self, placement: str, least: bool) -> int:
         """Device bytes during its own use when it is not resident: the least it runs in, or what it can make use of."""
-        if placement == "cpu" or self.on_cpu:
+        if placement == "cpu":
             return 0
         if placement == "whole":
             return self.component.bytes
@@ -168,8 +166,6 @@ class _Work:
     def _settled(self, one: Placed) -> Choice | None:
         """The choice where the sizes of the others do not matter; None where they do."""
         size = format_bytes(one.component.bytes)
-        if one.on_cpu:
-            return Choice("cpu", "its device was set to the CPU")
         if one.budget_bytes is not None and one.budget_bytes < one.component.bytes:
             return self._stream(one, f"its {size} must live in the {format_bytes(one.budget_bytes)} it was given")
         if self.mode == "manual":
@@ -243,7 +239,7 @@ class _Work:
         left_bytes = self.usable_bytes - residents_bytes - self._in_step_bytes()
         for one in self.placed:
             choice = self.choices[one.name]
-            if choice.placement != "layerwise" or group_of(one.name) != DIT or one.on_cpu:
+            if choice.placement != "layerwise" or group_of(one.name) != DIT:
                 continue
             if one.budget_bytes is not None or not one.component.bytes:
                 continue
@@ -272,7 +268,7 @@ class _Work:
         return self._residents_bytes() + max(alone_bytes, dit_bytes + self._in_step_bytes())
 
     def _residents_bytes(self) -> int:
-        residents = (one for one in self.placed if self.choices[one.name].placement == "resident" and not one.on_cpu)
+        residents = (one for one in self.placed if self.choices[one.name].placement == "resident")
         return sum(one.component.bytes for one in residents)
 
     def _in_step_bytes(self) -> int:

@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Settings with a value, a source and a reason for all eight settings of each component; and what fell back."""
+    """Settings with a value, a source and a reason for all seven settings of each component; and what fell back."""
 
     components: Mapping[str, ComponentSettings]
     notices: tuple[Notice, ...]
@@ -91,7 +91,7 @@ def resolve(request: Request) -> Resolution:
     components = {}
     for component in sorted(request.components, key=lambda one: sort_key(one.name)):
         name = component.name
-        settings = filled(said[name], decision.choices[name], request.device)
+        settings = filled(said[name], decision.choices[name])
         check_component(component, settings, request.device, request.host_available_bytes)
         components[name] = settings
         notices.extend(_notes(component, settings, device))
@@ -196,12 +196,11 @@ def _placed(component: Component, settings: ComponentSettings, may_stream: bool)
         placement=explicit_text(settings, Setting.PLACEMENT),
         budget_bytes=explicit_bytes(settings, Setting.BUDGET_BYTES),
         ring_bytes=explicit_bytes(settings, Setting.RING_BYTES),
-        on_cpu=explicit_text(settings, Setting.DEVICE) == "cpu",
         may_stream=may_stream,
     )
 
 
-def filled(settings: ComponentSettings, choice: Choice, device: Device | None) -> ComponentSettings:
+def filled(settings: ComponentSettings, choice: Choice) -> ComponentSettings:
     """The settings with the policy's word on everything nobody set; on the rest the policy stays silent."""
     streamed = choice.placement == "layerwise"
     idle = f"nothing to decide: the component is {choice.placement}"
@@ -219,18 +218,11 @@ def filled(settings: ComponentSettings, choice: Choice, device: Device | None) -
         Setting.PIN_BUDGET_BYTES: (None, "what the machine can spare, shared by all components" if streamed else idle),
         Setting.PRECISION: (None, "ComfyUI's own choice for this model and device"),
         Setting.LORA_MODE: (None, "decided when a LoRA is applied"),
-        Setting.DEVICE: _device(choice, device),
     }
     for name, (value, reason) in filled.items():
         if not settings.is_explicitly_set(name):
             settings = settings.with_value(name, value, Source.POLICY, reason)
     return settings
-
-
-def _device(choice: Choice, device: Device | None) -> tuple[Value, str]:
-    if choice.placement == "cpu":
-        return "cpu", "its placement is cpu"
-    return (None, "the app decides") if device is None else (device.kind, "the app's own device")
 
 
 def _notes(component: Component, settings: ComponentSettings, device: Device) -> list[Notice]:

@@ -1,6 +1,6 @@
 """What was asked of a component, and by whom.
 
-A component (``dit``, ``text_encoder``, ``vae`` ...) has eight settings. Each starts ``UNSET``. Several sources may
+A component (``dit``, ``text_encoder``, ``vae`` ...) has seven settings. Each starts ``UNSET``. Several sources may
 speak about the same setting; the strongest that said anything wins, and what the others said is kept so that a report
 can show it. A widget on ``auto`` (or on 0, where it counts bytes) says nothing; every other value is explicit, *also
 when it equals the default*.
@@ -13,7 +13,6 @@ nobody wished anything is ``policy``'s.
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -24,7 +23,6 @@ from .fields import MAX_BYTES
 __all__ = [
     "ALLOWED",
     "BYTE_SETTINGS",
-    "DEVICE_KINDS",
     "EXPLICIT_SOURCES",
     "GB",
     "HOST_TIERS",
@@ -74,7 +72,6 @@ class Setting:
     PIN_BUDGET_BYTES: Final = "pin_budget_bytes"
     PRECISION: Final = "precision"
     LORA_MODE: Final = "lora_mode"
-    DEVICE: Final = "device"
 
 
 class Source:
@@ -96,7 +93,6 @@ SETTINGS: Final[tuple[str, ...]] = (
     "pin_budget_bytes",
     "precision",
     "lora_mode",
-    "device",
 )
 SOURCES: Final[tuple[str, ...]] = ("node", "options", "graph", "settings", "selection", "policy")
 """Strongest first."""
@@ -118,20 +114,6 @@ ALLOWED: Final[dict[str, tuple[str, ...]]] = {
 }
 BYTE_SETTINGS: Final[tuple[str, ...]] = ("budget_bytes", "ring_bytes", "pin_budget_bytes")
 GB: Final = 10**9
-
-DEVICE_KINDS: Final[tuple[str, ...]] = (
-    "cpu",
-    "cuda",
-    "hip",
-    "xpu",
-    "mps",
-    "npu",
-    "mlu",
-    "hpu",
-    "musa",
-    "privateuseone",
-)
-_DEVICE = re.compile(r"([a-z]{1,16})(?::([0-9]{1,3}))?", re.ASCII)
 
 SOURCE_WORDS: Final[dict[str, str]] = {
     "node": "the node's own widget",
@@ -170,12 +152,9 @@ def validate(name: str, value: object, component: str = "") -> str | int | Unset
     if name in BYTE_SETTINGS:
         return _validate_bytes(what, value)
     if not isinstance(value, str):
-        allowed = ", ".join(ALLOWED.get(name, ("auto", "cpu", "cuda:0 and the like")))
-        raise _refused(what, value, f"is {_kind(value)}, not a word", f"choose one of: {allowed}")
+        raise _refused(what, value, f"is {_kind(value)}, not a word", f"choose one of: {', '.join(ALLOWED[name])}")
     if value == "auto":
         return UNSET
-    if name == Setting.DEVICE:
-        return _validate_device(what, value)
     if value not in ALLOWED[name]:
         raise _refused(what, value, "is not a choice of this setting", f"choose one of: {', '.join(ALLOWED[name])}")
     return value
@@ -192,14 +171,6 @@ def _validate_bytes(what: str, value: object) -> int | Unset:
     if not 0 <= value <= MAX_BYTES:
         raise _refused(what, value, "is out of range", advice)
     return UNSET if value == 0 else value
-
-
-def _validate_device(what: str, value: str) -> str:
-    match = _DEVICE.fullmatch(value)
-    if match is None or match[1] not in DEVICE_KINDS or (match[1] == "cpu" and match[2] is not None):
-        advice = f"use auto or one of: {', '.join(DEVICE_KINDS)}; a number may follow, as in cuda:1"
-        raise _refused(what, value, "is not a device", advice)
-    return value if match[2] is None else f"{match[1]}:{int(match[2])}"
 
 
 def _kind(value: object) -> str:

@@ -156,14 +156,14 @@ def test_an_explicit_resident_pushes_others_out() -> None:
 
 
 def test_a_component_on_the_cpu_needs_no_device() -> None:
-    held = Placed(Component("text_encoder", 20 * GB), on_cpu=True)
+    held = Placed(Component("text_encoder", 20 * GB), placement="cpu")
     decision = decided({"dit": 20 * GB, "text_encoder": 20 * GB}, card(24), text_encoder=held)
     assert placements(decision) == {"dit": "resident", "text_encoder": "cpu"}
 
 
 def test_the_policy_never_computes_on_the_cpu_by_itself() -> None:
     for mode in MODES:
-        for device in (card(2), card(24), Device("cuda"), Device("cpu", 0, 0, 0)):
+        for device in (card(2), card(24), Device("cuda"), Device("cpu", 0, 0)):
             assert "cpu" not in placements(decided(FLUX, device, mode)).values()
 
 

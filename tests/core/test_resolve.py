@@ -327,13 +327,6 @@ def test_a_budget_alone_means_streaming() -> None:
     assert (dit.value("placement"), dit.source("placement")) == ("layerwise", "policy")
 
 
-def test_device_cpu_means_placement_cpu() -> None:
-    dit = resolve(request(wishes=(wish("dit", "cpu", setting="device"),))).components["dit"]
-    assert (dit.value("placement"), dit.source("placement")) == ("cpu", "policy")
-    vae = resolve(request(wishes=(wish("vae", "cpu"),))).components["vae"]
-    assert (vae.value("device"), vae.source("device")) == ("cpu", "policy")
-
-
 # The rest
 
 
@@ -342,7 +335,6 @@ def test_the_policy_is_silent_about_what_somebody_set() -> None:
         "precision": "bf16",
         "lora_mode": "on_arrival",
         "host_tier": "mapped",
-        "device": "cuda:0",
         "ring_bytes": GB,
     }
     wishes = tuple(wish("dit", value, "options", name) for name, value in values.items())

@@ -91,23 +91,6 @@ def test_a_budget_larger_than_the_device_is_said() -> None:
     assert notice.text in resolution.warnings
 
 
-@pytest.mark.parametrize(("device", "message"), [("cuda:1", "1 device(s) of kind cuda"), ("xpu", "kind cuda")])
-def test_a_device_that_is_not_there(device: str, message: str) -> None:
-    found = refused(request(wishes=(wish("dit", device, setting="device"),)))
-    assert f"dit.device = {device}" in found and message in found
-
-
-def test_a_device_that_is_there() -> None:
-    two = Device("cuda", 24 * GB, 23 * GB, count=2)
-    dit = resolve(request(device=two, wishes=(wish("dit", "cuda:1", setting="device"),))).components["dit"]
-    assert (dit.value("device"), dit.source("device")) == ("cuda:1", "node")
-
-
-def test_cpu_placement_on_a_gpu_is_a_contradiction() -> None:
-    wishes = (wish("vae", "cpu"), wish("vae", "cuda:0", "options", "device"))
-    assert "exclude each other" in refused(request(wishes=wishes))
-
-
 def test_pins_beyond_the_memory_there_is() -> None:
     wishes = (wish("dit", "layerwise"), wish("dit", 100 * GB, setting="pin_budget_bytes"))
     assert "64.00 GB of memory available" in refused(request(wishes=wishes))

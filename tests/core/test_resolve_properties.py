@@ -38,7 +38,6 @@ VALUES = {
     "pin_budget_bytes": st.sampled_from([0, GB]),
     "precision": st.sampled_from(["auto", "bf16"]),
     "lora_mode": st.sampled_from(["auto", "host"]),
-    "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:0"]),
 }
 SIZES = st.one_of(st.integers(0, 20 * GB), st.sampled_from([0, 1, MB, GB, 12 * GB, 40 * GB]))
 quick = settings(
@@ -191,10 +190,7 @@ def test_what_the_policy_keeps_resident_fits(request: Request) -> None:
     device = request.device
     assert device is not None and device.free_bytes is not None
     residents = sum(
-        part.bytes
-        for part in request.components
-        if resolution.components[part.name].value("placement") == "resident"
-        and resolution.components[part.name].value("device") != "cpu"
+        part.bytes for part in request.components if resolution.components[part.name].value("placement") == "resident"
     )
     wholes = [part.bytes for part in request.components if _takes_turns_whole(resolution, part.name)]
     usable = max(0, device.free_bytes - headroom_bytes(request.mode, device))
@@ -206,8 +202,7 @@ def test_what_the_policy_keeps_resident_fits(request: Request) -> None:
 
 
 def _takes_turns_whole(resolution: Resolution, name: str) -> bool:
-    one = resolution.components[name]
-    return one.value("placement") == "whole" and one.value("device") != "cpu"
+    return resolution.components[name].value("placement") == "whole"
 
 
 @quick

@@ -29,7 +29,6 @@ VALID = {
     "pin_budget_bytes": 1,
     "precision": "bf16",
     "lora_mode": "host",
-    "device": "cuda:1",
 }
 
 
@@ -153,13 +152,6 @@ def test_the_reason_shows_what_weaker_sources_had_asked_for() -> None:
         ("host_tier", "disk", "disk"),
         ("precision", "int3", "int3"),
         ("lora_mode", "never", "never"),
-        ("device", "default", "default"),
-        ("device", "cuda:", "cuda:"),
-        ("device", "cuda:-1", "cuda:-1"),
-        ("device", "cuda:1111", "cuda:1111"),
-        ("device", "cuda:\u0663", "u0663"),
-        ("device", "cpu:0", "cpu:0"),
-        ("device", 0, "0"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_by_name(name: str, value: object, shown: str) -> None:
@@ -183,10 +175,6 @@ def test_the_refusal_lists_what_is_allowed(name: str) -> None:
 def test_integral_numbers_written_as_fractions_are_bytes() -> None:
     assert ComponentSettings().with_value("budget_bytes", 8e9, "node").value("budget_bytes") == 8_000_000_000
     assert type(validate("budget_bytes", 8e9)) is int
-
-
-def test_leading_zeros_do_not_make_another_device() -> None:
-    assert validate("device", "cuda:01") == "cuda:1"
 
 
 def test_unknown_settings_and_sources_are_refused() -> None:
