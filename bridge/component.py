@@ -20,6 +20,7 @@ import torch
 from ..offload_core.decisions import gb_at_least
 from ..offload_core.demote import demoted
 from ..offload_core.errors import OffloadError, StateError
+from ..offload_core.host_tiers import out_of_tier
 from ..offload_core.inventory import Inventory
 from ..offload_core.layer_walk import MIN_LAYER_BYTES
 from ..offload_core.notices import Notice
@@ -31,7 +32,6 @@ from ..offload_core.runtime import OffloadController, discover
 from ..offload_core.runtime.discovery import keep_in_memory
 from ..offload_core.runtime.full_device import when_full
 from ..offload_core.runtime.gradients import no_ring_while_gradients_are_recorded
-from ..offload_core.runtime.host_placement import there_bytes
 from ..offload_core.settings import ComponentSettings
 from . import compat
 from .asked import Asked
@@ -42,7 +42,7 @@ from .host_memory import host_memory, moved_bytes
 from .kinds import Kind, entries_of, kind_of
 from .memory import host_limits, not_locked
 from .placing import Neighbour
-from .planning import MEASURED_FROM_PASSES, Decision, Situation, decide
+from .planning import MEASURED_FROM_PASSES, Decision, Situation, decide, plan_decision
 from .recording import recording
 from .watch import ForeignMove, ShapeWatch
 
@@ -237,10 +237,11 @@ class Component:
         wishes = (asked.settings, asked.mode, asked.selection)
         if host_memory().look(self.controller):
             self._planned_for = None
-        situation = Situation(self.device, offered_bytes, self.device_bytes(), self.neighbours(), crowded_bytes)
+        held_bytes, layers = self.device_bytes(), self.controller.layers
+        situation = Situation(self.device, offered_bytes, held_bytes, self.neighbours(), layers, crowded_bytes)
         decision = decide(asked, self.kind, self.controller.inventory, situation)
         if not (self.loaded and self._planned_for == wishes and self._still_good(asked, decision)):
-            self.put_into_effect(*self._plan(asked.settings, decision.request))
+            self.put_into_effect(*self._plan(asked, decision, situation))
         self._decided(decision)
         self._say_if_nothing_streams(asked)
         host_memory().relieve(self.controller)  # what it shares may not be what it was planned to page-lock
@@ -418,6 +419,8 @@ class Component:
         except OffloadError as error:  # the pass that is about to begin can do without
             log.warning("Layerwise Offload, %s: not planned again: %s", self.source, error)
             return None
+        if plan is not None and out_of_tier(plan, request):
+            return None  # the host tier that was asked for cannot be had for what it would stream
         if plan is not None:
             self.planned(plan, request)
             log.info("Layerwise Offload, %s, planned again:\n%s", self.source, plan_to_text(plan))
@@ -437,21 +440,16 @@ class Component:
         judged_at = self._settled[1] if self._settled is not None and self._settled_here() else plan.device_bytes
         return largest is None or budget - judged_at < 2 * largest
 
-    def _plan(self, settings: ComponentSettings, request: PlanRequest) -> tuple[Plan, PlanRequest]:
+    def _plan(self, asked: Asked, decision: Decision, situation: Situation) -> tuple[Plan, PlanRequest]:
         """The plan for what was decided, with the times and the link that are known and the limits of host memory."""
+        request = decision.request
         if self._settled_here() and self.request is not None:
             inventory = replace(self.request.inventory, tables=request.inventory.tables)
             rate, source = self.request.h2d_bytes_per_s, self.request.link_source
             request = replace(request, inventory=inventory, h2d_bytes_per_s=rate, link_source=source)
-        limits = self._host_limits(settings)
-        if host_memory().makes_room(self.controller, limits["copies_budget_bytes"]):
-            limits = self._host_limits(settings)
-        request = replace(request, **limits)
-        return make_plan(request), request
-
-    def _host_limits(self, settings: ComponentSettings) -> dict[str, Any]:
-        held = there_bytes(self.controller.layers)
-        return host_limits(settings, self.controller.inventory, self.device, self.source, held)
+        copies_bytes = host_limits(asked.settings, self.device, self.controller.layers)["copies_budget_bytes"]
+        host_memory().makes_room(self.controller, copies_bytes)
+        return plan_decision(replace(decision, request=request), asked.settings, situation, self.source)
 
     def warn(self, text: str, do: str = "") -> None:
         """A line for the report and the node, once. `do`: what the user can do about it, who is then told so at once.

@@ -23,7 +23,7 @@ from ..offload_core.inventory import Inventory
 from ..offload_core.model_files import ModelFile, read_models
 from ..offload_core.model_shape import Compute, components_of, inventory_of
 from ..offload_core.plan import Plan
-from ..offload_core.planner import PlanRequest, make_plan, usual_budget
+from ..offload_core.planner import PlanRequest, usual_budget
 from ..offload_core.safetensors_header import TensorInfo
 from ..offload_core.settings import ComponentSettings, Setting
 from . import kinds
@@ -33,9 +33,9 @@ from .device import segment_bytes, streams_to
 from .file_kinds import kind_of_vae, require_kind
 from .graph_files import Wanted, wanted_in
 from .loading import file_names
-from .memory import host_available_bytes, host_limits
+from .memory import host_available_bytes
 from .placing import Neighbour, left_to_the_app
-from .planning import Situation, decide
+from .planning import Situation, decide, plan_decision
 from .refused_budget import RefusedBudget
 
 KINDS = {kind.name: kind for kind in (kinds.DIT, kinds.TEXT_ENCODER, kinds.IMAGE_ENCODER, kinds.VAE, kinds.CONTROLNET)}
@@ -114,10 +114,11 @@ def _planned(one: Ahead, device: torch.device, others: list[Ahead]) -> Planned:
     assert one.inventory is not None
     neighbours = [neighbour for other in others if (neighbour := _as_neighbour(other)) is not None]
     ours = sum(component.device_bytes() for component in live_components() if component.loaded)
-    situation = Situation.guessed(device, ours, neighbours)
+    alive = [component for component in live_components() if component.attached and component.source == one.model]
+    layers = [layer for component in alive for layer in component.controller.layers]
+    situation = Situation.guessed(device, ours, neighbours, layers)
     decision = decide(one.asked, KINDS[one.wanted.kind], one.inventory, situation)
-    request = replace(decision.request, **host_limits(one.asked.settings, one.inventory, device, one.model))
-    plan = make_plan(request)
+    plan, request = plan_decision(decision, one.asked.settings, situation, one.model)
     decision = decision.as_planned(plan)
     return Planned(one, decision.settings, request, plan, tuple(notice.line for notice in decision.notices))
 
@@ -152,7 +153,7 @@ def _ahead(wanted: Wanted, device: torch.device) -> Ahead | None:
     if not tensors:
         return Ahead(wanted, asked, file_names(paths), None)
     found = inventory_of(asked.component, [_kept_as(tensor, _dtype(wanted, asked)) for tensor in tensors], Compute(1.0))
-    layers = tuple(replace(layer, compute_ns=None, in_file=True) for layer in found.layers)
+    layers = tuple(replace(layer, compute_ns=None, in_file=not wanted.by_the_app) for layer in found.layers)
     found = replace(found, layers=layers, segment_bytes=segment_bytes(device))
     return Ahead(wanted, asked, file_names(paths), found)
 

@@ -84,11 +84,18 @@ class Wanted:
     """The name of the node's widget for its budget; it may not have one."""
     options_node: str
     """The id of the options node that is connected to the node; empty if there is none."""
+    taken_over: bool
+    """An Apply node asks for it, and no node of ours in front of that."""
 
     @property
     def weight_dtype(self) -> str:
         """The type in which a loader of ours keeps a diffusion model's weights; default: the file's own."""
         return self.own_dtype if self.before is None else self.before.weight_dtype
+
+    @property
+    def by_the_app(self) -> bool:
+        """Whether a loader of the app's brings it, which copies the weights out of their file."""
+        return self.taken_over if self.before is None else self.before.by_the_app
 
     @property
     def name(self) -> str:
@@ -181,6 +188,7 @@ def _made(prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, 
         str(inputs.get("weight_dtype", "default")) if kind == "dit" else "default",
         f"{_prefix(node['class_type'], kind)}budget_gb",
         _options_node(prompt, node),
+        node["class_type"] == APPLY,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +13,14 @@ from comfy.cli_args import args
 from ..offload_core import host_budget
 from ..offload_core.errors import SettingsError
 from ..offload_core.host_budget import HostBudget
-from ..offload_core.inventory import Inventory
+from ..offload_core.host_tiers import out_of_tier
+from ..offload_core.plan import Plan
+from ..offload_core.plan_text import format_bytes
+from ..offload_core.request import PlanRequest
 from ..offload_core.runtime import OffloadController
-from ..offload_core.settings import ComponentSettings, Setting, Unset
+from ..offload_core.runtime.host_placement import there_bytes
+from ..offload_core.runtime.layer import Layer
+from ..offload_core.settings import SOURCE_WORDS, ComponentSettings, Setting, Source, Unset
 from . import compat
 from .device import streams_to, takes_host_memory, total_bytes
 
@@ -52,13 +58,19 @@ def host_available_bytes() -> int:
     return int(psutil.virtual_memory().available) if available is None else available
 
 
+def _asked_pins(settings: ComponentSettings) -> int:
+    """The budget of page-locked memory that somebody set, else `UNLIMITED_BYTES`."""
+    asked = settings.value(Setting.PIN_BUDGET_BYTES)
+    return asked if isinstance(asked, int) else UNLIMITED_BYTES
+
+
 def host_allowance(settings: ComponentSettings, held_bytes: int = 0, pinned_bytes: int = 0) -> HostBudget:
     """What a component may have of the host. `held_bytes`, `pinned_bytes`: what of it is there already."""
-    asked = settings.value(Setting.PIN_BUDGET_BYTES)
+    asked = _asked_pins(settings)
     apps_room = compat.app_pin_room_bytes()
     found = host_budget.host_budget(
         host_available_bytes() + held_bytes,
-        asked_pins_bytes=asked if isinstance(asked, int) else None,
+        asked_pins_bytes=asked if asked < UNLIMITED_BYTES else None,
         apps_pin_room_bytes=None if apps_room is None else apps_room + pinned_bytes,
         cautious=host_budget.is_windows() or host_budget.is_wsl() or torch.version.hip is not None,
     )
@@ -67,34 +79,70 @@ def host_allowance(settings: ComponentSettings, held_bytes: int = 0, pinned_byte
     return found
 
 
-def host_limits(
-    settings: ComponentSettings, inventory: Inventory, device: torch.device, file: str, held: tuple[int, int] = (0, 0)
-) -> dict[str, Any]:
+def host_limits(settings: ComponentSettings, device: torch.device, layers: Iterable[Layer] = ()) -> dict[str, Any]:
     """What a plan may take of host memory now, as members of a plan request.
 
-    file  the model's, for the error
-    held  bytes of copies and page-locked bytes that are there already, and cost nothing to have
-
-    Where the device takes host memory, its budget is all there is to take, and is used: to read takes from compute.
-    Raises SettingsError for a tier that cannot be had.
+    `layers` are those of the component, as far as they exist: what they have of the host already is theirs. A tier that
+    was asked for may take what the reserve would leave to others; whether it can be had shows in the plan, by
+    `require_tier`. On the CPU there is no tier to choose. Where another device takes host memory, its budget is all
+    there is to take, and is used: to read takes from compute.
     """
     if not streams_to(device):
         return {"pin_budget_bytes": 0, "copies_budget_bytes": 0, "in_place": True, "hold_spare": True}
-    host = host_allowance(settings, *held)
+    copies_bytes, pinned_bytes = there_bytes(layers)
+    host = host_allowance(settings, copies_bytes, pinned_bytes)
     if takes_host_memory(device):
         host = HostBudget(0, 0, f"{device} computes in host memory, where a copy would be a second one")
     limits: dict[str, Any] = {"pin_budget_bytes": host.pins_bytes, "copies_budget_bytes": host.copies_bytes}
     tier = settings.value(Setting.HOST_TIER)
     if isinstance(tier, str):
-        in_no_file = [layer.name for layer in inventory.layers if not layer.in_file]
-        if tier == "mapped" and in_no_file:
-            raise SettingsError(
-                f"asked {settings.component}.host_tier = mapped; found {len(in_no_file)} layers of {file} that lie "
-                f"in no file as they are needed ({in_no_file[0]}, ...); load it by a Layerwise Offload loader and "
-                "without LoRA, or choose pageable, pinned or auto"
-            )
-        limits |= {"host_tier": tier, "copies_budget_bytes": None}
+        limits |= {"host_tier": tier, "copies_budget_bytes": host_available_bytes() + copies_bytes}
+        if tier == "pinned":  # what is page-locked already takes nothing more
+            limits["pin_budget_bytes"] = max(host.pins_bytes, min(pinned_bytes, _asked_pins(settings)))
     return {**limits, "host_source": host.reason}
+
+
+def require_tier(plan: Plan, request: PlanRequest, settings: ComponentSettings, source: str) -> None:
+    """Raise SettingsError if a layer of `source`, the model, is streamed from another host tier than was asked for."""
+    missed = out_of_tier(plan, request)
+    if not missed:
+        return
+    who = SOURCE_WORDS[settings.source(Setting.HOST_TIER) or Source.POLICY]
+    asked = f"asked {settings.component}.host_tier = {request.host_tier} ({who})"
+    if request.host_tier == "mapped":
+        names = f"{plan.layers[missed[0]].name}{', ...' if len(missed) > 1 else ''}"
+        raise SettingsError(
+            f"{asked}; found {len(missed)} layers of {source} that lie in no file ({names}); do load it from a "
+            "safetensors file by a Layerwise Offload loader, or choose pageable, pinned or auto"
+        )
+    streamed = format_bytes(sum(plan.layers[index].bytes for index in plan.streamed))
+    if any(plan.layers[index].host_tier == "mapped" for index in missed):
+        raise SettingsError(
+            f"{asked}; found {format_bytes(request.copies_budget_bytes or 0)} of system memory for {streamed} of "
+            f"streamed layers of {source}; do choose mapped or auto, or a larger VRAM budget, so that less is streamed"
+        )
+    larger = ", or a larger pin_budget_gb" if settings.is_explicitly_set(Setting.PIN_BUDGET_BYTES) else ""
+    raise SettingsError(
+        f"{asked}; found that {format_bytes(request.pin_budget_bytes or 0)} may be page-locked ({request.host_source}) "
+        f"and {streamed} of {source} are streamed; do choose pageable or auto{larger}"
+    )
+
+
+def host_remark(settings: ComponentSettings, device: torch.device) -> str:
+    """A line where a node or an options node asks for something of host memory and the CPU runs the component, which
+    reads streamed layers from their file; else nothing."""
+    names = [name for name in (Setting.HOST_TIER, Setting.PIN_BUDGET_BYTES) if settings.is_explicitly_set(name)]
+    names = [name for name in names if settings.source(name) in (Source.NODE, Source.OPTIONS)]
+    if streams_to(device) or not names:
+        return ""
+    said = " and ".join(f"{settings.component}.{name}" for name in names)
+    without = "have no effect" if len(names) > 1 else "has no effect"
+    return f"{said} {without} on the CPU: its layers are read from their file, or used where they are"
+
+
+def in_memory_bytes(layers: Iterable[Layer]) -> int:
+    """Host memory that copies of these layers take now."""
+    return sum(layer.nbytes for layer in layers if layer.host.master is not None)
 
 
 def not_locked(controller: OffloadController) -> str:

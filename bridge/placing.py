@@ -59,15 +59,22 @@ def left_to_the_app(asked: Asked) -> str:
 
 
 def resolve_now(
-    asked: Asked, nbytes: int, device: torch.device, held_bytes: int, others: Iterable[Neighbour]
+    asked: Asked,
+    inventory: Inventory,
+    device: torch.device,
+    held_bytes: int,
+    others: Iterable[Neighbour],
+    in_memory_bytes: int = 0,
 ) -> Resolution:
     """The resolution for one component beside all others that are alive, on what `device` has at this moment.
 
+    `held_bytes` it holds on the device, `in_memory_bytes` its copies take of the host: both count as available to it.
     Raises SettingsError or BudgetError for an explicit wish of this component that cannot be honoured.
     """
     others = list(others)
     name, total = asked.component, total_bytes(device)
-    components = [policy.Component(name, nbytes)]
+    layers_bytes = sum(layer.bytes for layer in inventory.layers)
+    components = [policy.Component(name, inventory.total_bytes, layers_bytes=layers_bytes)]
     settings = {name: asked.settings}
     for number, other in enumerate(others, _FIRST_NUMBER):
         theirs = f"{numbered_base(other.asked.component)[0]}_{number}"
@@ -85,7 +92,7 @@ def resolve_now(
             selection=selection,
             settings=settings,
             device=policy.Device(device.type, total, free),
-            host_available_bytes=host_available_bytes(),
+            host_available_bytes=host_available_bytes() + in_memory_bytes,
         )
     )
 

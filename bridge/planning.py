@@ -16,13 +16,14 @@ from ..offload_core.feasibility import NO_EFFECT
 from ..offload_core.inventory import Inventory
 from ..offload_core.notices import Notice, concerning
 from ..offload_core.plan import Plan
-from ..offload_core.planner import PlanRequest, check_budget, smallest_budget_for
+from ..offload_core.planner import PlanRequest, check_budget, make_plan, smallest_budget_for
 from ..offload_core.policy import Choice
 from ..offload_core.resolver import filled
+from ..offload_core.runtime.layer import Layer
 from ..offload_core.settings import ComponentSettings, Setting, Source
 from .asked import Asked
 from .kinds import Kind
-from .memory import DeviceAllowance, device_allowance
+from .memory import DeviceAllowance, device_allowance, host_limits, host_remark, in_memory_bytes, require_tier
 from .placing import Neighbour, resolve_now, within_policy
 
 MEASURED_FROM_PASSES = 2
@@ -37,6 +38,7 @@ class Situation:
     offered_bytes  device bytes that the app would let its weights have; 1e18 and more: as many as they want
     held_bytes     device bytes that it holds already
     neighbours     the other components that are alive
+    layers         its layers, as far as they exist: what they have of host memory is its own
     crowded_bytes  what it can have on this shape, where the device ran out of memory with more; None: it did not
     """
 
@@ -44,21 +46,24 @@ class Situation:
     offered_bytes: float
     held_bytes: int = 0
     neighbours: Sequence[Neighbour] = ()
+    layers: Sequence[Layer] = ()
     crowded_bytes: int | None = None
 
     @classmethod
-    def guessed(cls, device: torch.device, held_bytes: int, neighbours: Sequence[Neighbour]) -> Situation:
+    def guessed(
+        cls, device: torch.device, held_bytes: int, neighbours: Sequence[Neighbour], layers: Sequence[Layer] = ()
+    ) -> Situation:
         """What a load would find now: of what is free, or held by components of ours, the app keeps some to compute."""
         ours = held_bytes + sum(neighbour.held_bytes for neighbour in neighbours)
         free = int(mm.get_free_memory(device)) + ours - int(mm.minimum_inference_memory())
-        return cls(device, max(0, free), held_bytes, neighbours)
+        return cls(device, max(0, free), held_bytes, neighbours, layers)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What comes of it: every setting with its source and reason, what to plan, and what there is to say.
 
-    `request` lacks the limits of host memory (`memory.host_limits`), which depend on who is planned first.
+    `request` lacks the limits of host memory, which `plan_decision` adds: they hold for the moment of planning.
     """
 
     settings: ComponentSettings
@@ -91,9 +96,12 @@ def decide(asked: Asked, kind: Kind, inventory: Inventory, situation: Situation)
     request = _request(asked, kind, inventory, device, allowance)
     if explicit:
         check_budget(request)  # before the resolution: this error names the smallest budget that works
-    resolution = resolve_now(asked, inventory.total_bytes, device, situation.held_bytes, situation.neighbours)
+    in_memory = in_memory_bytes(situation.layers)
+    resolution = resolve_now(asked, inventory, device, situation.held_bytes, situation.neighbours, in_memory)
     settings = resolution.components[asked.component]
     notices = concerning(resolution.notices, asked.component)
+    if remark := host_remark(asked.settings, device):
+        notices = (*notices, Notice(asked.component, "no_effect_on_the_cpu", remark))
     if explicit:
         return Decision(settings, request, notices)
     room = 0 if kind.asks_for_ring else max((other.room_bytes for other in situation.neighbours), default=0)
@@ -105,6 +113,20 @@ def decide(asked: Asked, kind: Kind, inventory: Inventory, situation: Situation)
         notices = (*notices, Notice(asked.component, "less_than_needed", text))
         request = replace(request, budget_bytes=needed)
     return Decision(settings, request, notices)
+
+
+def plan_decision(
+    decision: Decision, settings: ComponentSettings, situation: Situation, file: str
+) -> tuple[Plan, PlanRequest]:
+    """The plan of a decision within what the host has now, and the request that it was made of.
+
+    Raises BudgetError, or SettingsError where the host tier that was asked for cannot be had; it names `file`, the
+    model's.
+    """
+    request = replace(decision.request, **host_limits(settings, situation.device, situation.layers))
+    plan = make_plan(request)
+    require_tier(plan, request, settings, file)
+    return plan, request
 
 
 def _request(

@@ -144,7 +144,8 @@ def _too_small(asked: str, why: str, budget_bytes: int, smallest_bytes: int) -> 
 def _check_host(
     component: Component, settings: ComponentSettings, device: Device | None, host_bytes: int | None
 ) -> None:
-    if settings.value(Setting.PLACEMENT) != "layerwise" or host_bytes is None:
+    on_cpu = device is not None and device.kind == "cpu"  # streamed layers are read from their file there
+    if settings.value(Setting.PLACEMENT) != "layerwise" or host_bytes is None or on_cpu:
         return
     pins_bytes = explicit_bytes(settings, Setting.PIN_BUDGET_BYTES)
     if pins_bytes is not None and pins_bytes > host_bytes:
@@ -158,11 +159,17 @@ def _check_host(
     device_bytes = explicit_bytes(settings, Setting.BUDGET_BYTES)
     if device_bytes is None:
         device_bytes = (device.total_bytes if device is not None else None) or 0
-    copies_bytes = max(0, component.bytes - device_bytes)
-    room_bytes = host_bytes if pins_bytes is None or tier != "pinned" else min(pins_bytes, host_bytes)
-    if copies_bytes > room_bytes:
-        asked = _asked(component, settings, Setting.HOST_TIER)
+    layers_bytes = component.bytes if component.layers_bytes is None else component.layers_bytes
+    copies_bytes = max(0, layers_bytes - device_bytes)
+    asked = _asked(component, settings, Setting.HOST_TIER)
+    if tier == "pinned" and pins_bytes is not None and pins_bytes < copies_bytes:
         raise SettingsError(
-            f"asked {asked}; found {format_bytes(room_bytes)} of memory for at least {format_bytes(copies_bytes)} of "
+            f"asked {asked} and {_asked(component, settings, Setting.PIN_BUDGET_BYTES)}; found at least "
+            f"{format_bytes(copies_bytes)} of host copies to be page-locked; do raise that budget, or choose pageable "
+            "or auto"
+        )
+    if copies_bytes > host_bytes:
+        raise SettingsError(
+            f"asked {asked}; found {format_bytes(host_bytes)} of memory for at least {format_bytes(copies_bytes)} of "
             "host copies; do choose mapped or auto"
         )

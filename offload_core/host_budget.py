@@ -63,9 +63,10 @@ def host_budget(
     copies = available - reserve
     if asked_pins_bytes is not None:
         pins = min(asked_pins_bytes, copies)
-        return HostBudget(
-            copies, pins, f"{pins / 1e9:.2f} GB page-locked, as asked; {available / 1e9:.2f} GB available"
-        )
+        asked = f"{asked_pins_bytes / 1e9:.2f} GB page-locked, as asked"
+        if pins < asked_pins_bytes:
+            asked = f"{pins / 1e9:.2f} of the {asked_pins_bytes / 1e9:.2f} GB page-locked that were asked for"
+        return HostBudget(copies, pins, f"{asked}; {available / 1e9:.2f} GB available")
     pins, why = copies, f"{available / 1e9:.2f} GB available less a reserve of {reserve / 1e9:.2f} GB"
     if cautious:
         pins, why = int(pins * CAUTIOUS_SHARE), f"half of {why}, for this platform"

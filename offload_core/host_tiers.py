@@ -14,7 +14,7 @@ from .plan import HostTier, Plan
 from .plan_text import format_bytes
 from .request import PlanRequest
 
-__all__ = ["explain_tiers", "host_tiers", "least_worth_first"]
+__all__ = ["explain_tiers", "host_tiers", "least_worth_first", "out_of_tier"]
 
 
 def host_tiers(request: PlanRequest, residents: frozenset[int]) -> list[HostTier]:
@@ -40,6 +40,13 @@ def host_tiers(request: PlanRequest, residents: frozenset[int]) -> list[HostTier
         if pinned and pins is not None:
             pins -= layer.bytes
     return tiers
+
+
+def out_of_tier(plan: Plan, request: PlanRequest) -> list[int]:
+    """Indices of streamed layers that the plan has in another tier than the request asks for; none if it asks none."""
+    if request.host_tier is None:
+        return []
+    return [index for index in plan.streamed if plan.layers[index].host_tier != request.host_tier]
 
 
 def _by_value(inventory: Inventory, residents: frozenset[int]) -> list[int]:

@@ -43,6 +43,7 @@ class Component:
     """What the policy may know about a component.
 
     ``smallest_bytes``: the least device memory it runs in when streamed (ring, loose parameters), None if not measured.
+    ``layers_bytes``: its layers as they lie on the host, without what a device rounds up; None: as ``bytes``.
     ``streamable`` False: its layers cannot be streamed, for the reason ``why_not``.
     """
 
@@ -51,6 +52,7 @@ class Component:
     smallest_bytes: int | None = None
     streamable: bool = True
     why_not: str = ""
+    layers_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from offload_core.check import check_plan
-from offload_core.host_tiers import host_tiers
+from offload_core.host_tiers import host_tiers, out_of_tier
 from offload_core.inventory import Inventory, LayerSpec
 from offload_core.planner import PlanRequest, make_plan
 
@@ -64,6 +64,17 @@ def test_the_plan_says_so_and_the_checker_agrees():
     assert check_plan(plan, given.inventory, given.budget_bytes, pin_budget_bytes=300 * MB) == []
     assert any("read from the file" in line and "for a test" in line for line in plan.decisions)
     assert check_plan(plan, given.inventory, pin_budget_bytes=299 * MB) != []
+
+
+def test_layers_in_another_tier_than_was_asked_for_are_told() -> None:
+    for given, missed in (
+        (request(100, 100, host_tier="pinned"), []),
+        (request(100, 100, host_tier="pinned", pin_budget_bytes=100 * MB), [1]),
+        (request(100, 100, host_tier="pageable", copies_budget_bytes=100 * MB), [1]),
+        (request(100, 100, host_tier="mapped", in_file=False), [0, 1]),
+        (request(100, 100, pin_budget_bytes=100 * MB), []),
+    ):
+        assert out_of_tier(make_plan(given), given) == missed, given
 
 
 @pytest.mark.parametrize(

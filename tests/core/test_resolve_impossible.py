@@ -105,6 +105,30 @@ def test_host_copies_beyond_the_memory_there_is() -> None:
     resolve(request({"dit": 12 * GB}, wishes=mapped, **short))
 
 
+def test_pinned_beyond_the_budget_of_page_locked_memory() -> None:
+    wishes = (wish("dit", "layerwise"), wish("dit", "pinned", setting="host_tier"))
+    short = {"device": Device("cuda", 8 * GB, 8 * GB)}
+    pins = wish("dit", 3 * GB, "graph", "pin_budget_bytes")
+    found = refused(request({"dit": 12 * GB}, wishes=(*wishes, pins), **short))
+    assert "dit.host_tier = pinned (the node's own widget) and dit.pin_budget_bytes = 3.00 GB (the graph's" in found
+    assert "at least 4.00 GB of host copies to be page-locked" in found
+    resolve(request({"dit": 11 * GB}, wishes=(*wishes, pins), **short))
+    pageable = (wishes[0], wish("dit", "pageable", setting="host_tier"), pins)
+    resolve(request({"dit": 12 * GB}, wishes=pageable, **short))
+
+
+def test_host_copies_are_counted_as_they_lie_on_the_host() -> None:
+    wishes = (wish("dit", "layerwise"), wish("dit", "pageable", setting="host_tier"))
+    rounded_up = Component("dit", 12 * GB, layers_bytes=10 * GB)
+    fields = {"wishes": wishes, "device": Device("cuda", 8 * GB, 8 * GB), "host_available_bytes": 3 * GB}
+    resolve(Request((rounded_up,), **fields))
+
+
+def test_on_the_cpu_there_is_no_host_memory_to_ask_for() -> None:
+    wishes = (wish("dit", "layerwise"), wish("dit", "pinned", "graph", "host_tier"))
+    resolve(request({"dit": 12 * GB}, wishes=wishes, device=Device("cpu"), host_available_bytes=3 * GB))
+
+
 def test_settings_without_effect_are_said_not_refused() -> None:
     wishes = (wish("vae", "whole"), wish("vae", GB // 10, setting="ring_bytes"))
     (line,) = (line for line in resolve(request(wishes=wishes)).warnings if line.startswith("vae."))
