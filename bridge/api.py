@@ -3,7 +3,7 @@
 from ..offload_core.errors import OffloadError, SettingsError
 from ..offload_core.load_order import load_order
 from ..offload_core.policy import MODES
-from ..offload_core.settings import LORA_MODES, ComponentSettings
+from ..offload_core.settings import HOST_TIERS, LORA_MODES, ComponentSettings
 from .asked import OPTIONS_GROUPS, Asked, Word, options_word, settings_from
 from .file_kinds import kind_of_vae, payloads
 from .graph import check_options
@@ -26,6 +26,7 @@ from .wrapping import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, 
 
 __all__ = [
     "CLIP_TYPES",
+    "HOST_TIERS",
     "LORA_MODES",
     "MODES",
     "OPTIONS_GROUPS",

@@ -156,7 +156,12 @@ def settings_from(
 def options_word(widgets: Mapping[str, object], mode: str = AUTO, selection: str = "") -> Word:
     """What the widgets of an options node say. Raises SettingsError."""
     # VAEs and image encoders take no LoRA, whatever they are told.
-    wishes: list[tuple[str, str, object]] = [("all", "lora_mode", widgets.get("lora_mode", AUTO))]
+    pins = bytes_from_gb(widgets.get("pin_budget_gb", 0.0), "pin_budget_gb")
+    wishes: list[tuple[str, str, object]] = [
+        ("all", "lora_mode", widgets.get("lora_mode", AUTO)),
+        ("all", "host_tier", widgets.get("host_tier", AUTO)),
+        ("all", "pin_budget_bytes", pins),
+    ]
     for group in OPTIONS_GROUPS:
         wishes.append((group, "placement", widgets.get(f"{group}_placement", AUTO)))
         key = f"{group}_budget_gb"

@@ -4,7 +4,8 @@ The browser part of the pack writes the options of the whole graph and the user'
 `graph_options` of our nodes, as one JSON text, so that the app's cache and runs without a browser see them too:
 
     {"schema": 1,
-     "graph":    {"mode": "memory", "components": {"dit": {"placement": "layerwise", "budget_gb": 8, "ring_gb": 0.5}}},
+     "graph":    {"mode": "memory", "components": {"dit": {"placement": "layerwise", "budget_gb": 8, "ring_gb": 0.5},
+                                                "all": {"host_tier": "pageable"}}},
      "settings": {"components": {"default": {"placement": "layerwise"}}}}
 
 `graph` and `settings` are both optional; names are components, groups, `default` or `all`.
@@ -31,6 +32,8 @@ _SETTINGS = {
     "budget_gb": "budget_bytes",
     "ring_gb": "ring_bytes",
     "lora_mode": "lora_mode",
+    "host_tier": "host_tier",
+    "pin_budget_gb": "pin_budget_bytes",
 }
 
 

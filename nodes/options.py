@@ -5,9 +5,13 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..bridge.api import OPTIONS_GROUPS, check_options, options_word
-from .widgets import HIDDEN, OPTIONS, gb_input, lora_mode_input, mode_input, placement_input
+from .widgets import HIDDEN, OPTIONS, gb_input, host_tier_input, lora_mode_input, mode_input, placement_input
 
 _GROUPS = dict(zip(OPTIONS_GROUPS, ("diffusion model", "text encoder", "image encoder", "VAE")))
+_PIN_BUDGET_TOOLTIP = (
+    "System memory that each model may page-lock for its streamed layers, in GB (1 GB = 1,000,000,000 bytes). The rest "
+    "is kept in ordinary memory, which copies more slowly. 0 = auto: what the machine can spare."
+)
 
 
 class LayerwiseOffloadOptions(io.ComfyNode):
@@ -51,6 +55,8 @@ class LayerwiseOffloadOptions(io.ComfyNode):
                     for group, what in _GROUPS.items()
                 ),
                 lora_mode_input(),
+                host_tier_input(),
+                gb_input("pin_budget_gb", _PIN_BUDGET_TOOLTIP, advanced=True),
             ],
             outputs=[
                 OPTIONS.Output(display_name="options", tooltip="Connect it to the options of Layerwise Offload nodes.")

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import LORA_MODES, MODES, Asked, Surroundings, Word, settings_from
+from ..bridge.api import HOST_TIERS, LORA_MODES, MODES, Asked, Surroundings, Word, settings_from
 
 PLACEMENTS = ["auto", "layerwise", "resident", "whole"]
 PLACEMENTS_WITH_CPU = [*PLACEMENTS, "cpu"]
@@ -51,6 +51,13 @@ _LORA_MODE_TOOLTIP = (
     "auto: kept in system memory while there is some to spare, so that each is changed once.\n"
     "host: all of them kept in system memory, or an error.\n"
     "on_arrival: none kept; each layer is changed again whenever it comes to the GPU. Least memory, slower steps."
+)
+_HOST_TIER_TOOLTIP = (
+    "Where streamed layers wait in system memory, for all components. The picture is the same.\n"
+    "auto: page-locked as far as memory allows, then ordinary memory, then read from the file.\n"
+    "pinned: all of them page-locked, the fastest, or an error.\n"
+    "pageable: all of them in ordinary memory, or an error. Nothing is read from the disk while a model runs.\n"
+    "mapped: none of them in memory; read from the file in every step. Least memory, as slow as the disk."
 )
 
 OPTIONS = io.Custom("LAYERWISE_OFFLOAD_OPTIONS")
@@ -104,6 +111,12 @@ def graph_options_input() -> io.Input:
 def lora_mode_input() -> io.Input:
     return io.Combo.Input(
         "lora_mode", options=list(LORA_MODES), default="auto", optional=True, advanced=True, tooltip=_LORA_MODE_TOOLTIP
+    )
+
+
+def host_tier_input() -> io.Input:
+    return io.Combo.Input(
+        "host_tier", options=list(HOST_TIERS), default="auto", optional=True, advanced=True, tooltip=_HOST_TIER_TOOLTIP
     )
 
 

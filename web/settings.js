@@ -1,5 +1,5 @@
 // The user's defaults: which settings there are, and what they say as one source. Pure; the app keeps the values.
-import { GROUPS, MODES, PLACEMENTS } from './graph_options.js';
+import { GROUPS, HOST_TIERS, MODES, PLACEMENTS } from './graph_options.js';
 
 const CATEGORY = 'Layerwise Offload';
 const PREFIX = 'LayerwiseOffload';
@@ -10,6 +10,10 @@ const WITHOUT_CPU = ['dit', 'image_encoder'];
 const placementId = (group) => `${PREFIX}.${KEYS[group]}.Placement`;
 const budgetId = (group) => `${PREFIX}.${KEYS[group]}.BudgetGB`;
 const MODE_ID = `${PREFIX}.Mode`;
+const HOST_TIER_ID = `${PREFIX}.HostTier`;
+const PIN_BUDGET_ID = `${PREFIX}.PinBudgetGB`;
+
+const SIZE = { type: 'number', attrs: { min: 0, max: 1024, step: 0.1, minFractionDigits: 0, maxFractionDigits: 2 }, defaultValue: 0 };
 
 /** The settings to register. The app shows a category's sections and entries in the reverse of this order. */
 export function definitions() {
@@ -21,6 +25,22 @@ export function definitions() {
     type: 'combo',
     options: MODES,
     defaultValue: 'auto',
+  };
+  const hostTier = {
+    id: HOST_TIER_ID,
+    category: [CATEGORY, 'General', 'Host tier'],
+    name: 'Where streamed layers wait in system memory',
+    tooltip: 'auto: page-locked as far as memory allows, then ordinary memory, then read from the file. pinned: all page-locked, or an error. pageable: all in ordinary memory, or an error; nothing is read from the disk while a model runs. mapped: read from the file in every step. Workflows and nodes that say something else are stronger.',
+    type: 'combo',
+    options: HOST_TIERS,
+    defaultValue: 'auto',
+  };
+  const pinBudget = {
+    id: PIN_BUDGET_ID,
+    category: [CATEGORY, 'General', 'Page-locked memory'],
+    name: 'Page-locked system memory in GB',
+    tooltip: 'System memory that each component may page-lock for its streamed layers, in every workflow that does not say it itself. 0: what the machine can spare.',
+    ...SIZE,
   };
   const groups = GROUPS.flatMap((group) => [
     {
@@ -37,12 +57,10 @@ export function definitions() {
       category: [CATEGORY, TITLES[group], 'Budget'],
       name: 'VRAM budget in GB',
       tooltip: 'VRAM that the weights of the component may take, in every workflow that does not say it itself. 0: the pack decides.',
-      type: 'number',
-      attrs: { min: 0, max: 1024, step: 0.1, minFractionDigits: 0, maxFractionDigits: 2 },
-      defaultValue: 0,
+      ...SIZE,
     },
   ]);
-  return [...groups.reverse(), mode];
+  return [...groups.reverse(), pinBudget, hostTier, mode];
 }
 
 /** What the settings say, in the shape of a graph option; `read(id)` gives a setting's value. */
@@ -50,5 +68,6 @@ export function word(read) {
   const components = Object.fromEntries(
     GROUPS.map((group) => [group, { placement: read(placementId(group)), budget_gb: read(budgetId(group)) }]),
   );
+  components.all = { host_tier: read(HOST_TIER_ID), pin_budget_gb: read(PIN_BUDGET_ID) };
   return { mode: read(MODE_ID), components };
 }

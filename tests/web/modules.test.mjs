@@ -38,8 +38,8 @@ test('numbers are read by people', () => {
 test('what is on auto or 0 is not said', () => {
   assert.equal(said({ mode: 'auto', components: { dit: { placement: 'auto', budget_gb: 0 } } }), null);
   assert.equal(optionsText(null, { mode: 'auto' }), '');
-  const text = optionsText({ components: { dit: { ring_gb: 0.5, placement: 'layerwise', lora_mode: 'host', colour: 1 } } }, { mode: 'memory' });
-  assert.deepEqual(JSON.parse(text), { schema: 1, graph: { components: { dit: { placement: 'layerwise', lora_mode: 'host', ring_gb: 0.5 } } }, settings: { mode: 'memory' } });
+  const text = optionsText({ components: { dit: { ring_gb: 0.5, placement: 'layerwise', lora_mode: 'host', host_tier: 'pageable', pin_budget_gb: 4, colour: 1 } } }, { mode: 'memory' });
+  assert.deepEqual(JSON.parse(text), { schema: 1, graph: { components: { dit: { placement: 'layerwise', lora_mode: 'host', host_tier: 'pageable', ring_gb: 0.5, pin_budget_gb: 4 } } }, settings: { mode: 'memory' } });
 });
 
 test('the same options are the same text, whatever their order', () => {
@@ -63,6 +63,9 @@ test('settings say nothing until somebody sets one', () => {
   assert.equal(said(word((id) => values[id])), null);
   values['LayerwiseOffload.Vae.BudgetGB'] = 2;
   assert.deepEqual(said(word((id) => values[id])), { components: { vae: { budget_gb: 2 } } });
+  values['LayerwiseOffload.HostTier'] = 'pageable';
+  values['LayerwiseOffload.PinBudgetGB'] = 4;
+  assert.deepEqual(said(word((id) => values[id])).components.all, { host_tier: 'pageable', pin_budget_gb: 4 });
 });
 
 test('components are named as the server names them', () => {
