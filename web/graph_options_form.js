@@ -1,6 +1,10 @@
-// The form for the options of the whole graph: a mode, and for each component a placement, a budget and a ring.
+// The form for the options of the whole graph: a mode, and for each component a placement, a budget, a ring and where its
+// streamed layers wait on the host.
 import { element } from './dom.js';
-import { MODES, PLACEMENTS, changed, said } from './graph_options.js';
+import { HOST_TIERS, MODES, PLACEMENTS, changed, said } from './graph_options.js';
+
+// The settings of the form, and their words.
+const COLUMNS = { placement: 'placement', budget_gb: 'budget', ring_gb: 'ring', host_tier: 'host', pin_budget_gb: 'pins' };
 
 /**
  * `update(options, names)` draws the form for the components `names` of the graph; a component that only the options
@@ -40,7 +44,7 @@ function content(say, options, names, set, clear) {
     element(
       'table',
       { class: 'lwo-options' },
-      element('thead', {}, element('tr', {}, ...['component', 'placement', 'budget', 'ring'].map((name) => element('th', { scope: 'col', text: say(`form.${name}`) })))),
+      element('thead', {}, element('tr', {}, element('th', { scope: 'col', text: say('form.component') }), ...Object.keys(COLUMNS).map((name) => element('th', { scope: 'col', text: say(`form.${COLUMNS[name]}`), title: tip(say, name) })))),
       element('tbody', {}, ...rows.map((name) => row(say, name, options?.components?.[name], unknown.includes(name), set))),
     ),
   ];
@@ -48,29 +52,35 @@ function content(say, options, names, set, clear) {
 
 function row(say, selector, settings, isUnknown, set) {
   const label = selector === 'all' ? say('form.all') : selector;
+  const nameOf = (name) => `${label}: ${say(`form.${COLUMNS[name]}`)}`;
   const number = (name) =>
     element('input', {
       type: 'number', min: 0, max: 1024, step: 0.01, placeholder: 'auto', value: settings?.[name] || '',
-      'aria-label': `${label}: ${say(name === 'budget_gb' ? 'form.budget' : 'form.ring')}`,
+      'aria-label': nameOf(name), title: tip(say, name),
       onchange: (event) => event.target.reportValidity() && set(selector, name, Number(event.target.value)),
       onkeydown: (event) => event.stopPropagation(), // the app has keys of its own
     });
-  const placement = choice(`${label}: ${say('form.placement')}`, PLACEMENTS, settings?.placement ?? 'auto', (value) => set(selector, 'placement', value));
+  const word = (name, values) => choice(nameOf(name), values, settings?.[name] ?? 'auto', (value) => set(selector, name, value), tip(say, name));
   const note = isUnknown ? element('span', { class: 'lwo-warning', text: say('form.unknown') }) : null;
   return element(
     'tr',
     { 'data-selector': selector },
     element('th', { scope: 'row' }, label, note),
-    element('td', {}, placement),
+    element('td', {}, word('placement', PLACEMENTS)),
     element('td', {}, number('budget_gb')),
     element('td', {}, number('ring_gb')),
+    element('td', {}, word('host_tier', HOST_TIERS)),
+    element('td', {}, number('pin_budget_gb')),
   );
 }
 
-function choice(label, values, value, changedTo) {
+/** What a column is about, where its heading does not say it. */
+const tip = (say, name) => (['host_tier', 'pin_budget_gb'].includes(name) ? say(`form.${COLUMNS[name]}.tip`) : '');
+
+function choice(label, values, value, changedTo, title = '') {
   const select = element(
     'select',
-    { 'aria-label': label, onchange: (event) => changedTo(event.target.value), onkeydown: (event) => event.stopPropagation() },
+    { 'aria-label': label, title, onchange: (event) => changedTo(event.target.value), onkeydown: (event) => event.stopPropagation() },
     ...values.map((one) => element('option', { value: one, text: one })),
   );
   select.value = value;
