@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,10 +23,10 @@ from ..offload_core.trace_summary import run_numbers
 from .component import Component, live_components
 from .device import ring_there, streams_to, total_bytes
 from .host_memory import host_memory
-from .memory import host_available_bytes, host_limits
+from .memory import host_available_bytes
 from .picture import draw_report
 from .placing import left_to_the_app
-from .planning import Situation, decide
+from .planning import Situation, decide, plan_decision
 from .recording import recording
 from .refused_budget import RefusedBudget, error_members
 from .weights import not_kept
@@ -150,8 +151,7 @@ def expected_reports() -> list[dict[str, Any]]:
             "nodes": list(component.nodes()),
         }
         try:
-            request = _expected_request(component, patcher)
-            plan = make_plan(request)
+            plan, request = _expected_plan(component, patcher)
         except BudgetError as error:
             found.append(report | error_members(RefusedBudget(error, patcher.asked.settings, patcher.load_device)))
             continue
@@ -163,12 +163,12 @@ def expected_reports() -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: (one["component"], one["model"]))
 
 
-def _expected_request(component: Component, patcher: Any) -> PlanRequest:
-    """What it would be planned for if it were loaded now."""
+def _expected_plan(component: Component, patcher: Any) -> tuple[Plan, PlanRequest]:
+    """What it would be planned for if it were loaded now, and the plan. Raises what a load would raise."""
     inventory, device = component.inventory_of(patcher.model, patcher.load_device), patcher.load_device
     situation = Situation.guessed(device, component.device_bytes(), component.neighbours())
     decision = decide(patcher.asked, component.kind, inventory, situation)
-    return replace(decision.request, **host_limits(patcher.asked.settings, inventory, device, component.source))
+    return plan_decision(decision, patcher.asked.settings, situation, component.source or type(patcher.model).__name__)
 
 
 def timelines(expected: Sequence[dict[str, Any]]) -> dict[str, tuple[list[Event], bool]]:
@@ -185,8 +185,8 @@ def timelines(expected: Sequence[dict[str, Any]]) -> dict[str, tuple[list[Event]
         report = next((one for one in expected if one["id"] == component.id and "plan" in one), None)
         patcher = next(iter(component.patchers), None)
         if report is not None and patcher is not None:
-            request = _expected_request(component, patcher)
-            found[component.id] = (simulated(Plan.from_json(report["plan"]), request, component.id), False)
+            with contextlib.suppress(OffloadError):  # there may be less memory than when the report was made
+                found[component.id] = (simulated(*_expected_plan(component, patcher), component.id), False)
     return found
 
 

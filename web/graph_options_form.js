@@ -75,9 +75,9 @@ function row(say, selector, settings, isUnknown, set) {
 }
 
 /** What a column is about, where its heading does not say it. */
-const tip = (say, name) => (['host_tier', 'pin_budget_gb'].includes(name) ? say(`form.${COLUMNS[name]}.tip`) : '');
+const tip = (say, name) => (['host_tier', 'pin_budget_gb'].includes(name) ? say(`form.${COLUMNS[name]}.tip`) : null);
 
-function choice(label, values, value, changedTo, title = '') {
+function choice(label, values, value, changedTo, title = null) {
   const select = element(
     'select',
     { 'aria-label': label, title, onchange: (event) => changedTo(event.target.value), onkeydown: (event) => event.stopPropagation() },

@@ -188,3 +188,10 @@ def test_a_budget_of_page_locked_memory_is_above_the_apps_ceiling(faulty):
     faulty.free()
     refused = faulty.run(said("options", flux(seed=2), host_tier="pinned"))
     assert not refused.ok and "the app's own ceiling for page-locked memory" in refused.message
+
+
+def test_what_a_node_has_loaded_and_nothing_has_run_is_planned_with_it(sim):
+    prompt = said("options", {MODEL: flux()[MODEL]}, host_tier="pageable")
+    sim.run({**prompt, "80": node("PreviewAny", source=[MODEL, 0])}).check()
+    (dit,) = sim.report()["expected"]
+    assert tiers(dit["plan"]) == {"pageable"} and "host_tier = pageable, as asked" in dit["plan_text"]

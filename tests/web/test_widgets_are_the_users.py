@@ -26,6 +26,8 @@ def every_node() -> dict:
         "selection": "text_encoder, vae",
         "vae_placement": "whole",
         "image_encoder_budget_gb": 0.2,
+        "host_tier": "pageable",
+        "pin_budget_gb": 0.25,
     }
     prompt[OPTIONS] = node("LayerwiseOffloadOptions", **options, dit_budget_gb=0.1)
     loaders = {

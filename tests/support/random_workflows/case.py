@@ -57,6 +57,8 @@ class Case:
     save            what is saved beside the picture and read back: "model", "checkpoint", "" = nothing
     said_by         who says placements, budget, LoRA mode: the loaders' widgets, an options node, the graph's options
     lora_mode       what becomes of patched layers on the host
+    host_tier       where streamed layers of all components wait on the host, by the options node or the graph
+    pin_gb          what each of them may page-lock, by the same; 0 = auto
     apply_last      Apply stands behind the LoRAs instead of in front of them
     fault, at       what ends the first run at which visit: interrupt, failure, out_of_memory; "" = nothing
     weights_mb      device memory left for weights; 0 = plenty
@@ -85,6 +87,8 @@ class Case:
     save: str = ""
     said_by: str = "node"
     lora_mode: str = "auto"
+    host_tier: str = "auto"
+    pin_gb: float = 0.0
     apply_last: bool = False
     controlnet: bool = False
     tiled: bool = False
@@ -155,6 +159,7 @@ def draw(seed: int, version: str | None = None) -> Case:
         slow_link=rng.random() < 0.5,
     )
     case = _with_more(case, random.Random(f"{seed} more"))
+    case = _with_host(case, random.Random(f"{seed} host"))
     if case.dit in ("resident", "whole"):
         case = replace(case, budget_share=0.0)  # said together they contradict each other, which other tests look at
     if case.fault in ("interrupt", "failure"):
@@ -199,6 +204,16 @@ def _with_more(case: Case, rng: random.Random) -> Case:
         said_by=rng.choice(SAYERS),
         lora_mode=maybe(0.15, rng.choice(("host", "on_arrival")), "auto", family in LORA_FAMILIES),
     )
+
+
+def _with_host(case: Case, rng: random.Random) -> Case:
+    """Where layers wait on the host. Not in the file where the app has read it: that is refused, as other tests say."""
+    tiers = ("pinned", "pageable", "mapped") if case.loader == "layerwise" else ("pinned", "pageable")
+    tier, drawn = rng.choice(tiers), rng.random()
+    pin_gb = rng.choice((0.01, 0.05))
+    if drawn < 0.3:
+        return replace(case, host_tier=tier)
+    return replace(case, pin_gb=pin_gb) if drawn < 0.4 else case
 
 
 def shrink(case: Case, fails: Callable[[Case], bool]) -> Case:

@@ -205,10 +205,12 @@ def _said(case: Case, budget: float) -> tuple[dict[str, dict], dict | None, str]
         values["text_encoder"] = {"placement": case.clip}
     values["vae"] = {"placement": case.vae}
     nothing: dict[str, dict] = {role: {} for role in values}
+    host = {} if case.host_tier == "auto" else {"host_tier": case.host_tier}
+    host |= {"pin_budget_gb": case.pin_gb} if case.pin_gb else {}
     if case.said_by == "graph":
-        said = {"mode": case.mode, "components": values}
+        said = {"mode": case.mode, "components": values | ({"all": host} if host else {})}
         return nothing, None, json.dumps({"schema": 1, "graph": said})
-    options = {"mode": case.mode, **(said_once if case.said_by == "options" else {})}
+    options = {"mode": case.mode, **host, **(said_once if case.said_by == "options" else {})}
     if case.said_by == "options":
         for role, widgets in values.items():
             options |= {f"{role}_{name}": value for name, value in widgets.items()}
