@@ -379,23 +379,36 @@ class Component:
 
     def put_into_effect(self, plan: Plan, request: PlanRequest) -> None:
         """Load `plan`, made for `request`, or the least that works if the device has no room for it after all."""
+        before = self.last_plan, self.request
+        try:
+            plan = self._load(plan, request)
+        except BaseException:
+            self.last_plan, self.request = before  # which are in effect still, if any are
+            raise
+        host_memory().settle()
+        if missing := not_locked(self.controller):
+            self.warn(missing, do="free system memory or raise the limit of locked memory for full speed")
+        self.peak_device_bytes = max(self.peak_device_bytes, self.device_bytes())
+        log.info("Layerwise Offload, %s:\n%s", self.source, plan_to_text(plan))
+
+    def _load(self, plan: Plan, request: PlanRequest) -> Plan:
+        """Returns what was loaded. Patched layers that are kept while it loads are within the budget of `request`."""
+        self.planned(plan, request)
         try:
             self.controller.load(plan)
         except torch.OutOfMemoryError:
             if request.placement == "resident":
                 raise
-            request = least_of(request)
-            held, plan = plan.device_bytes, make_plan(request)
-            if plan.device_bytes >= held:
+            least = least_of(request)
+            smaller = make_plan(least)
+            if smaller.device_bytes >= plan.device_bytes:
                 raise
-            self.warn(f"{held / 1e9:.2f} GB could not be had on {self.device}: using {plan.device_bytes / 1e9:.2f} GB")
-            self.controller.load(plan)
-        host_memory().settle()
-        if missing := not_locked(self.controller):
-            self.warn(missing, do="free system memory or raise the limit of locked memory for full speed")
-        self.planned(plan, request)
-        self.peak_device_bytes = max(self.peak_device_bytes, self.device_bytes())
-        log.info("Layerwise Offload, %s:\n%s", self.source, plan_to_text(plan))
+            held, used = plan.device_bytes / 1e9, smaller.device_bytes / 1e9
+            self.warn(f"{held:.2f} GB could not be had on {self.device}: using {used:.2f} GB")
+            self.planned(smaller, least)
+            self.controller.load(smaller)
+            return smaller
+        return plan
 
     def _measure(self) -> None:
         """A component of many passes is planned again, once, when its layers have been measured on this shape."""
