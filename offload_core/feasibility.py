@@ -23,6 +23,7 @@ _UNUSED: Final[dict[str, tuple[str, ...]]] = {
     "whole": ("ring_bytes", "host_tier", "pin_budget_bytes"),
     "cpu": ("budget_bytes", "ring_bytes", "host_tier", "pin_budget_bytes"),
 }
+_SAID_OF_ALL: Final = ("host_tier", "pin_budget_bytes")  # an options node has one of each, for all components
 NO_EFFECT: Final = "no_effect"
 """The code of a notice that a setting has nothing to act on under the placement."""
 
@@ -71,8 +72,8 @@ def remarks(component: Component, settings: ComponentSettings, device: Device | 
         text = f"{asked} needs {size}, {free} are free: the app will have to make room"
         notices.append(Notice(component.name, "resident_beyond_free", text))
     for name in _UNUSED.get(placement, ()):
-        # Graph-wide and app-wide values are meant for whichever component they suit: no line for those.
-        if settings.source(name) in ("node", "options"):
+        # What is said of all components at once is meant for those that it suits: no line for the others.
+        if settings.source(name) == "node" or (settings.source(name) == "options" and name not in _SAID_OF_ALL):
             asked = _asked(component, settings, name)
             text = f"{asked} has no effect: the component is {placement}"
             notices.append(Notice(component.name, NO_EFFECT, text))

@@ -134,3 +134,5 @@ def test_settings_without_effect_are_said_not_refused() -> None:
     (line,) = (line for line in resolve(request(wishes=wishes)).warnings if line.startswith("vae."))
     assert line == "vae.ring_bytes = 100.0 MB (the node's own widget) has no effect: the component is whole"
     assert resolve(request(wishes=(wish("all", GB // 10, "graph", "ring_bytes"),))).warnings == ()
+    for_all = (wish("vae", "whole"), wish("all", "pageable", "options", "host_tier"))
+    assert resolve(request(wishes=for_all)).warnings == (), "an options node says it of all components at once"
