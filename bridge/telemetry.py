@@ -67,10 +67,6 @@ class Subscriptions:
     def remove(self, client_id: str) -> None:
         self._clients.pop(client_id, None)
 
-    @property
-    def clients(self) -> tuple[str, ...]:
-        return tuple(self._clients)
-
     async def _run(self) -> None:
         trace = recording().trace
         trace.watched = True
