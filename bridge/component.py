@@ -170,6 +170,7 @@ class Component:
             self._controller.detach()
             host_memory().settle()
             self._controller, self._mover, self._watch = None, None, None
+            self._settled = None  # measured there; `attach` may be on another device
 
     def close(self) -> None:
         """The module is nobody's but the app's again."""

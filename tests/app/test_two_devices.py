@@ -1,9 +1,14 @@
 """Two devices: the app's device selectors and its CFG split give each device a ring and a queue of its own."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from tests.support import pixels, simdev
 from tests.support.app_server import AppServer
+from tests.support.devkit import paths
 from tests.support.workflows import (
     CLIP,
     CONTROL_NET,
@@ -127,3 +132,13 @@ def test_cfg_split_with_a_controlnet(server):
     reference = saved(server, split)
     widgets = {MODEL: {"placement": "layerwise"}, CONTROL_NET: {"placement": "layerwise", "budget_gb": 0.02}}
     assert saved(server, with_our_loaders(split, widgets, {**MEMORY, "dit_budget_gb": 0.05})) == reference
+
+
+@pytest.mark.skipif(not simdev.available(), reason="no simulated accelerator (no C++ compiler?)")
+def test_what_was_measured_on_one_device_is_not_planned_by_on_another():
+    file = paths.MODELS / "diffusion_models" / "flux_mid.safetensors"
+    command = [sys.executable, "-m", "tests.app.case_measured_elsewhere", str(file)]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {"device": "cpu", "segments": True, "link": "assumed: a file on a solid state disk"}
