@@ -140,6 +140,7 @@ class Component:
         self.source = self.source or type(model).__name__
         self.device = device
         found = keep_in_memory(model, discover(model))
+        this = weakref.ref(self)
         self._controller = OffloadController(
             model,
             queue_for(device),
@@ -147,7 +148,7 @@ class Component:
             discovery=found,
             entries=entries_of(model, self.kind),
             pinned=False,  # the plan says who is page-locked
-            progress=moved_bytes(),
+            progress=moved_bytes(lambda: None if (component := this()) is None else component._controller),
             around_allocations=compat.outside_the_apps_graph(),
         )
         self._controller.record(recording().trace, self.id)

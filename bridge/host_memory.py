@@ -48,6 +48,7 @@ class HostMemory:
         self._counted_bytes = 0
         self._changed: weakref.WeakSet[OffloadController] = weakref.WeakSet()
         """Whose plan we have changed, and who have not been planned again since."""
+        self._relieving = False
 
     def close(self) -> None:
         """Nothing lingers, nothing is in the app's account."""
@@ -137,6 +138,20 @@ class HostMemory:
         What lingers goes first; then layers of who is in no pass, those that are not loaded before the others, and
         what is worth least first: to their file where they lie in one, else only their page-lock ends.
         """
+        self._relieving = True
+        try:
+            self._relieve(but)
+        finally:
+            self._relieving = False
+
+    def moved(self, mover: OffloadController | None) -> None:
+        """Masters of `mover` have moved, perhaps in a run: the app's account is made true, and its ceiling
+        is kept, for other components may have page-locked other layers than those that `mover` locks now."""
+        self.settle()
+        if _pins_over_bytes() > 0 and not self._relieving:
+            self.relieve(but=mover)
+
+    def _relieve(self, but: OffloadController | None) -> None:
         if self._lingering and self.short_bytes() > 0:
             self.let_linger_no_more()
         idle = [one for one in list(self._controllers) if one is not but and not one.in_pass()]
@@ -187,14 +202,13 @@ def _move(controller: OffloadController, tiers: dict[int, HostTier]) -> None:
     controller.change_to(replace(plan, layers=layers))
 
 
-def moved_bytes() -> Callable[[int, int], None]:
-    """The app's progress of building and moving masters. Once all are where they belong, the app's account is true,
-    also when it was planned again in the middle of a run."""
+def moved_bytes(mover: Callable[[], OffloadController | None]) -> Callable[[int, int], None]:
+    """The app's progress of building and moving the masters of `mover()`, and `HostMemory.moved` at its end."""
     show = bytes_progress()
 
     def moved(done: int, of: int) -> None:
         if done == of:
-            host_memory().settle()
+            host_memory().moved(mover())
         show(done, of)
 
     return moved
