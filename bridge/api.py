@@ -1,10 +1,12 @@
 """What the nodes may use: one import for them, one place to look for what the bridge promises."""
 
 from ..offload_core.errors import OffloadError, SettingsError
+from ..offload_core.groups import GROUPS
 from ..offload_core.load_order import load_order
+from ..offload_core.node_table import COMPUTED_ON_CPU, NODES, Slot
 from ..offload_core.policy import MODES
-from ..offload_core.settings import HOST_TIERS, LORA_MODES, ComponentSettings
-from .asked import OPTIONS_GROUPS, Asked, Word, options_word, settings_from
+from ..offload_core.settings import HOST_TIERS, LORA_MODES, PLACEMENTS, ComponentSettings
+from .asked import Asked, Word, options_word, widget_settings
 from .file_kinds import kind_of_vae, payloads
 from .graph import check_options
 from .loaders import (
@@ -26,16 +28,20 @@ from .wrapping import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, 
 
 __all__ = [
     "CLIP_TYPES",
+    "COMPUTED_ON_CPU",
+    "GROUPS",
     "HOST_TIERS",
     "LORA_MODES",
     "MODES",
-    "OPTIONS_GROUPS",
+    "NODES",
+    "PLACEMENTS",
     "VAE_PRECISIONS",
     "WEIGHT_DTYPES",
     "Asked",
     "ComponentSettings",
     "OffloadError",
     "SettingsError",
+    "Slot",
     "Surroundings",
     "Word",
     "check_options",
@@ -53,8 +59,8 @@ __all__ = [
     "report_image",
     "report_json",
     "report_text",
-    "settings_from",
     "step_progress",
+    "widget_settings",
     "wrap_clip",
     "wrap_clip_vision",
     "wrap_controlnet",

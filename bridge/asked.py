@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..offload_core.errors import SettingsError
-from ..offload_core.groups import DIT, IMAGE_ENCODER, TEXT_ENCODER, VAE, match, normalise_selection
+from ..offload_core.groups import match, normalise_selection
+from ..offload_core.node_table import OPTIONS_WIDGETS, Slot
 from ..offload_core.policy import check_mode
 from ..offload_core.resolver import Wish, settings_for
 from ..offload_core.settings import SOURCES, ComponentSettings, Source, bytes_from_gb
 
 AUTO = "auto"
-
-OPTIONS_GROUPS = (DIT, TEXT_ENCODER, IMAGE_ENCODER, VAE)
-"""What an options node has a placement and a budget for: `dit_placement`, `dit_budget_gb` and so on."""
 
 T = TypeVar("T")
 
@@ -136,34 +134,22 @@ def _agreed(what: str, source: str, first: T | None, second: T | None) -> T | No
     return second if first is None else first
 
 
-def settings_from(
-    component: str,
-    placement: object,
-    budget_gb: object = 0.0,
-    ring_gb: object = 0.0,
-    lora_mode: object = AUTO,
-) -> ComponentSettings:
-    """What the widgets of a node say. Raises SettingsError for what is not understood."""
-    return (
-        ComponentSettings(component)
-        .with_value("placement", placement, Source.NODE)
-        .with_value("budget_bytes", bytes_from_gb(budget_gb, "budget_gb"), Source.NODE)
-        .with_value("ring_bytes", bytes_from_gb(ring_gb, "ring_gb"), Source.NODE)
-        .with_value("lora_mode", lora_mode, Source.NODE)
-    )
+def widget_settings(slot: Slot, inputs: Mapping[str, object], component: str) -> ComponentSettings:
+    """What a node's widgets ask of the component in `slot`. Raises SettingsError for what is not understood."""
+    settings = ComponentSettings(component)
+    for setting, widget in slot.widgets.items():
+        settings = settings.with_value(setting, _value(widget, inputs.get(widget, AUTO)), Source.NODE)
+    return settings
 
 
-def options_word(widgets: Mapping[str, object], mode: str = AUTO, selection: str = "") -> Word:
+def options_word(inputs: Mapping[str, Any]) -> Word:
     """What the widgets of an options node say. Raises SettingsError."""
-    # VAEs and image encoders take no LoRA, whatever they are told.
-    pins = bytes_from_gb(widgets.get("pin_budget_gb", 0.0), "pin_budget_gb")
-    wishes: list[tuple[str, str, object]] = [
-        ("all", "lora_mode", widgets.get("lora_mode", AUTO)),
-        ("all", "host_tier", widgets.get("host_tier", AUTO)),
-        ("all", "pin_budget_bytes", pins),
+    wishes = [
+        (selector, setting, _value(widget, inputs.get(widget, AUTO)))
+        for widget, (selector, setting) in OPTIONS_WIDGETS.items()
     ]
-    for group in OPTIONS_GROUPS:
-        wishes.append((group, "placement", widgets.get(f"{group}_placement", AUTO)))
-        key = f"{group}_budget_gb"
-        wishes.append((group, "budget_bytes", bytes_from_gb(widgets.get(key, 0.0), key)))
-    return Word.of(Source.OPTIONS, mode, selection, wishes)
+    return Word.of(Source.OPTIONS, inputs.get("mode", AUTO), inputs.get("selection", ""), wishes)
+
+
+def _value(widget: str, value: object) -> object:
+    return bytes_from_gb(value, widget) if widget.endswith("_gb") else value

@@ -1,4 +1,5 @@
-"""Looks at the prompt, in API form: which components our nodes bring, under which names. Knows our nodes by their ids.
+"""Looks at the prompt, in API form: which components our nodes bring, under which names. Knows our nodes by
+the table of nodes.
 
 The first component of a kind in a graph has the kind's name, the second one `_2` behind it, and so on, by the order of
 node ids: two experts are `dit` and `dit_2`, so that settings can tell them apart. What an Apply node takes over from
@@ -13,65 +14,39 @@ from typing import Any
 
 from ..offload_core.errors import SettingsError
 from ..offload_core.groups import match, numbered_base, select, sort_key
+from ..offload_core.node_table import APPLY, DECLARED_AS, NODES, Slot
 from .asked import Word
 
-_OUTPUTS: dict[str, tuple[str, ...]] = {
-    "LayerwiseOffloadDiffusionModelLoader": ("dit",),
-    "LayerwiseOffloadCLIPLoader": ("text_encoder",),
-    "LayerwiseOffloadVAELoader": ("vae",),
-    "LayerwiseOffloadCLIPVisionLoader": ("image_encoder",),
-    "LayerwiseOffloadControlNetLoader": ("controlnet",),
-    "LayerwiseOffloadCheckpointLoader": ("dit", "text_encoder", "vae"),
-    "LayerwiseOffloadLoader": ("dit", "text_encoder", "vae", "image_encoder"),
-    "LayerwiseOffloadApply": ("dit", "text_encoder", "vae", "image_encoder", "controlnet"),
-}
-"""The kind of component at each output of our nodes."""
-
-APPLY = "LayerwiseOffloadApply"
-BY_INPUT: dict[str, dict[str, str]] = {
-    APPLY: {
-        "dit": "model",
-        "text_encoder": "clip",
-        "vae": "vae",
-        "image_encoder": "clip_vision",
-        "controlnet": "control_net",
-    },
-    "LayerwiseOffloadLoader": {"image_encoder": "clip_vision_name"},
-}
-"""Inputs that must be set for the component to be there at all: all of those of an Apply node."""
-
-_NOT_CHOSEN = (None, "", "none")
 _NUMBER = re.compile(r"[0-9]{1,18}")
-"""What is read as a number in a node's id: any id is text that somebody has sent."""
-OTHER_NAMES = {"vae": ("audio_vae",)}
-"""What a component may turn out to be when its file is read."""
+"""What is read as a number in a node's id: an id is any text that a client has sent."""
 
 Place = tuple[str, str]
 """A node's id and a kind of component that it brings."""
 
 
+def slots_of(node: Mapping[str, Any]) -> tuple[Slot, ...]:
+    """The slots of a node of ours; none for another node."""
+    return NODES.get(node.get("class_type", ""), ())
+
+
 def names_in(prompt: Mapping[str, Any]) -> dict[Place, str]:
     """The name of every component that our nodes bring."""
-    found: dict[Place, str] = {}
+    names: dict[Place, str] = {}
     counts: dict[str, int] = {}
-    appliers = []
+    taken_over = []
     for node_id in sorted(prompt, key=_natural):
-        for kind in _brought(prompt[node_id]):
-            if prompt[node_id].get("class_type") == APPLY:
-                appliers.append((node_id, kind))
+        node = prompt[node_id]
+        for slot in slots_of(node):
+            if not slot.is_brought(node.get("inputs", {})):
+                continue
+            if node["class_type"] == APPLY:
+                taken_over.append((node_id, slot))
             else:
-                found[node_id, kind] = _next_name(kind, counts)
-    for node_id, kind in appliers:
-        behind = _source(prompt, node_id, kind)
-        found[node_id, kind] = found.get(behind) or _next_name(kind, counts) if behind else _next_name(kind, counts)
-    return found
-
-
-def _brought(node: Mapping[str, Any]) -> Iterator[str]:
-    needed = BY_INPUT.get(node.get("class_type", ""), {})
-    for kind in _OUTPUTS.get(node.get("class_type", ""), ()):
-        if kind not in needed or node.get("inputs", {}).get(needed[kind]) not in _NOT_CHOSEN:
-            yield kind
+                names[node_id, slot.kind] = _next_name(slot.kind, counts)
+    for node_id, slot in taken_over:
+        loader = _loader_before(prompt, node_id, slot)
+        names[node_id, slot.kind] = (names.get(loader) if loader else None) or _next_name(slot.kind, counts)
+    return names
 
 
 def _next_name(kind: str, counts: dict[str, int]) -> str:
@@ -79,19 +54,18 @@ def _next_name(kind: str, counts: dict[str, int]) -> str:
     return kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
 
 
-def _source(prompt: Mapping[str, Any], node_id: str, kind: str) -> Place | None:
+def _loader_before(prompt: Mapping[str, Any], node_id: str, slot: Slot) -> Place | None:
     """The place of ours from which an Apply node gets its component, through any number of other nodes."""
-    key = BY_INPUT[APPLY][kind]
     seen = set()
     while node_id not in seen:
         seen.add(node_id)
-        wire = wire_of(prompt, node_id, key)
+        wire = wire_of(prompt, node_id, slot.needs)
         if wire is None:
             return None
-        node_id, slot = wire
-        outputs = _OUTPUTS.get(prompt[node_id].get("class_type", ""), ())
-        if prompt[node_id].get("class_type") != APPLY and outputs:
-            return (node_id, outputs[slot]) if slot < len(outputs) else None
+        node_id, output = wire
+        slots = slots_of(prompt[node_id])
+        if prompt[node_id].get("class_type") != APPLY and slots:
+            return (node_id, slots[output].kind) if output < len(slots) else None
     return None
 
 
@@ -127,14 +101,15 @@ def check_known(word: Word, names: list[str], where: str) -> None:
 def _other_names(names: list[str]) -> Iterator[str]:
     for name in names:
         base, number = numbered_base(name)
-        for other in OTHER_NAMES.get(base, ()):
-            yield other if number == 1 else f"{other}_{number}"
+        for kind, declared in DECLARED_AS.items():
+            if declared == base:
+                yield kind if number == 1 else f"{kind}_{number}"
 
 
 def check_options(options: Word, prompt: Mapping[str, Any] | None, node_id: str | None) -> None:
     """Raise SettingsError if an options node names a component that none of the nodes connected to it brings."""
     if not prompt or node_id is None or node_id not in prompt:
-        return  # a node that another one made while running: nobody knows what it is connected to
+        return  # a node that another one made while running: its connections are not in the prompt
     connected = {user for user, node in prompt.items() if _is_from(node.get("inputs", {}).get("options"), node_id)}
     names = {name for (user, _), name in names_in(prompt).items() if user in connected}
     check_known(options, sorted(names), "Layerwise Offload Options")

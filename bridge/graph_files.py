@@ -1,7 +1,7 @@
-"""What a prompt asks of which files, before it runs: for each component of ours its files and everybody's word on it.
+"""What a prompt asks of which files, before it runs: for each component of ours its files and what every source asks
+of it.
 
-Reads the prompt alone, in API form, as a browser has it; widgets that come from other nodes say nothing yet. What
-nodes do with their widgets is in `nodes/`; the tables here repeat it by the widgets' names, and a test compares both.
+Reads the prompt alone, in API form, as a browser has it; widgets that come from other nodes say nothing yet.
 """
 
 from __future__ import annotations
@@ -12,58 +12,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..offload_core.errors import SettingsError, shown
-from ..offload_core.groups import group_of
+from ..offload_core.groups import DIT, group_of
+from ..offload_core.node_table import APP_LOADERS, APPLY, OPTIONS, Slot
 from ..offload_core.resolver import settings_for
-from ..offload_core.settings import ComponentSettings, Source
-from .asked import AUTO, Asked, Word, options_word, settings_from
-from .graph import APPLY, BY_INPUT, Place, names_in, wire_of
+from ..offload_core.settings import ComponentSettings, Setting, Source
+from .asked import AUTO, Asked, Word, options_word, widget_settings
+from .graph import Place, names_in, slots_of, wire_of
 from .surroundings import Surroundings
 
 MAX_NODES = 4000
 MAX_STEPS = 200
 """Nodes between an Apply node and the loader in front of it."""
-
-_CLIPS = ("clip_name1", "clip_name2", "clip_name3", "clip_name4")
-_NONE = (None, "", "none")
-
-_TAKE_LORAS = ("dit", "text_encoder")
-
-Files = dict[str, tuple[str, tuple[str, ...]]]
-"""By kind of component: the app's folder, and the widgets that name files in it."""
-
-_ENCODERS: Files = {"text_encoder": ("text_encoders", _CLIPS)}
-OURS: dict[str, Files] = {
-    "LayerwiseOffloadDiffusionModelLoader": {"dit": ("diffusion_models", ("model_name",))},
-    "LayerwiseOffloadCLIPLoader": _ENCODERS,
-    "LayerwiseOffloadVAELoader": {"vae": ("vae", ("vae_name",))},
-    "LayerwiseOffloadCLIPVisionLoader": {"image_encoder": ("clip_vision", ("clip_name",))},
-    "LayerwiseOffloadControlNetLoader": {"controlnet": ("controlnet", ("control_net_name",))},
-    "LayerwiseOffloadCheckpointLoader": dict.fromkeys(("dit", "text_encoder", "vae"), ("checkpoints", ("ckpt_name",))),
-    "LayerwiseOffloadLoader": {
-        "dit": ("diffusion_models", ("model_name",)),
-        **_ENCODERS,
-        "vae": ("vae", ("vae_name",)),
-        "image_encoder": ("clip_vision", ("clip_vision_name",)),
-    },
-}
-APPS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "UNETLoader": ("diffusion_models", ("unet_name",), ("dit",)),
-    "CLIPLoader": ("text_encoders", ("clip_name",), ("text_encoder",)),
-    "DualCLIPLoader": ("text_encoders", _CLIPS[:2], ("text_encoder",)),
-    "TripleCLIPLoader": ("text_encoders", _CLIPS[:3], ("text_encoder",)),
-    "QuadrupleCLIPLoader": ("text_encoders", _CLIPS, ("text_encoder",)),
-    "VAELoader": ("vae", ("vae_name",), ("vae",)),
-    "CLIPVisionLoader": ("clip_vision", ("clip_name",), ("image_encoder",)),
-    "ControlNetLoader": ("controlnet", ("control_net_name",), ("controlnet",)),
-    "CheckpointLoaderSimple": ("checkpoints", ("ckpt_name",), ("dit", "text_encoder", "vae")),
-}
-"""The app's own loaders that an Apply node may stand behind: folder, widgets, and what comes at which output."""
-
-_PREFIXES = {
-    **{"dit": "", "text_encoder": "clip_", "vae": "vae_"},
-    **{"image_encoder": "clip_vision_", "controlnet": "control_net_"},
-}
-"""How a component's widgets begin where a node has several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,101 +122,74 @@ def _wanted(prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place
 
 def _made(prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, Wanted], steps: int) -> Wanted:
     node = prompt[node_id]
-    inputs = {name: value for name, value in node["inputs"].items() if not isinstance(value, list)}
-    near = Surroundings.of(
+    (slot,) = (slot for slot in slots_of(node) if slot.kind == kind)
+    inputs = _plain(node)
+    context = Surroundings.of(
         SimpleNamespace(prompt=prompt, unique_id=node_id), _options(prompt, node), inputs.get("graph_options", "")
     )
-    files: tuple[str, ...]
-    before, folder, files = None, "", ()
+    before, folder, files = None, slot.folder, _files(slot, node)
     if node["class_type"] == APPLY:
-        before, folder, files = (None, "", ()) if steps > MAX_STEPS else _behind(prompt, node_id, kind, made, steps)
+        before, folder, files = (None, "", ()) if steps > MAX_STEPS else _behind(prompt, node_id, slot, made, steps)
         if steps > MAX_STEPS or (before is not None and len(before.nodes) > MAX_STEPS):
             raise SettingsError(f"asked about node {shown(node_id)}; found more than {MAX_STEPS} Apply nodes before it")
-    else:
-        folder, widgets = OURS[node["class_type"]][kind]
-        files = _names(inputs, widgets)
     return Wanted(
         kind,
-        near,
-        _settings(node["class_type"], kind, inputs),
+        context,
+        widget_settings(slot, inputs, kind),
         inputs.get("mode", AUTO),
         before,
         folder,
         files,
         (*(before.nodes if before is not None else ()), node_id),
-        str(inputs.get("weight_dtype", "default")) if kind == "dit" else "default",
-        f"{_prefix(node['class_type'], kind)}budget_gb",
+        str(inputs.get("weight_dtype", "default")) if kind == DIT else "default",
+        slot.widgets[Setting.BUDGET_BYTES],
         _options_node(prompt, node),
         node["class_type"] == APPLY,
     )
 
 
 def _behind(
-    prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, Wanted], steps: int
+    prompt: Mapping[str, Any], node_id: str, slot: Slot, made: dict[Place, Wanted], steps: int
 ) -> tuple[Wanted | None, str, tuple[str, ...]]:
-    """What an Apply node gets its component from: one of ours, or a loader of the app's, through any other nodes."""
-    key, seen = BY_INPUT[APPLY][kind], {node_id}
-    wire = wire_of(prompt, node_id, key)
+    """What an Apply node gets its component from: a node of ours, or a loader of the app's, through any other nodes."""
+    seen = {node_id}
+    wire = wire_of(prompt, node_id, slot.needs)
     while wire is not None and wire[0] not in seen:
-        source, slot = wire
+        source, output = wire
         seen.add(source)
-        found = prompt[source]["class_type"]
-        if found == APPLY or found in OURS:
-            kinds = tuple(BY_INPUT[APPLY] if found == APPLY else OURS[found])
-            if slot >= len(kinds) or kinds[slot] != kind:
+        node = prompt[source]
+        ours, slots = slots_of(node), slots_of(node) or APP_LOADERS.get(node["class_type"], ())
+        if slots:
+            if output >= len(slots) or slots[output].kind != slot.kind:
                 break
-            before = _wanted(prompt, source, kind, made, steps + 1)
+            if not ours:
+                return None, slots[output].folder, _files(slots[output], node)
+            before = _wanted(prompt, source, slot.kind, made, steps + 1)
             return before, before.folder, before.files
-        if found in APPS:
-            folder, widgets, kinds = APPS[found]
-            if slot < len(kinds) and kinds[slot] == kind:
-                return None, folder, _names(prompt[source]["inputs"], widgets)
-            break
-        wire = wire_of(prompt, source, key)
+        wire = wire_of(prompt, source, slot.needs)
     return None, "", ()
 
 
-def _names(inputs: Mapping[str, Any], widgets: tuple[str, ...]) -> tuple[str, ...]:
-    """The files that are named; none at all if one of them comes from another node."""
-    values = [inputs.get(widget) for widget in widgets]
-    if any(isinstance(value, list) for value in values):
-        return ()
-    return tuple(str(value) for value in values if value not in _NONE)
+def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a node that have a value, and do not come from another node."""
+    return {name: value for name, value in node["inputs"].items() if not isinstance(value, list)}
 
 
-def _prefix(class_type: str, kind: str) -> str:
-    """How the widgets for a kind of component begin on a node."""
-    if class_type == "LayerwiseOffloadLoader" and kind == "dit":
-        return "dit_"
-    return _PREFIXES[kind] if class_type == APPLY or len(OURS[class_type]) > 1 else ""
-
-
-def _settings(class_type: str, kind: str, inputs: Mapping[str, Any]) -> ComponentSettings:
-    prefix = _prefix(class_type, kind)
-    settings = settings_from(
-        kind,
-        inputs.get(f"{prefix}placement", AUTO),
-        inputs.get(f"{prefix}budget_gb", 0.0),
-        inputs.get(f"{prefix}ring_gb", 0.0),
-        inputs.get("lora_mode", AUTO) if kind in _TAKE_LORAS else AUTO,
-    )
-    if kind != "vae":
-        return settings
-    precision = inputs.get("vae_precision" if class_type == "LayerwiseOffloadLoader" else "precision", AUTO)
-    return settings.with_value("precision", precision, "node")
+def _files(slot: Slot, node: Mapping[str, Any]) -> tuple[str, ...]:
+    """The files that a node's widgets name; none at all if one of the names comes from another node."""
+    names = slot.names(node["inputs"])
+    return () if any(isinstance(name, list) for name in names) else tuple(map(str, names))
 
 
 def _options_node(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> str:
     """The id of the options node that is connected to a node; empty if there is none."""
     wire = node["inputs"].get("options")
     source = prompt.get(str(wire[0])) if isinstance(wire, list) else None
-    return str(wire[0]) if source is not None and source["class_type"] == "LayerwiseOffloadOptions" else ""
+    return str(wire[0]) if source is not None and source["class_type"] == OPTIONS else ""
 
 
 def _options(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> Word | None:
     node_id = _options_node(prompt, node)
     if not node_id:
         return None
-    source = prompt[node_id]
-    said = {name: value for name, value in source["inputs"].items() if not isinstance(value, list)}
-    return options_word(said, said.get("mode", AUTO), said.get("selection", ""))
+    return options_word(_plain(prompt[node_id]))

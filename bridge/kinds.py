@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import comfy.model_base
 import torch
 
+from ..offload_core.node_table import DECLARED_AS
 from ..offload_core.runtime.controller import Entry
 from ..offload_core.runtime.wrapped import unwrapped
 
@@ -20,28 +21,27 @@ class Kind:
     """A kind of component.
 
     name            the component's name
-    slot            the kind that nodes know it by before it is loaded; its name in all but a few cases
     methods         the model's methods that run a pass, those it has; of the inner model for diffusion models
-    passes          passes to plan for in one use, until somebody has counted
-    asks_for_ring   without a budget, ask the app for the room of the ring only, so that nobody is evicted for it
+    passes          passes to plan for in one use, until they have been counted
+    asks_for_ring   without a budget, ask the app for the room of the ring only, so that no model is evicted for it
     """
 
     name: str
     methods: tuple[str, ...] = ("forward",)
     passes: int = 2
     asks_for_ring: bool = True
-    came_as: str = ""
 
     @property
-    def slot(self) -> str:
-        return self.came_as or self.name
+    def declared_as(self) -> str:
+        """The kind under which its loader node declares it: its name, but for what is known only from the file."""
+        return DECLARED_AS.get(self.name, self.name)
 
 
 DIT = Kind("dit", passes=20, asks_for_ring=False)
 TEXT_ENCODER = Kind("text_encoder", ("encode_token_weights",))
 IMAGE_ENCODER = Kind("image_encoder")
 VAE = Kind("vae", ("decode", "encode", "decode_tiled", "encode_tiled"))
-AUDIO_VAE = Kind("audio_vae", VAE.methods, came_as=VAE.name)
+AUDIO_VAE = Kind("audio_vae", VAE.methods)
 CONTROLNET = Kind("controlnet", passes=20, asks_for_ring=False)
 OTHER = Kind("model")
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..offload_core.errors import SettingsError, shown
 from ..offload_core.groups import numbered_base
+from ..offload_core.node_table import GRAPH_SETTINGS
 from ..offload_core.settings import SOURCE_WORDS, ComponentSettings, Source, bytes_from_gb
 from .asked import AUTO, Asked, Word, ask
 from .graph import check_known, names_in
@@ -27,14 +28,6 @@ from .graph import check_known, names_in
 SCHEMA = 1
 MAX_CHARACTERS = 65536
 _SOURCES = {"graph": Source.GRAPH, "settings": Source.SETTINGS}
-_SETTINGS = {
-    "placement": "placement",
-    "budget_gb": "budget_bytes",
-    "ring_gb": "ring_bytes",
-    "lora_mode": "lora_mode",
-    "host_tier": "host_tier",
-    "pin_budget_gb": "pin_budget_bytes",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +98,12 @@ def _word(source: str, said: object) -> Word:
         if not isinstance(values, dict):
             raise _refused(values, f"is not an object of settings of {name}")
         for key, value in values.items():
-            if key not in _SETTINGS:
+            if key not in GRAPH_SETTINGS:
                 raise _refused(
-                    key, f"is no setting of {name} that the graph can set; it can set {', '.join(_SETTINGS)}"
+                    key, f"is no setting of {name} that the graph can set; it can set {', '.join(GRAPH_SETTINGS)}"
                 )
             wishes.append(
-                (name, _SETTINGS[key], bytes_from_gb(value, f"{name}.{key}") if key.endswith("_gb") else value)
+                (name, GRAPH_SETTINGS[key], bytes_from_gb(value, f"{name}.{key}") if key.endswith("_gb") else value)
             )
     return Word.of(source, mode, "", wishes)
 

@@ -46,7 +46,7 @@ def _wrapped(
     model: comfy.model_patcher.ModelPatcher, kind: str, settings: ComponentSettings, near: Surroundings
 ) -> comfy.model_patcher.ModelPatcher:
     found = kind_of(model.model)
-    if found.slot != kind:
+    if found.declared_as != kind:
         raise OffloadError(
             f"asked to apply layerwise offload to a {kind}; found a {found.name} ({type(model.model).__name__}); "
             f"connect it to the input for a {found.name}"

@@ -5,23 +5,8 @@ from typing import Any
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import (
-    CLIP_TYPES,
-    VAE_PRECISIONS,
-    WEIGHT_DTYPES,
-    ComponentSettings,
-    Word,
-    kind_of_vae,
-    load_clip,
-    load_clip_vision,
-    load_diffusion_model,
-    load_order,
-    load_vae,
-    payloads,
-    settings_from,
-    step_progress,
-)
-from .loaders import encoder_paths
+from ..bridge.api import CLIP_TYPES, VAE_PRECISIONS, WEIGHT_DTYPES
+from .parts import load_parts
 from .widgets import (
     HIDDEN,
     NONE,
@@ -31,7 +16,6 @@ from .widgets import (
     mode_input,
     options_input,
     placement_input,
-    surroundings,
 )
 
 
@@ -121,65 +105,5 @@ class LayerwiseOffloadLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model_name: str,
-        clip_name1: str,
-        clip_type: str,
-        vae_name: str,
-        mode: str = "auto",
-        clip_name2: str = NONE,
-        clip_name3: str = NONE,
-        clip_name4: str = NONE,
-        clip_vision_name: str = NONE,
-        weight_dtype: str = "default",
-        vae_precision: str = "auto",
-        options: Word | None = None,
-        graph_options: str = "",
-        lora_mode: str = "auto",
-        **widgets: Any,
-    ) -> io.NodeOutput:
-        near = surroundings(cls, options, graph_options)
-        files = {
-            "dit": [folder_paths.get_full_path_or_raise("diffusion_models", model_name)],
-            "text_encoder": encoder_paths(clip_name1, clip_name2, clip_name3, clip_name4),
-            "vae": [folder_paths.get_full_path_or_raise("vae", vae_name)],
-        }
-        if clip_vision_name != NONE:
-            files["image_encoder"] = [folder_paths.get_full_path_or_raise("clip_vision", clip_vision_name)]
-        names = {kind: near.name(kind, kind_of_vae(files["vae"][0]) if kind == "vae" else None) for kind in _WIDGETS}
-        asked = {
-            kind: near.ask(
-                _settings(names[kind], key, widgets, vae_precision if kind == "vae" else "auto", lora_mode), mode
-            )
-            for kind, key in _WIDGETS.items()
-        }
-        load = {
-            "dit": lambda paths, asked: load_diffusion_model(paths[0], weight_dtype, asked),
-            "text_encoder": lambda paths, asked: load_clip(
-                paths, clip_type, asked, folder_paths.get_folder_paths("embeddings")
-            ),
-            "vae": lambda paths, asked: load_vae(paths[0], asked),
-            "image_encoder": lambda paths, asked: load_clip_vision(paths[0], asked),
-        }
-        order = load_order(payloads(files))
-        show_progress = step_progress(len(order))
-        loaded = {}
-        for done, name in enumerate(order, 1):
-            loaded[name] = load[name](files[name], asked[name])
-            show_progress(done)
-        return io.NodeOutput(*(loaded.get(name) for name in _WIDGETS))
-
-
-_WIDGETS = {"dit": "dit", "text_encoder": "clip", "vae": "vae", "image_encoder": "clip_vision"}
-"""Components in the order of the outputs, and how their widgets' names begin."""
-
-
-_TAKE_LORAS = ("dit", "clip")
-
-
-def _settings(name: str, key: str, widgets: dict[str, Any], precision: str, lora_mode: str) -> ComponentSettings:
-    """What the widgets say about one component."""
-    placement, budget = widgets.get(f"{key}_placement", "auto"), widgets.get(f"{key}_budget_gb", 0.0)
-    lora_mode = lora_mode if key in _TAKE_LORAS else "auto"
-    return settings_from(name, placement, budget, lora_mode=lora_mode).with_value("precision", precision, "node")
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return load_parts(cls, "LayerwiseOffloadLoader", inputs)

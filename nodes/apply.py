@@ -4,7 +4,18 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import Word, settings_from, wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
+from ..bridge.api import (
+    NODES,
+    Slot,
+    Surroundings,
+    widget_settings,
+    wrap_clip,
+    wrap_clip_vision,
+    wrap_controlnet,
+    wrap_model,
+    wrap_vae,
+)
+from .parts import surroundings
 from .widgets import (
     HIDDEN,
     graph_options_input,
@@ -12,7 +23,6 @@ from .widgets import (
     options_input,
     placement_input,
     placement_inputs,
-    surroundings,
 )
 
 
@@ -56,35 +66,23 @@ class LayerwiseOffloadApply(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        placement: str,
-        model: Any = None,
-        budget_gb: float = 0.0,
-        ring_gb: float = 0.0,
-        clip: Any = None,
-        vae: Any = None,
-        clip_vision: Any = None,
-        control_net: Any = None,
-        clip_placement: str = "auto",
-        vae_placement: str = "auto",
-        clip_vision_placement: str = "auto",
-        control_net_placement: str = "auto",
-        options: Word | None = None,
-        graph_options: str = "",
-        lora_mode: str = "auto",
-    ) -> io.NodeOutput:
-        near = surroundings(cls, options, graph_options)
-        parts = [
-            (wrap_model, model, "dit", (placement, budget_gb, ring_gb, lora_mode)),
-            (wrap_clip, clip, "text_encoder", (clip_placement, 0.0, 0.0, lora_mode)),
-            (wrap_vae, vae, "vae", (vae_placement,)),
-            (wrap_clip_vision, clip_vision, "image_encoder", (clip_vision_placement,)),
-            (wrap_controlnet, control_net, "controlnet", (control_net_placement,)),
-        ]
-        return io.NodeOutput(
-            *(
-                None if part is None else wrap(part, kind, settings_from(near.name(kind), *said), near)
-                for wrap, part, kind, said in parts
-            )
-        )
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        context = surroundings(cls, inputs)
+        return io.NodeOutput(*(_wrapped(slot, inputs, context) for slot in NODES["LayerwiseOffloadApply"]))
+
+
+_WRAP = {
+    "dit": wrap_model,
+    "text_encoder": wrap_clip,
+    "vae": wrap_vae,
+    "image_encoder": wrap_clip_vision,
+    "controlnet": wrap_controlnet,
+}
+
+
+def _wrapped(slot: Slot, inputs: dict[str, Any], context: Surroundings) -> Any:
+    """What is connected for a kind of component, taken over; None if nothing is."""
+    connected = inputs.get(slot.needs)
+    if connected is None:
+        return None
+    return _WRAP[slot.kind](connected, slot.kind, widget_settings(slot, inputs, context.name(slot.kind)), context)

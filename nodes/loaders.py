@@ -1,32 +1,20 @@
 """Loader nodes for one file each: stand where the app's loaders stand."""
 
+from typing import Any
+
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import (
-    CLIP_TYPES,
-    VAE_PRECISIONS,
-    WEIGHT_DTYPES,
-    Word,
-    kind_of_vae,
-    load_checkpoint,
-    load_clip,
-    load_clip_vision,
-    load_controlnet,
-    load_diffusion_model,
-    load_vae,
-    settings_from,
-)
+from ..bridge.api import CLIP_TYPES, VAE_PRECISIONS, WEIGHT_DTYPES, load_checkpoint
+from .parts import load_parts, parts_of
 from .widgets import (
     HIDDEN,
     NONE,
-    asked_from,
     graph_options_input,
     lora_mode_input,
     options_input,
     placement_input,
     placement_inputs,
-    surroundings,
 )
 
 
@@ -68,21 +56,8 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model_name: str,
-        weight_dtype: str,
-        placement: str,
-        budget_gb: float = 0.0,
-        ring_gb: float = 0.0,
-        options: Word | None = None,
-        graph_options: str = "",
-        lora_mode: str = "auto",
-    ) -> io.NodeOutput:
-        near = surroundings(cls, options, graph_options)
-        path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        asked = asked_from(near, "dit", placement, budget_gb, ring_gb, lora_mode)
-        return io.NodeOutput(load_diffusion_model(path, weight_dtype, asked))
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return load_parts(cls, "LayerwiseOffloadDiffusionModelLoader", inputs)
 
 
 class LayerwiseOffloadCLIPLoader(io.ComfyNode):
@@ -129,24 +104,8 @@ class LayerwiseOffloadCLIPLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        clip_name1: str,
-        type: str,
-        placement: str,
-        budget_gb: float = 0.0,
-        ring_gb: float = 0.0,
-        clip_name2: str = NONE,
-        clip_name3: str = NONE,
-        clip_name4: str = NONE,
-        options: Word | None = None,
-        graph_options: str = "",
-        lora_mode: str = "auto",
-    ) -> io.NodeOutput:
-        near = surroundings(cls, options, graph_options)
-        paths = encoder_paths(clip_name1, clip_name2, clip_name3, clip_name4)
-        asked = asked_from(near, "text_encoder", placement, budget_gb, ring_gb, lora_mode)
-        return io.NodeOutput(load_clip(paths, type, asked, folder_paths.get_folder_paths("embeddings")))
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return load_parts(cls, "LayerwiseOffloadCLIPLoader", inputs)
 
 
 class LayerwiseOffloadVAELoader(io.ComfyNode):
@@ -180,20 +139,8 @@ class LayerwiseOffloadVAELoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        vae_name: str,
-        precision: str,
-        placement: str,
-        budget_gb: float = 0.0,
-        ring_gb: float = 0.0,
-        options: Word | None = None,
-        graph_options: str = "",
-    ) -> io.NodeOutput:
-        near = surroundings(cls, options, graph_options)
-        path = folder_paths.get_full_path_or_raise("vae", vae_name)
-        settings = settings_from(near.name("vae", kind_of_vae(path)), placement, budget_gb, ring_gb)
-        return io.NodeOutput(load_vae(path, near.ask(settings.with_value("precision", precision, "node"))))
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return load_parts(cls, "LayerwiseOffloadVAELoader", inputs)
 
 
 class LayerwiseOffloadCLIPVisionLoader(io.ComfyNode):
@@ -222,18 +169,8 @@ class LayerwiseOffloadCLIPVisionLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        clip_name: str,
-        placement: str,
-        budget_gb: float = 0.0,
-        ring_gb: float = 0.0,
-        options: Word | None = None,
-        graph_options: str = "",
-    ) -> io.NodeOutput:
-        near = surroundings(cls, options, graph_options)
-        path = folder_paths.get_full_path_or_raise("clip_vision", clip_name)
-        return io.NodeOutput(load_clip_vision(path, asked_from(near, "image_encoder", placement, budget_gb, ring_gb)))
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return load_parts(cls, "LayerwiseOffloadCLIPVisionLoader", inputs)
 
 
 class LayerwiseOffloadControlNetLoader(io.ComfyNode):
@@ -265,18 +202,8 @@ class LayerwiseOffloadControlNetLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        control_net_name: str,
-        placement: str,
-        budget_gb: float = 0.0,
-        ring_gb: float = 0.0,
-        options: Word | None = None,
-        graph_options: str = "",
-    ) -> io.NodeOutput:
-        near = surroundings(cls, options, graph_options)
-        path = folder_paths.get_full_path_or_raise("controlnet", control_net_name)
-        return io.NodeOutput(load_controlnet(path, asked_from(near, "controlnet", placement, budget_gb, ring_gb)))
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return load_parts(cls, "LayerwiseOffloadControlNetLoader", inputs)
 
 
 class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
@@ -315,29 +242,7 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        ckpt_name: str,
-        placement: str,
-        budget_gb: float = 0.0,
-        ring_gb: float = 0.0,
-        clip_placement: str = "auto",
-        vae_placement: str = "auto",
-        options: Word | None = None,
-        graph_options: str = "",
-        lora_mode: str = "auto",
-    ) -> io.NodeOutput:
-        near = surroundings(cls, options, graph_options)
-        path = folder_paths.get_full_path_or_raise("checkpoints", ckpt_name)
-        asked = {
-            "dit": asked_from(near, "dit", placement, budget_gb, ring_gb, lora_mode),
-            "text_encoder": asked_from(near, "text_encoder", clip_placement, lora_mode=lora_mode),
-            "vae": asked_from(near, "vae", vae_placement),
-        }
-        return io.NodeOutput(*load_checkpoint(path, asked, folder_paths.get_folder_paths("embeddings")))
-
-
-def encoder_paths(*names: str | None) -> list[str]:
-    """The files behind the names of text encoders, those that say none left out."""
-    chosen = [name for name in names if name not in (None, "", NONE)]
-    return [folder_paths.get_full_path_or_raise("text_encoders", name) for name in chosen]
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        parts = parts_of(cls, "LayerwiseOffloadCheckpointLoader", inputs)
+        asked = {part.kind: part.asked for part in parts}
+        return io.NodeOutput(*load_checkpoint(parts[0].paths[0], asked, folder_paths.get_folder_paths("embeddings")))

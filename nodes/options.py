@@ -4,10 +4,10 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import OPTIONS_GROUPS, check_options, options_word
+from ..bridge.api import COMPUTED_ON_CPU, GROUPS, check_options, options_word
 from .widgets import HIDDEN, OPTIONS, gb_input, host_tier_input, lora_mode_input, mode_input, placement_input
 
-_GROUPS = dict(zip(OPTIONS_GROUPS, ("diffusion model", "text encoder", "image encoder", "VAE")))
+_GROUPS = dict(zip(GROUPS, ("diffusion model", "text encoder", "image encoder", "VAE")))
 _PIN_BUDGET_TOOLTIP = (
     "System memory that each model may page-lock for its streamed layers, in GB (1 GB = 1,000,000,000 bytes). The rest "
     "is kept in ordinary memory, which copies more slowly. 0 = auto: what the machine can spare."
@@ -41,9 +41,7 @@ class LayerwiseOffloadOptions(io.ComfyNode):
                     ),
                 ),
                 *(
-                    placement_input(
-                        group, what, f"{group}_placement", optional=True, cpu=group in ("text_encoder", "vae")
-                    )
+                    placement_input(group, what, f"{group}_placement", optional=True, cpu=group in COMPUTED_ON_CPU)
                     for group, what in _GROUPS.items()
                 ),
                 *(
@@ -65,7 +63,7 @@ class LayerwiseOffloadOptions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, mode: str = "auto", selection: str = "", **widgets: Any) -> io.NodeOutput:
-        options = options_word(widgets, mode, selection)
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        options = options_word(inputs)
         check_options(options, cls.hidden.prompt, cls.hidden.unique_id)
         return io.NodeOutput(options)

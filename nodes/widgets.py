@@ -1,13 +1,11 @@
-"""The widgets that several nodes share, and what they say as settings. A widget on auto (or 0) says nothing."""
+"""The widgets that several nodes share. A widget on auto (or 0) says nothing."""
 
 from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import HOST_TIERS, LORA_MODES, MODES, Asked, Surroundings, Word, settings_from
+from ..bridge.api import HOST_TIERS, LORA_MODES, MODES, PLACEMENTS
 
-PLACEMENTS = ["auto", "layerwise", "resident", "whole"]
-PLACEMENTS_WITH_CPU = [*PLACEMENTS, "cpu"]
 NONE = "none"
 
 _PLACEMENT_TOOLTIP = (
@@ -70,7 +68,7 @@ def placement_input(component: str, what: str, name: str = "placement", cpu: boo
     tooltip = _PLACEMENT_TOOLTIP.format(what=what, auto=_AUTO.get(component, _AUTO_OTHERS), layerwise=_LAYERWISE)
     return io.Combo.Input(
         name,
-        options=PLACEMENTS_WITH_CPU if cpu else PLACEMENTS,
+        options=[choice for choice in PLACEMENTS if cpu or choice != "cpu"],
         default="auto",
         tooltip=tooltip + _CPU_TOOLTIP if cpu else tooltip,
         **kwargs,
@@ -122,20 +120,3 @@ def host_tier_input() -> io.Input:
 
 def mode_input() -> io.Input:
     return io.Combo.Input("mode", options=list(MODES), default="auto", optional=True, tooltip=_MODE_TOOLTIP)
-
-
-def asked_from(
-    near: Surroundings,
-    kind: str,
-    placement: str,
-    budget_gb: float = 0.0,
-    ring_gb: float = 0.0,
-    lora_mode: str = "auto",
-) -> Asked:
-    """What the widgets of a loader, and everybody weaker, ask of the component that it brings of a kind."""
-    return near.ask(settings_from(near.name(kind), placement, budget_gb, ring_gb, lora_mode))
-
-
-def surroundings(node: type[io.ComfyNode], options: Word | None, graph_options: str) -> Surroundings:
-    """What is said to a node that has asked for `HIDDEN`."""
-    return Surroundings.of(node.hidden, options, graph_options)

@@ -3,14 +3,9 @@
 //                                                    host_tier, pin_budget_gb}}},
 //    "settings": {same}}
 // Says nothing where nobody set anything: `auto` and 0 are unset. Pure.
+import { CHOICES, SIZES } from './tables.js';
 
 export const SCHEMA = 1;
-export const MODES = ['auto', 'memory', 'speed', 'manual'];
-export const PLACEMENTS = ['auto', 'layerwise', 'resident', 'whole', 'cpu'];
-export const HOST_TIERS = ['auto', 'pinned', 'pageable', 'mapped'];
-export const GROUPS = ['dit', 'text_encoder', 'image_encoder', 'vae'];
-const CHOICES = ['placement', 'lora_mode', 'host_tier'];
-const SIZES = ['budget_gb', 'ring_gb', 'pin_budget_gb'];
 
 /** One source's word with everything that is unset left out; null if nothing is left. Unknown members are kept out. */
 export function said(word) {

@@ -1,7 +1,8 @@
 // The form for the options of the whole graph: a mode, and for each component a placement, a budget, a ring and where its
 // streamed layers wait on the host.
 import { element } from './dom.js';
-import { HOST_TIERS, MODES, PLACEMENTS, changed, said } from './graph_options.js';
+import { changed, said } from './graph_options.js';
+import { HOST_TIERS, MODES, PLACEMENTS } from './tables.js';
 
 // The settings of the form, and their words.
 const COLUMNS = { placement: 'placement', budget_gb: 'budget', ring_gb: 'ring', host_tier: 'host', pin_budget_gb: 'pins' };

@@ -2,6 +2,7 @@
 //
 // A report and a live message speak of the same components by `id`. A live message knows no layer names, no settings and
 // no predictions: those stay as the last report said them.
+import { APPLY, NODES } from './tables.js';
 
 export const KEPT_EVENTS = 4000;
 const KEPT_NS = 30e9;
@@ -119,21 +120,11 @@ function follows(visits, before, start, next = Infinity) {
 
 // ---- the components of a graph, before anything has been loaded
 
-const OUTPUTS = {
-  LayerwiseOffloadDiffusionModelLoader: ['dit'],
-  LayerwiseOffloadCLIPLoader: ['text_encoder'],
-  LayerwiseOffloadVAELoader: ['vae'],
-  LayerwiseOffloadCLIPVisionLoader: ['image_encoder'],
-  LayerwiseOffloadControlNetLoader: ['controlnet'],
-  LayerwiseOffloadCheckpointLoader: ['dit', 'text_encoder', 'vae'],
-  LayerwiseOffloadLoader: ['dit', 'text_encoder', 'vae', 'image_encoder'],
-  LayerwiseOffloadApply: ['dit', 'text_encoder', 'vae', 'image_encoder', 'controlnet'],
-};
-const APPLY = 'LayerwiseOffloadApply';
-const APPLY_INPUT = { dit: 'model', text_encoder: 'clip', vae: 'vae', image_encoder: 'clip_vision', controlnet: 'control_net' };
-const PLACEMENT_WIDGET = { dit: 'dit_placement', text_encoder: 'clip_placement', vae: 'vae_placement', image_encoder: 'clip_vision_placement', controlnet: 'control_net_placement' };
+const typeOf = (node) => String(node.comfyClass ?? node.type);
+const slotsOf = (node) => NODES[typeOf(node)] ?? [];
+const valueOf = (node, name) => node.widgets?.find((widget) => widget.name === name)?.value;
 
-export const isOurs = (type) => type in OUTPUTS;
+export const isOurs = (type) => type in NODES;
 
 /** Whether the input `name` of a node gets its value by a wire. */
 export function isWired(node, name) {
@@ -141,24 +132,16 @@ export function isWired(node, name) {
   return slot >= 0 && node.isInputConnected(slot);
 }
 
-/** The kinds of components that a node brings: what an Apply node has no input for, and an image encoder not chosen, are not. */
+/** The kinds of components that a node brings: without those for which an Apply node has no wire, or a loader no file. */
 export function kindsOf(node) {
-  const type = node.comfyClass ?? node.type;
-  const widget = (name) => node.widgets?.find((one) => one.name === name)?.value;
-  return (OUTPUTS[type] ?? []).filter((kind) => {
-    if (type === APPLY) return isWired(node, APPLY_INPUT[kind]);
-    if (type === 'LayerwiseOffloadLoader' && kind === 'image_encoder') return ![undefined, '', 'none'].includes(widget('clip_vision_name'));
-    return true;
-  });
+  const isThere = ({ needs }) => !needs || isWired(node, needs) || ![undefined, null, '', 'none'].includes(valueOf(node, needs));
+  return slotsOf(node).filter(isThere).map(({ kind }) => kind);
 }
 
 /** What a node's placement widget for a component of `kind` is set to; null if it has none. */
 export function placementWidget(node, kind) {
-  const value = (name) => node.widgets?.find((one) => one.name === name)?.value;
-  const own = value(PLACEMENT_WIDGET[kind]);
-  if (own !== undefined) return own;
-  const single = (OUTPUTS[node.comfyClass ?? node.type] ?? []).length === 1 || kind === 'dit';
-  return single ? (value('placement') ?? null) : null;
+  const slot = slotsOf(node).find((each) => each.kind === kind);
+  return (slot && valueOf(node, slot.placement)) ?? null;
 }
 
 /**
@@ -171,7 +154,7 @@ export function componentNames(active) {
   const natural = ({ id }) => id.split(':').map((part) => part.padStart(12, '0')).join(':');
   const ordered = [...active].sort((a, b) => (natural(a) < natural(b) ? -1 : 1));
   const counts = {};
-  const isApply = ({ node }) => (node.comfyClass ?? node.type) === APPLY;
+  const isApply = ({ node }) => typeOf(node) === APPLY;
   for (const one of ordered.filter((each) => !isApply(each))) {
     for (const kind of kindsOf(one.node)) counts[kind] = (counts[kind] ?? 0) + 1;
   }

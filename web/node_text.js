@@ -4,6 +4,7 @@
 import { element } from './dom.js';
 import { bytes } from './format.js';
 import { kindsOf, placementWidget } from './model.js';
+import { DECLARED_AS } from './tables.js';
 
 export const LINE_HEIGHT = 20;
 export const MARGIN = 6;
@@ -11,7 +12,7 @@ export const MARGIN = 6;
 /** The group a component's name belongs to: `dit_2` and `audio_vae` are shown where `dit` and `vae` are asked for. */
 export function kindOf(component) {
   const base = component.replace(/_\d+$/, '');
-  return base === 'audio_vae' ? 'vae' : base;
+  return DECLARED_AS[base] ?? base;
 }
 
 /** One line about a resolved component: {text, title, warned}. `resolved`: as in the message of that name. */

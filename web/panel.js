@@ -11,10 +11,10 @@ import { numberTiles } from './numbers.js';
 import { placementMap } from './placement_map.js';
 import { promptOf } from './prompt.js';
 import { word } from './settings.js';
+import { LOADER } from './tables.js';
 import { timeline } from './timeline.js';
 
 const VIEWS = ['overview', 'explain', 'options'];
-const LOADER = 'LayerwiseOffloadLoader';
 const SETTLED_MS = 300; // after the last change of the graph
 
 /** A panel that can be mounted and unmounted any number of times; what it knows outlives that. */

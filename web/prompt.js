@@ -1,12 +1,7 @@
 // The part of a graph that says which files our nodes will load, as a prompt in API form, without asking the app for one:
 // making a real prompt may draw seeds or send pictures, which must not happen because a panel is open. Pure.
 import { isOurs } from './model.js';
-
-const APP_LOADERS = [
-  'UNETLoader', 'CLIPLoader', 'DualCLIPLoader', 'TripleCLIPLoader', 'QuadrupleCLIPLoader', 'VAELoader', 'CLIPVisionLoader',
-  'ControlNetLoader', 'CheckpointLoaderSimple',
-];
-const OPTIONS = 'LayerwiseOffloadOptions';
+import { APP_LOADERS, OPTIONS } from './tables.js';
 
 const CONSTANTS = ['PrimitiveInt', 'PrimitiveFloat', 'PrimitiveString', 'PrimitiveStringMultiline', 'PrimitiveBoolean'];
 const NEVER = 2, BYPASS = 4; // modes of a node

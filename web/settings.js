@@ -1,11 +1,10 @@
 // The user's defaults: which settings there are, and what they say as one source. Pure; the app keeps the values.
-import { GROUPS, HOST_TIERS, MODES, PLACEMENTS } from './graph_options.js';
+import { COMPUTED_ON_CPU, GROUPS, HOST_TIERS, MODES, PLACEMENTS } from './tables.js';
 
 const CATEGORY = 'Layerwise Offload';
 const PREFIX = 'LayerwiseOffload';
 const TITLES = { dit: 'Diffusion model', text_encoder: 'Text encoders', image_encoder: 'Image encoder', vae: 'VAE' };
 const KEYS = { dit: 'Dit', text_encoder: 'TextEncoder', image_encoder: 'ImageEncoder', vae: 'Vae' };
-const WITHOUT_CPU = ['dit', 'image_encoder'];
 
 const placementId = (group) => `${PREFIX}.${KEYS[group]}.Placement`;
 const budgetId = (group) => `${PREFIX}.${KEYS[group]}.BudgetGB`;
@@ -49,7 +48,7 @@ export function definitions() {
       name: 'Placement',
       tooltip: 'Where the weights live while the component runs, in every workflow that does not say it itself. auto: the pack decides.',
       type: 'combo',
-      options: PLACEMENTS.filter((one) => one !== 'cpu' || !WITHOUT_CPU.includes(group)),
+      options: PLACEMENTS.filter((placement) => placement !== 'cpu' || COMPUTED_ON_CPU.includes(group)),
       defaultValue: 'auto',
     },
     {

@@ -102,7 +102,7 @@ class Flow:
         return clip
 
     def _asked(self, component: str, placement: str) -> Any:
-        return self.api.Asked(self.api.settings_from(component, placement))
+        return self.api.Asked(self.api.ComponentSettings(component).with_value("placement", placement, "node"))
 
     def encode(self, text: str, times: dict[str, Any]) -> Any:
         with app_process.node(self.device, times, "encode_s"):

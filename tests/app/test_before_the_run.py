@@ -123,7 +123,7 @@ def test_the_graphs_options_and_the_users_settings_count(sim):
 
 
 def test_every_placement_and_budget_widget_of_our_loaders_counts(sim):
-    """The table of widgets in bridge/graph_files.py against the nodes' own schemas."""
+    """The table of nodes against the nodes' own schemas, by what comes of each widget."""
     tiny_models.ensure("clip_vision_tiny", "controlnet_flux", "sd15_checkpoint", "vae_flux", "flux_tiny", "clip_l_tiny")
     seen = 0
     for class_type, info in sim.object_info().items():

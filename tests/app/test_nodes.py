@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from offload_core import node_table
 from tests.support.devkit import paths
 from tests.support.workflows import all_in_one, build, node, with_our_loaders
 
@@ -24,6 +25,13 @@ NODE_IDS = (
 CHOICES_OF_THE_APP = ("model_name", "ckpt_name", "vae_name", "control_net_name", "clip_vision_name", "clip_name")
 CHOICES_OF_THE_APP += ("type", "clip_type")
 """Widgets whose choices are this machine's files, or what this version of the app knows."""
+OUTPUTS = {
+    "dit": "MODEL",
+    "text_encoder": "CLIP",
+    "vae": "VAE",
+    "image_encoder": "CLIP_VISION",
+    "controlnet": "CONTROL_NET",
+}
 GOLDEN = paths.ROOT / "tests" / "golden" / "nodes.json"
 
 
@@ -56,6 +64,36 @@ def test_schemas_are_the_golden_ones(sim):
         GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
         pytest.fail(f"there was no {GOLDEN.name}; it has been written: check it in")
     assert found == json.loads(GOLDEN.read_text())
+
+
+SHARED = {"mode", "options", "graph_options"}
+"""Widgets that speak of all components of a node."""
+OF_THE_LOADER = {"weight_dtype", "type", "clip_type"}
+"""Widgets that say how a file is read, which the node's loading function knows."""
+
+
+@pytest.mark.parametrize("node_id", node_table.NODES)
+def test_the_table_of_nodes_is_what_the_schemas_say(sim, node_id):
+    info = sim.object_info(node_id)[node_id]
+    inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
+    slots = node_table.NODES[node_id]
+    assert info["output"] == [OUTPUTS[slot.kind] for slot in slots]
+    for slot in slots:
+        assert slot.widgets["placement"] in inputs and set(slot.files) <= set(inputs)
+        assert not slot.needs or slot.needs in info["input"]["optional"]
+        on_cpu = "cpu" in inputs[slot.widgets["placement"]][1]["options"]
+        assert on_cpu == (slot.kind in node_table.COMPUTED_ON_CPU and slot.folder not in ("", "checkpoints"))
+        assert ("weight_dtype" in inputs and slot.kind == "dit") <= (slot.folder == "diffusion_models")
+    known = {name for slot in slots for name in (*slot.widgets.values(), *slot.files, slot.needs)}
+    assert set(inputs) - known <= SHARED | OF_THE_LOADER, "no slot reads it"
+    for name in set(inputs) - SHARED - {"lora_mode"} - {name for slot in slots for name in slot.files}:
+        of = [slot.kind for slot in slots if name in (*slot.widgets.values(), slot.needs)]
+        assert len(of) == 1 or name in OF_THE_LOADER, f"{name} speaks of {of}"
+
+
+def test_the_options_node_has_the_widgets_of_the_table(sim):
+    info = sim.object_info(node_table.OPTIONS)[node_table.OPTIONS]
+    assert set(info["input"]["optional"]) == {*node_table.OPTIONS_WIDGETS, "mode", "selection"}
 
 
 @pytest.mark.parametrize("node_id", NODE_IDS)

@@ -326,7 +326,7 @@ def planned_from_any_path() -> None:
 
 def planned_without_the_widgets() -> None:
     graph_files = _bridge("graph_files")
-    _replace(graph_files, "_settings", lambda class_type, kind, inputs: graph_files.ComponentSettings(kind))
+    _replace(graph_files, "widget_settings", lambda slot, inputs, component: graph_files.ComponentSettings(component))
 
 
 TOLD = (

@@ -1,0 +1,81 @@
+"""What a node of ours loads or takes over: for each of its components the files and the settings, and how it is loaded.
+
+Which widgets speak of which component is in `offload_core/node_table.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import folder_paths
+from comfy_api.v0_0_2 import io
+
+from ..bridge.api import (
+    NODES,
+    Asked,
+    Surroundings,
+    kind_of_vae,
+    load_clip,
+    load_clip_vision,
+    load_controlnet,
+    load_diffusion_model,
+    load_order,
+    load_vae,
+    payloads,
+    step_progress,
+    widget_settings,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One component that a node is to load."""
+
+    kind: str
+    paths: list[str]
+    asked: Asked
+
+
+def surroundings(node: type[io.ComfyNode], inputs: Mapping[str, Any]) -> Surroundings:
+    """What weaker sources than its widgets say to a node, which has asked for `widgets.HIDDEN`."""
+    return Surroundings.of(node.hidden, inputs.get("options"), inputs.get("graph_options", ""))
+
+
+def parts_of(node: type[io.ComfyNode], node_id: str, inputs: Mapping[str, Any]) -> list[Part]:
+    """The components that a loader node brings, in the order of its outputs. Raises for a file that is not there."""
+    context = surroundings(node, inputs)
+    slots = [slot for slot in NODES[node_id] if slot.is_brought(inputs)]
+    paths = [[folder_paths.get_full_path_or_raise(slot.folder, name) for name in slot.names(inputs)] for slot in slots]
+    parts = []
+    for slot, files in zip(slots, paths):
+        turned_out = kind_of_vae(files[0]) if slot.folder == "vae" else None
+        settings = widget_settings(slot, inputs, context.name(slot.kind, turned_out))
+        parts.append(Part(slot.kind, files, context.ask(settings, inputs.get("mode", "auto"))))
+    return parts
+
+
+def load_parts(node: type[io.ComfyNode], node_id: str, inputs: Mapping[str, Any]) -> io.NodeOutput:
+    """Every component of a loader node, each from files of its own, at the node's outputs; None for one not chosen."""
+    parts = {part.kind: part for part in parts_of(node, node_id, inputs)}
+    order = load_order(payloads({kind: part.paths for kind, part in parts.items()})) if len(parts) > 1 else list(parts)
+    show_progress = step_progress(len(order))
+    loaded = {}
+    for done, kind in enumerate(order, 1):
+        loaded[kind] = _LOAD[kind](parts[kind], inputs)
+        show_progress(done)
+    return io.NodeOutput(*(loaded.get(slot.kind) for slot in NODES[node_id]))
+
+
+def _load_clip(part: Part, inputs: Mapping[str, Any]) -> Any:
+    clip_type = inputs["clip_type"] if "clip_type" in inputs else inputs["type"]
+    return load_clip(part.paths, clip_type, part.asked, folder_paths.get_folder_paths("embeddings"))
+
+
+_LOAD: dict[str, Callable[[Part, Mapping[str, Any]], Any]] = {
+    "dit": lambda part, inputs: load_diffusion_model(part.paths[0], inputs.get("weight_dtype", "default"), part.asked),
+    "text_encoder": _load_clip,
+    "vae": lambda part, inputs: load_vae(part.paths[0], part.asked),
+    "image_encoder": lambda part, inputs: load_clip_vision(part.paths[0], part.asked),
+    "controlnet": lambda part, inputs: load_controlnet(part.paths[0], part.asked),
+}
+"""By kind: what the app's own loader node for it returns."""

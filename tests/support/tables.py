@@ -1,0 +1,67 @@
+"""What the browser part needs of the Python tables: python3 -m tests.support.tables writes web/tables.js.
+
+tests/core/test_node_table.py fails while the file is not what this makes of the tables.
+"""
+
+import json
+
+from offload_core import groups, node_table, policy, settings
+from tests.support.devkit import paths
+
+FILE = paths.ROOT / "web" / "tables.js"
+HEAD = """// Made by `python3 -m tests.support.tables` from offload_core/node_table.py and settings.py: change it there.
+"""
+
+
+def content() -> str:
+    """The text of web/tables.js."""
+    nodes = {node_id: [_slot(slot) for slot in slots] for node_id, slots in node_table.NODES.items()}
+    graph_settings = list(node_table.GRAPH_SETTINGS)
+    tables = {
+        "NODES": ("The components that our nodes bring, in the order of their outputs, by node id", nodes),
+        "LOADER": ("The loader of a whole pipeline", node_table.LOADER),
+        "APPLY": ("The node that takes over what other nodes have loaded", node_table.APPLY),
+        "OPTIONS": ("The node whose widgets speak of other nodes' components", node_table.OPTIONS),
+        "APP_LOADERS": ("The app's loaders that an Apply node may stand behind", list(node_table.APP_LOADERS)),
+        "DECLARED_AS": ("Kinds known only from a file, and what their loader declares", node_table.DECLARED_AS),
+        "GROUPS": ("The components that options can speak of as one", list(groups.GROUPS)),
+        "COMPUTED_ON_CPU": ("The kinds that can be placed on the CPU", list(node_table.COMPUTED_ON_CPU)),
+        "CHOICES": ("The settings of graph options that are words", [n for n in graph_settings if not _is_size(n)]),
+        "SIZES": ("The settings of graph options that are numbers of GB", [n for n in graph_settings if _is_size(n)]),
+        "MODES": ("", list(policy.MODES)),
+        "PLACEMENTS": ("", list(settings.PLACEMENTS)),
+        "HOST_TIERS": ("", list(settings.HOST_TIERS)),
+    }
+    return HEAD + "".join(_constant(name, comment, value) for name, (comment, value) in tables.items())
+
+
+def _slot(slot: node_table.Slot) -> dict:
+    needs = {"needs": slot.needs} if slot.needs else {}
+    return {"kind": slot.kind, "placement": slot.widgets["placement"], **needs}
+
+
+def _is_size(name: str) -> bool:
+    return name.endswith("_gb")
+
+
+def _constant(name: str, comment: str, value: object) -> str:
+    text = _one_line(value)
+    if isinstance(value, dict) and len(text) > 100:
+        text = "{\n" + "".join(f"  {key}: {_one_line(entry)},\n" for key, entry in value.items()) + "}"
+    return (f"/** {comment}. */\n" if comment else "") + f"export const {name} = {text};\n"
+
+
+def _one_line(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key}: {_one_line(entry)}" for key, entry in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_one_line, value)) + "]"
+    return json.dumps(value).replace('"', "'")
+
+
+def main() -> None:
+    FILE.write_text(content(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
