@@ -2,20 +2,20 @@
 
 from typing import Any
 
-import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import CLIP_TYPES, VAE_PRECISIONS, WEIGHT_DTYPES
 from .parts import load_parts
 from .widgets import (
     HIDDEN,
-    NONE,
+    clip_type_input,
+    file_input,
+    further_encoder_inputs,
     gb_input,
-    graph_options_input,
-    lora_mode_input,
     mode_input,
-    options_input,
     placement_input,
+    precision_input,
+    shared_inputs,
+    weight_dtype_input,
 )
 
 
@@ -24,8 +24,6 @@ class LayerwiseOffloadLoader(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        encoders = folder_paths.get_filename_list("text_encoders")
-        more_encoders = [NONE, *encoders]
         return io.Schema(
             node_id="LayerwiseOffloadLoader",
             display_name="Layerwise Offload Loader",
@@ -36,21 +34,10 @@ class LayerwiseOffloadLoader(io.ComfyNode):
             ),
             search_aliases=["load diffusion model", "load clip", "load vae", "offload", "low vram", "stream layers"],
             inputs=[
-                io.Combo.Input(
-                    "model_name",
-                    options=folder_paths.get_filename_list("diffusion_models"),
-                    tooltip="A file in models/diffusion_models.",
-                ),
-                io.Combo.Input("clip_name1", options=encoders, tooltip="A file in models/text_encoders."),
-                io.Combo.Input(
-                    "clip_type",
-                    options=list(CLIP_TYPES),
-                    default="stable_diffusion",
-                    tooltip="What the text encoders are for, as in ComfyUI's loaders.",
-                ),
-                io.Combo.Input(
-                    "vae_name", options=folder_paths.get_filename_list("vae"), tooltip="A file in models/vae."
-                ),
+                file_input("model_name", "diffusion_models"),
+                file_input("clip_name1", "text_encoders"),
+                clip_type_input("clip_type", "text encoders"),
+                file_input("vae_name", "vae"),
                 mode_input(),
                 placement_input("dit", "diffusion model", "dit_placement", optional=True),
                 placement_input("text_encoder", "text encoder", "clip_placement", optional=True, cpu=True),
@@ -58,42 +45,15 @@ class LayerwiseOffloadLoader(io.ComfyNode):
                 placement_input("image_encoder", "image encoder", "clip_vision_placement", optional=True),
                 *(gb_input(name) for name in ("dit_budget_gb", "clip_budget_gb", "vae_budget_gb")),
                 gb_input("clip_vision_budget_gb"),
-                *(
-                    io.Combo.Input(
-                        name,
-                        options=more_encoders,
-                        default=NONE,
-                        optional=True,
-                        tooltip="Another text encoder; the order is that of ComfyUI's loaders.",
-                    )
-                    for name in ("clip_name2", "clip_name3", "clip_name4")
+                *further_encoder_inputs("Another text encoder; the order is that of ComfyUI's loaders."),
+                file_input(
+                    "clip_vision_name", "clip_vision", "An image encoder, a file in models/clip_vision.", optional=True
                 ),
-                io.Combo.Input(
-                    "clip_vision_name",
-                    options=[NONE, *folder_paths.get_filename_list("clip_vision")],
-                    default=NONE,
-                    optional=True,
-                    tooltip="An image encoder, a file in models/clip_vision.",
+                weight_dtype_input(
+                    "The type the diffusion model's weights are kept in. default: the file's own.", optional=True
                 ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=list(WEIGHT_DTYPES),
-                    default="default",
-                    optional=True,
-                    advanced=True,
-                    tooltip="The type the diffusion model's weights are kept in. default: the file's own.",
-                ),
-                io.Combo.Input(
-                    "vae_precision",
-                    options=list(VAE_PRECISIONS),
-                    default="auto",
-                    optional=True,
-                    advanced=True,
-                    tooltip="The type the VAE is kept and computed in. auto: what ComfyUI chooses; bf16 stays bf16.",
-                ),
-                options_input(),
-                graph_options_input(),
-                lora_mode_input(),
+                precision_input("vae_precision", optional=True),
+                *shared_inputs(loras=True),
             ],
             hidden=HIDDEN,
             outputs=[

@@ -18,11 +18,9 @@ from ..bridge.api import (
 from .parts import surroundings
 from .widgets import (
     HIDDEN,
-    graph_options_input,
-    lora_mode_input,
-    options_input,
     placement_input,
     placement_inputs,
+    shared_inputs,
 )
 
 
@@ -51,9 +49,7 @@ class LayerwiseOffloadApply(io.ComfyNode):
                 placement_input("vae", "VAE", "vae_placement", optional=True),
                 placement_input("image_encoder", "image encoder", "clip_vision_placement", optional=True),
                 placement_input("controlnet", "ControlNet", "control_net_placement", optional=True),
-                options_input(),
-                graph_options_input(),
-                lora_mode_input(),
+                *shared_inputs(loras=True),
             ],
             hidden=HIDDEN,
             outputs=[

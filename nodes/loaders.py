@@ -5,16 +5,18 @@ from typing import Any
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import CLIP_TYPES, VAE_PRECISIONS, WEIGHT_DTYPES, load_checkpoint
+from ..bridge.api import load_checkpoint
 from .parts import load_parts, parts_of
 from .widgets import (
     HIDDEN,
-    NONE,
-    graph_options_input,
-    lora_mode_input,
-    options_input,
+    clip_type_input,
+    file_input,
+    further_encoder_inputs,
     placement_input,
     placement_inputs,
+    precision_input,
+    shared_inputs,
+    weight_dtype_input,
 )
 
 
@@ -34,22 +36,12 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
             ),
             search_aliases=["load diffusion model", "unet loader", "offload", "low vram", "stream layers"],
             inputs=[
-                io.Combo.Input(
-                    "model_name",
-                    options=folder_paths.get_filename_list("diffusion_models"),
-                    tooltip="A file in models/diffusion_models.",
-                ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=list(WEIGHT_DTYPES),
-                    default="default",
-                    advanced=True,
-                    tooltip="As in Load Diffusion Model: the type the weights are kept in. default: the file's own.",
+                file_input("model_name", "diffusion_models"),
+                weight_dtype_input(
+                    "As in Load Diffusion Model: the type the weights are kept in. default: the file's own."
                 ),
                 *placement_inputs(),
-                options_input(),
-                graph_options_input(),
-                lora_mode_input(),
+                *shared_inputs(loras=True),
             ],
             hidden=HIDDEN,
             outputs=[io.Model.Output(tooltip="The model. Use it like any other: LoRA, samplers, model patches.")],
@@ -65,8 +57,6 @@ class LayerwiseOffloadCLIPLoader(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        files = folder_paths.get_filename_list("text_encoders")
-        more = [NONE, *files]
         return io.Schema(
             node_id="LayerwiseOffloadCLIPLoader",
             display_name="Layerwise Offload Loader (CLIP)",
@@ -77,27 +67,11 @@ class LayerwiseOffloadCLIPLoader(io.ComfyNode):
             ),
             search_aliases=["load clip", "dual clip loader", "triple clip loader", "quadruple clip loader", "offload"],
             inputs=[
-                io.Combo.Input("clip_name1", options=files, tooltip="A file in models/text_encoders."),
-                io.Combo.Input(
-                    "type",
-                    options=list(CLIP_TYPES),
-                    default="stable_diffusion",
-                    tooltip="What the encoders are for, as in ComfyUI's loaders.",
-                ),
+                file_input("clip_name1", "text_encoders"),
+                clip_type_input("type", "encoders"),
                 *placement_inputs("text_encoder", "text encoder", cpu=True),
-                *(
-                    io.Combo.Input(
-                        name,
-                        options=more,
-                        default=NONE,
-                        optional=True,
-                        tooltip="Another encoder of the same CLIP; the order is that of ComfyUI's loaders.",
-                    )
-                    for name in ("clip_name2", "clip_name3", "clip_name4")
-                ),
-                options_input(),
-                graph_options_input(),
-                lora_mode_input(),
+                *further_encoder_inputs("Another encoder of the same CLIP; the order is that of ComfyUI's loaders."),
+                *shared_inputs(loras=True),
             ],
             hidden=HIDDEN,
             outputs=[io.Clip.Output(tooltip="The text encoders. Use them like those of any other loader.")],
@@ -120,19 +94,10 @@ class LayerwiseOffloadVAELoader(io.ComfyNode):
             description="Loads a VAE and streams its layers. Stands where Load VAE was; the picture is the same.",
             search_aliases=["load vae", "vae loader", "offload", "low vram"],
             inputs=[
-                io.Combo.Input(
-                    "vae_name", options=folder_paths.get_filename_list("vae"), tooltip="A file in models/vae."
-                ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(VAE_PRECISIONS),
-                    default="auto",
-                    advanced=True,
-                    tooltip="The type the VAE is kept and computed in. auto: what ComfyUI chooses; bf16 stays bf16.",
-                ),
+                file_input("vae_name", "vae"),
+                precision_input("precision"),
                 *placement_inputs("vae", "VAE", cpu=True),
-                options_input(),
-                graph_options_input(),
+                *shared_inputs(),
             ],
             hidden=HIDDEN,
             outputs=[io.Vae.Output(tooltip="The VAE. Use it like that of any other loader.")],
@@ -155,14 +120,9 @@ class LayerwiseOffloadCLIPVisionLoader(io.ComfyNode):
             description="Loads an image encoder and streams its layers. Stands where Load CLIP Vision was.",
             search_aliases=["load clip vision", "image encoder", "siglip", "dinov2", "offload"],
             inputs=[
-                io.Combo.Input(
-                    "clip_name",
-                    options=folder_paths.get_filename_list("clip_vision"),
-                    tooltip="A file in models/clip_vision.",
-                ),
+                file_input("clip_name", "clip_vision"),
                 *placement_inputs("image_encoder", "image encoder"),
-                options_input(),
-                graph_options_input(),
+                *shared_inputs(),
             ],
             hidden=HIDDEN,
             outputs=[io.ClipVision.Output(tooltip="The image encoder. Use it like that of any other loader.")],
@@ -188,14 +148,11 @@ class LayerwiseOffloadControlNetLoader(io.ComfyNode):
             ),
             search_aliases=["load controlnet", "controlnet loader", "offload", "low vram"],
             inputs=[
-                io.Combo.Input(
-                    "control_net_name",
-                    options=folder_paths.get_filename_list("controlnet"),
-                    tooltip="A file in models/controlnet that brings weights of its own.",
+                file_input(
+                    "control_net_name", "controlnet", "A file in models/controlnet that brings weights of its own."
                 ),
                 *placement_inputs("controlnet", "ControlNet"),
-                options_input(),
-                graph_options_input(),
+                *shared_inputs(),
             ],
             hidden=HIDDEN,
             outputs=[io.ControlNet.Output(tooltip="The ControlNet. Use it like that of any other loader.")],
@@ -221,17 +178,11 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
             ),
             search_aliases=["load checkpoint", "checkpoint loader", "offload", "low vram"],
             inputs=[
-                io.Combo.Input(
-                    "ckpt_name",
-                    options=folder_paths.get_filename_list("checkpoints"),
-                    tooltip="A file in models/checkpoints.",
-                ),
+                file_input("ckpt_name", "checkpoints"),
                 *placement_inputs(),
                 placement_input("text_encoder", "text encoder", "clip_placement", optional=True),
                 placement_input("vae", "VAE", "vae_placement", optional=True),
-                options_input(),
-                graph_options_input(),
-                lora_mode_input(),
+                *shared_inputs(loras=True),
             ],
             hidden=HIDDEN,
             outputs=[

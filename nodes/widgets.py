@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import HOST_TIERS, LORA_MODES, MODES, PLACEMENTS
+from ..bridge.api import CLIP_TYPES, HOST_TIERS, LORA_MODES, MODES, PLACEMENTS, VAE_PRECISIONS, WEIGHT_DTYPES
 
 NONE = "none"
 
@@ -58,6 +59,9 @@ _HOST_TIER_TOOLTIP = (
     "mapped: none of them in memory; read from the file in every step. Least memory, as slow as the disk."
 )
 
+_CLIP_TYPE_TOOLTIP = "What the {encoders} are for, as in ComfyUI's loaders."
+_PRECISION_TOOLTIP = "The type the VAE is kept and computed in. auto: what ComfyUI chooses; bf16 stays bf16."
+
 OPTIONS = io.Custom("LAYERWISE_OFFLOAD_OPTIONS")
 HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
 """What a node needs to know its place in the graph."""
@@ -98,12 +102,44 @@ def placement_inputs(component: str = "dit", what: str = "model", cpu: bool = Fa
     ]
 
 
-def options_input() -> io.Input:
-    return OPTIONS.Input("options", optional=True, tooltip=_OPTIONS_TOOLTIP)
+def file_input(name: str, folder: str, tooltip: str = "", optional: bool = False) -> io.Input:
+    """A file in one of the app's folders; an optional one may be left out."""
+    files = folder_paths.get_filename_list(folder)
+    tooltip = tooltip or f"A file in models/{folder}."
+    if optional:
+        return io.Combo.Input(name, options=[NONE, *files], default=NONE, optional=True, tooltip=tooltip)
+    return io.Combo.Input(name, options=files, tooltip=tooltip)
 
 
-def graph_options_input() -> io.Input:
-    return io.String.Input("graph_options", default="", optional=True, advanced=True, tooltip=_GRAPH_OPTIONS_TOOLTIP)
+def further_encoder_inputs(tooltip: str) -> list[io.Input]:
+    """The text encoders after the first."""
+    return [file_input(f"clip_name{number}", "text_encoders", tooltip, optional=True) for number in (2, 3, 4)]
+
+
+def clip_type_input(name: str, encoders: str) -> io.Input:
+    tooltip = _CLIP_TYPE_TOOLTIP.format(encoders=encoders)
+    return io.Combo.Input(name, options=list(CLIP_TYPES), default="stable_diffusion", tooltip=tooltip)
+
+
+def weight_dtype_input(tooltip: str, **kwargs: Any) -> io.Input:
+    return io.Combo.Input(
+        "weight_dtype", options=list(WEIGHT_DTYPES), default="default", advanced=True, tooltip=tooltip, **kwargs
+    )
+
+
+def precision_input(name: str, **kwargs: Any) -> io.Input:
+    return io.Combo.Input(
+        name, options=list(VAE_PRECISIONS), default="auto", advanced=True, tooltip=_PRECISION_TOOLTIP, **kwargs
+    )
+
+
+def shared_inputs(loras: bool = False) -> list[io.Input]:
+    """What every node that brings components has at its end; `loras`: some of them take LoRAs."""
+    return [
+        OPTIONS.Input("options", optional=True, tooltip=_OPTIONS_TOOLTIP),
+        io.String.Input("graph_options", default="", optional=True, advanced=True, tooltip=_GRAPH_OPTIONS_TOOLTIP),
+        *([lora_mode_input()] if loras else []),
+    ]
 
 
 def lora_mode_input() -> io.Input:

@@ -10,18 +10,7 @@ from tests.support.workflows import all_in_one, build, node, with_our_loaders
 
 pytestmark = pytest.mark.app
 
-NODE_IDS = (
-    "LayerwiseOffloadApply",
-    "LayerwiseOffloadCLIPLoader",
-    "LayerwiseOffloadCLIPVisionLoader",
-    "LayerwiseOffloadCheckpointLoader",
-    "LayerwiseOffloadControlNetLoader",
-    "LayerwiseOffloadDiffusionModelLoader",
-    "LayerwiseOffloadLoader",
-    "LayerwiseOffloadOptions",
-    "LayerwiseOffloadReport",
-    "LayerwiseOffloadVAELoader",
-)
+NODE_IDS = sorted((*node_table.NODES, node_table.OPTIONS, "LayerwiseOffloadReport"))
 CHOICES_OF_THE_APP = ("model_name", "ckpt_name", "vae_name", "control_net_name", "clip_vision_name", "clip_name")
 CHOICES_OF_THE_APP += ("type", "clip_type")
 """Widgets whose choices are this machine's files, or what this version of the app knows."""
