@@ -5,7 +5,7 @@ python3 dev.py demo     a real ComfyUI with the pack: the same picture with the 
 python3 dev.py test     every test; --tier core,runtime,app,web,gpu,lint for some; further words go to pytest
 python3 dev.py versions a small set of workflows in every ComfyUI version that the pack is for
 python3 dev.py serve    a real ComfyUI with the pack, to open in a browser
-python3 dev.py lint     ruff, mypy and rules of our own
+python3 dev.py lint     ruff, mypy, vulture and rules of our own
 python3 dev.py setup    only what the others would set up first
 python3 dev.py gpu-kit  packs what a GPU machine without network needs
 
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     wanted.add_argument("--port", type=int, default=8188)
     wanted.add_argument("--memory-mb", type=int, default=1400, help="of the simulated device (default %(default)s)")
 
-    command("lint", "ruff, mypy and rules of our own")
+    command("lint", "ruff, mypy, vulture and rules of our own")
     wanted = command("gpu-kit", "pack what a GPU machine without network needs")
     wanted.add_argument("dir", metavar="DIR", help="the folder to write")
     return top

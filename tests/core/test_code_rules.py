@@ -1,10 +1,12 @@
 """The rules of the pack's code that ruff does not have find what they are for."""
 
+import re
 import textwrap
 
 import pytest
 
 from tests.support.devkit import foreign_writes as rule
+from tests.support.devkit import paths
 from tests.support.devkit.long_functions import long_functions
 
 
@@ -80,3 +82,14 @@ def test_a_long_function_is_found_and_a_docstring_does_not_count():
     lines = "\n".join(["    pass"] * 61)
     documented = f'def short():\n    """{"x" + chr(10) * 90}"""\n' + "\n".join(["    pass"] * 60)
     assert [name for _, name, _ in long_functions(f"def long():\n    pass\n{lines}\n{documented}\n")] == ["long"]
+
+
+def test_each_name_that_passes_as_used_is_still_in_the_code():
+    settings = (paths.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.findall(r'"(\w+)"', re.search(r"ignore_names = \[(.*?)\n\]", settings, re.DOTALL)[1])
+    code = "\n".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("offload_core", "bridge", "nodes")
+        for path in (paths.ROOT / folder).rglob("*.py")
+    )
+    assert listed and [name for name in listed if not re.search(rf"\b{name}\b", code)] == []

@@ -73,6 +73,7 @@ def lint() -> Outcome:
     commands = {
         "ruff check": ("ruff", "check", "."),
         "ruff format": ("ruff", "format", "--check", "."),
+        "unused definitions": ("vulture",),
         "long functions": ("tests.support.devkit.long_functions",),
         "writes to attributes of other objects": ("tests.support.devkit.foreign_writes",),
     }
