@@ -1,5 +1,5 @@
 """The offload engine's core: settings, plans, predictions and, in `runtime`, the engine itself.
 
-Knows nothing about ComfyUI and, outside `runtime`, nothing about torch. Importing this package imports nothing else;
-take what you need from its modules (`offload_core.planner`, `offload_core.plan`, ...).
+Knows nothing about ComfyUI and, outside `runtime`, nothing about torch. Importing this package imports none of its
+modules; import them by name (`offload_core.planner`, `offload_core.plan`, ...).
 """

@@ -1,7 +1,7 @@
-"""The adviser: what a model will need and cost on a device, from its files' headers, before anything is loaded.
+"""Memory and pass times of a model on a device, predicted from the headers of its files before anything is loaded.
 
-For every component: what would be resident, streamed and on the host, and how long a pass takes with everything
-resident, with layers streamed, and with the component moved whole. Knows nothing about how its answers are shown.
+For each component: bytes resident, streamed and on the host, and the time of a pass with everything resident, with
+layers streamed, and with the component moved whole. Knows nothing about how its answers are shown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .simulate import copy_ns
 
 __all__ = ["GPUS", "Advice", "Machine", "advise", "budget_curve"]
 
-# Effective dense bf16 TFLOPS and pinned host-to-device GB/s, as an engine gets them, not as a data sheet has them.
+# Dense bf16 TFLOPS and pinned host-to-device GB/s, as reached in practice (lower than the data sheets' figures).
 GPUS = {
     "RTX 3060": (21.0, 25.0),
     "RTX 4090": (135.0, 25.0),
@@ -30,12 +30,18 @@ GPUS = {
     "H100 PCIE": (420.0, 54.0),
 }
 _BISECTIONS = 12
-_FREE = 1.002  # a pass this close to its compute time counts as free
+_FREE = 1.002  # streaming counts as free if a pass takes at most this multiple of its compute time
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the models would run on. `h2d_bytes_per_s` and `tflops` with the word of whoever said so."""
+    """The machine to predict for.
+
+    source      where `h2d_bytes_per_s` and `tflops` come from, for display
+    host_bytes  host memory of the machine; None: not given
+    tokens      tokens in one pass of the diffusion model; None: the usual number
+    passes      passes of the diffusion model in one run
+    """
 
     device_bytes: int
     h2d_bytes_per_s: float
@@ -48,14 +54,17 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The answer for one component. Times are nanoseconds a pass, sizes bytes.
+    """The prediction for one component. Times are nanoseconds per pass, sizes are bytes.
 
-    plan          None when not even the smallest budget fits; `problem` then says so
-    resident_ns   everything on the device: compute alone
-    whole_ns      the component moved in before use and computed then, the move shared among the passes of one use;
-                  None: it does not fit
-    tables_bytes  of the file's bytes, those of tables that are gathered on the host
-    free_bytes    the device memory from which streaming costs nothing; None: a single pass cannot hide its copies
+    total_bytes   device bytes with every layer resident
+    file_bytes    bytes of its tensors in the file
+    tables_bytes  part of `file_bytes`: embedding tables that stay on the host
+    plan          None if the device is smaller than `smallest_bytes`; `problem` is then the planner's error message
+    resident_ns   a pass with everything resident, which is compute time alone
+    whole_ns      a pass with the component copied to the device before use, the copy divided among the passes of one
+                  use; None: it does not fit
+    free_bytes    the smallest device budget with which streaming costs no time; None for a single pass, which cannot
+                  hide its copies
     """
 
     model: str
@@ -74,23 +83,21 @@ class Advice:
 
     @property
     def layerwise_ns(self) -> int | None:
-        """One pass as planned: the first pass where there is one only, else the steady one."""
-        if self.plan is None:
-            return None
-        return self.plan.predicted.first_pass_ns if self.passes == 1 else self.plan.predicted.pass_ns
+        """One pass as planned: the steady pass, or the first one if there is only one. None without a plan."""
+        return _pass_ns(self.plan, self.passes) if self.plan else None
 
     @property
     def streamed_bytes(self) -> int:
-        """Bytes of the layers that pass through the ring."""
+        """Bytes of the streamed layers."""
         return sum(self.plan.layers[index].bytes for index in self.plan.streamed) if self.plan else 0
 
     @property
     def host_bytes(self) -> int:
-        """Host memory for what is not resident: streamed layers and tables gathered on the host."""
+        """Bytes of host memory for the streamed layers and for the tables that stay on the host."""
         return self.streamed_bytes + self.tables_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The fields as JSON-ready objects, with the plan's figures beside them."""
         return {
             "model": self.model,
             "component": self.component,
@@ -111,37 +118,40 @@ class Advice:
 
 
 def advise(models: Iterable[ModelFile], machine: Machine) -> list[Advice]:
-    """The answer for every component of every model, each alone on the device (they are used one after the other)."""
+    """One answer per component of each model. Each component is planned as if alone on the device."""
     return [
-        _advice(model, component, inventory, machine)
+        _advice(model, inventory, file_bytes, machine)
         for model in models
-        for component, inventory in _inventories(model, machine)
+        for inventory, file_bytes in _inventories(model, machine)
     ]
 
 
-def _inventories(model: ModelFile, machine: Machine) -> Iterator[tuple[str, Inventory]]:
-    hint = model.paths[0].parent.name
-    for component, tensors in components_of(model.tensors, hint).items():
+def _inventories(model: ModelFile, machine: Machine) -> Iterator[tuple[Inventory, int]]:
+    """The inventory of each component of the model, and the bytes of the component's tensors in the file."""
+    for component, tensors in components_of(model.tensors, model.paths[0].parent.name).items():
         tokens = machine.tokens if component == "dit" else None
         inventory = inventory_of(component, tensors, Compute(machine.tflops, tokens))
-        yield component, replace(inventory, segment_bytes=SEGMENT_BYTES)
+        yield replace(inventory, segment_bytes=SEGMENT_BYTES), sum(tensor.bytes for tensor in tensors)
 
 
-def _advice(model: ModelFile, component: str, inventory: Inventory, machine: Machine) -> Advice:
-    passes = machine.passes if component == "dit" else 1
+def _passes(inventory: Inventory, machine: Machine) -> int:
+    """Passes in one use of the component: only a diffusion model makes several."""
+    return machine.passes if inventory.component == "dit" else 1
+
+
+def _advice(model: ModelFile, inventory: Inventory, file_bytes: int, machine: Machine) -> Advice:
+    passes = _passes(inventory, machine)
     plan, problem = None, None
     try:
-        plan = make_plan(_request(inventory, machine, machine.device_bytes, passes))
+        plan = _plan(inventory, machine, machine.device_bytes)
     except BudgetError as error:
         problem = str(error)
     compute = sum(layer.compute_ns or 0 for layer in inventory.layers)
     move = copy_ns(inventory.total_bytes, machine.h2d_bytes_per_s)
     fits = inventory.total_bytes <= machine.device_bytes
-    tensors = components_of(model.tensors, model.paths[0].parent.name)[component]
-    file_bytes = sum(tensor.bytes for tensor in tensors)
     return Advice(
         model=model.name,
-        component=component,
+        component=inventory.component,
         total_bytes=inventory.total_bytes,
         file_bytes=file_bytes,
         tables_bytes=file_bytes - inventory.loose_bytes - sum(layer.bytes for layer in inventory.layers),
@@ -150,51 +160,57 @@ def _advice(model: ModelFile, component: str, inventory: Inventory, machine: Mac
         plan=plan,
         resident_ns=compute,
         whole_ns=compute + move // passes if fits else None,
-        free_bytes=_free_bytes(inventory, machine, passes) if passes > 1 else None,
+        free_bytes=_free_bytes(inventory, machine) if passes > 1 else None,
         smallest_bytes=smallest_budget(inventory),
         problem=problem,
     )
 
 
-def _request(inventory: Inventory, machine: Machine, budget_bytes: int, passes: int) -> PlanRequest:
-    return PlanRequest(
-        inventory,
-        "the device",
-        budget_bytes,
-        h2d_bytes_per_s=machine.h2d_bytes_per_s,
-        link_source=machine.source,
-        passes=passes,
+def _plan(inventory: Inventory, machine: Machine, budget_bytes: int) -> Plan:
+    return make_plan(
+        PlanRequest(
+            inventory,
+            "the device",
+            budget_bytes,
+            h2d_bytes_per_s=machine.h2d_bytes_per_s,
+            link_source=machine.source,
+            passes=_passes(inventory, machine),
+        )
     )
 
 
-def _free_bytes(inventory: Inventory, machine: Machine, passes: int) -> int:
-    """Bisects for the smallest budget whose plan waits for nothing, to about 1/4000 of the component."""
+def _pass_ns(plan: Plan, passes: int) -> int:
+    """Nanoseconds of a steady pass, or of the first one if there is only one."""
+    return plan.predicted.first_pass_ns if passes == 1 else plan.predicted.pass_ns
+
+
+def _free_bytes(inventory: Inventory, machine: Machine) -> int:
+    """The smallest budget whose plan has no stalls, by bisection to about 1/4000 of the component's bytes."""
     low, high = smallest_budget(inventory), inventory.total_bytes
-    if _is_free(inventory, machine, low, passes):
+    if _is_free(inventory, machine, low):
         return low
     for _ in range(_BISECTIONS):
         middle = (low + high) // 2
-        if _is_free(inventory, machine, middle, passes):
+        if _is_free(inventory, machine, middle):
             high = middle
         else:
             low = middle
     return high
 
 
-def _is_free(inventory: Inventory, machine: Machine, budget_bytes: int, passes: int) -> bool:
-    predicted = make_plan(_request(inventory, machine, budget_bytes, passes)).predicted
+def _is_free(inventory: Inventory, machine: Machine, budget_bytes: int) -> bool:
+    predicted = _plan(inventory, machine, budget_bytes).predicted
     return predicted.pass_ns <= (predicted.pass_ns - predicted.stall_ns) * _FREE
 
 
 def budget_curve(model: ModelFile, machine: Machine, points: int = 16) -> dict[str, list[tuple[int, int]]]:
-    """For each component (budget in bytes, pass in nanoseconds), from the smallest budget to everything resident."""
+    """For each component `points` pairs (budget in bytes, pass in nanoseconds), from the smallest budget to that with
+    which everything is resident."""
     curves: dict[str, list[tuple[int, int]]] = {}
-    for component, inventory in _inventories(model, machine):
+    for inventory, _ in _inventories(model, machine):
         low, high = smallest_budget(inventory), inventory.total_bytes
-        passes = machine.passes if component == "dit" else 1
-        curves[component] = []
-        for step in range(points):
-            budget = low + (high - low) * step // max(1, points - 1)
-            predicted = make_plan(_request(inventory, machine, budget, passes)).predicted
-            curves[component].append((budget, predicted.first_pass_ns if passes == 1 else predicted.pass_ns))
+        budgets = [low + (high - low) * step // max(1, points - 1) for step in range(points)]
+        plans = [_plan(inventory, machine, budget) for budget in budgets]
+        passes = _passes(inventory, machine)
+        curves[inventory.component] = [(budget, _pass_ns(plan, passes)) for budget, plan in zip(budgets, plans)]
     return curves

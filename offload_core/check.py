@@ -1,8 +1,7 @@
-"""Is this plan sound? Verifies a plan without trusting, or sharing code with, whoever made it.
+"""Verifies a plan, independently of the planner: it shares no code with it and trusts no figure of the plan.
 
-Re-derives everything from the plan alone: that each layer has exactly one place inside the ring or stays, that the
-sums are the sums, that the budget is kept, that every visit finds its layer, and what a pass copies. Brute force where
-brute force is clearest. Takes nonsense without raising: a wrong type is a finding too.
+Recomputes from the plan alone: that each layer is resident or has one place inside the ring, the sums of bytes, whether
+budgets are kept, and how many bytes a pass copies. Never raises for a malformed plan: a wrong type is a finding too.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ _MAX_FINDINGS = 100
 
 
 def check_places(plan: Plan, inventory: Inventory | None = None, alignment: int | None = None) -> list[str]:
-    """What an engine could not obey in a plan: its form, its places and its sums. An empty list if there is nothing.
+    """What keeps an engine from carrying out a plan: errors in its form, places and sums. Empty if there are none.
 
-    What the plan predicts is left out, and so are the orders of visits, which an engine learns from the passes that it
-    sees. With `inventory` also whether the plan is about these layers, tables and loose bytes, and keeps the layers
-    that must stay; with `alignment` whether every offset is a multiple of it. At most 100 findings, as `check_plan`.
+    Neither the prediction nor the order of visits is checked; an engine learns the order from the passes it observes.
+    With `inventory` also whether the plan has its layers, tables and loose bytes, and keeps resident the layers that
+    may not be streamed; with `alignment` whether every offset is a multiple of it. At most 100 findings.
     """
     return _limited(list(_form(plan)) or _obeyable(plan, inventory, alignment))
 
@@ -35,11 +34,11 @@ def check_plan(
     alignment: int | None = None,
     pin_budget_bytes: int | None = None,
 ) -> list[str]:
-    """What is wrong with a plan; an empty list if nothing is. At most 100 findings, each naming the layer or field.
+    """All errors of a plan, each naming the layer or field; at most 100. Empty if there are none.
 
-    What `check_places` finds, and more: whether the prediction fits the plan, and with `inventory` whether it is for
-    this component, in its order of visits, and reads from a file only what lies in one. With `budget_bytes` and
-    `pin_budget_bytes` whether these are kept.
+    Besides what `check_places` finds: whether the prediction fits the plan; with `inventory` whether component and
+    order of visits are the inventory's and only layers that lie in a file are read from one; and whether the device
+    bytes keep within `budget_bytes` and the page-locked bytes within `pin_budget_bytes`.
     """
     malformed = list(_form(plan))
     if malformed:
@@ -51,12 +50,12 @@ def check_plan(
 
 
 def _limited(findings: Iterable[str]) -> list[str]:
-    found = list(islice(findings, _MAX_FINDINGS + 1))
-    return found if len(found) <= _MAX_FINDINGS else [*found[:_MAX_FINDINGS], "... and more"]
+    limited = list(islice(findings, _MAX_FINDINGS + 1))
+    return limited if len(limited) <= _MAX_FINDINGS else [*limited[:_MAX_FINDINGS], "... and more"]
 
 
 def _obeyable(plan: Plan, inventory: Inventory | None, alignment: int | None) -> Iterator[str]:
-    """The findings of `check_places` in a plan of good form."""
+    """The findings of `check_places` beyond those of `_form`."""
     yield from _places(plan, alignment)
     resident = sum(_taken(plan, layer.bytes) for layer in plan.layers if layer.placement == "resident")
     if plan.resident_bytes != resident:
@@ -128,7 +127,7 @@ def _places(plan: Plan, alignment: int | None) -> Iterator[str]:
 
 
 def _taken(plan: Plan, nbytes: int) -> int:
-    """Bytes of the device that an allocation takes: up to 1 MiB its own, above that whole segments."""
+    """Device bytes of one allocation: up to 1 MiB its own size, above that a multiple of the segment size."""
     if nbytes <= 1_048_576:
         return nbytes
     left_over = nbytes % plan.segment_bytes
@@ -168,7 +167,7 @@ def _against_inventory(plan: Plan, inventory: Inventory) -> Iterator[str]:
 
 
 def _made_for(plan: Plan, inventory: Inventory) -> Iterator[str]:
-    """What an engine does not depend on: it learns orders of visits, and keeps in memory what lies in no file."""
+    """Differences to the inventory with which an engine can still carry out the plan."""
     if plan.component != inventory.component:
         yield f"the plan is for {plan.component}, the inventory for {inventory.component}"
     if plan.visits != inventory.visits:
@@ -200,16 +199,16 @@ def _prediction(plan: Plan) -> Iterator[str]:
 
 
 def _copies(plan: Plan) -> Iterator[str]:
-    """Replay two passes by the engine's rules and count what the second one copies: there the ring wraps around.
+    """Replays two passes by the engine's rules; `bytes_per_pass` must be what the second one copies.
 
-    Places may share bytes in any way: a copy waits for the last visit of every layer whose bytes it overwrites, so
-    there is an order between any two stays in the same bytes, whatever the plan. They only cost copies.
+    Overlapping places are no error: a copy waits for the last visit of every layer whose bytes it overwrites, so
+    overlaps only cause more copies.
     """
     places = [_span(layer) for layer in plan.layers]
     if any(span is None for span, layer in zip(places, plan.layers) if layer.placement == "streamed"):
         return  # reported already
     overlaps = _overlap_table(places)
-    present: set[int] = set()  # the layers whose bytes are whole in the ring
+    present: set[int] = set()  # layers that are completely in the ring
     copied = 0
     for visit, layer in enumerate((*plan.visits, *plan.visits)):
         if plan.layers[layer].placement == "streamed" and layer not in present:
@@ -227,14 +226,14 @@ def _span(layer: PlannedLayer) -> tuple[int, int] | None:
 
 
 def _overlap_table(places: list[tuple[int, int] | None]) -> list[list[int]]:
-    """For each streamed layer the streamed layers that share bytes with it, itself included."""
+    """For each layer with a place, the indices of the layers that share bytes with it, its own included."""
     return [
         []
-        if mine is None
+        if place is None
         else [
             index
             for index, other in enumerate(places)
-            if other is not None and (other is mine or (other[0] < mine[1] and mine[0] < other[1]))
+            if other is not None and (other is place or (other[0] < place[1] and place[0] < other[1]))
         ]
-        for mine in places
+        for place in places
     ]

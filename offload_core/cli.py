@@ -1,7 +1,7 @@
-"""The command line of the planning half: JSON in, JSON out, for tools, tests and people. Standard library only.
+"""The command line of the planning half. Standard library only.
 
-Each sub-command lives in its own module with `add_parser(subparsers)` and `run(args) -> int`. Exit codes: 0 done, 1 the
-output could not be written, 2 bad input, with one line on stderr that says what was given and what is allowed.
+Each sub-command is a module with `add_parser(subparsers)` and `run(args) -> int`. Exit codes: 0 done, 1 the output
+could not be written, 2 bad input, with one line on stderr that says what was given and what is allowed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any, BinaryIO, NoReturn
 
 from .errors import BudgetError, OffloadError, PlanError
@@ -24,25 +23,24 @@ _MAX_INPUT_BYTES = 64 * 1024 * 1024
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; returns the exit code."""
+    """Runs one sub-command. Returns the exit code."""
     parser = _Parser(
         prog="python3 -m offload_core",
         description="Plan, without any GPU or model loaded, which layers stay on a device and which are streamed.",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules: dict[str, Any] = {}
-    for command in _COMMANDS:
-        name = f"{__package__}.cli_{command}"
-        if find_spec(name) is not None:
-            modules[command] = importlib.import_module(name)
-            modules[command].add_parser(subparsers)
+    modules: dict[str, Any] = {
+        command: importlib.import_module(f"{__package__}.cli_{command}") for command in _COMMANDS
+    }
+    for module in modules.values():
+        module.add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
         code = modules[args.command].run(args)
         sys.stdout.flush()
         return int(code)
     except BrokenPipeError:
-        # The reader went away (`| head`). Point stdout elsewhere, or the interpreter complains while shutting down.
+        # The reader has closed the pipe (`| head`). Without this the interpreter's flush at exit raises once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except BudgetError as error:
@@ -53,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser (and, through it, its sub-commands) that refuses in one line, without repeating its usage."""
+    """A parser that reports an error in one line, without its usage; its sub-commands are of the same class."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
@@ -74,27 +72,25 @@ def read_json(stream: BinaryIO, what: str) -> Any:
     except UnicodeDecodeError as error:
         raise PlanError(f"{what}: not UTF-8 text (byte {error.start})") from None
     try:
-        # NaN and Infinity are let through here: the field they stand in refuses them by name.
+        # NaN and Infinity are accepted here: the check of their field refuses them and names the field.
         return json.loads(text, object_pairs_hook=_no_duplicates)
     except RecursionError:
         raise PlanError(f"{what}: nested too deeply") from None
     except PlanError:
         raise
-    except ValueError as error:  # also what int() says of a number with very many digits
+    except ValueError as error:  # also raised by int() for a number with too many digits
         raise PlanError(f"{what}: not valid JSON ({error})") from None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise PlanError.bad_field("field", key, "each field once")
-            seen.add(key)
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise PlanError.bad_field("field", key, "each field once")
+        result[key] = value
     return result
 
 
 def write_json(value: Any) -> None:
-    """One JSON value on stdout, readable and diffable."""
+    """Writes one JSON value to stdout, indented."""
     print(json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False))

@@ -1,6 +1,6 @@
-"""`python3 -m offload_core advise FILE [FILE ...] --device-gb 8`: what models will need and cost, before loading them.
+"""`python3 -m offload_core advise FILE [FILE ...] --device-gb 8`: memory and pass times of models before loading them.
 
-Reads headers only. Knows the command's options and its table, nothing about how the answers are found.
+Reads headers only. Knows the command's options and its table; the figures come from `advise`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .simulate import copy_ns
 __all__ = ["add_parser", "run"]
 
 _SCHEMA = 1
-_AS_FAST = 1.005  # shown as "as long as"
+_AS_FAST = 1.005  # ratios of times below this are shown as "as long as"
 _PLOT_POINTS = 49
 _DEFAULT_H2D_GBPS = 25.0
 _HEADINGS = (
@@ -31,11 +31,11 @@ _HEADINGS = (
     *("all resident", "layerwise", "moved whole"),
 )
 _GROUPS = ((4, ""), (2, "on the device"), (2, "in host memory"), (3, "time of one pass"))
-"""What stands above the headings: how many columns, and what they have in common."""
+"""The line above the headings: (number of columns, their common title)."""
 
 
 def add_parser(subparsers: Any) -> None:
-    """Declare the sub-command."""
+    """Adds the sub-command."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "advise",
         help="say what model files will need and cost on a device, from their headers",
@@ -56,8 +56,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it. Raises OffloadError for bad input, OSError for files that cannot be read."""
-    from .cli import write_json  # here: `cli` imports this module
+    """Returns exit code 0. Raises OffloadError for bad input, OSError for files that cannot be read."""
+    from .cli import write_json  # not at the top: `cli` imports this module
 
     machine = _machine(args)
     models = read_models(args.files)
@@ -138,7 +138,7 @@ def _columns(answers: Sequence[Advice]) -> list[str]:
     lines = [_group_line(widths)]
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row, widths)]
-        cells[:2] = [cell.ljust(width) for cell, width in zip(row[:2], widths)]  # names left, figures right
+        cells[:2] = [cell.ljust(width) for cell, width in zip(row[:2], widths)]  # left-aligned: model and component
         lines.append("  ".join(cells).rstrip())
     return lines
 
@@ -170,7 +170,7 @@ def _group_line(widths: Sequence[int]) -> str:
 
 
 def _remarks(answer: Advice, machine: Machine) -> list[str]:
-    """What the figures mean, in words."""
+    """What the figures of one component mean, a sentence per line."""
     least = format_bytes(answer.smallest_bytes)
     if answer.component == "lora":
         return ["patches another model's weights: takes no device memory of its own"]
@@ -205,7 +205,10 @@ def _remarks(answer: Advice, machine: Machine) -> list[str]:
 
 
 def _draw(path: Path, models: Sequence[ModelFile], machine: Machine) -> None:
-    """Pass time against budget, one panel a component: they differ by orders of magnitude."""
+    """Writes a PNG of pass time against budget, one panel per component: scales differ by orders of magnitude.
+
+    Raises PlanError for a name that does not end in .png, OffloadError without matplotlib.
+    """
     if path.suffix.lower() != ".png":
         raise PlanError.bad_field("--png", str(path), "a name that ends in .png")
     try:
@@ -236,7 +239,7 @@ def _draw_curve(axes: Any, title: str, curve: Sequence[tuple[int, int]], device_
     device = f"the device, {device_bytes / unit:.3g} {word}"
     axes.axhline(fastest, color="grey", linestyle="--", linewidth=1, label=resident)
     axes.axvspan(0, smallest / unit, color="grey", alpha=0.15, linewidth=0, label="too little")
-    if device_bytes <= whole * 1.1:  # further out it would squeeze the curve, and says nothing
+    if device_bytes <= whole * 1.1:  # further right it would compress the curve
         axes.axvline(device_bytes / unit, color="tab:red", linestyle=":", label=device)
     axes.set_title(title, loc="left", fontsize="medium")
     axes.set_xlabel(f"device memory for weights ({word})")

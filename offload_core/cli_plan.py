@@ -1,4 +1,4 @@
-"""`python3 -m offload_core plan < request.json`: one plan, as JSON (or, with --text, for people).
+"""`python3 -m offload_core plan < request.json`: one plan, as JSON or, with --text, as text.
 
 Knows the request's JSON form, schema 1, and nothing about planning.
 """
@@ -41,7 +41,7 @@ _FIELDS = ("schema", *_INVENTORY_FIELDS, *_REQUEST_FIELDS)
 
 
 def add_parser(subparsers: Any) -> None:
-    """Declare the sub-command."""
+    """Adds the sub-command."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "plan",
         help="read a request as JSON on stdin, write the plan as JSON",
@@ -53,8 +53,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it. Raises OffloadError for bad input."""
-    from .cli import read_json, write_json  # here: `cli` imports this module
+    """Returns exit code 0. Raises OffloadError for bad input."""
+    from .cli import read_json, write_json  # not at the top: `cli` imports this module
 
     plan = make_plan(request_from_json(read_json(sys.stdin.buffer, "request")))
     if args.text:
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
 def request_from_json(data: object) -> PlanRequest:
     """The request in a JSON object of schema 1.
 
-    Raises PlanError naming the field, its value and what is allowed. Unknown fields are errors: a misspelt
-    "budget_byte" that was silently ignored would give a plan nobody asked for.
+    Raises PlanError naming the field, its value and what is allowed; also for an unknown field, which may be a
+    misspelt known one.
     """
     request = _object("request", data, _FIELDS)
     for field in ("schema", "component", "layers"):
@@ -77,22 +77,23 @@ def request_from_json(data: object) -> PlanRequest:
     if as_int("schema", request["schema"], 0, 1 << 31) != _SCHEMA:
         raise PlanError.bad_field("schema", request["schema"], str(_SCHEMA))
     layers = _list("layers", request["layers"])
+    given = {field: value for field, value in request.items() if value is not None}
     inventory = Inventory(
         component=as_name("component", request["component"]),
         layers=tuple(_layer(f"layers[{index}]", layer) for index, layer in enumerate(layers)),
-        visits=tuple(_list("visits", _or(request, "visits", []))),
-        loose_bytes=_or(request, "loose_bytes", 0),
-        segment_bytes=_or(request, "segment_bytes", 1),
-        notes=tuple(as_name(f"notes[{i}]", note) for i, note in enumerate(_list("notes", _or(request, "notes", [])))),
+        visits=tuple(_list("visits", given.get("visits", []))),
+        loose_bytes=given.get("loose_bytes", 0),
+        segment_bytes=given.get("segment_bytes", 1),
+        notes=tuple(as_name(f"notes[{i}]", note) for i, note in enumerate(_list("notes", given.get("notes", [])))),
     )
-    given = {field: request[field] for field in _REQUEST_FIELDS if request.get(field) is not None}
-    given.setdefault("device", "cuda:0")
-    given.setdefault("budget_bytes", None)
-    if "h2d_bytes_per_s" in given:
-        given.setdefault("link_source", "as requested")
+    options = {field: given[field] for field in _REQUEST_FIELDS if field in given}
+    options.setdefault("device", "cuda:0")
+    options.setdefault("budget_bytes", None)
+    if "h2d_bytes_per_s" in options:
+        options.setdefault("link_source", "as requested")
     else:
-        given.pop("link_source", None)  # it belongs to a rate, and none was given
-    return PlanRequest(inventory=inventory, **given)
+        options.pop("link_source", None)  # the source of a rate, which is not given
+    return PlanRequest(inventory=inventory, **options)
 
 
 def _layer(field: str, data: object) -> LayerSpec:
@@ -120,8 +121,3 @@ def _list(field: str, value: object) -> list[Any]:
         raise PlanError.bad_field(field, value, "a list")
     as_int(f"number of {field}", len(value), 0, MAX_ITEMS)
     return value
-
-
-def _or(data: Mapping[str, Any], field: str, default: Any) -> Any:
-    value = data.get(field)
-    return default if value is None else value

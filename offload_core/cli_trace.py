@@ -1,6 +1,6 @@
-"""`python3 -m offload_core trace`: reads a saved trace, or makes one of a plan that has never run.
+"""`python3 -m offload_core trace`: summarises a saved trace, or writes the trace of a simulated plan.
 
-    trace FILE                 its summary, for people
+    trace FILE                 a summary as text
     trace FILE --json | --csv  the summary as JSON; every event as a line of CSV
     trace --simulate           a planning request on stdin (as for `plan`), a Chrome trace of one steady pass on stdout
 
@@ -30,7 +30,7 @@ _COLUMNS = ("id", "component", "kind", "layer", "start_ns", "end_ns", "bytes")
 
 
 def add_parser(subparsers: Any) -> None:
-    """Declare the sub-command."""
+    """Adds the sub-command."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "trace",
         help="summarise a saved trace, or make the trace of a plan",
@@ -46,8 +46,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it. Raises OffloadError for bad input."""
-    from .cli import read_json, write_json  # here: `cli` imports this module
+    """Returns exit code 0. Raises OffloadError for bad input, OSError for a file that cannot be read."""
+    from .cli import read_json, write_json  # not at the top: `cli` imports this module
 
     if args.simulate == (args.file is not None):
         raise PlanError("trace: give either a FILE or --simulate")
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.csv:
         _write_csv(events, sources)
     elif args.json:
-        write_json({"schema": 1, "components": [one.to_json() for one in summarise(events)]})
+        write_json({"schema": 1, "components": [summary.to_json() for summary in summarise(events)]})
     else:
         print("\n".join(_lines(events, sources)))
     return 0
@@ -75,31 +75,31 @@ def _simulated(data: object) -> dict[str, Any]:
 
 
 def _lines(events: list[Event], sources: list[Source]) -> list[str]:
-    known = {source.id: source for source in sources}
+    by_id = {source.id: source for source in sources}
     lines = []
-    for one in summarise(events):
-        source = known[one.source]
-        lines.append(f"{one.source}: {source.component} on {source.device}, {len(source.layers)} layers")
+    for summary in summarise(events):
+        source = by_id[summary.source]
+        lines.append(f"{summary.source}: {source.component} on {source.device}, {len(source.layers)} layers")
         lines.append(
-            f"  measured {one.visits} visits in {one.span_ns / 1e6:.1f} ms: {one.compute_ns / 1e6:.1f} ms compute, "
-            f"{one.stall_ns / 1e6:.1f} ms waiting for copies ({one.stall_pct or 0:.1f} %)"
+            f"  measured {summary.visits} visits in {summary.span_ns / 1e6:.1f} ms: "
+            f"{summary.compute_ns / 1e6:.1f} ms compute, "
+            f"{summary.stall_ns / 1e6:.1f} ms waiting for copies ({summary.stall_pct or 0:.1f} %)"
         )
-        if one.copies:
-            hidden = one.hidden_ns / one.copy_ns if one.copy_ns else 0.0
+        if summary.copies:
+            hidden = summary.hidden_ns / summary.copy_ns if summary.copy_ns else 0.0
             lines.append(
-                f"  {one.copies} copies, {one.copied_bytes / 1e9:.3f} GB at {(one.copy_bytes_per_s or 0) / 1e9:.2f} "
-                f"GB/s, {hidden:.0%} of it while layers were at work"
+                f"  {summary.copies} copies, {summary.copied_bytes / 1e9:.3f} GB at "
+                f"{(summary.copy_bytes_per_s or 0) / 1e9:.2f} GB/s, {hidden:.0%} of it while layers were at work"
             )
     return lines or ["no events of any component in it: nothing had run when it was saved"]
 
 
 def _write_csv(events: list[Event], sources: list[Source]) -> None:
-    known = {source.id: source for source in sources}
+    by_id = {source.id: source for source in sources}
     writer = csv.writer(sys.stdout)
     writer.writerow(_COLUMNS)
-    for event in sorted(events, key=lambda e: (e.start_ns, e.end_ns)):
-        source = known.get(event.source)
-        layers = source.layers if source is not None else ()
+    for event in sorted(events, key=lambda event: (event.start_ns, event.end_ns)):
+        source = by_id.get(event.source, Source(event.source, "", ""))
+        layers = source.layers
         layer = layers[event.layer] if event.layer is not None and event.layer < len(layers) else ""
-        component = source.component if source is not None else ""
-        writer.writerow([event.source, component, event.kind, layer, event.start_ns, event.end_ns, event.nbytes])
+        writer.writerow([event.source, source.component, event.kind, layer, event.start_ns, event.end_ns, event.nbytes])

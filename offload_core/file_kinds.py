@@ -1,7 +1,7 @@
 """Which component a model file may be for, by the names of its tensors alone.
 
-Names by which ComfyUI itself tells a VAE, or finds the parts of an encoder, count for more than prefixes, which several
-kinds have in common. What a name only hints at is for ComfyUI to judge.
+Full names by which ComfyUI detects a VAE take precedence over prefixes, which several kinds share. Where the names are
+ambiguous, ComfyUI decides when it loads the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
     ),
     "text_encoder": (
         *("transformer.resblocks.0.", "text_model.", "shared.weight", "model.embed_tokens.", "encoder.block."),
-        # What ComfyUI's LTX-2 encoder takes from its second file, which may be the whole checkpoint.
+        # ComfyUI's LTX-2 encoder loads these from its second file, which may be the whole checkpoint.
         *("text_embedding_projection.", "model.diffusion_model.video_embeddings_connector."),
         "model.diffusion_model.audio_embeddings_connector.",
     ),
@@ -43,11 +43,11 @@ _VAES = frozenset(
         "gs.base_offset_scale",  # TripoSplat
     }
 )
-"""Tensors by which ComfyUI tells a VAE whose other names look like those of something else, or like nothing known."""
+"""Tensors by which ComfyUI detects a VAE whose other names match no prefix above, or those of another kind."""
 
 
 def kinds_by_names(names: Collection[str]) -> set[str]:
-    """The components that a file with these tensors may be for. Empty: nothing known."""
+    """The kinds of component that a file with these tensor names may be for; empty if none matches."""
     if not _VAES.isdisjoint(names):
         return {"vae"}
     return {kind for kind, prefixes in _PREFIXES.items() if any(name.startswith(prefixes) for name in names)}

@@ -1,9 +1,9 @@
-"""Which modules of a model are moved as one: the one judgement of the engine and of the adviser.
+"""Which modules of a model become layers, for the engine and the adviser alike.
 
-The engine makes the tree of `Part`s from a module (`runtime/discovery.py`), the adviser from the names in a file's
-header (`model_shape.py`). Here is what both then do with it. The walk starts at the root and goes down through what
-only *contains* and through what contains a list of blocks. What it reaches besides is a layer, if it is an element of a
-list or very large. Knows nothing about tensors and devices.
+The engine builds the tree of `Part`s from a module (`runtime/discovery.py`), the adviser from the tensor names in a
+file's header (`model_shape.py`). The walk starts at the root and descends through containers and through modules that
+hold a list of blocks. Any other module it reaches is a layer if it is an element of a list or very large. Knows nothing
+about tensors and devices.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ from typing import Generic, TypeVar
 from .ring_size import ordinary_size
 
 MIN_LAYER_BYTES = 1 << 20
-"""A smaller layer costs more in latency per visit than its bytes are worth in memory."""
+"""Smallest layer that is streamed: below it the latency of a copy per visit outweighs the memory saved."""
 
 MIN_SINGLE_LAYER_BYTES = 64 << 20
-"""A module outside any list of blocks is streamed only from this size on: some models keep one huge modulation or
-projection there."""
+"""Smallest layer outside any list of blocks: some models have one huge modulation or projection there."""
 
 HOST_GATHER_BYTES = MIN_SINGLE_LAYER_BYTES
-"""An embedding table of this size stays on the host; a prompt touches a few hundred of its rows. Smaller ones are
-loose. Streamed, CLIP-L's 76 MB would be five times its largest block, and size the ring."""
+"""Embedding tables from this size on stay on the host, as a prompt reads a few hundred rows only; smaller ones are
+loose. As a layer, CLIP-L's 76 MB table would be five times its largest block and determine the ring's size."""
 
 SPLIT_LAYER_BYTES = 256 << 20
 SPLIT_SHARE = 16
-"""A block over 256 MB and over 1/16 of the model is split if it holds blocks itself: the ring is sized by the
-largest layer."""
+"""A block over 256 MB and over 1/16 of the model is split if it contains blocks: the largest layer determines the
+ring's size."""
 
 OUTSIZED = 2
-"""A layer of more than this many times the ordinary size (`ring_size.py`) is cut into its children where it can be: it
-alone would size the ring. There are two of them at most."""
+"""A layer of more than this many times the ordinary size (`ring_size.py`) is split into its children if possible: it
+alone would determine the ring's size. At most two layers of a model can be that large."""
 
 MIN_LIST_SHARE = 10
-"""A list counts as a list of blocks from 1/10 of the bytes of the module that holds it."""
+"""A list is a list of blocks if it has at least 1/10 of the bytes of the module that contains it."""
 
 MIN_TENSOR_BYTES = 1 << 20
 SMALL_TENSOR_SHARE = 32
@@ -44,21 +43,21 @@ Held = TypeVar("Held")
 
 
 def small_tensor_bytes(layer_bytes: int) -> int:
-    """Tensors of a layer that are smaller than this stay on the device: norms, biases, tables.
+    """Tensors of a layer with fewer bytes than this stay on the device: norms, biases, small tables.
 
-    Together they are a few percent of a model, and each one left out is a parameter less to swap on each visit.
+    They are a few percent of a model's bytes; each of them is one parameter less to swap on each visit.
     """
     return min(MIN_TENSOR_BYTES, layer_bytes // SMALL_TENSOR_SHARE)
 
 
 @dataclass(slots=True, eq=False)
 class Part(Generic[Held]):
-    """A module as the walk sees it.
+    """A module in the tree of the walk.
 
-    held       what it stands for
+    held       the caller's object for the module
     nbytes     parameter bytes, its children's included
-    contains   it only calls its children, or is never called itself: the walk goes through it
-    is_list    its children are elements of a list, also if there is only one
+    contains   a container: it only calls its children, or is never called itself; the walk descends through it
+    is_list    its children are elements of a list, even if there is only one
     children   by name, in order
     """
 
@@ -69,7 +68,7 @@ class Part(Generic[Held]):
     children: dict[str, Part[Held]] = field(default_factory=dict)
 
     def with_bytes(self) -> list[tuple[str, Part[Held]]]:
-        """The children that have parameters, each once, under its first name."""
+        """(name, child) of the children that have parameters, each child once, under its first name."""
         first: dict[int, tuple[str, Part[Held]]] = {}
         for name, child in self.children.items():
             if child.nbytes:
@@ -77,37 +76,37 @@ class Part(Generic[Held]):
         return list(first.values())
 
     def calls_its_children(self) -> bool:
-        """Whether all of its bytes are in two or more children: it has no parameter of its own to work with."""
+        """Whether two or more children have all of its bytes, so that it has no parameters of its own."""
         children = [child for _, child in self.with_bytes()]
         return len(children) >= 2 and sum(child.nbytes for child in children) >= self.nbytes
 
     def below(self) -> Iterator[Part[Held]]:
         """All parts below this, each once."""
         seen = {id(self)}
-        waiting = list(self.children.values())
-        while waiting:
-            part = waiting.pop()
+        pending = list(self.children.values())
+        while pending:
+            part = pending.pop()
             if id(part) not in seen:
                 seen.add(id(part))
                 yield part
-                waiting += part.children.values()
+                pending += part.children.values()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes in bytes from which on a walk decides otherwise; see the constants of their names."""
+    """Thresholds of the walk in bytes; see `MIN_SINGLE_LAYER_BYTES` and `SPLIT_LAYER_BYTES`."""
 
     single_bytes: int = MIN_SINGLE_LAYER_BYTES
     split_bytes: int = SPLIT_LAYER_BYTES
 
 
 def units(root: Part[Held], limits: Limits) -> Iterator[tuple[str, Part[Held]]]:
-    """The parts to move as one, with their names, in order. A part that hangs in several places comes several times."""
+    """(name, part) of each layer, in order. A part with several parents comes once for each of them."""
     large = max(limits.split_bytes, root.nbytes // SPLIT_SHARE)
-    whole = list(_below(root, "", large, limits.single_bytes, root.is_list))
-    ordinary = ordinary_size(part.nbytes for part in {id(part): part for _, part in whole}.values())
+    layers = list(_below(root, "", large, limits.single_bytes, root.is_list))
+    ordinary = ordinary_size(part.nbytes for part in {id(part): part for _, part in layers}.values())
     outsized = max(limits.single_bytes, OUTSIZED * ordinary) if ordinary else root.nbytes
-    for name, part in whole:
+    for name, part in layers:
         if part.nbytes > outsized and part.calls_its_children():
             yield from _below(part, name, large, limits.single_bytes, True)
         else:
@@ -117,11 +116,16 @@ def units(root: Part[Held], limits: Limits) -> Iterator[tuple[str, Part[Held]]]:
 def _below(
     part: Part[Held], name: str, large: int, single_bytes: int, in_list: bool
 ) -> Iterator[tuple[str, Part[Held]]]:
-    """`in_list`: the children of `part` are elements of a list, and candidates at any size."""
+    """(name, part) of the layers below `part`, whose name is `name`.
+
+    large         bytes above which an element of a list is split if it contains blocks
+    single_bytes  smallest layer outside a list
+    in_list       the children of `part` are elements of a list, which are layers at any size
+    """
     for child_name, child in part.with_bytes():
         path = f"{name}.{child_name}" if name else child_name
         if child.contains:
-            # What only wraps one module makes no element of it.
+            # A wrapper around a single module does not turn that module into an element of a list.
             elements = in_list or child.is_list or len(child.with_bytes()) > 1
             yield from _below(child, path, large, single_bytes, elements)
         elif holds_blocks(child) and not (in_list and child.nbytes <= large):
@@ -131,7 +135,8 @@ def _below(
 
 
 def holds_blocks(part: Part[Held]) -> bool:
-    """Whether a container of two or more composite children somewhere below has a fair share of the bytes of `part`."""
+    """Whether `part` contains a list of blocks: a container below it, with at least 1/`MIN_LIST_SHARE` of its bytes and
+    two or more children that have children themselves."""
     for inner in part.below():
         if inner.contains and inner.nbytes * MIN_LIST_SHARE >= part.nbytes:
             composite = [child for _, child in inner.with_bytes() if child.with_bytes()]

@@ -1,4 +1,4 @@
-"""From file names to tensors: single files, shards, indices; safetensors and GGUF told apart by content.
+"""The tensors of model files: single files, shards and indices, in safetensors or GGUF, detected by content.
 
 Reads headers only. Knows nothing about what the tensors are for.
 """
@@ -24,7 +24,7 @@ _MAX_SHARDS = 1000
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One model: its name for people, the files it is in, and its tensors."""
+    """One model: its display name, its files, and its tensors."""
 
     name: str
     paths: tuple[Path, ...]
@@ -37,9 +37,9 @@ class ModelFile:
 
 
 def read_models(paths: Iterable[Path]) -> list[ModelFile]:
-    """The models in these files. Shards of one model become one; naming one shard, or the index, names them all.
+    """The models in these files. A path to one shard, or to the index, stands for all shards of its model.
 
-    Raises HeaderError for a file that is not sound, OSError for one that cannot be read.
+    Raises HeaderError for a malformed file or index, OSError for a file that cannot be read.
     """
     models: dict[tuple[Path, ...], str] = {}
     for path in paths:
@@ -49,6 +49,7 @@ def read_models(paths: Iterable[Path]) -> list[ModelFile]:
 
 
 def _parts(path: Path) -> tuple[str, tuple[Path, ...]]:
+    """The display name and the files of the model that `path` belongs to."""
     if path.name.endswith(".json"):
         return path.name, _index_parts(path)
     match = _SHARD.fullmatch(path.name)
@@ -77,7 +78,7 @@ def _index_parts(path: Path) -> tuple[Path, ...]:
         raise HeaderError(f'{path}: not an index (a JSON object with a "weight_map" of file names)')
     names = sorted(set(weights.values()))
     for name in names:
-        # The index names files beside itself; anything else could point anywhere on the machine.
+        # Only names of files beside the index: a path could lead anywhere on the machine.
         if Path(name).name != name or name in ("", ".", ".."):
             raise HeaderError(f"{path}: names the file {shown(name)}, which is not beside it")
     if not 1 <= len(names) <= _MAX_SHARDS:

@@ -1,7 +1,7 @@
-"""From tensor names and shapes to components, layers and compute times, before anything is loaded.
+"""Components, layers and compute times of a model, estimated from tensor names and shapes before it is loaded.
 
-Layers are told by the same walk as the engine's own (`layer_walk.py`), over the tree that names make (`name_tree.py`).
-Knows nothing about files, devices or budgets.
+Layers are found by the engine's own walk (`layer_walk.py`), over the tree made of the names (`name_tree.py`). Knows
+nothing about files, devices or budgets.
 """
 
 from __future__ import annotations
@@ -30,16 +30,20 @@ _BUNDLES = (
     ("conditioner.", "text_encoder"),
     ("text_encoders.", "text_encoder"),
 )
-# Words in tensor names that give a single model away, the most telling first.
+# (component, words in tensor names that identify it), the least ambiguous first.
 _SIGNS = (
     ("lora", ("lora_up", "lora_down", "lora_A", "lora_B", "lora_unet")),
     ("dit", ("double_blocks.", "single_blocks.", "transformer_blocks.", "input_blocks.", "x_embedder",
              "time_projection.", "patchify_proj", "joint_blocks.", "diffusion_model.")),
-    ("text_encoder", ("embed_tokens", "token_embd")),  # also one that sees pictures
+    ("text_encoder", ("embed_tokens", "token_embd")),  # also one with a vision tower
     ("image_encoder", ("vision_model.encoder.", "visual.transformer.")),
     ("text_encoder", ("text_model.", "shared.weight", "token_embedding", "encoder.block.", "enc.blk.")),
     ("vae", ("decoder.", "encoder.", "quant_conv", "post_quant_conv")),
 )  # fmt: skip
+_FOLDERS = {
+    **{"diffusion_models": "dit", "unet": "dit", "text_encoders": "text_encoder", "clip": "text_encoder"},
+    **{"vae": "vae", "clip_vision": "image_encoder"},
+}
 _TABLES = ("embed_tokens", "shared.weight", "token_embd", "token_embedding", "wte.")
 _ONE_TOKEN = ("_mod.", "modulation", "adaln", "norm1.linear", "time_", "vector_in", "guidance_in")
 _TEXT_STREAM = ("txt_", "context_block", "add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "ff_context")
@@ -47,15 +51,15 @@ _TEXT_STREAM = ("txt_", "context_block", "add_k_proj", "add_q_proj", "add_v_proj
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """How fast, and on how much: dense 16-bit TFLOPS, and tokens (None: the usual number for the component)."""
+    """Dense 16-bit TFLOPS of the device, and tokens in a pass (None: the usual number for the component)."""
 
     tflops: float
     tokens: int | None = None
 
 
 def components_of(tensors: Iterable[TensorInfo], hint: str = "") -> dict[str, list[TensorInfo]]:
-    """The tensors of each component. A bundle is told by its prefixes, a single model by telling names, else by `hint`
-    (its folder)."""
+    """The tensors of each component. A checkpoint that bundles several models is divided by its prefixes; a single
+    model is identified by words in its tensor names, or else by `hint`, the name of its folder."""
     tensors = list(tensors)
     if not any(tensor.name.startswith("model.diffusion_model.") for tensor in tensors):
         return {_kind(tensors, hint): tensors} if tensors else {}
@@ -70,16 +74,15 @@ def _kind(tensors: list[TensorInfo], hint: str) -> str:
     for kind, signs in _SIGNS:
         if any(sign in tensor.name for tensor in tensors for sign in signs):
             return kind
-    folders = {"diffusion_models": "dit", "unet": "dit", "text_encoders": "text_encoder", "clip": "text_encoder"}
-    return folders.get(hint, {"vae": "vae", "clip_vision": "image_encoder"}.get(hint, "other"))
+    return _FOLDERS.get(hint, "other")
 
 
 def inventory_of(component: str, tensors: Iterable[TensorInfo], compute: Compute) -> Inventory:
-    """Layers, what lies outside them, and estimated compute times of one component, in the order of the file's names.
+    """The inventory of one component, with layers in natural order of their names and estimated compute times.
 
-    Two operations per parameter and token it meets, and 4 x tokens^2 x width for the attention of a diffusion model's
-    block. Modulation meets one token. Where blocks have a stream for the text, its weights meet the text's tokens, and
-    blocks without one take both streams together.
+    Estimate: 2 operations per parameter and token, plus 4 x tokens^2 x width for the attention of a diffusion model's
+    block. Modulation is computed for one token. In models whose blocks have a text stream, weights of that stream are
+    applied to the text's tokens, and blocks without such a stream process the tokens of both.
     """
     tensors = list(tensors)
     groups, rest = _layers(tensors)
@@ -109,35 +112,36 @@ def _is_host_table(tensor: TensorInfo) -> bool:
 
 
 def _layers(tensors: list[TensorInfo]) -> tuple[dict[str, list[TensorInfo]], list[TensorInfo]]:
-    """Layers by name, lists in the order the names first come, indices ascending; and what is outside any layer."""
+    """The tensors of each layer by the layer's name, in natural order, and the tensors outside any layer."""
     layers: dict[str, list[TensorInfo]] = {}
     for name, part in units(tree_of(tensors), Limits()):
         members = _moved([tensor for tensor in tensors_below(part) if not _is_host_table(tensor)])
         if members:
             layers[name] = members
-    taken = {tensor.name for members in layers.values() for tensor in members}
-    loose = [tensor for tensor in tensors if tensor.name not in taken]
-    return dict(sorted(layers.items(), key=lambda item: _natural(item[0]))), loose
+    in_layers = {tensor.name for members in layers.values() for tensor in members}
+    rest = [tensor for tensor in tensors if tensor.name not in in_layers]
+    return dict(sorted(layers.items(), key=lambda item: _natural_key(item[0]))), rest
 
 
 def _moved(members: list[TensorInfo]) -> list[TensorInfo]:
-    """Those tensors of a layer that move with it: norms and biases stay outside, as in the engine.
+    """The tensors of a layer that are streamed: small ones (norms, biases) stay outside, as in the engine.
 
-    What a file keeps beside a weight under another name, the scales of a quantised one say, goes the weight's way.
+    Tensors that belong to a weight, such as its quantisation scales, are treated like that weight.
     """
     small_bytes = small_tensor_bytes(sum(tensor.bytes for tensor in members))
     nbytes = {tensor.name: tensor.bytes for tensor in members}
-    return [tensor for tensor in members if nbytes[_judged_by(tensor.name, nbytes)] >= small_bytes]
+    return [tensor for tensor in members if nbytes[_weight_of(tensor.name, nbytes)] >= small_bytes]
 
 
-def _judged_by(name: str, names: Container[str]) -> str:
+def _weight_of(name: str, names: Container[str]) -> str:
+    """The name of the weight that tensor `name` belongs to; `name` itself for a bias or without such a weight."""
     stem, _, leaf = name.rpartition(".")
     weight = f"{stem}.weight"
     return weight if leaf != "bias" and weight in names else name
 
 
-def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sorts indices as numbers, and what runs first before what runs later where names tell."""
+def _natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key: indices as numbers, and down, middle and other blocks in the order in which they run."""
     order = {"input_blocks": 0, "down_blocks": 0, "double_blocks": 0, "encoder": 0, "middle_block": 1, "mid_block": 1}
     return tuple((0, int(part)) if part.isdigit() else (1 + order.get(part, 2), part) for part in name.split("."))
 
@@ -147,20 +151,22 @@ def _is_text_stream(tensor: TensorInfo) -> bool:
 
 
 def _flops(component: str, members: list[TensorInfo], tokens: int, joint: bool) -> float:
-    together = tokens + _TEXT_TOKENS if joint else tokens
-    apart = joint and any(_is_text_stream(tensor) for tensor in members)
+    """Floating point operations of one visit of a layer (formula: see `inventory_of`). `joint`: the model has blocks
+    with a text stream."""
+    all_tokens = tokens + _TEXT_TOKENS if joint else tokens
+    two_streams = joint and any(_is_text_stream(tensor) for tensor in members)
     flops, width = 0.0, 0
     for tensor in members:
         if len(tensor.shape) < 2:
             continue
-        met = tokens if apart else together
+        applied_to = tokens if two_streams else all_tokens
         if any(word in tensor.name.lower() for word in _ONE_TOKEN):
-            met = 1
-        elif apart and _is_text_stream(tensor):
-            met = _TEXT_TOKENS
-        flops += 2.0 * tensor.elements * met
+            applied_to = 1
+        elif two_streams and _is_text_stream(tensor):
+            applied_to = _TEXT_TOKENS
+        flops += 2.0 * tensor.elements * applied_to
         if len(tensor.shape) == 2:
             width = max(width, min(tensor.shape))
     if component == "dit":
-        flops += 4.0 * together * together * width
+        flops += 4.0 * all_tokens * all_tokens * width
     return flops
