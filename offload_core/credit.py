@@ -1,17 +1,18 @@
-"""Which layers stay: the credit rule over bytes and compute, and the simpler rules it is compared with.
+"""Which layers stay resident: the credit rule, and the simpler rules it is compared with.
 
-The link is a token bucket. While a layer computes, the link can bring `rate x compute` bytes; that is credit, and a
-streamed layer spends its bytes. A layer that comes when the bucket is too low would stall the compute, so it stays
-resident. Raising the rate above the link's makes the rule more lenient: bisecting it finds the choice whose residents
-just fit, spread where the bucket runs dry instead of heaped at the front. Keeping the first k layers, as most engines
-do, leaves the link idle while they compute and the compute idle afterwards.
+The link is modelled as a token bucket. While a layer computes, the link can copy `rate x compute` bytes, which are
+added to the bucket as credit; each streamed layer takes its bytes from it. A layer for which the credit is too low
+would stall the compute, so it stays resident. A rate above the link's makes fewer layers resident; the rate is
+bisected for the choice whose residents just fit. They are then spread over the pass. Keeping the first k layers, as
+most engines do, leaves the link idle while these compute and the compute stalled afterwards.
 
-Knows nothing about ring addresses; the planner lets the simulator judge what comes out of here.
+Knows nothing about ring offsets; the planner's search has the simulator judge each choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 
 __all__ = ["credit_residents", "first_layers", "last_layers", "spread_layers"]
 
@@ -28,44 +29,46 @@ def credit_residents(
     room_bytes: int,
     reserved: Sequence[int],
 ) -> frozenset[int]:
-    """The layers to keep besides `keep`: no more of the device than `room_bytes`, nor than the credit rule asks for.
+    """The layers that the credit rule keeps resident besides `keep`, within `room_bytes` of device memory.
 
-    sizes     of the layers, in bytes
-    reserved  what each takes of the device
+    sizes       bytes of each layer
+    link_ns     link time of each layer's copy
+    compute_ns  compute time of one visit of each layer
+    reserved    device bytes of each layer as a resident
 
-    Credit is counted in link nanoseconds, so the link's own rate is 1. If its residents fit, streaming is free and no
-    more is kept than that takes. Otherwise the least lenient rate whose residents fit is found by bisection. The bucket
-    holds one ring of look-ahead: what does not fit there cannot have been fetched early.
+    Credit is counted in link nanoseconds, so the link's own rate is 1. If the residents of that rate fit, they are
+    returned: streaming then costs no time. Otherwise bisection finds the lowest rate whose residents fit; the result is
+    empty if there is none. The bucket's capacity is one ring: more than that cannot be prefetched.
     """
     candidates = [layer for layer in dict.fromkeys(visits) if layer not in keep and sizes[layer]]
     ns_per_byte = sum(link_ns[layer] for layer in candidates) / max(1, sum(sizes[layer] for layer in candidates))
     bucket = ring_bytes * ns_per_byte
 
-    def at(rate: float) -> frozenset[int]:
-        return _walk(visits, link_ns, compute_ns, keep, rate, bucket)
+    def residents_at(rate: float) -> frozenset[int]:
+        return _residents_at(visits, link_ns, compute_ns, keep, rate, bucket)
 
-    def fits(chosen: frozenset[int]) -> bool:
-        return sum(reserved[layer] for layer in chosen) <= room_bytes
+    def fits(residents: frozenset[int]) -> bool:
+        return sum(reserved[layer] for layer in residents) <= room_bytes
 
-    chosen = at(1.0)
-    if fits(chosen):
-        return chosen
+    best = residents_at(1.0)
+    if fits(best):
+        return best
     low, high = 1.0, 2.0
-    while not fits(best := at(high)):
+    while not fits(best := residents_at(high)):
         if high > 1e12:
-            return frozenset()  # some layer never earns its bytes, and they do not fit
+            return frozenset()  # some layers stay resident at any rate, and do not fit
         low, high = high, high * 4.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2.0
-        chosen = at(middle)
-        if fits(chosen):
-            high, best = middle, chosen
+        residents = residents_at(middle)
+        if fits(residents):
+            high, best = middle, residents
         else:
             low = middle
     return best
 
 
-def _walk(
+def _residents_at(
     visits: Sequence[int],
     link_ns: Sequence[int],
     compute_ns: Sequence[int],
@@ -73,11 +76,10 @@ def _walk(
     rate: float,
     bucket: float,
 ) -> frozenset[int]:
-    """One choice at one rate. Two rounds: the first fills the bucket, as the pass before would have."""
+    """The residents at one rate. The first of the two passes only fills the bucket, as the pass before would have."""
     credit = 0.0
-    resident: set[int] = set()
     for _ in range(2):
-        resident = set()
+        resident: set[int] = set()
         streamed: set[int] = set()
         for layer in visits:
             need = link_ns[layer]
@@ -92,23 +94,18 @@ def _walk(
 
 
 def first_layers(order: Sequence[int], sizes: Sequence[int], room_bytes: int) -> frozenset[int]:
-    """The leading layers of `order` that fit: what most engines do."""
-    chosen: set[int] = set()
-    for layer in order:
-        room_bytes -= sizes[layer]
-        if room_bytes < 0:
-            break
-        chosen.add(layer)
-    return frozenset(chosen)
+    """The leading layers of `order` that fit `room_bytes` together, as most engines choose."""
+    totals = accumulate(sizes[layer] for layer in order)
+    return frozenset(layer for layer, total in zip(order, totals) if total <= room_bytes)
 
 
 def last_layers(order: Sequence[int], sizes: Sequence[int], room_bytes: int) -> frozenset[int]:
-    """The trailing layers of `order` that fit."""
-    return first_layers(list(reversed(order)), sizes, room_bytes)
+    """The trailing layers of `order` that fit `room_bytes` together."""
+    return first_layers(order[::-1], sizes, room_bytes)
 
 
 def spread_layers(order: Sequence[int], sizes: Sequence[int], room_bytes: int) -> frozenset[int]:
-    """As many layers as fit, evenly spaced by count (at the midpoints of equal stretches)."""
+    """As many layers as fit `room_bytes`, at the midpoints of as many equal parts of `order`."""
     low, high = 0, len(order)
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,8 +1,8 @@
-"""Fewer device bytes, at the least cost: a plan for less that keeps what is there, if it can, and fetches nothing.
+"""A plan for a smaller budget that evicts residents of the current plan and copies no new ones, if that costs less.
 
-The best plan for a smaller budget may keep layers that are streamed now. Each of those is copied once to get there; a
-layer of the same size that is resident already would do nearly as well. Pure arithmetic on plans. Knows nothing about
-why memory is wanted or how a plan is put into effect.
+The best plan for the smaller budget may make layers resident that are streamed now, each of which is copied once to get
+there; a layer of the same size that is resident already may do nearly as well. Pure arithmetic on plans. Knows nothing
+about why memory is needed or how a plan takes effect.
 """
 
 from __future__ import annotations
@@ -13,52 +13,45 @@ from .cost_model import compute_times
 from .plan import Plan
 from .planner import make_plan
 from .request import PlanRequest
-from .simulate import copy_ns, simulate
+from .simulate import copy_ns, predict
 
 __all__ = ["demoted"]
 
 
 def demoted(current: Plan, request: PlanRequest) -> Plan:
-    """The plan of `request`, whose budget is below what `current` takes, by the cheapest way from there.
+    """The plan of `request`, whose budget is below what `current` takes, with the cheapest transition from `current`.
 
-    Newly resident layers change places with residents of their size, as far as that costs less over the passes of one
-    use than copying them once. Raises what `make_plan` raises.
+    Layers that the best plan makes resident are exchanged for residents of their size, unless the slower passes of one
+    use cost more time than the copies saved. Raises what `make_plan` raises.
     """
     best = make_plan(request)
-    staying = _exchanged(best, current)
-    if staying is best:
+    exchanged = _exchanged(best, current)
+    if exchanged is best:
         return best
     times, _ = compute_times(request.inventory, request.in_place)
-    result = simulate(staying, times, request.h2d_bytes_per_s)
-    had = set(current.residents)
-    fetched = sum(copy_ns(best.layers[index].bytes, request.h2d_bytes_per_s) for index in set(best.residents) - had)
-    fetched -= sum(copy_ns(best.layers[index].bytes, request.h2d_bytes_per_s) for index in set(staying.residents) - had)
-    if request.passes * (result.pass_ns - best.predicted.pass_ns) > fetched:
-        return best
-    predicted = replace(
-        best.predicted,
-        pass_ns=result.pass_ns,
-        bound_ns=result.bound_ns,
-        stall_ns=max(0, result.pass_ns - sum(times[layer] for layer in staying.visits)),
-        bytes_per_pass=result.bytes_per_pass,
-        first_pass_ns=result.first_pass_ns,
+    predicted = predict(exchanged, times, request.h2d_bytes_per_s)
+    saved_ns = sum(
+        copy_ns(best.layers[index].bytes, request.h2d_bytes_per_s)
+        for index in set(best.residents) - set(exchanged.residents)
     )
+    if request.passes * (predicted.pass_ns - best.predicted.pass_ns) > saved_ns:
+        return best
     return replace(
-        staying, predicted=predicted, decisions=(*best.decisions, "residents were given up, none was fetched")
+        exchanged, predicted=predicted, decisions=(*best.decisions, "residents were given up, none was fetched")
     )
 
 
 def _exchanged(best: Plan, current: Plan) -> Plan:
-    """`best` with each newly resident layer in the place of one of its size that only `current` keeps."""
-    had, wanted = set(current.residents), set(best.residents)
-    leaving = sorted(had - wanted)
+    """`best` with each newly resident layer exchanged for the nearest layer of its size that only `current` keeps
+    resident; `best` itself if there is none."""
+    before, after = set(current.residents), set(best.residents)
+    evicted = sorted(before - after)
     layers = list(best.layers)
-    for fresh in sorted(wanted - had):
-        alike = [index for index in leaving if layers[index].bytes == layers[fresh].bytes]
-        if alike:
-            stays = min(alike, key=lambda index: (abs(index - fresh), index))
-            leaving.remove(stays)
-            one, other = layers[fresh], layers[stays]
-            layers[fresh] = replace(one, placement=other.placement, offset=other.offset, host_tier=other.host_tier)
-            layers[stays] = replace(other, placement=one.placement, offset=one.offset, host_tier=one.host_tier)
+    for added in sorted(after - before):
+        same_size = [index for index in evicted if layers[index].bytes == layers[added].bytes]
+        if same_size:
+            kept = min(same_size, key=lambda index: (abs(index - added), index))
+            evicted.remove(kept)
+            old, new = layers[kept], layers[added]
+            layers[kept], layers[added] = replace(new, name=old.name), replace(old, name=new.name)
     return best if layers == list(best.layers) else replace(best, layers=tuple(layers))

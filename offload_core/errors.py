@@ -1,6 +1,6 @@
-"""The errors of the core. A message says what was asked, what was found and what to do; it fits on one line.
+"""The errors of the core. A message says in one line what was asked, what was found and what to do.
 
-Knows nothing about who shows the message.
+Knows nothing about how messages are shown.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ _SHOWN_CHARS = 80
 
 
 class OffloadError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of the errors that this package raises intentionally."""
 
 
 class SettingsError(OffloadError, ValueError):
-    """A setting that cannot be understood, or one the user set that cannot be honoured."""
+    """A malformed setting, or a setting of the user that cannot be applied."""
 
 
 class BudgetError(OffloadError):
-    """A device budget too small for what must be on the device.
+    """A device budget that is smaller than what must be on the device.
 
-    `asked_bytes` is the budget that was asked for, `smallest_bytes` the smallest one that works.
+    `asked_bytes` is the requested budget, `smallest_bytes` the smallest one that works.
     """
 
     def __init__(self, message: str, *, asked_bytes: int, smallest_bytes: int) -> None:
@@ -35,17 +35,17 @@ class PlanError(OffloadError, ValueError):
 
     @classmethod
     def bad_field(cls, field: str, value: object, allowed: str) -> PlanError:
-        """The error for one field: names the field, shows the value (shortened) and says what is allowed."""
+        """The error for one field, with its name, its value (shortened) and the allowed values."""
         return cls(f"{field}: got {shown(value)}; allowed: {allowed}")
 
 
 class StateError(OffloadError):
-    """A call that is right at another time: inside a pass, before a load, after a detach, on a module that others have
-    changed meanwhile."""
+    """A call in a state that does not allow it: inside a pass, before a load, after a detach, or on a module that other
+    code has changed meanwhile."""
 
 
 def shown(value: object) -> str:
-    """A value as an error message shows it: one line, at most 80 characters, whatever it holds."""
+    """A value as one line of at most 80 ASCII characters, for error messages. Never raises."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"  # str() of a huge integer is slow, or refused
     if isinstance(value, (dict, list, tuple)) and len(value) > 8:

@@ -1,13 +1,12 @@
-"""One choice of residents and ring, judged: the pass time it leads to. What the planner's search is made of.
+"""The pass time of one choice of residents and ring, for the planner's search.
 
-The same lanes as `simulate`, without its record keeping, and with a count of the work done. Knows nothing about how a
-choice came about.
+The same lanes as in `simulate`, without its records, and with a count of the visits simulated. Knows nothing about how
+choices are made.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .packing import align_up, pack_cyclic, pack_far_apart
@@ -16,17 +15,17 @@ from .timeline import NO_WAIT, PassOrder, order_passes
 
 __all__ = ["Candidate", "Evaluator", "Problem"]
 
-_FAR_APART_WORK = 4  # that packing takes about this many times as long as all the rest
-_STEADY_PASSES = 10  # enough for a steady state, or for a fair mean; the plan's own prediction is exact
+_FAR_APART_WORK = 4  # work of judging a choice with that packing, relative to the cyclic one
+_STEADY_PASSES = 10  # most passes simulated per choice; most choices are steady sooner
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a choice is about. All tuples are per layer, except `visits`.
+    """The problem to search. All tuples are per layer, except `visits`.
 
-    keep        layers that are resident whatever is chosen
-    reserved    what each takes of the device as a resident
-    room_bytes  for the ring and for residents beyond `keep`
+    keep        layers that are resident in every choice
+    reserved    device bytes of each layer as a resident
+    room_bytes  device bytes for the ring and for residents beyond `keep`
     ring_bytes  the ring the user asked for; None: free choice
     """
 
@@ -45,24 +44,28 @@ class Problem:
         object.__setattr__(self, "reserved", tuple(reserved_bytes(size, self.segment_bytes) for size in self.sizes))
 
     def ring_size(self, nbytes: int) -> int:
-        """The ring that holds so many bytes: aligned, and no less than what it takes of the device anyway."""
+        """Bytes of the smallest ring of at least `nbytes`: aligned, and a whole number of segments."""
         return reserved_bytes(align_up(nbytes, self.alignment), self.segment_bytes)
 
+    def reserved_ring(self, ring_bytes: int) -> int:
+        """Device bytes of a ring: more than its size if the user's ring is no whole number of segments."""
+        return reserved_bytes(ring_bytes, self.segment_bytes)
+
     def movable(self) -> tuple[int, ...]:
-        """Layers that may be streamed, in order of first visit; those no visit names come last."""
+        """Layers that may be streamed, in order of first visit; those without a visit come last."""
         order = dict.fromkeys((*self.visits, *range(len(self.sizes))))
         return tuple(layer for layer in order if layer not in self.keep)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One complete choice.
+    """One complete choice with its simulated pass.
 
-    residents  those beyond `keep`
-    offsets    place in the ring of every other layer beyond `keep`
-    pass_ns    simulated: steady, or the first pass where that was asked
+    residents  resident layers beyond `keep`
+    offsets    offset in the ring of every streamed layer
+    pass_ns    the steady pass, or the first one if that was simulated
     waits_ns   how long the compute waited before each visit of that pass
-    far_apart  which of the two packings the offsets come from
+    far_apart  whether the offsets come from `pack_far_apart`, else from `pack_cyclic`
     """
 
     residents: frozenset[int]
@@ -75,12 +78,12 @@ class Candidate:
 
     @property
     def device_bytes(self) -> int:
-        """What the choice takes of the room."""
+        """Bytes of the room that the choice takes."""
         return self.resident_bytes + self.ring_bytes
 
 
 class Evaluator:
-    """Judges choices, remembers them, counts visits simulated in `work`."""
+    """Simulates choices and caches the results. `work` counts the visits simulated."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -88,39 +91,39 @@ class Evaluator:
         self.visit_counts = Counter(problem.visits)
         self.compute_ns = sum(problem.compute_ns[layer] for layer in problem.visits)
         self.work = 0
-        self._seen: dict[tuple[frozenset[int], int, bool], Candidate | None] = {}
+        self._judged: dict[tuple[frozenset[int], int, bool], Candidate | None] = {}
 
     def judged(self) -> list[Candidate]:
-        """Every steady choice judged so far."""
-        return [candidate for candidate in self._seen.values() if candidate is not None]
+        """Every choice judged so far by its steady pass."""
+        return [candidate for candidate in self._judged.values() if candidate is not None]
 
     def resident_bytes(self, residents: frozenset[int]) -> int:
-        """What these layers take of the device as residents."""
+        """Device bytes of these layers as residents."""
         return sum(self.problem.reserved[layer] for layer in residents)
 
     def link_ns(self, residents: frozenset[int]) -> int:
-        """Link time of a pass that streams everything else once a visit: what a ring without hits needs."""
+        """Link time of a pass in which every visit of a layer that is not resident copies it."""
         return sum(
             self.problem.link_ns[layer] * self.visit_counts[layer] for layer in self.movable if layer not in residents
         )
 
     def judge(self, residents: frozenset[int], ring_bytes: int, far_apart: bool = False) -> Candidate | None:
-        """The steady pass of this choice, or None when it does not fit the room."""
+        """This choice with its steady pass, or None if it does not fit the room."""
         key = (residents, ring_bytes, far_apart)
-        if key not in self._seen:
-            self._seen[key] = self._judge(residents, ring_bytes, far_apart, first=False)
-        return self._seen[key]
+        if key not in self._judged:
+            self._judged[key] = self._judge(residents, ring_bytes, far_apart, first=False)
+        return self._judged[key]
 
     def judge_first_pass(self, residents: frozenset[int], ring_bytes: int) -> Candidate | None:
-        """The first pass of this choice, from an empty device."""
+        """This choice with its first pass, which starts with an empty device; None if it does not fit the room."""
         return self._judge(residents, ring_bytes, far_apart=False, first=True)
 
     def _judge(self, residents: frozenset[int], ring_bytes: int, far_apart: bool, first: bool) -> Candidate | None:
         problem = self.problem
-        kept_bytes = self.resident_bytes(residents)
         streamed = [layer for layer in self.movable if layer not in residents]
         largest = max((problem.sizes[layer] for layer in streamed), default=0)
-        if kept_bytes + reserved_bytes(ring_bytes, problem.segment_bytes) > problem.room_bytes or largest > ring_bytes:
+        needed = self.resident_bytes(residents) + problem.reserved_ring(ring_bytes)
+        if needed > problem.room_bytes or largest > ring_bytes:
             return None
         self.work += len(problem.visits) * (_FAR_APART_WORK - 1 if far_apart else 0)
         pack = pack_far_apart if far_apart else pack_cyclic
@@ -130,36 +133,33 @@ class Evaluator:
     def place(
         self, residents: frozenset[int], ring_bytes: int, offsets: dict[int, int], far_apart: bool, first: bool = False
     ) -> Candidate:
-        """The choice with these offsets, which must lie in the ring."""
+        """This choice with the given offsets, which must lie inside the ring."""
         problem = self.problem
         self.work += len(problem.visits)
         used = max((offset + problem.sizes[layer] for layer, offset in offsets.items()), default=0)
         places = [offsets.get(layer) for layer in range(len(problem.sizes))]
         first_order, steady_order = order_passes(problem.visits, problem.sizes, places, used)
         order, passes = (first_order, 1) if first else (steady_order, _STEADY_PASSES)
-        pass_ns, waits = _run(order, problem.visits, problem.link_ns, problem.compute_ns, passes)
-        if problem.ring_bytes is None:  # what packing left unused at the end of the ring costs nothing to give back
+        pass_ns, waits = _run(problem, order, passes)
+        if problem.ring_bytes is None:  # the unused end of the ring is not needed
             ring_bytes = min(ring_bytes, problem.ring_size(used))
         kept_bytes = self.resident_bytes(residents)
         return Candidate(residents, kept_bytes, ring_bytes, offsets, pass_ns, waits, far_apart)
 
 
-def _run(
-    order: PassOrder, visits: Sequence[int], link_ns: Sequence[int], compute_ns: Sequence[int], passes: int
-) -> tuple[int, tuple[int, ...]]:
-    """Duration of the last of `passes` passes (sooner if they become alike), and the waits in it.
-
-    Starts with an empty ring and idle lanes, so early passes are the slow ones: look-ahead only builds up.
-    """
+def _run(problem: Problem, order: PassOrder, passes: int) -> tuple[int, tuple[int, ...]]:
+    """(ns of the last pass, ns waited before each of its visits) of at most `passes` passes; it stops at the second of
+    two passes of equal duration. Starts with an empty ring and idle lanes."""
+    link_ns, compute_ns = problem.link_ns, problem.compute_ns
     steps = [
         (link_ns[layer] if copies else -1, wait, compute_ns[layer])
-        for layer, copies, wait in zip(visits, order.copies, order.waits_for)
+        for layer, copies, wait in zip(problem.visits, order.copies, order.waits_for)
     ]
     copy_free = compute_free = duration = 0
     ends: list[int] = [0] * len(steps)
     waits: list[int] = []
     for _ in range(passes):
-        began, before, ends, waits = compute_free, ends, [], []
+        start, before, ends, waits = compute_free, ends, [], []
         for link, wait, compute in steps:
             ready = compute_free
             if link >= 0:
@@ -173,7 +173,7 @@ def _run(
             waits.append(ready - compute_free)
             compute_free = ready + compute
             ends.append(compute_free)
-        last, duration = duration, compute_free - began
-        if duration == last:
+        previous, duration = duration, compute_free - start
+        if duration == previous:
             break
     return duration, tuple(waits)

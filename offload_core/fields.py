@@ -1,11 +1,9 @@
-"""Checks of single values that come from outside: right type, finite, in range. Knows nothing about plans.
+"""Checks of single input values: type, finite, in range. Knows nothing about plans.
 
-Every function returns the value it was given, or raises `PlanError` naming the field, the value and what is allowed.
+Each function returns the value, or raises `PlanError` naming the field, the value and what is allowed.
 """
 
 from __future__ import annotations
-
-import math
 
 from .errors import PlanError
 
@@ -19,7 +17,7 @@ _MAX_NAME_CHARS = 1024
 
 
 def as_int(field: str, value: object, low: int, high: int) -> int:
-    """An integer within [low, high]. Booleans and floats are refused: they are mistakes, not sizes."""
+    """An integer within [low, high]. Booleans and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise PlanError.bad_field(field, value, f"an integer from {low} to {high}")
     return value
@@ -31,17 +29,15 @@ def as_bytes(field: str, value: object, low: int = 0) -> int:
 
 
 def as_rate(field: str, value: object) -> float:
-    """A rate in bytes per second: finite and above zero."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise PlanError.bad_field(field, value, f"a number from 1 to {MAX_RATE:g} (bytes per second)")
-    # Compare before converting: float() of a huge integer raises OverflowError. NaN fails both comparisons.
-    if not 1 <= value <= MAX_RATE or not math.isfinite(value):
+    """A rate of 1 to `MAX_RATE` bytes per second, as a float."""
+    # Compared before the conversion, which raises OverflowError for a huge integer. NaN fails both comparisons.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= MAX_RATE:
         raise PlanError.bad_field(field, value, f"a number from 1 to {MAX_RATE:g} (bytes per second)")
     return float(value)
 
 
 def as_name(field: str, value: object) -> str:
-    """A non-empty string of at most 1024 printable characters (names are shown to people, one a line)."""
+    """A string of 1 to 1024 printable characters, so that it can be shown on one line."""
     if not isinstance(value, str) or not value or len(value) > _MAX_NAME_CHARS or not value.isprintable():
         raise PlanError.bad_field(field, value, f"a text of 1 to {_MAX_NAME_CHARS} printable characters")
     return value

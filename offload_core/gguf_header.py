@@ -1,7 +1,7 @@
-"""What tensors a GGUF file holds, from its header alone, without believing it.
+"""The tensors of a GGUF file, from its header alone, which is not trusted.
 
-Counts and lengths in the header are never used to allocate: everything is read piece by piece, each piece checked
-against what the file still has. Knows nothing about models.
+No memory is allocated by counts or lengths of the header: it is read value by value, and each length is checked against
+the rest of the file. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TENSOR_TYPES = {
 def read_gguf_header(path: Path) -> tuple[TensorInfo, ...]:
     """The tensors of a GGUF file (versions 2 and 3), in the order of their data.
 
-    Raises HeaderError for a header that is not sound, OSError if the file cannot be read.
+    Raises HeaderError for a malformed header, OSError if the file cannot be read.
     """
     with open(path, "rb") as file:
         reader = _Reader(path, file)
@@ -64,7 +64,7 @@ def read_gguf_header(path: Path) -> tuple[TensorInfo, ...]:
 
 
 class _Reader:
-    """Reads a file forwards, never past its end or the header limit."""
+    """Reads a file forwards. Raises HeaderError instead of reading past its end or the limit for headers."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
@@ -81,23 +81,23 @@ class _Reader:
         return data
 
     def skip(self, count: int) -> None:
-        """Go on without reading."""
+        """Skips the next bytes."""
         self._reserve(count)
         self._file.seek(count, os.SEEK_CUR)
 
     def number(self, form: str) -> int:
-        """One little-endian integer."""
+        """One integer; `form` is its format for `struct`."""
         return int(struct.unpack(form, self.take(struct.calcsize(form)))[0])
 
     def text(self) -> str:
-        """One length-prefixed text."""
+        """One text, which follows its length."""
         length = self.number("<Q")
         if length > _MAX_TEXT_BYTES:
             raise HeaderError(f"{self.path}: a text of {length} bytes in the header; {_MAX_TEXT_BYTES} are allowed")
         return self.take(length).decode("utf-8", "replace")
 
     def value(self, kind: int, depth: int = 0) -> int | None:
-        """One value; returned if it is an unsigned 32-bit integer, else stepped over."""
+        """One value, if it is an unsigned 32-bit integer; any other is skipped, and None returned."""
         if kind == 4:
             return self.number("<I")
         if kind in _VALUE_BYTES:
@@ -115,7 +115,7 @@ class _Reader:
         if kind in _VALUE_BYTES:
             self.skip(count * _VALUE_BYTES[kind])
             return
-        # Every item takes four bytes at least, so a count the file cannot hold is refused before the walk.
+        # Every item (a text or an array) has four bytes at least: a count that is too large is refused at once.
         if count > (self.size - self.position) // 4:
             raise HeaderError(f"{self.path}: says an array has {count} items; the file is shorter than that")
         for _ in range(count):

@@ -1,9 +1,9 @@
-"""Names of components, the groups they fall into, and the selectors people write.
+"""Names of components, their groups, and selectors of components in user input.
 
-A component has one canonical name: lower case, underscores, an optional number at the end (``text_encoder_2``). Groups
-are decided by the name alone, so that a component which is loaded late in a graph can be asked about before it exists.
+A component has one canonical name: lower case, underscores, an optional number at the end (``text_encoder_2``). The
+group depends on the name alone, so it is known before the component is loaded.
 
-This module knows nothing about sizes, devices, placements or who asked.
+Knows nothing about sizes, devices or placements.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ GROUPS: Final[tuple[str, ...]] = (DIT, TEXT_ENCODER, IMAGE_ENCODER, VAE)
 DEFAULT_GROUPS: Final[tuple[str, ...]] = (TEXT_ENCODER, IMAGE_ENCODER, VAE)
 
 _DIT_NAMES: Final = frozenset({"dit", "transformer", "video_dit", "audio_dit", "dual_tower_bridge"})
-# Audio VAEs, vocoders and upsamplers walk their layers in odd orders and are not part of any group on purpose: they are
-# streamed when somebody names them, and only then.
+# Audio VAEs, vocoders and upsamplers visit their layers in unusual orders. They are in no group, so that they are
+# streamed only if selected by name.
 _VAE_NAMES: Final = frozenset({"vae", "video_vae", "condition_image_encoder"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
@@ -48,13 +48,13 @@ _NUMBERED = re.compile(r"(.*[a-z0-9])_([0-9]{1,3})", re.ASCII)
 
 
 def numbered_base(name: str) -> tuple[str, int]:
-    """``("text_encoder", 2)`` for ``text_encoder_2``; a name without a number is number 1."""
-    found = _NUMBERED.fullmatch(name)
-    return (found[1], int(found[2])) if found else (name, 1)
+    """(base, number): ``("text_encoder", 2)`` for ``text_encoder_2``; a name without a number has the number 1."""
+    numbered = _NUMBERED.fullmatch(name)
+    return (numbered[1], int(numbered[2])) if numbered else (name, 1)
 
 
 def group_of(name: str) -> str | None:
-    """The group of a canonical component name, or None for one that is only ever addressed by its exact name."""
+    """The group of a canonical component name; None if it is in no group."""
     base, _number = numbered_base(name)
     if base in _DIT_NAMES:
         return DIT
@@ -68,16 +68,16 @@ def group_of(name: str) -> str | None:
 
 
 def sort_key(name: str) -> tuple[int, str, int, str]:
-    """Orders names by group (``GROUPS``, then the rest), base name and number, whatever order they came in."""
+    """Sort key of a name: by group (``GROUPS``, then names without one), base name and number."""
     group = group_of(name)
     base, number = numbered_base(name)
     return (GROUPS.index(group) if group else len(GROUPS), base, number, name)
 
 
 def normalise_name(value: object, what: str = "a component name") -> str:
-    """The canonical form of one name: trimmed, ``-`` as ``_``, lower case.
+    """The canonical form of one name: trimmed, ``-`` replaced by ``_``, lower case.
 
-    Raises SettingsError if it is not text, or not a name (letters, digits, underscores, a letter first, at most 64).
+    Raises SettingsError if it is not text, or not a name (a letter, then letters, digits and underscores; at most 64).
     """
     if not isinstance(value, str):
         raise _refused(what, value, f"is {type(value).__name__}, not text", "give a name such as text_encoder")
@@ -90,11 +90,11 @@ def normalise_name(value: object, what: str = "a component name") -> str:
 
 
 def normalise_selection(value: object) -> tuple[str, ...] | None:
-    """The selectors in a list or a comma-separated string, in order, each once; None if nothing is selected.
+    """The selectors in a list or a comma-separated string, in order, each once; None if there are none.
 
-    Every item is split at commas, trimmed, ``-`` becomes ``_``, upper case lower; empty items are dropped. ``default``
-    is replaced by the groups it stands for; ``all`` anywhere makes the whole selection ``("all",)``.
-    Raises SettingsError if the value, or an item of the list, is not text.
+    Items are split at commas and made canonical; empty ones are dropped. ``default`` is replaced by its groups; if
+    ``all`` is among them, the result is ``("all",)``. Raises SettingsError if the value, or an item of the list, is not
+    text.
     """
     tokens = _tokens(value)
     if ALL in tokens:
@@ -106,7 +106,7 @@ def normalise_selection(value: object) -> tuple[str, ...] | None:
 
 
 def match(selector: str, names: Iterable[str]) -> tuple[str, ...]:
-    """The ``names`` a normalised selector stands for, in their order: ``all``, ``default``, a group, or a name."""
+    """The ``names`` that match a normalised selector (``all``, ``default``, a group or a name), in their order."""
     if selector == ALL:
         return tuple(names)
     if selector == DEFAULT:
@@ -117,22 +117,21 @@ def match(selector: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def select(selection: object, names: Sequence[str]) -> frozenset[str] | None:
-    """The ``names`` that a selection (see ``normalise_selection``) stands for; None if nothing is selected.
+    """The ``names`` that match a selection (see ``normalise_selection``); None for an empty selection.
 
-    Raises SettingsError for a selector that stands for none of them. ``default`` need not find all of its groups: a
-    graph without an image encoder still has a default.
+    Raises SettingsError for a selector that matches none of them. ``default`` needs to match one of its groups only.
     """
     tokens = _tokens(selection)
     if not tokens:
         return None
     chosen: set[str] = set()
     for token in (ALL,) if ALL in tokens else tokens:
-        found = match(token, names)
-        if not found:
+        matches = match(token, names)
+        if not matches:
             known = ", ".join(sorted(names, key=sort_key)[:12]) or "no component at all"
             advice = f"name one of those, a group of them, {DEFAULT} or {ALL}"
             raise _refused("the selection", token, f"matches none of: {known}", advice)
-        chosen.update(found)
+        chosen.update(matches)
     return frozenset(chosen)
 
 
@@ -141,7 +140,7 @@ def _canonical(text: str) -> str:
 
 
 def _tokens(value: object) -> tuple[str, ...]:
-    """The normalised items as written, ``default`` and ``all`` not yet expanded, each once."""
+    """The canonical items of a selection, each once, ``default`` and ``all`` not expanded. Raises SettingsError."""
     if value is None:
         return ()
     items = [value] if isinstance(value, str) else value

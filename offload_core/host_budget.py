@@ -1,9 +1,9 @@
-"""How much host memory this process may still take: what the machine and every cgroup above the process leave over.
+"""How much host memory this process may still allocate, by the machine's figures and those of its cgroups.
 
-Pure functions over the contents of `/proc` and `/sys/fs/cgroup`; `root` is where these hang, so that a test can hand in
-a tree of its own. In a container the machine's own figure is somebody else's memory: what counts is the least of it and
-of each level of the cgroup chain, limit less use, where page cache that can be dropped is not use. Elsewhere than on
-Linux the caller brings the figure. Knows nothing about devices, torch or the app.
+Pure functions of the contents of `/proc` and `/sys/fs/cgroup` below `root`, which tests replace. Available memory is
+the minimum of the machine's MemAvailable and, for each level of the cgroup chain, of limit less usage, where inactive
+page cache is not counted as usage. On other systems than Linux the caller brings the figure. Knows nothing about
+devices, torch or the app.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ __all__ = ["HostBudget", "available_bytes", "host_budget", "is_windows", "is_wsl
 
 RESERVE_SHARE = 0.05
 RESERVE_BYTES = 2 << 30
-"""Left for everybody else: a twentieth of what is available, 2 GiB at least, but never more than half of it."""
+"""Left for other processes: a twentieth of the available bytes, at least 2 GiB, at most half of them."""
 
 CAUTIOUS_SHARE = 0.5
-"""Windows, WSL and AMD: page-locked memory counts as shared GPU memory there, or is slow to get."""
+"""On Windows, WSL and AMD page-locked memory counts as shared GPU memory, or takes long to allocate."""
 
 _NO_LIMIT_BYTES = 1 << 60
-"""cgroup v1 writes its largest page count where there is no limit."""
+"""A cgroup v1 without a limit shows its largest page count, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostBudget:
-    """Bytes a component may take from the host now, and for people, why these.
+    """Host bytes that a component may allocate now.
 
     copies_bytes  anonymous memory for host masters, pinned ones included
-    pins_bytes    page-locked memory, part of the above
+    pins_bytes    page-locked memory, part of `copies_bytes`
+    reason        where the figures come from, for display
     """
 
     copies_bytes: int
@@ -41,9 +42,9 @@ class HostBudget:
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Least of MemAvailable and what each level of the cgroup chain has left; None where there is no `/proc`."""
-    found = [room for room in (_machine_bytes(root), *_cgroup_rooms(root)) if room is not None]
-    return max(0, min(found)) if found else None
+    """Available host bytes by machine and cgroups; None where neither `/proc` nor cgroups give a figure."""
+    limits = [room for room in (_machine_bytes(root), *_cgroup_rooms(root)) if room is not None]
+    return max(0, min(limits)) if limits else None
 
 
 def host_budget(
@@ -53,20 +54,20 @@ def host_budget(
     apps_pin_room_bytes: int | None = None,
     cautious: bool = False,
 ) -> HostBudget:
-    """What may be taken of `available` bytes.
+    """The budget for `available` bytes of host memory.
 
-    asked_pins_bytes     the user's word for page-locked memory: it replaces ours, within what is available
-    apps_pin_room_bytes  what the app's own ceiling for page-locked memory leaves; None: it has none
-    cautious             the platform is one where page-locked memory is dear
+    asked_pins_bytes     the user's setting for page-locked memory: replaces the default, within the available bytes
+    apps_pin_room_bytes  bytes left below the app's own ceiling for page-locked memory; None: it has none
+    cautious             the platform is one of those of `CAUTIOUS_SHARE`
     """
     reserve = min(max(int(available * RESERVE_SHARE), RESERVE_BYTES), available // 2)
     copies = available - reserve
     if asked_pins_bytes is not None:
         pins = min(asked_pins_bytes, copies)
-        asked = f"{asked_pins_bytes / 1e9:.2f} GB page-locked, as asked"
+        why = f"{asked_pins_bytes / 1e9:.2f} GB page-locked, as asked"
         if pins < asked_pins_bytes:
-            asked = f"{pins / 1e9:.2f} of the {asked_pins_bytes / 1e9:.2f} GB page-locked that were asked for"
-        return HostBudget(copies, pins, f"{asked}; {available / 1e9:.2f} GB available")
+            why = f"{pins / 1e9:.2f} of the {asked_pins_bytes / 1e9:.2f} GB page-locked that were asked for"
+        return HostBudget(copies, pins, f"{why}; {available / 1e9:.2f} GB available")
     pins, why = copies, f"{available / 1e9:.2f} GB available less a reserve of {reserve / 1e9:.2f} GB"
     if cautious:
         pins, why = int(pins * CAUTIOUS_SHARE), f"half of {why}, for this platform"
@@ -76,7 +77,7 @@ def host_budget(
 
 
 def is_wsl(root: Path = Path("/")) -> bool:
-    """Whether this Linux runs inside Windows."""
+    """Whether this is the Windows Subsystem for Linux."""
     return "microsoft" in (_read(root / "proc/sys/kernel/osrelease") or "").lower()
 
 
@@ -85,6 +86,7 @@ def is_windows() -> bool:
 
 
 def _machine_bytes(root: Path) -> int | None:
+    """MemAvailable in bytes; None where it is missing."""
     for line in (_read(root / "proc/meminfo") or "").splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
@@ -94,7 +96,7 @@ def _machine_bytes(root: Path) -> int | None:
 
 
 def _cgroup_rooms(root: Path) -> Iterator[int]:
-    """What each cgroup from the process's own up to the top has left. v1, v2 and both at once."""
+    """Bytes left in each limited cgroup from the process's own up to the top, in hierarchies of version 1 and 2."""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -107,8 +109,8 @@ def _cgroup_rooms(root: Path) -> Iterator[int]:
 
 
 def _rooms(base: Path, path: str, limit_name: str, use_name: str, cache_name: str) -> Iterator[int]:
-    # Inside a container the mount shows its own cgroup as the top while /proc still gives the path from outside: levels
-    # that are not there are passed over, the mount's top is always looked at.
+    # In a container the mount's top is the container's own cgroup, while /proc gives the path outside the container:
+    # levels that do not exist are skipped, and the top is always read.
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]
     for depth in range(len(parts), -1, -1):
         folder = base.joinpath(*parts[:depth])
@@ -118,10 +120,10 @@ def _rooms(base: Path, path: str, limit_name: str, use_name: str, cache_name: st
         yield limit - use + min(use, _stat(folder / "memory.stat", cache_name))
 
 
-def _stat(file: Path, wanted: str) -> int:
+def _stat(file: Path, name: str) -> int:
     for line in (_read(file) or "").splitlines():
-        name, _, value = line.partition(" ")
-        if name == wanted:
+        key, _, value = line.partition(" ")
+        if key == name:
             return _number(value) or 0
     return 0
 

@@ -1,8 +1,8 @@
-"""Which host tier each layer gets: page-locked, pageable, or no copy at all beside its file.
+"""Which host tier each layer gets: page-locked, pageable, or mapped, with no copy beside its file.
 
-By value: what saves most per byte comes first, which is what is copied most often; streamed layers before residents,
-which are copied once. What is in a file takes host memory only if it gets a copy; what is in none has one already, and
-only page-locking it is in question. Knows nothing about devices or how memory is got.
+Layers of which most bytes are copied per pass come first; streamed layers before residents, which are copied once. A
+layer that lies in a file takes host memory only if it gets a copy; any other has its copy already, and may only be
+page-locked. Knows nothing about devices or how memory is allocated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["explain_tiers", "host_tiers", "least_worth_first", "out_of_tier"]
 
 
 def host_tiers(request: PlanRequest, residents: frozenset[int]) -> list[HostTier]:
-    """The tier of each layer, by its index."""
+    """The tier of each layer, by its index, within the budgets of the request."""
     inventory = request.inventory
     pins = request.pin_budget_bytes if request.host_tier in (None, "pinned") else 0
     copies = request.copies_budget_bytes
@@ -28,13 +28,13 @@ def host_tiers(request: PlanRequest, residents: frozenset[int]) -> list[HostTier
     for index in _by_value(inventory, residents):
         layer = inventory.layers[index]
         if index in residents and layer.in_file:
-            # On the device, or in place: what it would be copied from again is the file.
+            # A resident is not copied again in a use; after an eviction it is read from its file.
             tiers[index] = "pageable" if request.in_place else "mapped"
             continue
-        takes = layer.bytes if layer.in_file else 0
-        if copies is not None and takes > copies:
+        copy_bytes = layer.bytes if layer.in_file else 0
+        if copies is not None and copy_bytes > copies:
             continue
-        copies = None if copies is None else copies - takes
+        copies = None if copies is None else copies - copy_bytes
         pinned = pins is None or layer.bytes <= pins
         tiers[index] = "pinned" if pinned else "pageable"
         if pinned and pins is not None:
@@ -43,20 +43,19 @@ def host_tiers(request: PlanRequest, residents: frozenset[int]) -> list[HostTier
 
 
 def out_of_tier(plan: Plan, request: PlanRequest) -> list[int]:
-    """Indices of streamed layers that the plan has in another tier than the request asks for; none if it asks none."""
-    if request.host_tier is None:
-        return []
-    return [index for index in plan.streamed if plan.layers[index].host_tier != request.host_tier]
+    """Indices of streamed layers in another tier than the request asks for; empty if it asks for none."""
+    return [index for index in plan.streamed if request.host_tier not in (None, plan.layers[index].host_tier)]
 
 
 def _by_value(inventory: Inventory, residents: frozenset[int]) -> list[int]:
+    """Indices of the layers in the order in which they get host memory."""
     counts = inventory.visit_counts()
     sizes = [layer.bytes for layer in inventory.layers]
-    return sorted(range(len(sizes)), key=lambda i: (i in residents, -sizes[i] * counts[i], i))
+    return sorted(range(len(sizes)), key=lambda index: (index in residents, -sizes[index] * counts[index], index))
 
 
 def least_worth_first(inventory: Inventory, residents: frozenset[int]) -> list[int]:
-    """The layers in the order in which they give host memory back."""
+    """Indices of the layers in the order in which their host memory is released."""
     return _by_value(inventory, residents)[::-1]
 
 
@@ -68,9 +67,9 @@ _COPIED_FROM: dict[HostTier, str] = {
 
 
 def explain_tiers(plan: Plan, request: PlanRequest) -> Iterator[str]:
-    """Where streamed layers are copied from, how many, and on whose word, in a sentence for each tier.
+    """A sentence per tier: how many streamed layers are in it, where they are copied from, and who decided it.
 
-    Of page-locked ones only where the limits of the host are known: elsewhere nothing was decided.
+    None about page-locked layers if neither a tier nor host budgets were given.
     """
     why = f" ({_decided_by(request)})" if _decided_by(request) else ""
     for tier, words in _COPIED_FROM.items():

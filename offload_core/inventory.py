@@ -1,4 +1,4 @@
-"""What there is to place: the layers of one component, their bytes and times, and the order they are visited in.
+"""The layers of one component, their bytes and times, and the order in which they are visited.
 
 Plain data. Knows nothing about modules, tensors, files or devices.
 """
@@ -21,13 +21,13 @@ class LayerSpec:
     """One layer, the unit of movement.
 
     name           dotted name, unique within the component
-    bytes          what one copy of the layer moves, in bytes
-    compute_ns     compute time of one visit in nanoseconds; None: nobody measured it
+    bytes          bytes moved by one copy of the layer
+    compute_ns     compute time of one visit in nanoseconds; None: not measured
     keep           why the layer may never be streamed ("under 1 MB", "unknown tensor type X"); None: it may
-    touched_bytes  bytes a visit reads, where that is less than `bytes` (a table of which a few rows are gathered)
+    touched_bytes  bytes that a visit reads, if less than `bytes` (a table of which a few rows are gathered)
     in_file        its bytes lie in a file and need no copy in host memory
 
-    Raises PlanError for values that make no sense.
+    Raises PlanError for values of a wrong type or out of range.
     """
 
     name: str
@@ -53,10 +53,10 @@ class TableSpec:
     """An embedding table that stays on the host, where its rows are looked up.
 
     name        dotted name, unique among the tables of the component
-    bytes       of the whole table
+    bytes       bytes of the whole table
     in_file     its rows are read from a file
-    used_whole  it is used as a whole as well, as the output projection that is tied to it: a copy on the device saves
-                one copy of it for each use
+    used_whole  it is also used as a whole, by an output projection tied to it: on the device it need not be copied
+                for each such use
     """
 
     name: str
@@ -77,12 +77,12 @@ class Inventory:
     layers       every layer that can be placed
     visits       indices into `layers` in execution order of one pass; a layer may come more than once, or never.
                  Empty means each layer once, in order.
-    loose_bytes  parameters outside any layer: on the device whenever the component is in use
-    notes        what discovery wants people to know; copied into the plan's decisions
-    segment_bytes  the device's memory is taken in multiples of this (`reserved.py`)
+    loose_bytes  bytes of the parameters outside any layer: on the device whenever the component is in use
+    notes        sentences for people from discovery; copied into the plan's decisions
+    segment_bytes  the device's memory is reserved in multiples of this (`reserved.py`)
     tables       tables that stay on the host, in no layer and not loose
 
-    Raises PlanError when names repeat or a visit points outside the layers.
+    Raises PlanError if names of layers repeat or a visit is not an index of a layer.
     """
 
     component: str
@@ -112,17 +112,17 @@ class Inventory:
         object.__setattr__(self, "tables", tuple(self.tables))
 
     def with_tables_used_whole(self, names: Collection[str]) -> Inventory:
-        """The same, with these tables, and no others, used as a whole."""
+        """The inventory with exactly these tables used as a whole."""
         tables = tuple(replace(table, used_whole=table.name in names) for table in self.tables)
         return replace(self, tables=tables)
 
     @property
     def total_bytes(self) -> int:
-        """What the whole component takes of the device: every layer and what lies outside them, but no table."""
+        """Device bytes of the component with every layer resident: the layers and the loose bytes, but no table."""
         return self.reserved(self.loose_bytes) + sum(self.reserved(layer.bytes) for layer in self.layers)
 
     def reserved(self, nbytes: int) -> int:
-        """What an allocation of so many bytes takes of the device."""
+        """Device bytes that an allocation of `nbytes` reserves."""
         return reserved_bytes(nbytes, self.segment_bytes)
 
     def visit_counts(self) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
-"""Better places in the ring for one choice of residents, found by moving one layer at a time.
+"""Better offsets in the ring for one choice of residents, found by moving one layer at a time.
 
-Packing in visit order is good but blind to times. Where the compute still waits, some copy is held up by the last
-reader of the range it was given; giving it, or a layer before it, another range often ends the wait. Knows nothing
-about how the choice came about, and counts its work like the rest of the search.
+Packing in visit order does not consider times. Where the compute still waits, a copy waits for the last reader of its
+range; another range for it, or for a layer before it, often removes the wait. Knows nothing about how the choice was
+made; counts its work like the rest of the search.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from .packing import align_up
 
 __all__ = ["improved_layout"]
 
-_WAITS = 6  # the longest waits are looked at
-_VISITS_BACK = 10  # layers this many visits before a wait may have caused it
-_RESIDENTS = 2  # the nearest residents of its size a layer may change places with
+_WAITS = 6  # number of longest waits considered
+_VISITS_BACK = 10  # number of visits up to a wait whose layers are considered its cause
+_RESIDENTS = 2  # number of nearest residents of equal size that a layer may be exchanged with
 
 
 def improved_layout(evaluator: Evaluator, candidate: Candidate, ring_bytes: int, work: int) -> Candidate:
-    """Hill climbing from `candidate`: the first move that helps, until none does or `work` visits were simulated.
+    """Hill climbing from `candidate`: takes the first faster move until there is none or `work` visits were simulated.
 
     `ring_bytes` may be more than the candidate's ring, and must fit the room beside its residents. Moves keep the
     number and the sizes of the residents.
@@ -41,24 +41,25 @@ def improved_layout(evaluator: Evaluator, candidate: Candidate, ring_bytes: int,
 def _moves(
     evaluator: Evaluator, candidate: Candidate, ring_bytes: int
 ) -> Iterator[tuple[frozenset[int], dict[int, int]]]:
-    """Residents and offsets after one move: a layer exchanged with a resident nearby, or elsewhere in the ring.
+    """(residents, offsets) after one move: a layer exchanged with a resident nearby, or at another offset.
 
-    Layers just before the longest waits come first; places are the edges of other layers and the ring's end.
+    Layers just before the longest waits come first. The offsets tried are the edges of other layers and the last one
+    that fits.
     """
     problem, offsets = evaluator.problem, candidate.offsets
     visits, sizes, alignment = problem.visits, problem.sizes, problem.alignment
     ends = (align_up(offset + sizes[layer], alignment) for layer, offset in offsets.items())
     edges = sorted({0, *offsets.values(), *ends})
-    late = [visit for visit, wait in enumerate(candidate.waits_ns) if wait]
-    late.sort(key=lambda visit: -candidate.waits_ns[visit])
-    before = ((visit - back) % len(visits) for visit in late[:_WAITS] for back in range(_VISITS_BACK))
+    waiting = [visit for visit, wait in enumerate(candidate.waits_ns) if wait]
+    waiting.sort(key=lambda visit: -candidate.waits_ns[visit])
+    before = ((visit - back) % len(visits) for visit in waiting[:_WAITS] for back in range(_VISITS_BACK))
     for layer in dict.fromkeys(visits[visit] for visit in before):
         if layer not in offsets:
             continue
-        alike = (other for other in candidate.residents if sizes[other] == sizes[layer])
-        for other in sorted(alike, key=lambda other: (abs(other - layer), other))[:_RESIDENTS]:
-            exchanged = {place: offset for place, offset in offsets.items() if place != layer}
-            yield (candidate.residents - {other}) | {layer}, {**exchanged, other: offsets[layer]}
+        same_size = (resident for resident in candidate.residents if sizes[resident] == sizes[layer])
+        for resident in sorted(same_size, key=lambda resident: (abs(resident - layer), resident))[:_RESIDENTS]:
+            others = {other: offset for other, offset in offsets.items() if other != layer}
+            yield (candidate.residents - {resident}) | {layer}, {**others, resident: offsets[layer]}
         last = (ring_bytes - sizes[layer]) // alignment * alignment
         for edge in (*edges, last):
             if edge != offsets[layer] and 0 <= edge <= ring_bytes - sizes[layer]:

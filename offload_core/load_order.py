@@ -1,4 +1,4 @@
-"""In which order to load components from their files. Plain arithmetic on names and sizes."""
+"""The order in which to load components from their files. Plain arithmetic on names and sizes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ __all__ = ["load_order"]
 
 
 def load_order(sizes_bytes: Mapping[str, int]) -> list[str]:
-    """Component names, largest payload first, numbered variants before their base.
+    """Component names, largest size first, as most host memory is free at the start.
 
-    What is read first finds the most host memory free. Variants of one base (`dit`, `dit_2`) stay together, placed by
-    the largest of them.
+    Variants of one base (`dit`, `dit_2`) are adjacent, ordered by the largest of them, the highest number first.
     """
     bases = {name: numbered_base(name)[0] for name in sizes_bytes}
     largest = {base: max(size for name, size in sizes_bytes.items() if bases[name] == base) for base in bases.values()}

@@ -1,8 +1,8 @@
-"""Fixed places in the ring: where each streamed layer's copy goes, in every pass.
+"""Offsets of streamed layers in the ring, the same in every pass.
 
-Fixed addresses let the engine build every view once, and cost little: a copy waits for the last earlier layer that
-overlaps it, and good places keep that layer far back. Two ways to place are tried by the planner. Knows nothing about
-times: distances are measured in streamed bytes, the currency of look-ahead.
+Fixed offsets let the engine build every view once, and cost little: a copy waits for the last earlier layer that
+overlaps it, and good offsets make that an early one. The planner tries two methods. Knows nothing about times:
+distances between visits are measured in streamed bytes.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ __all__ = ["align_up", "pack_cyclic", "pack_far_apart"]
 
 
 def align_up(value: int, alignment: int) -> int:
-    """The least multiple of `alignment` that is not below `value`."""
+    """The smallest multiple of `alignment` that is at least `value`."""
     return -(-value // alignment) * alignment
 
 
 def pack_cyclic(
     visits: Sequence[int], sizes: Sequence[int], streamed: Collection[int], ring_bytes: int, alignment: int
 ) -> dict[int, int]:
-    """Cyclic packing in visit order: each layer behind the one before, back to the start when it does not fit.
+    """The offset of each streamed layer: in visit order each after the one before, from 0 again where it does not fit.
 
-    Every streamed layer must be no larger than the ring. Layers that no visit names get offset 0: they only ever come
-    in when something touches them out of turn.
+    No streamed layer may be larger than the ring. Layers without a visit get offset 0: they are copied only when they
+    are used outside the recorded order.
     """
     offsets: dict[int, int] = {}
     cursor = 0
@@ -41,11 +41,12 @@ def pack_cyclic(
 def pack_far_apart(
     visits: Sequence[int], sizes: Sequence[int], streamed: Collection[int], ring_bytes: int, alignment: int
 ) -> dict[int, int]:
-    """Each layer where its neighbours in time are farthest: behind it in this pass, and before it in the next.
+    """The offset of each streamed layer, far in time from the layers before and after it in the same ring bytes.
 
-    Cyclic packing looks back only. With a number of layers that the ring does not divide, the last layer of a pass may
-    then land on the first layer of the next, and that copy hides behind nothing. Here a place is scored by the smaller
-    of the two distances, in streamed bytes; on equal scores it is where cyclic packing would go, else the lowest.
+    Cyclic packing looks back only. If the number of layers is no multiple of those that the ring holds, the last layer
+    of a pass may then overlap the first layer of the next pass, whose copy cannot be hidden. Here the score of an
+    offset is the smaller of its distances, in streamed bytes, to the layer before in this pass and to the layer after
+    in the next one; of equal scores the offset of cyclic packing is taken, else the lowest.
     """
     spans: list[_Span] = [_Span(0, ring_bytes, None, None)]
     total = sum(sizes[layer] for layer in visits if layer in streamed)
@@ -66,7 +67,8 @@ def pack_far_apart(
 
 
 class _Span:
-    """Ring bytes with one history: when the first layer of the pass came here, and when the latest one did."""
+    """A range of ring bytes used by the same layers. `first` is the position in the pass (in streamed bytes) at which
+    the first of them starts, `last` that at which the latest one ends."""
 
     __slots__ = ("end", "first", "last", "start")
 
@@ -77,13 +79,13 @@ class _Span:
 def _best_offset(
     spans: list[_Span], size: int, ring_bytes: int, alignment: int, now: int, total: int, cursor: int
 ) -> int:
-    """Where the nearest neighbour in time is farthest. Tries the start of every span, and what the cursor points at."""
+    """The offset with the best score of `pack_far_apart` among the start of every span, `cursor` and the ring's end."""
     starts = {align_up(span.start, alignment) for span in spans}
     starts.add(cursor)
     starts.add((ring_bytes - size) // alignment * alignment)
     first_span = 0
     best, best_key = 0, (-1, False)
-    for offset in sorted(starts):  # ascending, so that the lowest of equals wins
+    for offset in sorted(starts):  # ascending, so that the lowest of equal scores is kept
         end = offset + size
         if end > ring_bytes:
             break
@@ -105,7 +107,7 @@ def _best_offset(
 
 
 def _occupy(spans: list[_Span], start: int, end: int, began: int, ended: int) -> list[_Span]:
-    """The spans after a layer used [start, end): cut at its edges, the part inside remembering it."""
+    """The spans after a layer has used [start, end) from position `began` to `ended` of the pass."""
     result: list[_Span] = []
     for span in spans:
         if span.end <= start or span.start >= end:
@@ -121,6 +123,7 @@ def _occupy(spans: list[_Span], start: int, end: int, began: int, ended: int) ->
 
 
 def _merged(spans: list[_Span]) -> list[_Span]:
+    """The spans with adjacent ones of equal `first` and `last` joined."""
     result = spans[:1]
     for span in spans[1:]:
         if (span.first, span.last) == (result[-1].first, result[-1].last):

@@ -1,14 +1,13 @@
-"""The plan: where every layer lives, and what that is predicted to cost. Immutable, printable, JSON.
+"""The plan: the placement of every layer, and the predicted times. Immutable, with a JSON form.
 
-Everything before a plan is arithmetic, everything after it is obedience. This module knows nothing about how a plan is
-made (`planner`), verified (`check`) or carried out: it holds the figures and turns them into JSON and text. A `Plan`
-can hold nonsense, on purpose: `check_plan` is what says so.
+This module knows nothing about how a plan is made (`planner`), verified (`check`) or carried out (`runtime`). A `Plan`
+may hold inconsistent values: `check_plan` finds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from .errors import PlanError
@@ -27,7 +26,7 @@ _MAX_DECISION_CHARS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class PlannedLayer:
-    """One layer of a plan. `offset` is its fixed place in the ring in bytes; a resident has none."""
+    """One layer of a plan. `offset` is its place in the ring in bytes; None for a resident."""
 
     name: str
     bytes: int
@@ -38,13 +37,13 @@ class PlannedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the simulator says of a plan, in nanoseconds and bytes.
+    """The simulator's figures for a plan, in nanoseconds and bytes.
 
-    pass_ns         one pass in the steady state (the tenth step of a sampler, say)
-    bound_ns        what no engine can beat with these residents and this ring
+    pass_ns         one pass in the steady state
+    bound_ns        lower bound of `pass_ns` with these residents and this ring, whatever the schedule
     stall_ns        how long the compute waits for copies in a steady pass
-    bytes_per_pass  what a steady pass copies
-    first_pass_ns   the first pass, which starts with an empty device and brings the residents too
+    bytes_per_pass  bytes copied by a steady pass
+    first_pass_ns   the first pass, which starts with an empty device and copies the residents too
     """
 
     pass_ns: int
@@ -56,12 +55,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where every layer of one component lives on one device, and why.
+    """The placement of every layer of one component on one device.
 
-    `visits` are indices into `layers` in execution order. `decisions` are sentences for people: what was chosen, on
-    whose word. `device_bytes` never exceeds the component's device budget. `resident_bytes` and `loose_bytes` are what
-    these take of a device whose memory is taken in multiples of `segment_bytes`; `ring_bytes` is the ring itself.
-    `tables` names the embedding tables that are on the device; they are among the loose bytes.
+    visits          indices into `layers` in execution order of one pass
+    ring_bytes      size of the ring, not rounded up to segments
+    resident_bytes  device bytes of the residents, rounded up to multiples of `segment_bytes`
+    loose_bytes     device bytes of the parameters outside any layer and of `tables`, rounded up likewise
+    decisions       sentences for people: what was chosen and why
+    tables          names of the embedding tables that are on the device
     """
 
     component: str
@@ -78,21 +79,21 @@ class Plan:
 
     @property
     def streamed(self) -> tuple[int, ...]:
-        """Indices of the layers that pass through the ring."""
+        """Indices of the streamed layers."""
         return tuple(index for index, layer in enumerate(self.layers) if layer.placement == "streamed")
 
     @property
     def residents(self) -> tuple[int, ...]:
-        """Indices of the layers that stay on the device."""
+        """Indices of the resident layers."""
         return tuple(index for index, layer in enumerate(self.layers) if layer.placement == "resident")
 
     @property
     def device_bytes(self) -> int:
-        """What the component occupies on the device while in use, in bytes."""
+        """Device bytes of the component while it is in use."""
         return self.reserved(self.ring_bytes) + self.resident_bytes + self.loose_bytes
 
     def reserved(self, nbytes: int) -> int:
-        """What an allocation of so many bytes takes of the device."""
+        """Device bytes that an allocation of `nbytes` reserves."""
         return reserved_bytes(nbytes, self.segment_bytes)
 
     def to_json(self) -> dict[str, Any]:
@@ -101,38 +102,23 @@ class Plan:
             "schema": SCHEMA,
             "component": self.component,
             "device": self.device,
-            "layers": [
-                {
-                    "name": layer.name,
-                    "bytes": layer.bytes,
-                    "placement": layer.placement,
-                    "offset": layer.offset,
-                    "host_tier": layer.host_tier,
-                }
-                for layer in self.layers
-            ],
+            "layers": [asdict(layer) for layer in self.layers],
             "visits": list(self.visits),
             "ring_bytes": self.ring_bytes,
             "resident_bytes": self.resident_bytes,
             "loose_bytes": self.loose_bytes,
             "tables": list(self.tables),
             "segment_bytes": self.segment_bytes,
-            "predicted": {
-                "pass_ns": self.predicted.pass_ns,
-                "bound_ns": self.predicted.bound_ns,
-                "stall_ns": self.predicted.stall_ns,
-                "bytes_per_pass": self.predicted.bytes_per_pass,
-                "first_pass_ns": self.predicted.first_pass_ns,
-            },
+            "predicted": asdict(self.predicted),
             "decisions": list(self.decisions),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The plan `to_json` made. Raises PlanError naming the field when the data have the wrong shape.
+        """The plan from the result of `to_json`. Raises PlanError naming the field if it is missing or malformed.
 
-        Fields this version does not know are ignored, so that a later schema-1 writer may add some. Whether the plan
-        makes sense is `check_plan`'s business.
+        Unknown fields are ignored, so that later versions of schema 1 may add some. Whether the values are consistent
+        is checked by `check_plan`.
         """
         if not isinstance(data, Mapping):
             raise PlanError.bad_field("plan", data, "a JSON object")
@@ -163,9 +149,9 @@ class Plan:
         )
 
 
-def _get(data: Mapping[str, Any], field: str) -> Any:
+def _get(data: Mapping[str, Any], field: str, prefix: str = "") -> Any:
     if field not in data:
-        raise PlanError(f"{field}: missing; it is required")
+        raise PlanError(f"{prefix}{field}: missing; it is required")
     return data[field]
 
 
@@ -192,9 +178,8 @@ def _decision(field: str, value: object) -> str:
 def _layer_from_json(field: str, data: object) -> PlannedLayer:
     if not isinstance(data, Mapping):
         raise PlanError.bad_field(field, data, "a JSON object")
-    for key in ("name", "bytes", "placement", "offset", "host_tier"):
-        if key not in data:
-            raise PlanError(f"{field}.{key}: missing; it is required")
+    for key in PlannedLayer.__slots__:
+        _get(data, key, f"{field}.")
     offset = data["offset"]
     return PlannedLayer(
         name=as_name(f"{field}.name", data["name"]),
@@ -208,9 +193,9 @@ def _layer_from_json(field: str, data: object) -> PlannedLayer:
 def _prediction_from_json(data: object) -> Prediction:
     if not isinstance(data, Mapping):
         raise PlanError.bad_field("predicted", data, "a JSON object")
-    values = {}
-    for key in Prediction.__slots__:
-        if key not in data:
-            raise PlanError(f"predicted.{key}: missing; it is required")
-        values[key] = as_int(f"predicted.{key}", data[key], 0, _MAX_SUM_NS)
-    return Prediction(**values)
+    return Prediction(
+        **{
+            key: as_int(f"predicted.{key}", _get(data, key, "predicted."), 0, _MAX_SUM_NS)
+            for key in Prediction.__slots__
+        }
+    )

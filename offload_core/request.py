@@ -1,4 +1,4 @@
-"""What a caller asks the planner for. Plain data, checked on construction; knows nothing about how it is answered."""
+"""The planner's input. Plain data, checked on construction; knows nothing about how plans are made."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from .plan import HostTier
 __all__ = ["PlanRequest"]
 
 ALIGNMENT_BYTES = 512
-"""What offsets in a ring are multiples of."""
+"""Offsets in a ring are multiples of this."""
 
 _ASSUMED_LINK = "assumed: PCIe 4.0 x16"
 FILE_BYTES_PER_S = 2e9
 FILE_SOURCE = "assumed: a file on a solid state disk"
-"""In place, what is streamed is read."""
+"""The default link in place, where streamed layers are read from their file."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What to plan.
+    """A request for a plan.
 
-    budget_bytes      device bytes the component may use, everything included; None: nobody set it
-    ring_bytes        the ring the user asked for, taken as it is; None: the planner chooses
-    h2d_bytes_per_s   link rate from pinned host memory, and in `link_source` where the figure comes from; in place and
-                      with nothing known, a disk's
+    budget_bytes      device bytes that the component may use in all; None: no budget
+    ring_bytes        the ring that the user asked for, used unchanged; None: the planner chooses
+    h2d_bytes_per_s   link rate from pinned host memory; in place the default is a disk's rate
+    link_source       where `h2d_bytes_per_s` comes from, for display
     passes            passes in one use of the component (sampler steps x model calls; 1 for an encoder)
-    placement         "layerwise": stream what does not stay; "resident": everything stays, or it is an error
+    placement         "layerwise": layers that are not resident are streamed; "resident": all layers are resident, and a
+                      budget below that is an error
     alignment         offsets in the ring are multiples of this many bytes
-    keep_residents    may layers beyond the ring stay? None: yes if layers are visited more than once in a use
-    hold_spare        whether budget that buys no time keeps layers all the same, so that less is copied; else it is
-                      left to others
-    pin_budget_bytes  page-locked host bytes the component may use; None: enough for every streamed layer
-    copies_budget_bytes  host bytes for copies of what lies in a file; None: enough for every streamed layer
-    host_tier         the tier that was asked for; None: whatever the budgets allow
-    host_source       on whose word these are
+    keep_residents    whether layers may be resident beside the ring; None: if a use visits layers more than once
+    hold_spare        whether budget that saves no time is used for residents too, so that less is copied
+    pin_budget_bytes  page-locked host bytes that the component may use; None: enough for every streamed layer
+    copies_budget_bytes  host bytes for copies of layers that lie in a file; None: enough for every streamed layer
+    host_tier         the host tier that the user asked for; None: as the budgets allow
+    host_source       where the host budgets come from, for display
     in_place          the device shares memory with the host: residents are used where they are
+
+    Raises PlanError naming the field, its value and what is allowed.
     """
 
     inventory: Inventory

@@ -1,7 +1,7 @@
-"""What an allocation takes of a device: allocators take memory from the driver in whole segments.
+"""Device bytes of an allocation: allocators reserve memory from the driver in whole segments.
 
-Torch's, for CUDA: what is over 1 MiB comes in multiples of 2 MiB (`roundup` of segments in its caching allocator);
-smaller blocks share segments. A plan counts what is taken, so that a budget holds for what a driver shows.
+Torch's caching allocator for CUDA: allocations over 1 MiB are rounded up to multiples of 2 MiB; smaller ones share
+segments. Plans count reserved bytes, so that a budget holds for the figure that the driver reports.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 __all__ = ["SEGMENT_BYTES", "reserved_bytes"]
 
 SEGMENT_BYTES = 2 << 20
-"""Of devices whose memory an allocator of torch's hands out."""
+"""The segment size of torch's caching allocator."""
 
 _SHARED_BYTES = 1 << 20
-"""Up to here blocks share a segment."""
+"""Allocations up to this size share a segment."""
 
 
 def reserved_bytes(nbytes: int, segment_bytes: int) -> int:
-    """Device bytes that one allocation of `nbytes` takes. `segment_bytes` 1: memory is taken to the byte."""
+    """Device bytes that an allocation of `nbytes` reserves. `segment_bytes` 1: exactly `nbytes`."""
     if nbytes <= _SHARED_BYTES or segment_bytes == 1:
         return nbytes
     return -(-nbytes // segment_bytes) * segment_bytes

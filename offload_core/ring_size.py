@@ -1,8 +1,8 @@
-"""How large a ring is where nothing else decides: with no budget, or of several rings that are as fast as each other.
+"""The default size of a ring: used without a budget, and to choose among rings of equal speed.
 
-A ring serves layers that follow one another. One that is visited once a pass, or never, and dwarfs the others (an
-output projection, the projection of an encoder's result) must fit into it, but needs no room for three of its size.
-Knows nothing about plans, budgets or layers but their sizes.
+A ring holds layers that are visited in succession. A layer much larger than the others (an output projection, the
+projection of an encoder's result) must fit into it, but it needs no room for three of that size. Knows nothing but the
+sizes of layers.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Iterable
 __all__ = ["USUAL_RING_LAYERS", "ordinary_size", "usual_ring"]
 
 USUAL_RING_LAYERS = 3
-"""Two layers would do if all times were equal and steady; the third absorbs jitter."""
+"""Layers in a ring of the usual size. Two would be enough if all times were equal; the third absorbs jitter."""
 
 
 def ordinary_size(sizes: Iterable[int]) -> int:
-    """The size in bytes that `USUAL_RING_LAYERS` layers have at least: the third largest. 0 if there are fewer."""
+    """The third largest size, in bytes (see `USUAL_RING_LAYERS`). 0 if there are fewer."""
     largest_first = sorted(sizes, reverse=True)
     return largest_first[USUAL_RING_LAYERS - 1] if len(largest_first) >= USUAL_RING_LAYERS else 0
 
 
 def usual_ring(sizes: Iterable[int]) -> int:
-    """Bytes of a ring for streamed layers of these sizes: the largest fits, and so do any three of ordinary size.
+    """Bytes of a ring for streamed layers of these sizes: room for the largest layer, and for three of ordinary size.
 
-    With fewer than three layers it holds them all.
+    With fewer than three layers, room for all of them.
     """
     sizes = tuple(sizes)
     if len(sizes) < USUAL_RING_LAYERS:

@@ -1,12 +1,13 @@
-"""What tensors a safetensors file holds, from its header alone, without believing it.
+"""The tensors of a safetensors file, from its header alone, which is not trusted.
 
-Nothing is allocated on a header's word: its length is checked against the file before it is read, and every shape, type
-and range is checked against every other and against the file's size. Knows nothing about models.
+The header's length is checked against the file before it is read, and each tensor's shape, type and range against each
+other, against the other tensors and against the file's size. Knows nothing about models.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,11 @@ _DTYPE_BITS = {
 
 
 class HeaderError(OffloadError, ValueError):
-    """A file whose header is not what it should be. The message names the file and what is wrong, in one line."""
+    """A file with a malformed header. The message names the file and the error in one line."""
 
 
 class LengthError(HeaderError):
-    """A file whose header is sound, and which is longer or shorter than that says. The message says what to do."""
+    """A file with a valid header that is longer or shorter than the header says. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +55,14 @@ class TensorInfo:
 
     @property
     def elements(self) -> int:
-        """Number of values."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        """Number of elements."""
+        return math.prod(self.shape)
 
 
 def read_safetensors_header(path: Path) -> tuple[TensorInfo, ...]:
     """The tensors of a safetensors file, in the order of their data.
 
-    Reads the header only. Raises HeaderError for a header that is not sound, OSError if the file cannot be read.
+    Reads the header only. Raises HeaderError for a malformed header, OSError if the file cannot be read.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -84,9 +82,9 @@ def read_safetensors_header(path: Path) -> tuple[TensorInfo, ...]:
 
 
 def checked_tensors(path: Path, tensors: list[TensorInfo], data_bytes: int) -> tuple[TensorInfo, ...]:
-    """The tensors in data order, after a check that they tile the data: no overlap, no hole, nothing past the end.
+    """The tensors in the order of their data. `data_bytes`: bytes of the file after its header.
 
-    `data_bytes`: what the file has behind its header. Raises LengthError if only that is wrong, else HeaderError.
+    Raises HeaderError if tensors overlap or leave a hole, LengthError if they have more or less than `data_bytes`.
     """
     tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
     position = 0

@@ -1,8 +1,8 @@
 """The search for the best split of device memory between residents and ring.
 
 Starts from the credit rule at several ring sizes, improves the best choice where the compute still waits, and stops at
-the bound or when a fixed amount of work is done: counted, not timed, so the answer never depends on the machine. Knows
-nothing about requests, or words for people.
+the bound or after a fixed amount of work, counted in visits simulated, so that the result does not depend on the
+machine. Knows nothing about requests, or about texts for people.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from itertools import combinations
 from .credit import credit_residents, first_layers, last_layers, spread_layers
 from .evaluate import Candidate, Evaluator, Problem
 from .layout import improved_layout
-from .reserved import reserved_bytes
 from .ring_size import usual_ring
 
 __all__ = ["EQUAL", "Search"]
 
-EQUAL = 1.001  # pass times closer than this are one: no clock and no model is better
-WORK_VISITS = 6_000  # visits simulated per plan before the search contents itself; some 5 to 10 microseconds each
+EQUAL = 1.001  # pass times within this ratio count as equal: below the accuracy of clocks and of the model
+WORK_VISITS = 6_000  # visits simulated per plan; shares of it limit the steps of the search; 5 to 10 microseconds each
 _RING_STEPS = (2.0, 3.0, 1.0, 1.5, 2.5, 4.0, 6.0)  # rings tried, in largest streamed layers
-_MAX_RING_LAYERS = 12  # look-ahead beyond this is residency by another name
-_SIZE_CLASSES = 3  # how many of the largest layer sizes may be kept whole, so that a smaller ring serves the rest
+_MAX_RING_LAYERS = 12  # largest ring, in largest streamed layers: more memory is better used for residents
+_SIZE_CLASSES = 3  # of how many of the largest layer sizes all layers may stay, so that a smaller ring is enough
 _EXHAUSTIVE_LAYERS = 12  # 4096 choices, most of them refused without simulation
-_LAYOUTS = 3  # choices whose layout is worked on, and the share of the work each may take
-_LAYOUT_WORK = 0.4
-_ALL_WORK = 2.5  # share of the work after which even the last touches are left out
-_TRIED_LAYERS = 16  # how many of the worst stalls and cheapest residents one improvement looks at
+_LAYOUTS = 3  # number of choices whose layout is improved
+_LAYOUT_WORK = 0.4  # share of the work for each of them
+_ALL_WORK = 2.5  # share of the work after which the smallest ring is not searched for
+_TRIED_LAYERS = 16  # number of layers with the longest stalls, and of residents with the shortest, per improvement
 
 
 class Search:
@@ -37,7 +36,7 @@ class Search:
         self.problem = problem
         self.evaluator = Evaluator(problem)
         self._movable = self.evaluator.movable
-        # With few layers there is no averaging out of a bad choice, and each visit costs less to simulate.
+        # With few layers each one matters more, and a choice takes less time to simulate.
         self._work_visits = WORK_VISITS * (2 if len(self._movable) <= _EXHAUSTIVE_LAYERS else 1)
         self._repeats = len(problem.visits) != len(self.evaluator.visit_counts)
 
@@ -47,7 +46,7 @@ class Search:
         return self.evaluator.work
 
     def steady(self) -> Candidate | None:
-        """The choice with the least steady pass time found; among equals, the least memory. None: nothing fits."""
+        """The choice with the fastest steady pass; of equal ones that with the least memory. None: nothing fits."""
         best = self._best_start()
         if best is None:
             return None
@@ -58,25 +57,26 @@ class Search:
         return self._trimmed(best)
 
     def streamed_only(self, first_pass: bool) -> Candidate | None:
-        """No residents beyond `keep`: the ring, from three layers up, with the best first pass (or steady pass)."""
+        """No residents beyond `keep`: of the fastest rings, by first or steady pass, the smallest of at least the usual
+        size, else the largest. None: no ring fits."""
         judge = self.evaluator.judge_first_pass if first_pass else self.evaluator.judge
         judged = (judge(frozenset(), ring) for ring in self._rings(frozenset()))
-        found = sorted((candidate for candidate in judged if candidate is not None), key=lambda c: c.ring_bytes)
-        if not found:
+        candidates = sorted((choice for choice in judged if choice is not None), key=lambda choice: choice.ring_bytes)
+        if not candidates:
             return None
-        limit = min(candidate.pass_ns for candidate in found) * EQUAL
-        good = [candidate for candidate in found if candidate.pass_ns <= limit]
-        usual = min(self._usual_ring(frozenset()), found[-1].ring_bytes)
-        return next((candidate for candidate in good if candidate.ring_bytes >= usual), good[-1])
+        limit = min(candidate.pass_ns for candidate in candidates) * EQUAL
+        fastest = [candidate for candidate in candidates if candidate.pass_ns <= limit]
+        usual = min(self._usual_ring(frozenset()), candidates[-1].ring_bytes)
+        return next((candidate for candidate in fastest if candidate.ring_bytes >= usual), fastest[-1])
 
     def with_ring(self, ring_bytes: int) -> Candidate | None:
-        """No residents beyond `keep`, and this ring."""
+        """No residents beyond `keep`, and this ring. None: it does not fit."""
         return self.evaluator.judge(frozenset(), ring_bytes)
 
     def filled(self, chosen: Candidate) -> Candidate:
-        """`chosen` with more residents in the room that it leaves, those that are copied most first; never slower.
+        """`chosen` with more residents in its free room, those with most bytes copied per pass first; never slower.
 
-        What stays no longer needs a place in the ring, which may shrink for it: so it goes on while something is added.
+        A new resident no longer needs its range of the ring, which may then shrink: repeated until nothing is added.
         """
         sizes, counts = self.problem.sizes, self.evaluator.visit_counts
         before: Candidate | None = None
@@ -105,7 +105,8 @@ class Search:
         return best if apart is None else _least([best, apart])
 
     def _starts(self) -> Iterator[tuple[frozenset[int], int]]:
-        """The credit rule's choices: for each ring size, and with the largest kinds of layer kept whole or not."""
+        """(residents, ring bytes) by the credit rule for each ring size: with no layer resident beforehand, then with
+        all layers of the largest size, of the two largest sizes, and so on."""
         problem, sizes = self.problem, self.problem.sizes
         forced: set[int] = set()
         classes = sorted({sizes[layer] for layer in self._movable}, reverse=True)[:_SIZE_CLASSES]
@@ -116,7 +117,7 @@ class Search:
             if room < 0:
                 return
             for ring in self._rings(base):
-                left = room - self._reserved(ring)
+                left = room - problem.reserved_ring(ring)
                 if left < 0:
                     continue
                 chosen = credit_residents(
@@ -131,50 +132,49 @@ class Search:
                     yield base | chosen, self._most_ring(base | chosen)
 
     def _rings(self, residents: frozenset[int]) -> list[int]:
-        """Ring sizes worth a try with these residents, the most promising first."""
+        """Ring sizes to try with these residents, the most promising first."""
         if self.problem.ring_bytes is not None:
             return [self.problem.ring_bytes]
         largest, most = self._largest_streamed(residents), self._most_ring(residents)
-        steps = [self._aligned(int(largest * step)) for step in _RING_STEPS]
+        steps = [self.problem.ring_size(int(largest * step)) for step in _RING_STEPS]
         rings = dict.fromkeys((*self._neighbour_sums(residents), *steps, self._usual_ring(residents), most))
         return [ring for ring in rings if largest <= ring <= most]
 
     def _neighbour_sums(self, residents: frozenset[int]) -> Iterator[int]:
-        """The least rings that hold every two, and every three, streamed layers that follow one another."""
-        order = [layer for layer in self.problem.visits if layer not in residents and layer not in self.problem.keep]
-        sizes = [self._aligned(self.problem.sizes[layer]) for layer in order]
+        """The smallest ring with room for any two streamed layers visited in succession, and that for any three."""
+        problem = self.problem
+        order = [layer for layer in problem.visits if layer not in residents and layer not in problem.keep]
+        sizes = [problem.ring_size(problem.sizes[layer]) for layer in order]
         for count in (2, 3):
             if len(sizes) > count:
                 shifted = (sizes[shift:] + sizes[:shift] for shift in range(count))
-                yield self._aligned(max(map(sum, zip(*shifted))))
+                yield problem.ring_size(max(map(sum, zip(*shifted))))
 
     def _left(self, residents: frozenset[int]) -> int:
+        """Bytes of the room beside these residents."""
         return self.problem.room_bytes - self.evaluator.resident_bytes(residents)
 
+    def _streamed_sizes(self, residents: frozenset[int]) -> list[int]:
+        return [self.problem.sizes[layer] for layer in self._movable if layer not in residents]
+
     def _largest_streamed(self, residents: frozenset[int]) -> int:
-        return max((self.problem.sizes[layer] for layer in self._movable if layer not in residents), default=0)
+        return max(self._streamed_sizes(residents), default=0)
 
     def _usual_ring(self, residents: frozenset[int]) -> int:
-        return self._aligned(usual_ring(self.problem.sizes[layer] for layer in self._movable if layer not in residents))
+        return self.problem.ring_size(usual_ring(self._streamed_sizes(residents)))
 
     def _most_ring(self, residents: frozenset[int]) -> int:
-        """What is left beside these residents, as far as look-ahead can use it."""
+        """The largest useful ring beside these residents: whole segments, at most `_MAX_RING_LAYERS` layers."""
         left = self._left(residents)
-        if left > self.problem.segment_bytes:  # what is left of a segment, nothing can use
+        if left > self.problem.segment_bytes:
             left = left // self.problem.segment_bytes * self.problem.segment_bytes
-        return min(left, self._aligned(_MAX_RING_LAYERS * self._largest_streamed(residents)))
-
-    def _reserved(self, ring: int) -> int:
-        """What a ring takes of the device: more than its size, if that is the user's and fills no segment."""
-        return reserved_bytes(ring, self.problem.segment_bytes)
-
-    def _aligned(self, size: int) -> int:
-        return self.problem.ring_size(size)
+        return min(left, self.problem.ring_size(_MAX_RING_LAYERS * self._largest_streamed(residents)))
 
     # ---- improving it
 
     def _improved(self, best: Candidate) -> Candidate:
-        """Hill climbing: the first better neighbour, until there is none, the bound is met or the work is spent."""
+        """Hill climbing: takes the first faster neighbour until there is none, the bound is reached or the share of the
+        work is done."""
         while not self._is_perfect(best):
             better = None
             for residents, ring in self._neighbours(best):
@@ -191,41 +191,43 @@ class Search:
         return best
 
     def _neighbours(self, best: Candidate) -> Iterator[tuple[frozenset[int], int]]:
-        """Choices one step away, most promising first: a stalled layer in, if need be for residents that help least."""
+        """Choices one step away, the most promising first: a layer that stalls becomes resident, in exchange for the
+        residents with the shortest stalls if there is no room."""
         chosen = best.residents
-        wanted, spare = self._by_stall(best)
+        stalling, spare = self._by_stall(best)
         rings = self._rings(frozenset()) if self.problem.ring_bytes is not None else [best.ring_bytes]
-        for layer in wanted:
+        for layer in stalling:
             yield from self._with_rings(chosen | {layer}, rings)
-        for layer in wanted:
-            for other in spare:
-                swapped = (chosen - {other}) | {layer}
+        for layer in stalling:
+            for resident in spare:
+                swapped = (chosen - {resident}) | {layer}
                 yield from self._with_rings(swapped, rings)
-                yield from self._with_rings(self._filled(swapped, wanted, rings[0]), rings)
-        for other in spare:
-            yield from self._with_rings(self._filled(chosen - {other}, wanted, rings[0]), rings)
-            yield from self._with_rings(chosen - {other}, rings)
-        for residents in self._reshaped(best):
+                yield from self._with_rings(self._with_more(swapped, stalling, rings[0]), rings)
+        for resident in spare:
+            yield from self._with_rings(self._with_more(chosen - {resident}, stalling, rings[0]), rings)
+            yield from self._with_rings(chosen - {resident}, rings)
+        for residents in self._exchanges(best):
             yield from self._with_rings(residents, rings)
 
-    def _reshaped(self, best: Candidate) -> Iterator[frozenset[int]]:
-        """Up to three residents for up to three streamed layers nearby, to use the room to the last byte.
+    def _exchanges(self, best: Candidate) -> Iterator[frozenset[int]]:
+        """Residents after an exchange of up to three for up to three streamed layers nearby that need more bytes.
 
-        With layers of several sizes the room rarely divides; where the layers stand hardly changes, what is kept does.
+        With layers of several sizes the residents rarely fill the room; an exchange of neighbours fills more of it and
+        hardly changes where the pass copies.
         """
-        sizes, order = self.problem.sizes, {layer: place for place, layer in enumerate(self._movable)}
+        sizes, order = self.problem.sizes, {layer: position for position, layer in enumerate(self._movable)}
         streamed = [layer for layer in self._movable if layer not in best.residents and sizes[layer]]
         classes = sorted({sizes[layer] for layer in streamed}, reverse=True)[:_SIZE_CLASSES]
         room = self.problem.room_bytes - min(best.ring_bytes, *self._rings(best.residents))
         for anchor in sorted(best.residents, key=lambda layer: order[layer]):
-            near = sorted(best.residents, key=lambda layer: abs(order[layer] - order[anchor]))
+            nearest = sorted(best.residents, key=lambda layer: abs(order[layer] - order[anchor]))
             for size in classes:
-                fresh = sorted(
+                nearest_streamed = sorted(
                     (layer for layer in streamed if sizes[layer] == size),
                     key=lambda layer: abs(order[layer] - order[anchor]),
                 )
                 for outgoing, incoming in ((1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (2, 3), (3, 2)):
-                    residents = best.residents.difference(near[:outgoing]).union(fresh[:incoming])
+                    residents = best.residents.difference(nearest[:outgoing]).union(nearest_streamed[:incoming])
                     if best.resident_bytes < self.evaluator.resident_bytes(residents) <= room:
                         yield residents
 
@@ -235,37 +237,38 @@ class Search:
         if self.problem.ring_bytes is None:
             yield residents, self._most_ring(residents)
 
-    def _filled(self, residents: frozenset[int], wanted: Iterable[int], ring: int) -> frozenset[int]:
-        """`residents` and as many of the wanted layers as still fit beside the ring."""
-        room = self._left(residents) - self._reserved(ring)
+    def _with_more(self, residents: frozenset[int], layers: Iterable[int], ring: int) -> frozenset[int]:
+        """`residents` and, in their order, those of `layers` that still fit beside the ring."""
+        room = self._left(residents) - self.problem.reserved_ring(ring)
         added = set(residents)
-        for layer in wanted:
+        for layer in layers:
             if layer not in added and self.problem.reserved[layer] <= room:
                 room -= self.problem.reserved[layer]
                 added.add(layer)
         return frozenset(added)
 
     def _by_stall(self, best: Candidate) -> tuple[list[int], list[int]]:
-        """Streamed layers, most needed first, and residents, least needed first.
+        """(streamed layers, longest stalls first; residents, shortest stalls first), `_TRIED_LAYERS` of each.
 
-        A layer is needed where the compute waits soon after it: any copy avoided shortly before a wait shortens it. The
-        waits are therefore smeared backwards, halving with every visit.
+        A copy avoided shortly before a wait shortens the wait. The stall of a layer is therefore its wait plus the
+        waits after it, halved with every visit in between.
         """
         visits = self.problem.visits
-        need = dict.fromkeys(self._movable, 0.0)
+        stall = dict.fromkeys(self._movable, 0.0)
         carried = 0.0
         for _ in range(2):
             for visit in range(len(visits) - 1, -1, -1):
                 carried = carried / 2 + best.waits_ns[visit]
-                if visits[visit] in need:
-                    need[visits[visit]] = max(need[visits[visit]], carried)
+                if visits[visit] in stall:
+                    stall[visits[visit]] = max(stall[visits[visit]], carried)
         streamed = [layer for layer in self._movable if layer not in best.residents and self.problem.sizes[layer]]
-        streamed.sort(key=lambda layer: (-need[layer], layer))
-        spare = sorted(best.residents, key=lambda layer: (need[layer], layer))
+        streamed.sort(key=lambda layer: (-stall[layer], layer))
+        spare = sorted(best.residents, key=lambda layer: (stall[layer], layer))
         return streamed[:_TRIED_LAYERS], spare[:_TRIED_LAYERS]
 
     def _exhausted(self, best: Candidate) -> Candidate:
-        """With few layers: every choice of residents, as far as the work lasts, least left to copy first."""
+        """With few layers: the best of all choices of residents, as far as the work lasts, those with least to copy
+        first. With many layers: `best`."""
         if self._is_perfect(best) or len(self._movable) > _EXHAUSTIVE_LAYERS:
             return best
         counts = range(len(self._movable) + 1)
@@ -284,15 +287,19 @@ class Search:
         return best
 
     def _laid_out(self, best: Candidate) -> Candidate:
-        """Better places in the ring, for choices that only bad places keep from being better.
+        """The best of `best` and the choices with improved offsets whose time is lost to their layout only.
 
-        A choice whose compute and copies alone would take less than the best pass loses time to its layout: some copy
-        waits for a range that another place would have had free.
+        These are choices whose compute and copies alone would take less time than `best` and than they take now: some
+        of their copies wait for a range of the ring that is still in use.
         """
-        hopeful = [c for c in self.evaluator.judged() if self._ideal_ns(c) * EQUAL < min(c.pass_ns, best.pass_ns)]
-        hopeful.sort(key=_key)
-        different = {candidate.residents: candidate for candidate in reversed(hopeful)}  # each one's best ring
-        for candidate in sorted(different.values(), key=_key)[:_LAYOUTS]:
+        choices = [
+            choice
+            for choice in self.evaluator.judged()
+            if self._ideal_ns(choice) * EQUAL < min(choice.pass_ns, best.pass_ns)
+        ]
+        choices.sort(key=_key)
+        with_best_ring = {choice.residents: choice for choice in reversed(choices)}
+        for candidate in sorted(with_best_ring.values(), key=_key)[:_LAYOUTS]:
             if self._is_perfect(best):
                 break
             ring = self.problem.ring_bytes or self._most_ring(candidate.residents)
@@ -301,15 +308,15 @@ class Search:
         return best
 
     def _ideal_ns(self, candidate: Candidate) -> int:
-        """What the choice would take with a perfect ring; not known to be less than it takes where visits repeat."""
+        """Ns of a pass without any wait for the ring. Where visits repeat, hits make that unknown: its own time."""
         if self._repeats:
             return candidate.pass_ns
         return max(self.evaluator.compute_ns, self.evaluator.link_ns(candidate.residents))
 
-    # ---- making sure, and giving back
+    # ---- comparing with simpler rules, and using less memory
 
     def _simple_rules(self, best: Candidate) -> Iterator[Candidate]:
-        """What simpler engines would keep in the same memory: the plan must never be worse than these."""
+        """The choices of simpler engines in the same memory: the plan must not be slower than these."""
         order = [layer for layer in self._movable if self.evaluator.visit_counts[layer]]
         room = self.problem.room_bytes - best.ring_bytes
         for rule in (first_layers, last_layers, spread_layers):
@@ -318,8 +325,8 @@ class Search:
                 yield candidate
 
     def _trimmed(self, best: Candidate) -> Candidate:
-        """The same pass time in less memory: residents that nobody misses, then ring beyond three layers."""
-        # A choice that was let pass as equal to the floor has used up what may be called equal.
+        """Equal pass time with less memory: without residents that save no time, then with a smaller ring."""
+        # If `best` was accepted as equal to the lower bound, that tolerance must not be granted a second time.
         equal_to = self._floor_ns() if self._is_perfect(best) else best.pass_ns
         limit = max(best.pass_ns, equal_to * EQUAL)
         for layer in sorted(best.residents, key=lambda layer: (-self.problem.sizes[layer], layer)):
@@ -345,14 +352,15 @@ class Search:
         return best
 
     def _is_slower(self, residents: frozenset[int], best: Candidate) -> bool:
-        """Refuses most choices unsimulated: with each layer visited once, a pass takes at least its link time."""
+        """Whether a choice is known to be no faster without simulation: if each layer is visited once, a pass takes at
+        least its link time."""
         return not self._repeats and self.evaluator.link_ns(residents) >= best.pass_ns
 
     def _is_perfect(self, candidate: Candidate) -> bool:
         return candidate.pass_ns <= self._floor_ns() * EQUAL
 
     def _floor_ns(self) -> int:
-        """No choice is faster: all compute, and the link time of what cannot fit, by the bytes that save most."""
+        """Lower bound in ns of all choices: the compute, and the link time of the bytes that do not fit the room."""
         problem = self.problem
         room = problem.room_bytes - (problem.ring_bytes or min((problem.sizes[i] for i in self._movable), default=0))
         left = float(self.evaluator.link_ns(frozenset()))

@@ -1,9 +1,9 @@
-"""What a plan will cost: an exact event-driven model of the engine's two lanes, with the bound beside it.
+"""Predicted times of a plan: an exact event-driven model of the engine's two lanes, and a lower bound.
 
 One copy lane and one compute lane, each in order. A visit starts when the visit before it has ended and its layer's
-bytes have arrived; a copy starts when the lane is free and the last reader of its ring range is done. The host is taken
-to run ahead without limit and launches to cost nothing, so real runs can only be slower. Knows nothing about how the
-plan was chosen.
+bytes have arrived; a copy starts when the lane is free and the last reader of its ring range is done. The host is
+assumed to be arbitrarily far ahead, and launches to take no time, so real runs can only be slower. Knows nothing about
+how the plan was chosen.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from dataclasses import dataclass
 
 from .errors import PlanError
 from .fields import MAX_NS, as_int, as_rate
-from .plan import Plan
+from .plan import Plan, Prediction
 from .timeline import NO_WAIT, PassOrder, order_passes
 from .trace import Event
 
-__all__ = ["SimulationResult", "bound_ns", "copy_ns", "simulate", "steady_events"]
+__all__ = ["SimulationResult", "bound_ns", "copy_ns", "predict", "simulate", "steady_events"]
 
-_EXTRA_PASSES = 61  # how many passes may follow the asked ones until two are alike
+_EXTRA_PASSES = 61  # most passes simulated beyond the requested ones until two in a row have the same timing
 
 
 @dataclass(frozen=True, slots=True)
 class SimulationResult:
     """Times in nanoseconds, sizes in bytes.
 
-    pass_ns           one pass in the steady state; mean of the last passes if they never became alike
-    bound_ns          no engine beats this with these residents and this ring
-    first_pass_ns     from an empty device to the end of the first pass, residents brought along
+    pass_ns           one pass in the steady state; mean of the later half of the passes if none was reached
+    bound_ns          lower bound of `pass_ns` with these residents and this ring, whatever the schedule
+    first_pass_ns     the first pass, which starts with an empty device and copies the residents too
     bytes_per_pass    copied by a steady pass
     first_pass_bytes  copied by the first pass
-    stall_ns          per layer: how long its visits of a steady pass kept the compute lane waiting
-    peak_ring_bytes   most ring bytes at once between the start of their copy and their last read, in any simulated pass
-    passes_simulated  how many passes it took
+    stall_ns          per layer: how long the compute lane waits before its visits in a steady pass
+    peak_ring_bytes   most ring bytes that are in use, between the start of their copy and their last read, at a time
+    passes_simulated  number of passes simulated
     """
 
     pass_ns: int
@@ -48,7 +48,7 @@ class SimulationResult:
 
 @dataclass(slots=True)
 class _Lanes:
-    """The clock: when each lane is free, and when each visit of the last two passes ended."""
+    """The clock in ns: when each lane is free, and when each visit of the pass before ended."""
 
     copy_free: int = 0
     compute_free: int = 0
@@ -57,7 +57,7 @@ class _Lanes:
 
 @dataclass(frozen=True, slots=True)
 class _PassTrace:
-    """One simulated pass: per visit, when its copy began (None: no copy), when it began and ended computing."""
+    """One simulated pass, in ns: per visit the start of its copy (None: no copy), and start and end of its compute."""
 
     copy_starts: tuple[int | None, ...]
     starts: tuple[int, ...]
@@ -65,24 +65,35 @@ class _PassTrace:
 
 
 def copy_ns(size_bytes: int, h2d_bytes_per_s: float) -> int:
-    """Link time of one copy in nanoseconds, rounded to the nearest; exact integers keep the steady state exact."""
+    """Link time of one copy in nanoseconds, rounded to an integer, so that times of the steady state are exact."""
     return round(size_bytes * 1e9 / h2d_bytes_per_s)
 
 
-def simulate(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float, passes: int = 3) -> SimulationResult:
-    """Predict a plan. `compute_ns` is the compute time of one visit, per layer, in nanoseconds.
+def predict(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float) -> Prediction:
+    """The prediction for a plan, whatever prediction it carries. Arguments and errors are those of `simulate`."""
+    result = simulate(plan, compute_ns, h2d_bytes_per_s)
+    return Prediction(
+        pass_ns=result.pass_ns,
+        bound_ns=result.bound_ns,
+        stall_ns=max(0, result.pass_ns - sum(compute_ns[layer] for layer in plan.visits)),
+        bytes_per_pass=result.bytes_per_pass,
+        first_pass_ns=result.first_pass_ns,
+    )
 
-    Simulates `passes` passes and then goes on until a pass has the same timing as the one before: from there on nothing
-    changes any more, so the steady figures are exact. Raises PlanError when the figures do not fit the plan.
+
+def simulate(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float, passes: int = 3) -> SimulationResult:
+    """Simulates a plan. `compute_ns` is the compute time of one visit, per layer, in nanoseconds.
+
+    Simulates at least `passes` passes, and more until a pass has the same timing as the one before. All later passes
+    are then the same, so the steady figures are exact. Raises PlanError if the times or places do not fit the plan.
     """
     as_int("passes", passes, 1, 10_000)
     rate = as_rate("h2d_bytes_per_s", h2d_bytes_per_s)
     sizes = [layer.bytes for layer in plan.layers]
-    offsets = [layer.offset if layer.placement == "streamed" else None for layer in plan.layers]
     first, steady, traces = _run(plan, compute_ns, rate, passes)
     durations = [trace.ends[-1] - before.ends[-1] for before, trace in zip(traces, traces[1:])] if plan.visits else [0]
-    alike = not plan.visits or _same_timing(traces[-2], traces[-1])
-    window = durations[-1:] if alike else durations[len(durations) // 2 :]
+    is_steady = not plan.visits or _same_timing(traces[-2], traces[-1])
+    window = durations[-1:] if is_steady else durations[len(durations) // 2 :]
     return SimulationResult(
         pass_ns=round(sum(window) / len(window)),
         bound_ns=bound_ns(plan, compute_ns, rate),
@@ -90,15 +101,15 @@ def simulate(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float, pass
         bytes_per_pass=_copied_bytes(steady, plan.visits, sizes),
         first_pass_bytes=_copied_bytes(first, plan.visits, sizes),
         stall_ns=_stalls(traces, plan.visits, len(sizes)),
-        peak_ring_bytes=_peak_ring_bytes(traces, plan.visits, sizes, offsets),
+        peak_ring_bytes=_peak_ring_bytes(traces, plan),
         passes_simulated=len(traces),
     )
 
 
 def steady_events(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float, source: str) -> list[Event]:
-    """What the lanes do in a steady pass, as the events that a recorder would have written; times from its begin.
+    """The events of a steady pass as a recorder would write them; times are ns since the start of the pass.
 
-    Copies that reach over the ends of the pass are whole. Raises what `simulate` raises.
+    Copies that overlap the start or end of the pass are not cut. Raises what `simulate` raises.
     """
     rate = as_rate("h2d_bytes_per_s", h2d_bytes_per_s)
     _, _, traces = _run(plan, compute_ns, rate, 3)
@@ -123,16 +134,14 @@ def steady_events(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float,
 def _run(
     plan: Plan, compute_ns: Sequence[int], rate: float, passes: int
 ) -> tuple[PassOrder, PassOrder, list[_PassTrace]]:
-    """Simulate at least `passes` passes, and on until two are alike."""
+    """(order of the first pass, order of later passes, the passes simulated); see `simulate`."""
     if len(compute_ns) != len(plan.layers):
         raise PlanError.bad_field("number of compute_ns", len(compute_ns), f"one per layer, {len(plan.layers)}")
     for layer, value in zip(plan.layers, compute_ns):
         as_int(f"compute_ns of layer {layer.name}", value, 0, MAX_NS)
-    sizes = [layer.bytes for layer in plan.layers]
-    offsets = [layer.offset if layer.placement == "streamed" else None for layer in plan.layers]
-    _require_ring(plan, offsets)
-    first, steady = order_passes(plan.visits, sizes, offsets, plan.ring_bytes)
-    links = [copy_ns(size, rate) for size in sizes]
+    _require_ring(plan)
+    first, steady = _orders(plan)
+    links = [copy_ns(layer.bytes, rate) for layer in plan.layers]
     lanes = _Lanes()
     traces: list[_PassTrace] = []
     while len(traces) < max(passes, 2) + _EXTRA_PASSES:
@@ -143,25 +152,31 @@ def _run(
 
 
 def bound_ns(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float) -> int:
-    """The least a steady pass can take with this plan's residents and ring, whatever the schedule.
+    """Lower bound in ns of a steady pass with this plan's residents and ring, whatever the schedule.
 
-    Three laws, the largest counts: all compute runs on one lane; all copies run on one lane; and every copy holds its
-    bytes of the ring at least while it is copied and read (area law: ring bytes x pass time >= sum of bytes x time
-    held).
+    The largest of three: all compute, on one lane; all copies, on one lane; and the time for which copies occupy the
+    ring, each at least while it is copied and read (ring bytes x pass time >= sum of bytes x time occupied).
     """
-    sizes = [layer.bytes for layer in plan.layers]
-    offsets = [layer.offset if layer.placement == "streamed" else None for layer in plan.layers]
-    _, steady = order_passes(plan.visits, sizes, offsets, plan.ring_bytes)
+    _, steady = _orders(plan)
     copied = [layer for layer, copies in zip(plan.visits, steady.copies) if copies]
+    sizes = [layer.bytes for layer in plan.layers]
     links = [copy_ns(size, h2d_bytes_per_s) for size in sizes]
     compute = sum(compute_ns[layer] for layer in plan.visits)
     link = sum(links[layer] for layer in copied)
-    area = sum(sizes[layer] * (links[layer] + compute_ns[layer]) for layer in copied)
-    return max(compute, link, area // plan.ring_bytes if plan.ring_bytes else 0)
+    occupied = sum(sizes[layer] * (links[layer] + compute_ns[layer]) for layer in copied)
+    return max(compute, link, occupied // plan.ring_bytes if plan.ring_bytes else 0)
 
 
-def _require_ring(plan: Plan, offsets: Sequence[int | None]) -> None:
-    for layer, offset in zip(plan.layers, offsets):
+def _offsets(plan: Plan) -> list[int | None]:
+    return [layer.offset if layer.placement == "streamed" else None for layer in plan.layers]
+
+
+def _orders(plan: Plan) -> tuple[PassOrder, PassOrder]:
+    return order_passes(plan.visits, [layer.bytes for layer in plan.layers], _offsets(plan), plan.ring_bytes)
+
+
+def _require_ring(plan: Plan) -> None:
+    for layer, offset in zip(plan.layers, _offsets(plan)):
         if layer.placement == "resident" or not layer.bytes:
             continue
         if offset is None or offset < 0 or offset + layer.bytes > plan.ring_bytes:
@@ -181,7 +196,7 @@ def _run_pass(
         if order.copies[visit]:
             wait = order.waits_for[visit]
             if wait != NO_WAIT:
-                # A copy waits only for visits before its own, so `ends` (or the pass before) already has the answer.
+                # A copy waits only for earlier visits, so their ends are in `ends` or those of the pass before.
                 copy_free = max(copy_free, ends[wait] if wait >= 0 else before[wait])
             copy_starts.append(copy_free)
             copy_free += links[layer]
@@ -196,7 +211,8 @@ def _run_pass(
 
 
 def _same_timing(before: _PassTrace, after: _PassTrace) -> bool:
-    """Whether `after` is `before`, shifted. Every later pass is the same then: it is a function of the one before."""
+    """Whether all times of `after` are those of `before` plus a constant. All later passes then have the same timing,
+    as each depends on the one before only."""
     if not before.ends:
         return True
     shift = after.ends[-1] - before.ends[-1]
@@ -212,7 +228,7 @@ def _copied_bytes(order: PassOrder, visits: Sequence[int], sizes: Sequence[int])
 
 
 def _stalls(traces: Sequence[_PassTrace], visits: Sequence[int], layer_count: int) -> tuple[int, ...]:
-    """Per layer, how long the compute lane waited before its visits of the last pass."""
+    """Per layer, ns for which the compute lane waited before its visits in the last pass."""
     stalls = [0] * layer_count
     if visits:
         free = traces[-2].ends[-1]
@@ -222,28 +238,28 @@ def _stalls(traces: Sequence[_PassTrace], visits: Sequence[int], layer_count: in
     return tuple(stalls)
 
 
-def _peak_ring_bytes(
-    traces: Sequence[_PassTrace], visits: Sequence[int], sizes: Sequence[int], offsets: Sequence[int | None]
-) -> int:
-    """Most bytes alive at once: a copy's bytes live from its start to the last read before its layer's next copy."""
-    births: dict[int, int] = {}
-    deaths: dict[int, int] = {}
-    events: list[tuple[int, int]] = []
+def _peak_ring_bytes(traces: Sequence[_PassTrace], plan: Plan) -> int:
+    """Most ring bytes in use at a time: those of a copy are from its start to the last read before the next copy of
+    its layer."""
+    starts: dict[int, int] = {}
+    ends: dict[int, int] = {}
+    changes: list[tuple[int, int]] = []
     for trace in traces:
-        for visit, layer in enumerate(visits):
-            begun = trace.copy_starts[visit]
-            if offsets[layer] is None:
+        for layer, start, end in zip(plan.visits, trace.copy_starts, trace.ends):
+            size = plan.layers[layer].bytes
+            if plan.layers[layer].placement != "streamed":
                 continue
-            if begun is not None:
-                if layer in births:
-                    events += [(births[layer], sizes[layer]), (deaths[layer], -sizes[layer])]
-                births[layer] = begun
-            deaths[layer] = trace.ends[visit]
-    for layer, begun in births.items():
-        events += [(begun, sizes[layer]), (deaths[layer], -sizes[layer])]
-    events.sort()  # at equal times deaths (negative) come first: a copy may start the moment the last read ends
-    alive = peak = 0
-    for _, change in events:
-        alive += change
-        peak = max(peak, alive)
+            if start is not None:
+                if layer in starts:
+                    changes += [(starts[layer], size), (ends[layer], -size)]
+                starts[layer] = start
+            ends[layer] = end
+    for layer, start in starts.items():
+        size = plan.layers[layer].bytes
+        changes += [(start, size), (ends[layer], -size)]
+    changes.sort()  # at equal times the ends (negative) come first: a copy may start when the last read ends
+    in_use = peak = 0
+    for _, change in changes:
+        in_use += change
+        peak = max(peak, in_use)
     return peak

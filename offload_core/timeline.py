@@ -1,9 +1,9 @@
-"""Which visits must copy, and which earlier visit each copy has to wait for: the ring's bookkeeping without any clock.
+"""Which visits copy their layer, and which earlier visit each copy waits for: the contents of the ring, without times.
 
 The rules are the engine's. Copies are issued in visit order. A copy of a layer waits for the last read of every
-earlier visit whose layer overlaps its ring range (itself included); compute runs in order, so the *latest* of those
-visits alone decides. A layer whose range nobody overwrote since its last copy is still there and is not copied again.
-A resident is copied once, at its first visit. Knows nothing about bytes per second or about who chose the offsets.
+earlier visit whose layer overlaps its ring range (itself included); compute runs in order, so it is enough to wait for
+the *latest* of those visits. A layer whose range was not overwritten since its last copy is not copied again. A
+resident is copied once, at its first visit. Knows nothing about bytes per second or about how offsets were chosen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class RingTracker:
     def __init__(self, ring_bytes: int) -> None:
         self._ends: list[int] = [ring_bytes]  # segment i covers [ends[i-1], ends[i])
         self._readers: list[int] = [UNUSED]
-        self._holders: list[int] = [-1]  # the layer whose bytes lie there, as far as this segment goes
+        self._layers: list[int] = [-1]  # the layer whose bytes are in this segment; -1: none
         self._present: set[int] = set()
 
     def holds(self, layer: int) -> bool:
@@ -32,40 +32,40 @@ class RingTracker:
         return layer in self._present
 
     def use(self, layer: int, start: int, end: int, visit: int) -> int:
-        """Give [start, end) to `layer` at `visit`; the latest earlier visit that used any of these bytes, or UNUSED.
+        """Records that `layer` uses [start, end) at `visit`, whether it is copied there or was there already.
 
-        Also right for a hit: the range then stays the layer's, with a later reader.
+        Returns the latest earlier visit that used any of these bytes, or UNUSED.
         """
-        ends, readers, holders = self._ends, self._readers, self._holders
+        ends, readers, layers = self._ends, self._readers, self._layers
         first = bisect_right(ends, start)
         low = ends[first - 1] if first else 0
         last, latest = first, UNUSED
         while True:
             latest = max(latest, readers[last])
-            if holders[last] != layer:
-                self._present.discard(holders[last])
+            if layers[last] != layer:
+                self._present.discard(layers[last])
             if ends[last] >= end:
                 break
             last += 1
-        new_ends, new_readers, new_holders = [end], [visit], [layer]
+        new_ends, new_readers, new_layers = [end], [visit], [layer]
         if low < start:
             new_ends.insert(0, start)
             new_readers.insert(0, readers[first])
-            new_holders.insert(0, holders[first])
+            new_layers.insert(0, layers[first])
         if ends[last] > end:
             new_ends.append(ends[last])
             new_readers.append(readers[last])
-            new_holders.append(holders[last])
+            new_layers.append(layers[last])
         ends[first : last + 1] = new_ends
         readers[first : last + 1] = new_readers
-        holders[first : last + 1] = new_holders
+        layers[first : last + 1] = new_layers
         self._present.add(layer)
         return latest
 
 
 @dataclass(frozen=True, slots=True)
 class PassOrder:
-    """One pass: for each visit, whether it copies, and which visit its copy waits for.
+    """One pass: for each visit, whether it copies its layer, and which visit the copy waits for (or NO_WAIT).
 
     Visits are numbered from the start of this pass; those of the pass before are negative.
     """
@@ -77,13 +77,13 @@ class PassOrder:
 def order_passes(
     visits: Sequence[int], sizes: Sequence[int], offsets: Sequence[int | None], ring_bytes: int
 ) -> tuple[PassOrder, PassOrder]:
-    """The first pass and every later one. An offset of None marks a resident.
+    """(the first pass, every later pass). An offset of None marks a resident.
 
-    Two passes tell it all: whether a visit copies or hits, it is the last user of its layer's range, so who used which
-    byte last is the same at the end of every pass, and the second pass repeats for ever.
+    The second pass repeats: whether a visit copies or hits, it is the last user of its layer's range, so the last users
+    of all bytes are the same at the end of every pass.
     """
     ring = RingTracker(ring_bytes)
-    armed: set[int] = set()
+    copied: set[int] = set()  # residents and empty layers
     orders: list[PassOrder] = []
     for base in (0, len(visits)):
         copies: list[bool] = []
@@ -91,9 +91,9 @@ def order_passes(
         for visit, layer in enumerate(visits, base):
             offset = offsets[layer]
             if offset is None or not sizes[layer]:
-                copies.append(layer not in armed)
+                copies.append(layer not in copied)
                 waits.append(NO_WAIT)
-                armed.add(layer)
+                copied.add(layer)
                 continue
             copy = not ring.holds(layer)
             wait = ring.use(layer, offset, offset + sizes[layer], visit)
