@@ -115,15 +115,13 @@ def _places(plan: Plan, alignment: int | None) -> Iterator[str]:
         if layer.placement == "resident":
             if layer.offset is not None:
                 yield f"{layer.name} is resident and has the ring offset {layer.offset}"
-            continue
-        if layer.offset is None:
+        elif layer.offset is None:
             yield f"{layer.name} is streamed and has no ring offset"
-            continue
-        if layer.offset + layer.bytes > plan.ring_bytes:
-            end = layer.offset + layer.bytes
-            yield f"{layer.name} ends at byte {end} of a ring of {plan.ring_bytes}"
-        if alignment and layer.offset % alignment:
-            yield f"{layer.name} has the offset {layer.offset}, not a multiple of {alignment}"
+        else:
+            if layer.offset + layer.bytes > plan.ring_bytes:
+                yield f"{layer.name} ends at byte {layer.offset + layer.bytes} of a ring of {plan.ring_bytes}"
+            if alignment and layer.offset % alignment:
+                yield f"{layer.name} has the offset {layer.offset}, not a multiple of {alignment}"
 
 
 def _taken(plan: Plan, nbytes: int) -> int:
@@ -204,36 +202,18 @@ def _copies(plan: Plan) -> Iterator[str]:
     Overlapping places are no error: a copy waits for the last visit of every layer whose bytes it overwrites, so
     overlaps only cause more copies.
     """
-    places = [_span(layer) for layer in plan.layers]
-    if any(span is None for span, layer in zip(places, plan.layers) if layer.placement == "streamed"):
-        return  # reported already
-    overlaps = _overlap_table(places)
+    spans: dict[int, tuple[int, int]] = {}
+    for index, layer in enumerate(plan.layers):
+        if layer.placement == "streamed":
+            if layer.offset is None:
+                return  # reported already
+            spans[index] = (layer.offset, layer.offset + layer.bytes)
     present: set[int] = set()  # layers that are completely in the ring
     copied = 0
-    for visit, layer in enumerate((*plan.visits, *plan.visits)):
-        if plan.layers[layer].placement == "streamed" and layer not in present:
-            present.difference_update(overlaps[layer])
-            present.add(layer)
-            copied += plan.layers[layer].bytes if visit >= len(plan.visits) else 0
+    for visit, index in enumerate((*plan.visits, *plan.visits)):
+        if index in spans and index not in present:
+            start, end = spans[index]
+            present = {other for other in present if spans[other][1] <= start or end <= spans[other][0]} | {index}
+            copied += plan.layers[index].bytes if visit >= len(plan.visits) else 0
     if copied != plan.predicted.bytes_per_pass:
         yield f"predicted.bytes_per_pass is {plan.predicted.bytes_per_pass}, a pass copies {copied}"
-
-
-def _span(layer: PlannedLayer) -> tuple[int, int] | None:
-    if layer.placement != "streamed" or layer.offset is None:
-        return None
-    return layer.offset, layer.offset + layer.bytes
-
-
-def _overlap_table(places: list[tuple[int, int] | None]) -> list[list[int]]:
-    """For each layer with a place, the indices of the layers that share bytes with it, its own included."""
-    return [
-        []
-        if place is None
-        else [
-            index
-            for index, other in enumerate(places)
-            if other is not None and (other is place or (other[0] < place[1] and place[0] < other[1]))
-        ]
-        for place in places
-    ]

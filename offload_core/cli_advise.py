@@ -9,6 +9,7 @@ import argparse
 import importlib
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     if args.png is not None:
         _draw(args.png, models, machine)
     if args.json:
-        write_json({"schema": _SCHEMA, "machine": _machine_json(machine), "components": [a.to_json() for a in answers]})
+        components = [answer.to_json() for answer in answers]
+        write_json({"schema": _SCHEMA, "machine": asdict(machine), "components": components})
     else:
         print("\n".join(_text(answers, machine)))
     return 0
@@ -106,10 +108,6 @@ def _machine(args: argparse.Namespace) -> Machine:
         tokens=args.tokens,
         passes=args.passes,
     )
-
-
-def _machine_json(machine: Machine) -> dict[str, Any]:
-    return {field: getattr(machine, field) for field in Machine.__slots__}
 
 
 # ---- text

@@ -23,19 +23,8 @@ _SCHEMA = 1
 _LAYER_FIELDS = ("name", "bytes", "compute_ns", "keep", "touched_bytes", "in_file")
 _INVENTORY_FIELDS = ("component", "layers", "visits", "loose_bytes", "notes", "segment_bytes")
 _REQUEST_FIELDS = (
-    "device",
-    "budget_bytes",
-    "ring_bytes",
-    "h2d_bytes_per_s",
-    "link_source",
-    "passes",
-    "placement",
-    "alignment",
-    "keep_residents",
-    "pin_budget_bytes",
-    "copies_budget_bytes",
-    "host_tier",
-    "in_place",
+    *("device", "budget_bytes", "ring_bytes", "h2d_bytes_per_s", "link_source", "passes", "placement", "alignment"),
+    *("keep_residents", "pin_budget_bytes", "copies_budget_bytes", "host_tier", "in_place"),
 )
 _FIELDS = ("schema", *_INVENTORY_FIELDS, *_REQUEST_FIELDS)
 

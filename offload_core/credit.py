@@ -45,7 +45,20 @@ def credit_residents(
     bucket = ring_bytes * ns_per_byte
 
     def residents_at(rate: float) -> frozenset[int]:
-        return _residents_at(visits, link_ns, compute_ns, keep, rate, bucket)
+        credit = 0.0
+        for _ in range(2):  # the first pass only fills the bucket, as the pass before would have
+            resident: set[int] = set()
+            streamed: set[int] = set()
+            for layer in visits:
+                need = link_ns[layer]
+                if need and layer not in keep and layer not in resident:
+                    if credit >= need or layer in streamed:
+                        credit = max(0.0, credit - need)
+                        streamed.add(layer)
+                    else:
+                        resident.add(layer)
+                credit = min(bucket, credit + rate * compute_ns[layer])
+        return frozenset(resident)
 
     def fits(residents: frozenset[int]) -> bool:
         return sum(reserved[layer] for layer in residents) <= room_bytes
@@ -66,31 +79,6 @@ def credit_residents(
         else:
             low = middle
     return best
-
-
-def _residents_at(
-    visits: Sequence[int],
-    link_ns: Sequence[int],
-    compute_ns: Sequence[int],
-    keep: Collection[int],
-    rate: float,
-    bucket: float,
-) -> frozenset[int]:
-    """The residents at one rate. The first of the two passes only fills the bucket, as the pass before would have."""
-    credit = 0.0
-    for _ in range(2):
-        resident: set[int] = set()
-        streamed: set[int] = set()
-        for layer in visits:
-            need = link_ns[layer]
-            if need and layer not in keep and layer not in resident:
-                if credit >= need or layer in streamed:
-                    credit = max(0.0, credit - need)
-                    streamed.add(layer)
-                else:
-                    resident.add(layer)
-            credit = min(bucket, credit + rate * compute_ns[layer])
-    return frozenset(resident)
 
 
 def first_layers(order: Sequence[int], sizes: Sequence[int], room_bytes: int) -> frozenset[int]:

@@ -87,12 +87,8 @@ def is_windows() -> bool:
 
 def _machine_bytes(root: Path) -> int | None:
     """MemAvailable in bytes; None where it is missing."""
-    for line in (_read(root / "proc/meminfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            number = value.split()
-            return int(number[0]) * 1024 if number and number[0].isdigit() else None
-    return None
+    kilobytes = _entry(root / "proc/meminfo", "MemAvailable:")
+    return None if kilobytes is None else kilobytes * 1024
 
 
 def _cgroup_rooms(root: Path) -> Iterator[int]:
@@ -117,15 +113,16 @@ def _rooms(base: Path, path: str, limit_name: str, use_name: str, cache_name: st
         limit, use = _number(_read(folder / limit_name)), _number(_read(folder / use_name))
         if limit is None or use is None or limit >= _NO_LIMIT_BYTES:
             continue
-        yield limit - use + min(use, _stat(folder / "memory.stat", cache_name))
+        yield limit - use + min(use, _entry(folder / "memory.stat", cache_name) or 0)
 
 
-def _stat(file: Path, name: str) -> int:
+def _entry(file: Path, name: str) -> int | None:
+    """The number after `name` in a file with lines of name, number and perhaps a unit."""
     for line in (_read(file) or "").splitlines():
-        key, _, value = line.partition(" ")
+        key, *values = line.split() or [""]
         if key == name:
-            return _number(value) or 0
-    return 0
+            return _number(values[0]) if values else None
+    return None
 
 
 def _number(text: str | None) -> int | None:

@@ -71,12 +71,8 @@ def _is_module_list(part: NamePart, parent: NamePart | None) -> bool:
     if any(child.children for child in part.children.values()):
         return True
     if parent is not None and parent.is_list:
-        return sorted(part.children, key=_as_number) == [str(number) for number in range(len(part.children))]
+        return set(part.children) == {str(number) for number in range(len(part.children))}
     return len(part.children) > 2 and _have_one_structure(part)
-
-
-def _as_number(name: str) -> int:
-    return int(name) if name.isdigit() else -1
 
 
 def _have_one_structure(part: NamePart) -> bool:

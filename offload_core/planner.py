@@ -13,7 +13,7 @@ from dataclasses import replace
 from .cost_model import compute_times
 from .decisions import explain, gb_at_least
 from .errors import BudgetError
-from .evaluate import Candidate, Problem
+from .evaluate import Candidate, Evaluator, Problem
 from .host_tiers import explain_tiers, host_tiers
 from .inventory import Inventory, TableSpec
 from .packing import align_up
@@ -204,8 +204,8 @@ class _Draft:
         if request.budget_bytes is None:
             usual = usual_ring(self.sizes[index] for index in self.movable)
             ring = request.ring_bytes or align_up(usual, request.alignment)
-            search = Search(self._problem(self.inventory.reserved(ring), ring))
-            return search.with_ring(ring), ("no budget was set: nothing stays that can be streamed",)
+            evaluator = Evaluator(self._problem(self.inventory.reserved(ring), ring))
+            return evaluator.judge(frozenset(), ring), ("no budget was set: nothing stays that can be streamed",)
         room = request.budget_bytes - self.fixed_bytes
         search = Search(self._problem(room, request.ring_bytes))
         # A resident saves a copy if its layer is visited again, in the same pass or in the next one.

@@ -69,10 +69,6 @@ class Search:
         usual = min(self._usual_ring(frozenset()), candidates[-1].ring_bytes)
         return next((candidate for candidate in fastest if candidate.ring_bytes >= usual), fastest[-1])
 
-    def with_ring(self, ring_bytes: int) -> Candidate | None:
-        """No residents beyond `keep`, and this ring. None: it does not fit."""
-        return self.evaluator.judge(frozenset(), ring_bytes)
-
     def filled(self, chosen: Candidate) -> Candidate:
         """`chosen` with more residents in its free room, those with most bytes copied per pass first; never slower.
 

@@ -46,22 +46,15 @@ class SimulationResult:
     passes_simulated: int
 
 
-@dataclass(slots=True)
-class _Lanes:
-    """The clock in ns: when each lane is free, and when each visit of the pass before ended."""
-
-    copy_free: int = 0
-    compute_free: int = 0
-    ended_before: tuple[int, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class _PassTrace:
-    """One simulated pass, in ns: per visit the start of its copy (None: no copy), and start and end of its compute."""
+    """One simulated pass, in ns: per visit the start of its copy (None: no copy), and start and end of its compute;
+    then the end of the last copy so far."""
 
-    copy_starts: tuple[int | None, ...]
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]
+    copy_starts: tuple[int | None, ...] = ()
+    starts: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    copies_end: int = 0
 
 
 def copy_ns(size_bytes: int, h2d_bytes_per_s: float) -> int:
@@ -142,10 +135,9 @@ def _run(
     _require_ring(plan)
     first, steady = _orders(plan)
     links = [copy_ns(layer.bytes, rate) for layer in plan.layers]
-    lanes = _Lanes()
-    traces: list[_PassTrace] = []
+    traces = [_run_pass(first, plan.visits, links, compute_ns, _PassTrace())]
     while len(traces) < max(passes, 2) + _EXTRA_PASSES:
-        traces.append(_run_pass(steady if traces else first, plan.visits, links, compute_ns, lanes))
+        traces.append(_run_pass(steady, plan.visits, links, compute_ns, traces[-1]))
         if len(traces) >= max(passes, 3) and _same_timing(traces[-2], traces[-1]):
             break
     return first, steady, traces
@@ -185,9 +177,9 @@ def _require_ring(plan: Plan) -> None:
 
 
 def _run_pass(
-    order: PassOrder, visits: Sequence[int], links: Sequence[int], compute_ns: Sequence[int], lanes: _Lanes
+    order: PassOrder, visits: Sequence[int], links: Sequence[int], compute_ns: Sequence[int], before: _PassTrace
 ) -> _PassTrace:
-    copy_free, compute_free, before = lanes.copy_free, lanes.compute_free, lanes.ended_before
+    copy_free, compute_free = before.copies_end, before.ends[-1] if before.ends else 0
     copy_starts: list[int | None] = []
     starts: list[int] = []
     ends: list[int] = []
@@ -197,7 +189,7 @@ def _run_pass(
             wait = order.waits_for[visit]
             if wait != NO_WAIT:
                 # A copy waits only for earlier visits, so their ends are in `ends` or those of the pass before.
-                copy_free = max(copy_free, ends[wait] if wait >= 0 else before[wait])
+                copy_free = max(copy_free, ends[wait] if wait >= 0 else before.ends[wait])
             copy_starts.append(copy_free)
             copy_free += links[layer]
             start = max(start, copy_free)
@@ -206,8 +198,7 @@ def _run_pass(
         compute_free = start + compute_ns[layer]
         starts.append(start)
         ends.append(compute_free)
-    lanes.copy_free, lanes.compute_free, lanes.ended_before = copy_free, compute_free, tuple(ends)
-    return _PassTrace(tuple(copy_starts), tuple(starts), tuple(ends))
+    return _PassTrace(tuple(copy_starts), tuple(starts), tuple(ends), copy_free)
 
 
 def _same_timing(before: _PassTrace, after: _PassTrace) -> bool:

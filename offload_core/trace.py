@@ -1,8 +1,7 @@
-"""What happened, event by event: a ring buffer of fixed size that never grows, never blocks, and is safe to read.
+"""A trace of events: a ring buffer of fixed size that never blocks and can be read from any thread.
 
-A record is written by one call that packs it into memory allocated at the start, and is read by one call that unpacks
-it: no reader ever sees half of one, from whatever thread it reads. Old records are overwritten. Who writes, when and
-by what clock is the writer's business; this module knows nothing about devices, plans or the app.
+A record is packed by one call into memory allocated at the start, and unpacked by one call, so that readers never see a
+part of a record. Old records are overwritten. Knows nothing about devices, plans, clocks or the app.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ KINDS = ("visit", "stall", "copy", "pass", "evict", "plan")
 VISIT, STALL, COPY, PASS, EVICT, PLAN = range(len(KINDS))
 
 DEFAULT_CAPACITY = 16384
-"""Records that are kept: 0.8 MB. A model of 60 layers writes some 180 in a measured pass."""
+"""Records kept: 0.8 MB. A model of 60 layers writes some 180 in a measured pass."""
 
 MAX_SOURCES = 256
-"""Components whose names are kept. What is left in the ring of older ones is read as if it had been overwritten."""
+"""Sources kept, the newest ones. Records of older sources are skipped by readers."""
 
 _RECORD = struct.Struct("<qHHiqqq")
 _NO_LAYER = -1
 
 
 class Event(NamedTuple):
-    """One record. `source` is the id of the component, `layer` an index into its layers or None. Times in ns."""
+    """One record. `source` is the id of the component, `layer` an index into its layers or None; times are in ns."""
 
     kind: str
     source: str
@@ -44,7 +43,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A component that writes records: its id, its name for people, its device, the names of its layers."""
+    """A component that writes records: its id, its display name, its device, the names of its layers."""
 
     id: str
     component: str
@@ -53,7 +52,7 @@ class Source:
 
 
 class Trace:
-    """The ring. Any thread may read. One should write at a time: of two records at the same instant one may be lost."""
+    """The ring buffer. Any thread may read. If two threads write at the same time, one of the records may be lost."""
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         self._capacity = as_int("capacity", capacity, 1, 1 << 20)
@@ -62,15 +61,15 @@ class Trace:
         self._sources: dict[int, Source] = {}
         self._next_source = 0
         self.watched = False
-        """Somebody looks at this moment: writers measure all there is, not only what costs nothing."""
+        """Whether a client displays the trace now: writers then measure every pass."""
 
     @property
     def written(self) -> int:
-        """Records written since the beginning: the number of the next one."""
+        """Number of records written so far, which is the number of the next one."""
         return self._written
 
     def add_source(self, source: Source) -> int:
-        """The number under which the component writes."""
+        """Registers a component. Returns the number to pass to `append` as its source."""
         number = self._next_source = (self._next_source + 1) % (1 << 16)
         self._sources.pop(number, None)
         self._sources[number] = source
@@ -82,7 +81,7 @@ class Trace:
         return tuple(self._sources.values())
 
     def append(self, kind: int, source: int, layer: int | None, start_ns: int, end_ns: int, nbytes: int = 0) -> None:
-        """Write one record over the oldest."""
+        """Writes one record in place of the oldest. `kind` is an index into `KINDS`."""
         number = self._written
         index = _NO_LAYER if layer is None else layer
         offset = number % self._capacity * _RECORD.size
@@ -90,36 +89,36 @@ class Trace:
         self._written = number + 1
 
     def since(self, number: int = 0, limit: int | None = None) -> tuple[list[Event], int]:
-        """The records from `number` on that are still there, the newest `limit` of them, and where to go on next."""
+        """(records, number to continue from): the kept records from `number` on, at most the newest `limit`."""
         end = self._written
         first = max(number, end - self._capacity, 0)
         if limit is not None:
             first = max(first, end - limit)
         events = []
-        for wanted in range(first, end):
-            offset = wanted % self._capacity * _RECORD.size
-            found, kind, source, layer, start_ns, end_ns, nbytes = _RECORD.unpack_from(self._memory, offset)
-            known = self._sources.get(source)
-            if found != wanted + 1 or known is None:  # overwritten while we read, or by nobody we remember
+        for record in range(first, end):
+            offset = record % self._capacity * _RECORD.size
+            stamp, kind, source_number, layer, start_ns, end_ns, nbytes = _RECORD.unpack_from(self._memory, offset)
+            source = self._sources.get(source_number)
+            if stamp != record + 1 or source is None:  # overwritten meanwhile, or by a source that is not kept
                 continue
             index = None if layer == _NO_LAYER else layer
-            events.append(Event(KINDS[kind], known.id, index, start_ns, end_ns, nbytes))
+            events.append(Event(KINDS[kind], source.id, index, start_ns, end_ns, nbytes))
         return events, end
 
     def forget(self) -> None:
-        """Drop all records; numbers go on."""
+        """Drops all records; the numbering continues."""
         self._memory = bytearray(len(self._memory))
 
 
 def newest_pass(events: Sequence[Event], source: str) -> list[Event]:
-    """The events on the device of the last pass of `source` that was measured from end to end.
+    """The device events of the last completely measured pass of `source`, in the order of their starts.
 
-    A pass is a run of visits up to the one that begins again with its first layer: visits are in the order in which
-    they ran. The first layer is the earliest of those that were visited as often as most: a connector, through which
-    text goes once before all passes, is not. A shorter run at the end is a pass whose rest was not measured, and counts
-    only if there is no other.
+    A pass starts at each visit of its first layer. That is the earliest layer with at least the most common number of
+    visits, which excludes a connector that is visited once before all passes. A pass with at most half as many visits
+    as the longest one was not measured completely.
     """
-    visits = sorted((e for e in events if e.source == source and e.kind == "visit"), key=lambda e: e.start_ns)
+    events = device_events(events, source)
+    visits = sorted((event for event in events if event.kind == "visit"), key=lambda event: event.start_ns)
     if not visits:
         return []
     counts = Counter(visit.layer for visit in visits)
@@ -130,16 +129,14 @@ def newest_pass(events: Sequence[Event], source: str) -> list[Event]:
         if visit.layer == first and passes[-1]:
             passes.append([])
         passes[-1].append(visit)
-    longest = max(len(one) for one in passes)
-    chosen = next(one for one in reversed(passes) if 2 * len(one) > longest)
-    start, end = chosen[0].start_ns, chosen[-1].end_ns
-    stalls = [e.start_ns for e in events if e.source == source and e.kind == "stall" and e.end_ns == start]
-    start = min([start, *stalls])
-    return sorted(
-        (e for e in events if e.source == source and e.kind in ("visit", "stall", "copy") and _within(e, start, end)),
-        key=lambda e: (e.start_ns, e.end_ns),
-    )
+    longest = max(map(len, passes))
+    newest = next(candidate for candidate in reversed(passes) if 2 * len(candidate) > longest)
+    start, end = newest[0].start_ns, newest[-1].end_ns
+    start = min([start, *(event.start_ns for event in events if event.kind == "stall" and event.end_ns == start)])
+    overlapping = (event for event in events if event.end_ns > start and event.start_ns < end)
+    return sorted(overlapping, key=lambda event: (event.start_ns, event.end_ns))
 
 
-def _within(event: Event, start_ns: int, end_ns: int) -> bool:
-    return event.end_ns > start_ns and event.start_ns < end_ns
+def device_events(events: Sequence[Event], source: str) -> list[Event]:
+    """The visits, stalls and copies of one component."""
+    return [event for event in events if event.source == source and event.kind in ("visit", "stall", "copy")]

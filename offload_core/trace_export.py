@@ -1,8 +1,7 @@
-"""Events as Chrome trace JSON and back: what Perfetto opens without any of our code.
+"""Converts events to Chrome trace JSON, which Perfetto opens, and back.
 
-The format (Chrome's "Trace Event Format", kept alive by Perfetto) wants the slices of one track to nest. So there is
-one track per stream, slices are complete events ("X"), and where two clock readings make neighbours overlap, the later
-one is cut.
+The format (Chrome's "Trace Event Format") requires the slices of one track to nest. So there is one track per stream,
+slices are complete events ("X"), and of two that overlap because of inexact clock readings the later one is cut.
 """
 
 from __future__ import annotations
@@ -20,46 +19,45 @@ SCHEMA = 1
 TRACKS = ("compute", "copy", "host")
 _TRACK_OF = {"visit": "compute", "stall": "compute", "copy": "copy", "pass": "host", "evict": "host", "plan": "host"}
 _STALL_COLOUR = "terrible"
-"""The format's own name for its red."""
+"""The format's name of its red."""
 
 
 def chrome_trace(events: Iterable[Event], sources: Iterable[Source]) -> dict[str, Any]:
-    """The whole document. Events of components that `sources` does not name are left out."""
-    known = {source.id: source for source in sources}
-    events = sorted((e for e in events if e.source in known), key=lambda e: (e.start_ns, -e.end_ns))
-    devices = {device: number for number, device in enumerate(sorted({s.device for s in known.values()}), 1)}
-    origin_ns = min((e.start_ns for e in events), default=0)
-    written: list[dict[str, Any]] = []
-    for device, process in devices.items():
-        written += _names(device, process)
-        mine = [e for e in events if known[e.source].device == device]
-        for number, track in enumerate(TRACKS, 1):
-            slices = _nested([e for e in mine if _TRACK_OF[e.kind] == track])
-            written += [_slice(e, known[e.source], process, number, origin_ns) for e in slices]
-        written += _arrows(mine, process, origin_ns)
-        written += _copied(mine, process, origin_ns)
-    used = dict.fromkeys(e.source for e in events)
+    """The Chrome trace as JSON-ready objects, one process per device. Events of unknown sources are left out."""
+    by_id = {source.id: source for source in sources}
+    events = sorted((event for event in events if event.source in by_id), key=lambda e: (e.start_ns, -e.end_ns))
+    origin_ns = min((event.start_ns for event in events), default=0)
+    records: list[dict[str, Any]] = []
+    for process, device in enumerate(sorted({source.device for source in by_id.values()}), 1):
+        records += _names(device, process)
+        on_device = [event for event in events if by_id[event.source].device == device]
+        for thread, track in enumerate(TRACKS, 1):
+            slices = _nested([event for event in on_device if _TRACK_OF[event.kind] == track])
+            records += [_slice(event, by_id[event.source], process, thread, origin_ns) for event in slices]
+        records += _arrows(on_device, process, origin_ns)
+        records += _copied(on_device, process, origin_ns)
+    used = [by_id[source] for source in dict.fromkeys(event.source for event in events)]
     return {
-        "traceEvents": written,
+        "traceEvents": records,
         "displayTimeUnit": "ms",
         "otherData": {
             "schema": SCHEMA,
             "made_by": "Layerwise Offload",
             "origin_ns": origin_ns,
             "components": [
-                {"id": s.id, "component": s.component, "device": s.device, "layers": list(s.layers)}
-                for s in (known[source] for source in used)
+                {"id": source.id, "component": source.component, "device": source.device, "layers": list(source.layers)}
+                for source in used
             ],
         },
     }
 
 
 def _names(device: str, process: int) -> list[dict[str, Any]]:
-    lines = [_meta(process, 0, "process_name", {"name": f"Layerwise Offload, {device}"})]
-    for number, track in enumerate(TRACKS, 1):
-        lines.append(_meta(process, number, "thread_name", {"name": track}))
-        lines.append(_meta(process, number, "thread_sort_index", {"sort_index": number}))
-    return lines
+    records = [_meta(process, 0, "process_name", {"name": f"Layerwise Offload, {device}"})]
+    for thread, track in enumerate(TRACKS, 1):
+        records.append(_meta(process, thread, "thread_name", {"name": track}))
+        records.append(_meta(process, thread, "thread_sort_index", {"sort_index": thread}))
+    return records
 
 
 def _meta(process: int, thread: int, name: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -67,27 +65,27 @@ def _meta(process: int, thread: int, name: str, args: dict[str, Any]) -> dict[st
 
 
 def _nested(events: Sequence[Event]) -> list[Event]:
-    """The events, cut where one would begin inside another and end outside of it, in the order of their starts."""
+    """The events in the order of their starts; one that starts inside another and ends after it is cut at its start."""
     result: list[Event] = []
-    open_until: list[int] = []
-    waiting = [(e.start_ns, -e.end_ns, number, e) for number, e in enumerate(events)]
-    heapq.heapify(waiting)
-    while waiting:
-        start_ns, _, number, event = heapq.heappop(waiting)
-        while open_until and open_until[-1] <= start_ns:
-            open_until.pop()
-        if open_until and open_until[-1] < event.end_ns:
-            cut_ns = open_until[-1]  # it takes its turn again, as one that begins there
-            heapq.heappush(waiting, (cut_ns, -event.end_ns, number, event._replace(start_ns=cut_ns)))
+    open_ends: list[int] = []
+    pending = [(event.start_ns, -event.end_ns, number, event) for number, event in enumerate(events)]
+    heapq.heapify(pending)
+    while pending:
+        start_ns, _, number, event = heapq.heappop(pending)
+        while open_ends and open_ends[-1] <= start_ns:
+            open_ends.pop()
+        if open_ends and open_ends[-1] < event.end_ns:
+            cut_ns = open_ends[-1]
+            heapq.heappush(pending, (cut_ns, -event.end_ns, number, event._replace(start_ns=cut_ns)))
             continue
-        open_until.append(event.end_ns)
+        open_ends.append(event.end_ns)
         result.append(event)
     return result
 
 
 def _slice(event: Event, source: Source, process: int, thread: int, origin_ns: int) -> dict[str, Any]:
     layer = None if event.layer is None or event.layer >= len(source.layers) else source.layers[event.layer]
-    said = {
+    record = {
         "ph": "X",
         "pid": process,
         "tid": thread,
@@ -97,15 +95,15 @@ def _slice(event: Event, source: Source, process: int, thread: int, origin_ns: i
         "cat": event.kind,
         "args": {"kind": event.kind, "id": event.source, "layer": event.layer, "bytes": event.nbytes},
     }
-    return said | {"cname": _STALL_COLOUR} if event.kind == "stall" else said
+    return record | {"cname": _STALL_COLOUR} if event.kind == "stall" else record
 
 
 MAX_ARROWS = 1 << 20
-"""Of one device: more than a trace has events."""
+"""Arrows of one device at most: more than a trace has events."""
 
 
 def _arrows(events: Sequence[Event], process: int, origin_ns: int) -> list[dict[str, Any]]:
-    """From each copy to the first visit of its layer that begins after it has ended."""
+    """Flow events from each copy to the first visit of its layer that starts after the copy has ended."""
     arrows: list[dict[str, Any]] = []
     arrived: dict[tuple[str, int | None], Event] = {}
     in_order = sorted(
@@ -116,7 +114,7 @@ def _arrows(events: Sequence[Event], process: int, origin_ns: int) -> list[dict[
         if event.kind == "copy":
             arrived[key] = event
         elif (copy := arrived.pop(key, None)) is not None:
-            number = process * MAX_ARROWS + len(arrows) // 2  # Perfetto knows whole numbers only
+            number = process * MAX_ARROWS + len(arrows) // 2  # Perfetto requires integers
             common = {"pid": process, "cat": "flow", "name": "used by", "id": number}
             arrows.append(common | {"ph": "s", "tid": 2, "ts": _us(copy.start_ns - origin_ns)})
             arrows.append(common | {"ph": "f", "bp": "e", "tid": 1, "ts": _us(event.start_ns - origin_ns)})
@@ -124,13 +122,13 @@ def _arrows(events: Sequence[Event], process: int, origin_ns: int) -> list[dict[
 
 
 def _copied(events: Sequence[Event], process: int, origin_ns: int) -> list[dict[str, Any]]:
-    """A counter of the bytes that the copies of the trace have brought so far."""
-    total, counted = 0, []
-    for event in sorted((e for e in events if e.kind == "copy"), key=lambda e: e.end_ns):
+    """Counter events: the total of bytes copied so far, at the end of each copy."""
+    total, counts = 0, []
+    for event in sorted((event for event in events if event.kind == "copy"), key=lambda event: event.end_ns):
         total += event.nbytes
-        at = _us(event.end_ns - origin_ns)
-        counted.append({"ph": "C", "pid": process, "tid": 0, "ts": at, "name": "copied", "args": {"bytes": total}})
-    return counted
+        ts = _us(event.end_ns - origin_ns)
+        counts.append({"ph": "C", "pid": process, "tid": 0, "ts": ts, "name": "copied", "args": {"bytes": total}})
+    return counts
 
 
 def _us(ns: int) -> float:
@@ -138,7 +136,7 @@ def _us(ns: int) -> float:
 
 
 def events_from_chrome(data: object) -> tuple[list[Event], list[Source]]:
-    """What `chrome_trace` made, read back. Raises PlanError for anything else, naming what is wrong."""
+    """(events, sources) of a document that `chrome_trace` made. Raises PlanError for any other document."""
     if not isinstance(data, Mapping) or not isinstance(data.get("traceEvents"), list):
         raise PlanError("trace: no list traceEvents in it; allowed: a Chrome trace saved by Layerwise Offload")
     other = data.get("otherData")
@@ -147,19 +145,19 @@ def events_from_chrome(data: object) -> tuple[list[Event], list[Source]]:
     origin_ns = other.get("origin_ns", 0)
     try:
         sources = [
-            Source(str(one["id"]), str(one["component"]), str(one["device"]), tuple(map(str, one["layers"])))
-            for one in other["components"]
+            Source(str(entry["id"]), str(entry["component"]), str(entry["device"]), tuple(map(str, entry["layers"])))
+            for entry in other["components"]
         ]
-        events = [_read(one, origin_ns) for one in data["traceEvents"] if one.get("ph") == "X"]
+        events = [_read(record, origin_ns) for record in data["traceEvents"] if record.get("ph") == "X"]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise PlanError(f"trace: a part of it is not as Layerwise Offload writes it ({error!r})") from None
     return events, sources
 
 
-def _read(one: Mapping[str, Any], origin_ns: int) -> Event:
-    args = one["args"]
+def _read(record: Mapping[str, Any], origin_ns: int) -> Event:
+    args = record["args"]
     if args["kind"] not in KINDS:
         raise ValueError(f"kind {args['kind']!r}")
-    start_ns = round(one["ts"] * 1000) + origin_ns
+    start_ns = round(record["ts"] * 1000) + origin_ns
     layer = None if args["layer"] is None else int(args["layer"])
-    return Event(args["kind"], args["id"], layer, start_ns, start_ns + round(one["dur"] * 1000), int(args["bytes"]))
+    return Event(args["kind"], args["id"], layer, start_ns, start_ns + round(record["dur"] * 1000), int(args["bytes"]))

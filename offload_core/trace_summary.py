@@ -1,4 +1,4 @@
-"""What a run cost, in the few figures that people compare. From counters, or from the events of a trace."""
+"""The figures of a run that people compare, from counters or from the events of a trace."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .trace import Event
+from .trace import Event, device_events
 
 __all__ = ["RunNumbers", "TraceSummary", "run_numbers", "summarise"]
 
 
 @dataclass(frozen=True, slots=True)
 class RunNumbers:
-    """The five figures of `docs/formats.md`; None is not known yet."""
+    """The five figures of `docs/formats.md`; None: not known yet."""
 
     stall_pct: float | None
     bytes_per_pass: int | None
@@ -31,40 +31,40 @@ def run_numbers(
     last_pass_bytes: int | None = None,
     headroom_bytes: int | None = None,
 ) -> RunNumbers:
-    """From counters now and when the run began: see `runtime/counters.py` for their names.
+    """The figures of a run from counters (named in `runtime/counters.py`) now and `before` the run.
 
-    `last_pass_bytes`: what the last pass copied; without it, the mean of the run's passes. A link rate that was
-    measured before this run still counts: it is the same link.
+    `last_pass_bytes`: bytes copied by the last pass; None: the mean of the run's passes is used. The link rate of
+    earlier runs is used if this run has measured none.
     """
 
-    def grown(name: str) -> int:
+    def growth(name: str) -> int:
         return now.get(name, 0) - before.get(name, 0)
 
-    measured = grown("stall_ns") + grown("compute_ns")
-    passes, served = grown("passes"), grown("prefetch_hits") + grown("demand_loads")
+    measured_ns = growth("stall_ns") + growth("compute_ns")
+    passes, visits = growth("passes"), growth("prefetch_hits") + growth("demand_loads")
     if last_pass_bytes is None and passes:
-        last_pass_bytes = grown("bytes_copied") // passes
-    counters = now if not grown("copy_ns") else {name: grown(name) for name in ("timed_copy_bytes", "copy_ns")}
+        last_pass_bytes = growth("bytes_copied") // passes
+    counters = now if not growth("copy_ns") else {name: growth(name) for name in ("timed_copy_bytes", "copy_ns")}
     copy_ns = counters.get("copy_ns", 0)
     return RunNumbers(
-        stall_pct=round(100 * grown("stall_ns") / measured, 2) if measured else None,
+        stall_pct=round(100 * growth("stall_ns") / measured_ns, 2) if measured_ns else None,
         bytes_per_pass=last_pass_bytes if passes else None,
         copy_bytes_per_s=round(counters["timed_copy_bytes"] * 1e9 / copy_ns) if copy_ns else None,
-        hit_rate=round(grown("prefetch_hits") / served, 4) if served else None,
+        hit_rate=round(growth("prefetch_hits") / visits, 4) if visits else None,
         headroom_bytes=headroom_bytes,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class TraceSummary:
-    """Of one component's events on the device.
+    """Summary of one component's device events.
 
-    visits, stalls, copies    how many were measured
-    span_ns                   from the first to the last of them
-    compute_ns, stall_ns      layers at work; compute waiting for copies
-    copy_ns, copied_bytes     the copies
-    hidden_ns                 how much of the copies' time layers were at work
-    stall_pct                 of compute and stall together; None without visits
+    visits, stalls, copies    number of events of each kind
+    span_ns                   from the start of the first event to the end of the last
+    compute_ns, stall_ns      total time of the visits; total time the compute waited for copies
+    copy_ns, copied_bytes     total time and bytes of the copies
+    hidden_ns                 time in which a visit and a copy overlap
+    stall_pct                 percentage of stalls in compute and stalls together; None without visits
     copy_bytes_per_s          None without copies
     """
 
@@ -86,45 +86,38 @@ class TraceSummary:
 
 
 def summarise(events: Sequence[Event]) -> list[TraceSummary]:
-    """One summary for each component that has events on the device, in the order of their first."""
+    """One summary per component with device events, in the order of their first event."""
     sources = dict.fromkeys(event.source for event in events)
-    return [_summary(source, mine) for source in sources if (mine := _on_device(events, source))]
-
-
-def _on_device(events: Sequence[Event], source: str) -> list[Event]:
-    return [e for e in events if e.source == source and e.kind in ("visit", "stall", "copy")]
+    return [_summary(source, selected) for source in sources if (selected := device_events(events, source))]
 
 
 def _summary(source: str, events: Sequence[Event]) -> TraceSummary:
-    of: dict[str, list[Event]] = {"visit": [], "stall": [], "copy": []}
-    for event in events:
-        of[event.kind].append(event)
-    ns = {kind: sum(e.end_ns - e.start_ns for e in mine) for kind, mine in of.items()}
-    copied = sum(e.nbytes for e in of["copy"])
-    busy = ns["visit"] + ns["stall"]
+    visits, stalls, copies = ([event for event in events if event.kind == kind] for kind in ("visit", "stall", "copy"))
+    compute_ns, stall_ns, copy_ns = (sum(e.end_ns - e.start_ns for e in kind) for kind in (visits, stalls, copies))
+    copied_bytes = sum(copy.nbytes for copy in copies)
     return TraceSummary(
         source=source,
-        visits=len(of["visit"]),
-        stalls=len(of["stall"]),
-        copies=len(of["copy"]),
-        span_ns=max(e.end_ns for e in events) - min(e.start_ns for e in events),
-        compute_ns=ns["visit"],
-        stall_ns=ns["stall"],
-        copy_ns=ns["copy"],
-        copied_bytes=copied,
-        hidden_ns=overlap_ns(of["copy"], of["visit"]),
-        stall_pct=round(100 * ns["stall"] / busy, 2) if busy else None,
-        copy_bytes_per_s=round(copied * 1e9 / ns["copy"]) if ns["copy"] else None,
+        visits=len(visits),
+        stalls=len(stalls),
+        copies=len(copies),
+        span_ns=max(event.end_ns for event in events) - min(event.start_ns for event in events),
+        compute_ns=compute_ns,
+        stall_ns=stall_ns,
+        copy_ns=copy_ns,
+        copied_bytes=copied_bytes,
+        hidden_ns=overlap_ns(copies, visits),
+        stall_pct=round(100 * stall_ns / (compute_ns + stall_ns), 2) if compute_ns + stall_ns else None,
+        copy_bytes_per_s=round(copied_bytes * 1e9 / copy_ns) if copy_ns else None,
     )
 
 
 def overlap_ns(first: Sequence[Event], second: Sequence[Event]) -> int:
-    """How long both are under way; events of one kind do not overlap each other."""
-    one, other = (sorted((e.start_ns, e.end_ns) for e in events) for events in (first, second))
+    """Total time in which an event of `first` and one of `second` overlap. Within each, events must not overlap."""
+    left, right = (sorted((event.start_ns, event.end_ns) for event in events) for events in (first, second))
     total = i = j = 0
-    while i < len(one) and j < len(other):
-        total += max(0, min(one[i][1], other[j][1]) - max(one[i][0], other[j][0]))
-        if one[i][1] < other[j][1]:
+    while i < len(left) and j < len(right):
+        total += max(0, min(left[i][1], right[j][1]) - max(left[i][0], right[j][0]))
+        if left[i][1] < right[j][1]:
             i += 1
         else:
             j += 1
