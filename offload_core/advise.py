@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import BudgetError
-from .inventory import Inventory
 from .model_files import ModelFile
 from .model_shape import Compute, components_of, inventory_of
 from .plan import Plan
@@ -120,34 +119,37 @@ class Advice:
 def advise(models: Iterable[ModelFile], machine: Machine) -> list[Advice]:
     """One answer per component of each model. Each component is planned as if alone on the device."""
     return [
-        _advice(model, inventory, file_bytes, machine)
+        _advice(model, request, file_bytes, machine)
         for model in models
-        for inventory, file_bytes in _inventories(model, machine)
+        for request, file_bytes in _requests(model, machine)
     ]
 
 
-def _inventories(model: ModelFile, machine: Machine) -> Iterator[tuple[Inventory, int]]:
-    """The inventory of each component of the model, and the bytes of the component's tensors in the file."""
+def _requests(model: ModelFile, machine: Machine) -> Iterator[tuple[PlanRequest, int]]:
+    """For each component of the model the request with the whole device as budget, and its bytes in the file."""
     for component, tensors in components_of(model.tensors, model.paths[0].parent.name).items():
-        tokens = machine.tokens if component == "dit" else None
-        inventory = inventory_of(component, tensors, Compute(machine.tflops, tokens))
-        yield replace(inventory, segment_bytes=SEGMENT_BYTES), sum(tensor.bytes for tensor in tensors)
+        is_dit = component == "dit"  # only a diffusion model makes several passes in one use
+        inventory = inventory_of(component, tensors, Compute(machine.tflops, machine.tokens if is_dit else None))
+        request = PlanRequest(
+            replace(inventory, segment_bytes=SEGMENT_BYTES),
+            "the device",
+            machine.device_bytes,
+            h2d_bytes_per_s=machine.h2d_bytes_per_s,
+            link_source=machine.source,
+            passes=machine.passes if is_dit else 1,
+        )
+        yield request, sum(tensor.bytes for tensor in tensors)
 
 
-def _passes(inventory: Inventory, machine: Machine) -> int:
-    """Passes in one use of the component: only a diffusion model makes several."""
-    return machine.passes if inventory.component == "dit" else 1
-
-
-def _advice(model: ModelFile, inventory: Inventory, file_bytes: int, machine: Machine) -> Advice:
-    passes = _passes(inventory, machine)
+def _advice(model: ModelFile, request: PlanRequest, file_bytes: int, machine: Machine) -> Advice:
+    inventory, passes = request.inventory, request.passes
     plan, problem = None, None
     try:
-        plan = _plan(inventory, machine, machine.device_bytes)
+        plan = make_plan(request)
     except BudgetError as error:
         problem = str(error)
-    compute = sum(layer.compute_ns or 0 for layer in inventory.layers)
-    move = copy_ns(inventory.total_bytes, machine.h2d_bytes_per_s)
+    compute_ns = sum(layer.compute_ns or 0 for layer in inventory.layers)
+    move_ns = copy_ns(inventory.total_bytes, machine.h2d_bytes_per_s)
     fits = inventory.total_bytes <= machine.device_bytes
     return Advice(
         model=model.name,
@@ -158,24 +160,11 @@ def _advice(model: ModelFile, inventory: Inventory, file_bytes: int, machine: Ma
         layers=len(inventory.layers),
         passes=passes,
         plan=plan,
-        resident_ns=compute,
-        whole_ns=compute + move // passes if fits else None,
-        free_bytes=_free_bytes(inventory, machine) if passes > 1 else None,
+        resident_ns=compute_ns,
+        whole_ns=compute_ns + move_ns // passes if fits else None,
+        free_bytes=_free_bytes(request) if passes > 1 else None,
         smallest_bytes=smallest_budget(inventory),
         problem=problem,
-    )
-
-
-def _plan(inventory: Inventory, machine: Machine, budget_bytes: int) -> Plan:
-    return make_plan(
-        PlanRequest(
-            inventory,
-            "the device",
-            budget_bytes,
-            h2d_bytes_per_s=machine.h2d_bytes_per_s,
-            link_source=machine.source,
-            passes=_passes(inventory, machine),
-        )
     )
 
 
@@ -184,22 +173,22 @@ def _pass_ns(plan: Plan, passes: int) -> int:
     return plan.predicted.first_pass_ns if passes == 1 else plan.predicted.pass_ns
 
 
-def _free_bytes(inventory: Inventory, machine: Machine) -> int:
+def _free_bytes(request: PlanRequest) -> int:
     """The smallest budget whose plan has no stalls, by bisection to about 1/4000 of the component's bytes."""
-    low, high = smallest_budget(inventory), inventory.total_bytes
-    if _is_free(inventory, machine, low):
+    low, high = smallest_budget(request.inventory), request.inventory.total_bytes
+    if _is_free(request, low):
         return low
     for _ in range(_BISECTIONS):
         middle = (low + high) // 2
-        if _is_free(inventory, machine, middle):
+        if _is_free(request, middle):
             high = middle
         else:
             low = middle
     return high
 
 
-def _is_free(inventory: Inventory, machine: Machine, budget_bytes: int) -> bool:
-    predicted = _plan(inventory, machine, budget_bytes).predicted
+def _is_free(request: PlanRequest, budget_bytes: int) -> bool:
+    predicted = make_plan(replace(request, budget_bytes=budget_bytes)).predicted
     return predicted.pass_ns <= (predicted.pass_ns - predicted.stall_ns) * _FREE
 
 
@@ -207,10 +196,10 @@ def budget_curve(model: ModelFile, machine: Machine, points: int = 16) -> dict[s
     """For each component `points` pairs (budget in bytes, pass in nanoseconds), from the smallest budget to that with
     which everything is resident."""
     curves: dict[str, list[tuple[int, int]]] = {}
-    for inventory, _ in _inventories(model, machine):
-        low, high = smallest_budget(inventory), inventory.total_bytes
+    for request, _ in _requests(model, machine):
+        low, high = smallest_budget(request.inventory), request.inventory.total_bytes
         budgets = [low + (high - low) * step // max(1, points - 1) for step in range(points)]
-        plans = [_plan(inventory, machine, budget) for budget in budgets]
-        passes = _passes(inventory, machine)
-        curves[inventory.component] = [(budget, _pass_ns(plan, passes)) for budget, plan in zip(budgets, plans)]
+        plans = [make_plan(replace(request, budget_bytes=budget)) for budget in budgets]
+        times = [_pass_ns(plan, request.passes) for plan in plans]
+        curves[request.inventory.component] = list(zip(budgets, times))
     return curves

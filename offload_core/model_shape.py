@@ -93,14 +93,8 @@ def inventory_of(component: str, tensors: Iterable[TensorInfo], compute: Compute
     layers = []
     for name, members in groups.items():
         size = sum(tensor.bytes for tensor in members)
-        layers.append(
-            LayerSpec(
-                name=name,
-                bytes=size,
-                compute_ns=round(_flops(component, members, tokens, joint) / compute.tflops / 1e3),
-                keep="under 1 MB" if size < MIN_LAYER_BYTES else None,
-            )
-        )
+        compute_ns = round(_flops(component, members, tokens, joint) / compute.tflops / 1e3)
+        layers.append(LayerSpec(name, size, compute_ns, keep="under 1 MB" if size < MIN_LAYER_BYTES else None))
     notes = [f"{table.name} ({format_bytes(table.bytes)}) is gathered on the host" for table in tables]
     if not layers:
         notes.append("no blocks were found: nothing can be streamed")

@@ -43,8 +43,7 @@ def make_plan(request: PlanRequest) -> Plan:
     Tables that are used as a whole are on the device as far as the budget allows, the smallest first.
     Raises BudgetError, with the smallest budget that works, if what must be on the device does not fit.
     """
-    used_whole = (table for table in request.inventory.tables if table.used_whole)
-    tables = sorted(used_whole, key=lambda table: table.bytes)
+    tables = sorted((table for table in request.inventory.tables if table.used_whole), key=lambda table: table.bytes)
     while tables:
         try:
             return _with_tables(request, tables)
