@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from ..offload_core.errors import OffloadError
+from ..offload_core.sentences import Sentence, sentence
 
 log = logging.getLogger(__name__)
 
@@ -195,8 +196,8 @@ def compare(ours: type, replaced: Sequence[str]) -> tuple[str, ...]:
         for parameter in _names(getattr(app, name))
         if parameter not in _names(getattr(ours, name))
     )
-    for line in unheeded():
-        log.warning("Layerwise Offload: %s", line)
+    for what in unheeded():
+        log.warning("Layerwise Offload: %s", what.text)
     return _unknown
 
 
@@ -206,14 +207,11 @@ def _names(function: Any) -> tuple[str, ...]:
     return tuple(name for name, found in inspect.signature(function).parameters.items() if found.kind not in many)
 
 
-def unheeded() -> list[str]:
+def unheeded() -> list[Sentence]:
     """For people, in one sentence or none: what this app passes to our patchers without effect on streamed layers."""
     if not _unknown:
         return []
-    return [
-        f"ComfyUI {app_version()} passes more to this pack than it knows, which was run in ComfyUI up to {NEWEST_RUN}: "
-        f"{', '.join(_unknown)}; layers are streamed as without it; look for a newer version of the pack"
-    ]
+    return [sentence("unheeded", version=app_version(), newest=NEWEST_RUN, names=", ".join(_unknown))]
 
 
 def newer_than_the_pack(asked: str, error: BaseException) -> OffloadError:

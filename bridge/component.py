@@ -32,6 +32,7 @@ from ..offload_core.runtime import OffloadController, discover
 from ..offload_core.runtime.discovery import keep_in_memory
 from ..offload_core.runtime.full_device import when_full
 from ..offload_core.runtime.gradients import no_ring_while_gradients_are_recorded
+from ..offload_core.sentences import Sentence, sentence
 from ..offload_core.settings import ComponentSettings
 from . import compat
 from .asked import Asked
@@ -68,8 +69,8 @@ class Component:
         self.name = kind.name
         self._is_named = False
         self.source = ""
-        self._warnings: list[str] = compat.unheeded()
-        self._to_do: list[str] = []
+        self._happened: list[Notice] = [Notice("", what) for what in compat.unheeded()]
+        self._to_do: list[Notice] = []
         self.announce: Callable[[Component], None] | None = None
         """Tells browsers what became of the component; whoever loads it knows how."""
         self.reads_file = False
@@ -257,19 +258,14 @@ class Component:
         """Warn where a component was asked to be streamed and has no layer that can be."""
         inventory = self.controller.inventory
         if asked.value("placement") == "layerwise" and all(layer.keep is not None for layer in inventory.layers):
-            self.warn(
-                f"asked to stream {self.source} layer by layer; found no repeated blocks of "
-                f"{MIN_LAYER_BYTES / 1e6:.0f} MB or more: all of its {inventory.total_bytes / 1e9:.3f} GB are resident",
-                do="choose the placement `whole` to let ComfyUI move it, or `auto`",
-            )
+            least, size = f"{MIN_LAYER_BYTES / 1e6:.0f} MB", f"{inventory.total_bytes / 1e9:.3f} GB"
+            what = sentence("nothing_to_stream", model=self.source, least=least, size=size)
+            self.warn(what, do=sentence("do_choose_whole"))
 
     def _take_over_weights(self) -> None:
         """Others may have put weights of their own into the module since it was last used."""
         for name in self.controller.take_over_replaced():
-            self.warn(
-                f"{name} was written to while a patch (a LoRA, say) is on it: that has no effect",
-                do="change the weights before the patch, or save the patched model and change that",
-            )
+            self.warn(sentence("written_under_patch", name=name), do=sentence("do_change_before"))
 
     def _decided(self, decision: Decision) -> None:
         """What this load came to. Its notices take the place of the last load's; those that are new are told."""
@@ -277,7 +273,7 @@ class Component:
         self._decision = decision
         for notice in self._notices:
             if (notice.line if notice.do else notice.code) not in before:
-                self._is_new(notice.line, bool(notice.do))
+                self._is_new(notice)
 
     @property
     def _notices(self) -> tuple[Notice, ...]:
@@ -289,9 +285,9 @@ class Component:
         return None if self._decision is None else self._decision.as_planned(self.plan).settings
 
     @property
-    def warnings(self) -> list[str]:
+    def notices(self) -> list[Notice]:
         """What there is to say of it: what has happened since it exists, and the notices of the last load."""
-        return [*self._warnings, *(notice.line for notice in self._notices)]
+        return [*self._happened, *self._notices]
 
     def neighbours(self) -> list[Neighbour]:
         """The other components that are alive and in use."""
@@ -364,11 +360,8 @@ class Component:
         if table not in plan.tables:
             nbytes = next(spec.bytes for spec in tables if spec.name == table)
             needed = smallest_budget(request.inventory) + request.inventory.reserved(nbytes)
-            self.warn(
-                f"{table} ({nbytes / 1e9:.2f} GB) is used as a whole, as for the tokens of generated text: it is "
-                "copied each time, beside the budget, which has no room for it",
-                do=f"set a budget of {gb_at_least(needed)} or more",
-            )
+            what = sentence("table_has_no_room", table=table, size=f"{nbytes / 1e9:.2f} GB")
+            self.warn(what, do=sentence("do_set_budget", budget=gb_at_least(needed)))
             return None
         self.planned(plan, request)
         self.peak_device_bytes = max(self.peak_device_bytes, plan.device_bytes)
@@ -389,7 +382,7 @@ class Component:
             raise
         host_memory().settle()
         if missing := not_locked(self.controller):
-            self.warn(missing, do="free system memory or raise the limit of locked memory for full speed")
+            self.warn(missing, do=sentence("do_free_memory"))
         self.peak_device_bytes = max(self.peak_device_bytes, self.device_bytes())
         log.info("Layerwise Offload, %s:\n%s", self.source, plan_to_text(plan))
 
@@ -405,8 +398,8 @@ class Component:
             smaller = make_plan(least)
             if smaller.device_bytes >= plan.device_bytes:
                 raise
-            held, used = plan.device_bytes / 1e9, smaller.device_bytes / 1e9
-            self.warn(f"{held:.2f} GB could not be had on {self.device}: using {used:.2f} GB")
+            planned, used = (f"{size / 1e9:.2f} GB" for size in (plan.device_bytes, smaller.device_bytes))
+            self.warn(sentence("less_than_planned", planned=planned, device=str(self.device), used=used))
             self.planned(smaller, least)
             self.controller.load(smaller)
             return smaller
@@ -466,26 +459,26 @@ class Component:
         host_memory().makes_room(self.controller, copies_bytes)
         return plan_decision(replace(decision, request=request), asked.settings, situation, self.source)
 
-    def warn(self, text: str, do: str = "") -> None:
-        """A line for the report and the node, once. `do`: what the user can do about it, who is then told so at once.
+    def warn(self, what: Sentence, do: Sentence | None = None) -> None:
+        """A notice for the report and the node, once. `do`: what the user can do about it, who is then told at once.
 
-        Only what has a `do` is worth interrupting somebody for; there is no other rule.
+        Only what has a `do` is worth interrupting the user for; there is no other rule.
         """
-        line = f"{text}; {do}" if do else text
-        if line not in self._warnings:
-            self._warnings.append(line)
-            self._is_new(line, bool(do))
-            if do and self.loaded and self.announce is not None:
+        notice = Notice(self.name, what, do)
+        if notice not in self._happened:
+            self._happened.append(notice)
+            self._is_new(notice)
+            if do is not None and self.loaded and self.announce is not None:
                 self.announce(self)
 
-    def _is_new(self, line: str, to_do: bool) -> None:
-        """A line that has not been said before goes into the log, and to the user if there is something to do."""
-        log.warning("Layerwise Offload: %s: %s", self.source, line)
-        if to_do:
-            self._to_do.append(line)
+    def _is_new(self, notice: Notice) -> None:
+        """What has not been said before goes into the log, and to the user if there is something to do."""
+        log.warning("Layerwise Offload: %s: %s", self.source, notice.line)
+        if notice.do is not None:
+            self._to_do.append(notice)
 
-    def take_to_do(self) -> list[str]:
-        """What the user has not been told yet, of the warnings that are for them to act on."""
+    def take_to_do(self) -> list[Notice]:
+        """What the user has not been told yet, of the notices that are for them to act on."""
         told, self._to_do = self._to_do, []
         return told
 

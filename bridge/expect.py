@@ -22,9 +22,11 @@ from ..offload_core.errors import BudgetError, OffloadError
 from ..offload_core.inventory import Inventory
 from ..offload_core.model_files import ModelFile, read_models
 from ..offload_core.model_shape import Compute, components_of, inventory_of
+from ..offload_core.notices import Notice
 from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, usual_budget
 from ..offload_core.safetensors_header import TensorInfo
+from ..offload_core.sentences import Sentence, sentence
 from ..offload_core.settings import ComponentSettings, Setting
 from . import kinds
 from .asked import Asked
@@ -47,13 +49,13 @@ _WORDS = {
 }
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8_e4m3fn": 1, "fp8_e4m3fn_fast": 1, "fp8_e5m2": 1}
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-SEEN_LATER = "its file is seen only when the workflow runs"
-NO_MEMORY = "this device has no memory of its own: there is nothing to stream to"
+SEEN_LATER = sentence("seen_later")
+NO_MEMORY = sentence("no_device_memory")
 
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """A component that is to come. `inventory` None: nothing is known of its files."""
+    """A component that is to come, of the file `model`. `inventory` None: nothing is known of its files."""
 
     wanted: Wanted
     asked: Asked
@@ -73,10 +75,10 @@ class Planned:
     settings: ComponentSettings
     request: PlanRequest
     plan: Plan
-    warnings: tuple[str, ...]
+    notices: tuple[Notice, ...]
 
 
-def plan_prompt(prompt: Mapping[str, Any]) -> tuple[list[Planned], list[tuple[Ahead, str]]]:
+def plan_prompt(prompt: Mapping[str, Any]) -> tuple[list[Planned], list[tuple[Ahead, Sentence]]]:
     """The plan of each component that would be streamed, and the reason for each that would not.
 
     Raises OffloadError for the first thing that a run would refuse: a file that is not there, say, or a budget.
@@ -97,8 +99,8 @@ def plan_prompt(prompt: Mapping[str, Any]) -> tuple[list[Planned], list[tuple[Ah
     return planned, left
 
 
-def _left(one: Ahead, device: torch.device) -> str:
-    """Why the component is not streamed, or cannot be planned yet; empty if neither."""
+def _left(one: Ahead, device: torch.device) -> Sentence | None:
+    """Why the component is not streamed, or cannot be planned yet; None if neither."""
     if reason := left_to_the_app(one.asked):
         return reason
     if one.inventory is None:
@@ -107,7 +109,7 @@ def _left(one: Ahead, device: torch.device) -> str:
     explicit = settings.value("placement") == "layerwise" or settings.is_explicitly_set("budget_bytes")
     if not streams_to(device) and not explicit and one.inventory.total_bytes <= host_available_bytes():
         return NO_MEMORY
-    return ""
+    return None
 
 
 def _planned(one: Ahead, device: torch.device, others: list[Ahead]) -> Planned:
@@ -120,7 +122,7 @@ def _planned(one: Ahead, device: torch.device, others: list[Ahead]) -> Planned:
     decision = decide(one.asked, KINDS[one.wanted.kind], one.inventory, situation)
     plan, request = plan_decision(decision, one.asked.settings, situation, one.model)
     decision = decision.as_planned(plan)
-    return Planned(one, decision.settings, request, plan, tuple(notice.line for notice in decision.notices))
+    return Planned(one, decision.settings, request, plan, decision.notices)
 
 
 def _as_neighbour(other: Ahead) -> Neighbour | None:
@@ -141,7 +143,7 @@ def _ahead(wanted: Wanted, device: torch.device) -> Ahead | None:
     """What is known of a component, in sizes of `device`; None for a part that its checkpoint does not bring."""
     paths = [_path(wanted, name) for name in wanted.files]
     if not paths:
-        return Ahead(wanted, wanted.asked(), SEEN_LATER, None)
+        return Ahead(wanted, wanted.asked(), "", None)
     turned_out = None
     if wanted.kind in _WORDS and wanted.folder != "checkpoints":
         require_kind(paths, wanted.kind, _WORDS[wanted.kind])

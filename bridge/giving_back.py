@@ -17,6 +17,7 @@ from ..offload_core.errors import BudgetError, OffloadError
 from ..offload_core.plan import Plan
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget
 from ..offload_core.runtime import OffloadController
+from ..offload_core.sentences import Sentence, sentence
 from .compat import apps_graph_is_active
 
 ASKED_FIRST_BYTES = 4096
@@ -45,7 +46,7 @@ class HoldsMemory(Protocol):
     def planned(self, plan: Plan, request: PlanRequest) -> None: ...
     def leave_device(self) -> None: ...
     def ran_full(self, nbytes: int, needs_room: bool = False) -> None: ...
-    def warn(self, text: str, do: str = "") -> None: ...
+    def warn(self, what: Sentence, do: Sentence | None = None) -> None: ...
 
 
 def asked_first_bytes(passes: int) -> int:
@@ -106,7 +107,7 @@ def _full_in_the_apps_graph(
         f"asked for memory in the layer {layer} of {component.source}; found {component.device} full, {free}ComfyUI's "
         "compiler memory graph active, in which a layer cannot be run again"
     )
-    component.warn(f"{component.device} ran out of memory in the middle of a pass, in ComfyUI's compiler memory graph")
+    component.warn(sentence("full_in_graph", device=str(component.device)))
     return FullInTheAppsGraph(
         f"{found}; {given / 1e9:.2f} GB are given up before the next run: run the prompt again"
         if given
@@ -145,11 +146,9 @@ def make_room(
     given += max(0, plan.device_bytes - less.device_bytes)
     if not given:
         return None
-    component.warn(
-        f"{component.device} ran out of memory in the middle of a pass: {given / 1e9:.2f} GB were given up, and the "
-        + ("layer could not be run twice" if too_late else "layer was run again"),
-        do="run the prompt again" if too_late else "",
-    )
+    name, size = str(component.device), f"{given / 1e9:.2f} GB"
+    what = sentence("full_too_late" if too_late else "full_run_again", device=name, given=size)
+    component.warn(what, do=sentence("do_run_again") if too_late else None)
     component.ran_full(less.device_bytes)
     if less.device_bytes >= plan.device_bytes:
         return plan

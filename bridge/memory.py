@@ -20,7 +20,8 @@ from ..offload_core.request import PlanRequest
 from ..offload_core.runtime import OffloadController
 from ..offload_core.runtime.host_placement import there_bytes
 from ..offload_core.runtime.layer import Layer
-from ..offload_core.settings import SOURCE_WORDS, ComponentSettings, Setting, Source, Unset
+from ..offload_core.sentences import Sentence, sentence
+from ..offload_core.settings import SOURCE_WORDS, ComponentSettings, Setting, Source
 from . import compat
 from .device import streams_to, takes_host_memory, total_bytes
 
@@ -33,23 +34,18 @@ class DeviceAllowance:
     """A budget in bytes (None: no limit known) and, for people, where it comes from."""
 
     budget_bytes: int | None
-    reason: str
+    reason: Sentence
 
 
 def device_allowance(settings: ComponentSettings, device: torch.device, offered_bytes: float) -> DeviceAllowance:
     """The budget of a component. `offered_bytes` is what the app would let its weights have on `device`."""
-    total = total_bytes(device)
-    asked = settings.value("budget_bytes")
-    if isinstance(asked, int) and not isinstance(asked, Unset):
-        if asked > total:
-            return DeviceAllowance(
-                total, f"budget {asked / 1e9:.2f} GB is more than {device} has: clamped to its {total / 1e9:.2f} GB"
-            )
-        return DeviceAllowance(asked, f"budget {asked / 1e9:.2f} GB, {settings.reason('budget_bytes')}")
+    said = settings.said(Setting.BUDGET_BYTES)
+    if said and isinstance(said[0].value, int):
+        return DeviceAllowance(min(said[0].value, total_bytes(device)), said[0].reason)
     if offered_bytes >= UNLIMITED_BYTES:
-        return DeviceAllowance(None, "no budget set, and the app wants all of it on the device")
+        return DeviceAllowance(None, sentence("offered_all"))
     offered = max(0, int(offered_bytes))
-    return DeviceAllowance(offered, f"no budget set: the {offered / 1e9:.2f} GB that the app offers on {device}")
+    return DeviceAllowance(offered, sentence("offered", size=f"{offered / 1e9:.2f} GB", device=str(device)))
 
 
 def host_available_bytes() -> int:
@@ -128,16 +124,19 @@ def require_tier(plan: Plan, request: PlanRequest, settings: ComponentSettings, 
     )
 
 
-def host_remark(settings: ComponentSettings, device: torch.device) -> str:
-    """A line where a node or an options node asks for something of host memory and the CPU runs the component, which
-    reads streamed layers from their file; else nothing."""
-    names = [name for name in (Setting.HOST_TIER, Setting.PIN_BUDGET_BYTES) if settings.is_explicitly_set(name)]
-    names = [name for name in names if settings.source(name) in (Source.NODE, Source.OPTIONS)]
+def host_remark(settings: ComponentSettings, device: torch.device) -> Sentence | None:
+    """What to say where a node or an options node asks for something of host memory and the CPU runs the component,
+    which reads streamed layers from their file; else None."""
+    names = [
+        f"{settings.component}.{name}"
+        for name in (Setting.HOST_TIER, Setting.PIN_BUDGET_BYTES)
+        if settings.source(name) in (Source.NODE, Source.OPTIONS)
+    ]
     if streams_to(device) or not names:
-        return ""
-    said = " and ".join(f"{settings.component}.{name}" for name in names)
-    without = "have no effect" if len(names) > 1 else "has no effect"
-    return f"{said} {without} on the CPU: its layers are read from their file, or used where they are"
+        return None
+    if len(names) > 1:
+        return sentence("no_effects_on_cpu", first=names[0], second=names[1])
+    return sentence("no_effect_on_cpu", setting=names[0])
 
 
 def in_memory_bytes(layers: Iterable[Layer]) -> int:
@@ -145,12 +144,10 @@ def in_memory_bytes(layers: Iterable[Layer]) -> int:
     return sum(layer.nbytes for layer in layers if layer.host.master is not None)
 
 
-def not_locked(controller: OffloadController) -> str:
-    """What of the plan in effect could not be page-locked, in a line; nothing if all is."""
+def not_locked(controller: OffloadController) -> Sentence | None:
+    """That some of the plan in effect could not be page-locked, and how much; None if all is."""
     if controller.plan is None:
-        return ""
+        return None
     planned = [layer for layer in controller.plan.layers if layer.host_tier == "pinned"]
     missing = sum(layer.bytes for layer in planned) - controller.pinned_bytes()
-    if missing <= 0:
-        return ""
-    return f"{missing / 1e9:.2f} GB could not be page-locked: copied through a staging buffer, which is slower"
+    return sentence("not_page_locked", size=f"{missing / 1e9:.2f} GB") if missing > 0 else None

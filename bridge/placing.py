@@ -18,6 +18,7 @@ from ..offload_core.groups import match, numbered_base
 from ..offload_core.inventory import Inventory
 from ..offload_core.planner import smallest_budget, usual_budget
 from ..offload_core.resolver import Request, Resolution, resolve
+from ..offload_core.sentences import Sentence, sentence
 from ..offload_core.settings import ComponentSettings, Setting, Source
 from .asked import AUTO, Asked
 from .device import total_bytes
@@ -41,21 +42,21 @@ class Neighbour:
     """What the app will ask for when it is loaded next, of what it does not hold."""
 
 
-def left_to_the_app(asked: Asked) -> str:
-    """The reason why a component goes the app's own way whatever its size and the device's; empty if it does not."""
+def left_to_the_app(asked: Asked) -> Sentence | None:
+    """The reason why a component goes the app's own way whatever its size and the device's; None if it does not."""
     placement = asked.value(Setting.PLACEMENT)
     if placement in APPS_WAY:
         return asked.settings.reason(Setting.PLACEMENT)
     if isinstance(placement, str):
-        return ""
+        return None
     if asked.settings.is_explicitly_set(Setting.BUDGET_BYTES):
-        return ""  # a budget is something only we can keep
+        return None  # a budget is something only we can keep
     # A selection that names it is the selection's word for layerwise; one that does not leaves it alone.
     if asked.selected is not None:
-        return "" if asked.selected else "not among the components selected for streaming"
+        return None if asked.selected else sentence("not_selected")
     one = policy.Placed(policy.Component(asked.component, 1))
     choice = policy.decide(asked.mode or AUTO, policy.Device("unknown"), None, [one]).choices[asked.component]
-    return choice.reason if choice.placement in APPS_WAY else ""
+    return choice.reason if choice.placement in APPS_WAY else None
 
 
 def resolve_now(
@@ -127,18 +128,18 @@ def within_policy(
     explicit = asked.settings.is_explicitly_set("placement")
     if asked.mode == "memory" and not explicit:
         ring = max(smallest_budget(inventory), usual_budget(inventory))
-        return DeviceAllowance(ring, "memory mode: a ring and nothing more")
+        return DeviceAllowance(ring, sentence("memory_mode_ring"))
     if asked.value("placement") == "resident":
         return allowance
     if crowded_bytes is not None and (allowance.budget_bytes is None or crowded_bytes < allowance.budget_bytes):
-        return DeviceAllowance(crowded_bytes, "the device ran out of memory with more, during a pass")
+        return DeviceAllowance(crowded_bytes, sentence("ran_out_with_more"))
     if allowance.budget_bytes is None:
         return allowance
     if room_bytes and inventory.total_bytes > allowance.budget_bytes - room_bytes:
-        reason = f"{allowance.reason}, less {room_bytes / 1e9:.2f} GB that the next encoder or VAE will ask for"
+        reason = sentence("offered_less_room", reason=allowance.reason, room=f"{room_bytes / 1e9:.2f} GB")
         left = max(allowance.budget_bytes - room_bytes, smallest_budget(inventory))
         allowance = DeviceAllowance(left, reason)
     budget = resolved.value("budget_bytes")
     if explicit or not isinstance(budget, int) or allowance.budget_bytes is None or allowance.budget_bytes <= budget:
         return allowance
-    return DeviceAllowance(budget, resolved.reason("budget_bytes"))
+    return DeviceAllowance(budget, resolved.reason("budget_bytes") or allowance.reason)

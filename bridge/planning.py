@@ -20,6 +20,7 @@ from ..offload_core.planner import PlanRequest, check_budget, make_plan, smalles
 from ..offload_core.policy import Choice
 from ..offload_core.resolver import filled
 from ..offload_core.runtime.layer import Layer
+from ..offload_core.sentences import sentence
 from ..offload_core.settings import ComponentSettings, Setting, Source
 from .asked import Asked
 from .kinds import Kind
@@ -72,15 +73,12 @@ class Decision:
 
     def as_planned(self, plan: Plan | None) -> Decision:
         """The same, with the placement that `plan` has: the policy's `resident` is a wish; the app's room decides."""
-        settings = self.settings
-        chosen = (settings.source(Setting.PLACEMENT), settings.value(Setting.PLACEMENT))
-        if plan is None or not plan.streamed or chosen != (Source.POLICY, "resident"):
+        chosen = self.settings.said(Setting.PLACEMENT)[0]
+        if plan is None or not plan.streamed or (chosen.source, chosen.value) != (Source.POLICY, "resident"):
             return self
-        reason = (
-            f"{settings.reason(Setting.PLACEMENT)}; ComfyUI has room for {len(plan.residents)} of its "
-            f"{len(plan.layers)} layers, the others are streamed"
-        )
-        streamed = filled(settings.without(Source.POLICY), Choice("layerwise", reason))
+        resident, layers = len(plan.residents), len(plan.layers)
+        reason = sentence("room_for_some", reason=chosen.reason, resident=resident, layers=layers)
+        streamed = filled(self.settings.without(Source.POLICY), Choice("layerwise", reason))
         notices = tuple(notice for notice in self.notices if notice.code != NO_EFFECT)
         return replace(self, settings=streamed, notices=notices)
 
@@ -101,7 +99,7 @@ def decide(asked: Asked, kind: Kind, inventory: Inventory, situation: Situation)
     settings = resolution.components[asked.component]
     notices = concerning(resolution.notices, asked.component)
     if remark := host_remark(asked.settings, device):
-        notices = (*notices, Notice(asked.component, "no_effect_on_the_cpu", remark))
+        notices = (*notices, Notice(asked.component, remark))
     if explicit:
         return Decision(settings, request, notices)
     room = 0 if kind.asks_for_ring else max((other.room_bytes for other in situation.neighbours), default=0)
@@ -109,8 +107,8 @@ def decide(asked: Asked, kind: Kind, inventory: Inventory, situation: Situation)
     request = _request(asked, kind, inventory, device, allowance)
     needed = smallest_budget_for(request)
     if request.budget_bytes is not None and request.budget_bytes < needed:
-        text = f"{allowance.reason}, less than the {needed / 1e9:.2f} GB that it needs, which it takes"
-        notices = (*notices, Notice(asked.component, "less_than_needed", text))
+        what = sentence("less_than_needed", reason=allowance.reason, needed=f"{needed / 1e9:.2f} GB")
+        notices = (*notices, Notice(asked.component, what))
         request = replace(request, budget_bytes=needed)
     return Decision(settings, request, notices)
 

@@ -14,9 +14,11 @@ import torch
 
 from ..offload_core.cost_model import compute_times
 from ..offload_core.errors import BudgetError, OffloadError
+from ..offload_core.notices import Notice, notices_json
 from ..offload_core.plan import Plan
 from ..offload_core.plan_text import plan_to_text
 from ..offload_core.planner import PlanRequest, make_plan, smallest_budget_for
+from ..offload_core.sentences import reason_json, sentence
 from ..offload_core.simulate import steady_events
 from ..offload_core.trace import Event, newest_pass
 from ..offload_core.trace_summary import run_numbers
@@ -76,12 +78,11 @@ def component_report(component: Component) -> dict[str, Any] | None:
         "version_bytes": controller.versions.held_bytes,
         "host_bytes": controller.host_bytes(),
     }
-    warnings = [*component.warnings, *not_kept(controller.versions)]
+    of_runs = not_kept(controller.versions)
     if touched := controller.outside_touches:
         names = ", ".join(sorted(touched)[:3])
-        warnings.append(
-            f"weights of {len(touched)} layers ({names}, ...) used outside their layer's call: copied each time"
-        )
+        of_runs.append(sentence("outside_their_call", layers=len(touched), names=names))
+    notices = [*component.notices, *(Notice(component.name, what) for what in of_runs)]
     request = component.request
     return {
         **live_state(component),
@@ -95,7 +96,7 @@ def component_report(component: Component) -> dict[str, Any] | None:
         "what_if": [] if request is None else what_if(request, plan),
         "nodes": list(component.nodes()),
         "settings": component.resolved.to_json() if component.resolved is not None else {},
-        "warnings": warnings,
+        **notices_json(notices),
     }
 
 
@@ -129,7 +130,7 @@ def live_bystanders() -> list[dict[str, Any]]:
         if patcher is not None and (reason := left_to_the_app(patcher.asked)):
             model = component.source or type(patcher.model).__name__
             nodes = list(component.nodes())
-            found.append({"component": component.name, "model": model, "reason": reason, "nodes": nodes})
+            found.append({"component": component.name, "model": model, **reason_json(reason), "nodes": nodes})
     return sorted(found, key=lambda one: (one["component"], one["model"]))
 
 

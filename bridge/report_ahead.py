@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..offload_core.errors import OffloadError
+from ..offload_core.notices import notices_json
 from ..offload_core.plan_text import plan_to_text
+from ..offload_core.sentences import Sentence, reason_json
 from ..offload_core.settings import Setting
 from .expect import KINDS, Ahead, Planned, plan_prompt
 from .refused_budget import error_members
@@ -49,10 +51,10 @@ def _component(one: Planned) -> dict[str, Any]:
         "device_bytes": plan.device_bytes,
         "what_if": what_if(one.request, plan),
         "settings": one.settings.to_json(),
-        "warnings": list(one.warnings),
+        **notices_json(one.notices),
         "events": [event_row(event) for event in simulated(plan, one.request, f"{name}-planned")],
     }
 
 
-def _bystander(one: Ahead, reason: str) -> dict[str, Any]:
-    return {"component": one.asked.component, "model": one.model, "reason": reason, "nodes": one.nodes}
+def _bystander(one: Ahead, reason: Sentence) -> dict[str, Any]:
+    return {"component": one.asked.component, "model": one.model, **reason_json(reason), "nodes": one.nodes}

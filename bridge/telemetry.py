@@ -11,6 +11,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from ..offload_core.notices import notices_json
+from ..offload_core.sentences import reason_json, sentence
 from ..offload_core.settings import Setting
 from . import compat
 from .component import Component, live_components
@@ -26,11 +28,8 @@ log = logging.getLogger(__name__)
 LIVE_EVENT = "layerwise_offload.live"
 RESOLVED_EVENT = "layerwise_offload.resolved"
 
-IN_MEMORY = (
-    "computed on the CPU, with its weights in memory already: it runs the app's way; a Layerwise Offload loader in "
-    "place of the app's streams them from their file"
-)
-"""Of a model that an Apply node was given there."""
+IN_MEMORY = sentence("in_memory")
+"""Of a model that an Apply node was given on the CPU."""
 
 INTERVAL_S = 0.25
 MAX_EVENTS = 400
@@ -164,10 +163,10 @@ def tell_resolved(component: Component) -> None:
             "placement": placement.get("value"),
             "source": placement.get("source"),
             "reason": placement.get("reason"),
+            "why": placement.get("why"),
             "budget_bytes": component.request.budget_bytes if component.request is not None else None,
             "device_bytes": plan.device_bytes if plan is not None else component.device_bytes(),
-            "warnings": list(component.warnings),
-            "to_do": component.take_to_do(),
+            **_notices(component),
         },
     )
 
@@ -175,11 +174,11 @@ def tell_resolved(component: Component) -> None:
 def tell_left_to_the_app(component: Component, asked: Asked, device_bytes: int) -> None:
     """A component has been loaded by the app in its own way."""
     chosen = left_to_the_app(asked)
-    said = asked.settings
-    explicit = said.is_explicitly_set(Setting.PLACEMENT)
-    if not chosen and (explicit or said.is_explicitly_set(Setting.BUDGET_BYTES)):
-        component.warn(f"{component.name}: asked to stream it; found it {IN_MEMORY}")
-    placement = said.value(Setting.PLACEMENT)
+    settings = asked.settings
+    explicit = settings.is_explicitly_set(Setting.PLACEMENT)
+    if chosen is None and (explicit or settings.is_explicitly_set(Setting.BUDGET_BYTES)):
+        component.warn(sentence("found_in_memory", component=component.name, reason=IN_MEMORY))
+    placement = settings.value(Setting.PLACEMENT)
     _send(
         component.nodes(),
         {
@@ -187,14 +186,19 @@ def tell_left_to_the_app(component: Component, asked: Asked, device_bytes: int) 
             "component": component.name,
             "model": component.source,
             "placement": placement if placement in ("whole", "cpu") else "whole",
-            "source": said.source(Setting.PLACEMENT) if explicit and chosen else "policy",
-            "reason": chosen or IN_MEMORY,
+            "source": settings.source(Setting.PLACEMENT) if explicit and chosen is not None else "policy",
+            **reason_json(chosen or IN_MEMORY),
             "budget_bytes": None,
             "device_bytes": device_bytes,
-            "warnings": list(component.warnings),
-            "to_do": component.take_to_do(),
+            **_notices(component),
         },
     )
+
+
+def _notices(component: Component) -> dict[str, Any]:
+    """The members of a message that have what there is to say of a component, and what of it is for the user to do."""
+    to_do = notices_json(component.take_to_do())
+    return {**notices_json(component.notices), "to_do": to_do["warnings"], "to_do_notices": to_do["notices"]}
 
 
 def _send(nodes: tuple[str, ...], message: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from ..offload_core.host_budget import host_budget
 from ..offload_core.runtime import Change, OffloadController, twin_of
 from ..offload_core.runtime.versions import Versions
 from ..offload_core.runtime.weight_file import dtype_of, slice_of
+from ..offload_core.sentences import Sentence, sentence
 from . import compat
 from .component import Component
 from .device import takes_host_memory
@@ -161,12 +162,13 @@ def check_room(controller: OffloadController, component: str, lora_mode: object)
         )
 
 
-def not_kept(versions: Versions) -> list[str]:
+def not_kept(versions: Versions) -> list[Sentence]:
     """For the report: that patched layers are not kept on the host, if so, and why."""
     if not versions.refused:
         return []
-    why = "as lora_mode asks" if versions.may_hold is _keep_none else "host memory is short"
-    return [f"{why}: patches (a LoRA, say) of {len(versions.refused)} layers are applied on each arrival"]
+    on_request = versions.may_hold is _keep_none
+    layers = len(versions.refused)
+    return [sentence("patched_on_arrival_asked" if on_request else "patched_on_arrival_short", layers=layers)]
 
 
 def app_patches(model: torch.nn.Module, key: str) -> bool:

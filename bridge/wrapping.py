@@ -12,6 +12,7 @@ from typing import Any
 import comfy.model_patcher
 
 from ..offload_core.errors import OffloadError
+from ..offload_core.sentences import sentence
 from ..offload_core.settings import ComponentSettings
 from . import compat
 from .kinds import kind_of
@@ -19,9 +20,6 @@ from .loading import check_placement, is_refused_by_ours, patcher_class
 from .patcher import LayerwiseModelPatcher, become_ours
 from .placing import left_to_the_app
 from .surroundings import Surroundings
-
-_LOADED_TWICE = "the model was loaded for Dynamic VRAM and had to be loaded a second time"
-_LOAD_IT_ONCE = "use a Layerwise Offload loader node in place of the app's, which loads it once"
 
 
 def wrap_model(
@@ -66,7 +64,7 @@ def _wrapped(
     if clone.foreign is not None and not clone.streams:
         return clone.as_it_came(clone.foreign)
     if dynamic:
-        clone.component.warn(_LOADED_TWICE, do=_LOAD_IT_ONCE)
+        clone.component.warn(sentence("loaded_twice"), do=sentence("do_load_once"))
     return clone
 
 

@@ -12,7 +12,8 @@ from .errors import BudgetError, SettingsError
 from .notices import Notice
 from .plan_text import format_bytes
 from .policy import Component, Device
-from .settings import SOURCE_WORDS, ComponentSettings, Setting
+from .sentences import Sentence, sentence
+from .settings import SOURCE_SENTENCES, ComponentSettings, Setting, Source
 
 __all__ = ["NO_EFFECT", "check_component", "explicit_bytes", "explicit_text", "remarks"]
 
@@ -59,31 +60,37 @@ def remarks(component: Component, settings: ComponentSettings, device: Device | 
     size_bytes = device.total_bytes if device is not None and placement != "cpu" else None
     budget_bytes = explicit_bytes(settings, Setting.BUDGET_BYTES)
     if size_bytes is not None and budget_bytes is not None and budget_bytes > size_bytes:
-        asked = _asked(component, settings, Setting.BUDGET_BYTES)
-        text = f"{asked} is more than the device has: clamped to its {format_bytes(size_bytes)}"
-        do = "set a budget that the device has, or 0 for auto"
-        notices.append(Notice(component.name, "budget_beyond_device", text, do))
+        setting = _setting(component, settings, Setting.BUDGET_BYTES)
+        what = sentence("budget_beyond_device", setting=setting, size=format_bytes(size_bytes))
+        notices.append(Notice(component.name, what, do=sentence("do_set_budget_of_device")))
     total_bytes = _total_bytes(device)
     free_bytes = device.free_bytes if device is not None and total_bytes is not None else None
     asked_resident = explicit_text(settings, Setting.PLACEMENT) == "resident"
     if asked_resident and free_bytes is not None and component.bytes > free_bytes:
-        asked = _asked(component, settings, Setting.PLACEMENT)
+        setting = _setting(component, settings, Setting.PLACEMENT)
         size, free = format_bytes(component.bytes), format_bytes(free_bytes)
-        text = f"{asked} needs {size}, {free} are free: the app will have to make room"
-        notices.append(Notice(component.name, "resident_beyond_free", text))
+        notices.append(Notice(component.name, sentence("resident_beyond_free", setting=setting, size=size, free=free)))
     for name in _UNUSED.get(placement, ()):
         # What is said of all components at once is meant for those that it suits: no line for the others.
         if settings.source(name) == "node" or (settings.source(name) == "options" and name not in _SAID_OF_ALL):
-            asked = _asked(component, settings, name)
-            text = f"{asked} has no effect: the component is {placement}"
-            notices.append(Notice(component.name, NO_EFFECT, text))
+            setting = _setting(component, settings, name)
+            notices.append(Notice(component.name, sentence(NO_EFFECT, setting=setting, placement=placement)))
     return notices
 
 
-def _asked(component: Component, settings: ComponentSettings, name: str) -> str:
+def _setting(component: Component, settings: ComponentSettings, name: str) -> Sentence:
     value = settings.value(name)
-    shown_value = format_bytes(value) if isinstance(value, int) else value
-    return f"{component.name}.{name} = {shown_value} ({SOURCE_WORDS[settings.source(name) or 'policy']})"
+    return sentence(
+        "setting",
+        component=component.name,
+        setting=name,
+        value=format_bytes(value) if isinstance(value, int) else str(value),
+        source=SOURCE_SENTENCES[settings.source(name) or Source.POLICY],
+    )
+
+
+def _asked(component: Component, settings: ComponentSettings, name: str) -> str:
+    return _setting(component, settings, name).text
 
 
 def _total_bytes(device: Device | None) -> int | None:

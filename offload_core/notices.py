@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Notice", "concerning", "lines"]
+from .sentences import Sentence, sentence
+
+__all__ = ["Notice", "concerning", "notices_json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,20 +19,33 @@ class Notice:
     """One remark.
 
     component  the component that it is about; empty: the whole graph
-    code       what it says, for programs: one word for each sentence that there is
-    text       the sentence, in one line, with its numbers
-    do         what the user can do about it; empty where there is nothing to do
+    what       what there is to say, in one line, with its numbers
+    do         what the user can do about it; None where there is nothing to do
     """
 
     component: str
-    code: str
-    text: str
-    do: str = ""
+    what: Sentence
+    do: Sentence | None = None
+
+    @property
+    def code(self) -> str:
+        """What it says, for programs."""
+        return self.what.code
+
+    @property
+    def text(self) -> str:
+        """What there is to say, in English."""
+        return self.what.text
 
     @property
     def line(self) -> str:
-        """The sentence and what to do."""
-        return f"{self.text}; {self.do}" if self.do else self.text
+        """What there is to say and what to do, in English."""
+        return self.text if self.do is None else sentence("both", first=self.what, second=self.do).text
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"component", "code", "values", "do"}``; `do` is a sentence or None."""
+        do = None if self.do is None else self.do.to_json()
+        return {"component": self.component, **self.what.to_json(), "do": do}
 
 
 def concerning(notices: Iterable[Notice], component: str) -> tuple[Notice, ...]:
@@ -37,6 +53,7 @@ def concerning(notices: Iterable[Notice], component: str) -> tuple[Notice, ...]:
     return tuple(notice for notice in notices if notice.component in ("", component))
 
 
-def lines(notices: Iterable[Notice]) -> tuple[str, ...]:
-    """The sentences alone."""
-    return tuple(notice.text for notice in notices)
+def notices_json(notices: Iterable[Notice]) -> dict[str, Any]:
+    """The members of a document that have them: `warnings`, lines in English, and `notices`, the same as data."""
+    notices = list(notices)
+    return {"warnings": [notice.line for notice in notices], "notices": [notice.to_json() for notice in notices]}

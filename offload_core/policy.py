@@ -23,6 +23,7 @@ from .errors import SettingsError, shown
 from .groups import DIT, IMAGE_ENCODER, TEXT_ENCODER, VAE, group_of, numbered_base, sort_key
 from .notices import Notice
 from .plan_text import format_bytes
+from .sentences import Sentence, sentence
 
 __all__ = ["MODES", "Choice", "Component", "Decision", "Device", "Placed", "check_mode", "decide", "headroom_bytes"]
 
@@ -100,12 +101,15 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What one component got, each with its reason. ``budget_bytes`` None: a ring and nothing more."""
+    """What one component got, each with its reason. ``budget_bytes`` None: a ring and nothing more.
+
+    ``reason`` None: the placement was set before the policy spoke.
+    """
 
     placement: str
-    reason: str
+    reason: Sentence | None = None
     budget_bytes: int | None = None
-    budget_reason: str = ""
+    budget_reason: Sentence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,7 @@ class _Work:
         undecided: list[Placed] = []
         for one in self.placed:
             if one.placement is not None:
-                self.choices[one.name] = Choice(one.placement, "set")
+                self.choices[one.name] = Choice(one.placement)
             elif (choice := self._settled(one)) is not None:
                 self.choices[one.name] = choice
             else:
@@ -169,43 +173,41 @@ class _Work:
         """The choice where the sizes of the others do not matter; None where they do."""
         size = format_bytes(one.component.bytes)
         if one.budget_bytes is not None and one.budget_bytes < one.component.bytes:
-            return self._stream(one, f"its {size} must live in the {format_bytes(one.budget_bytes)} it was given")
+            budget = format_bytes(one.budget_bytes)
+            return self._stream(one, sentence("given_less", size=size, budget=budget))
         if self.mode == "manual":
-            return Choice("whole", "manual mode: nobody placed it, so the app handles it its own way")
+            return Choice("whole", sentence("manual_mode"))
         if group_of(one.name) is None:
-            return Choice("whole", f"{one.name} is in no group: streamed only when named; left to the app")
+            return Choice("whole", sentence("no_group", component=one.name))
         if self.device.kind == "cpu":
             if self.host_bytes is not None and one.component.bytes > self.host_bytes and one.may_stream:
-                have = format_bytes(self.host_bytes)
-                return self._stream(one, f"its {size} do not fit into {have} of memory: read from the file")
-            return Choice("whole", "everything runs on the CPU: there is no device to stream to")
+                return self._stream(one, sentence("beyond_host", size=size, memory=format_bytes(self.host_bytes)))
+            return Choice("whole", sentence("all_on_cpu"))
         if self.mode == "memory":
             if one.may_stream:
-                return self._stream(one, "memory mode streams what nobody placed")
-            return Choice("whole", "not among the components selected for streaming; leaves the device after use")
+                return self._stream(one, sentence("memory_mode"))
+            return Choice("whole", sentence("memory_mode_not_selected"))
         if self.device.free_bytes is None:
-            unknown = "the device's free memory is not known"
-            text = f"{unknown}, so nothing is kept resident on the policy's own word"
-            notice = Notice("", "free_memory_unknown", text)
+            notice = Notice("", sentence("free_memory_unknown"))
             if notice not in self.notices:
                 self.notices.append(notice)
             if one.may_stream:
-                return self._stream(one, f"{unknown}: streaming needs the least")
-            return Choice("whole", f"{unknown}; not among the components selected for streaming")
+                return self._stream(one, sentence("free_unknown"))
+            return Choice("whole", sentence("free_unknown_not_selected"))
         return None
 
-    def _stream(self, one: Placed, reason: str) -> Choice:
-        """Streamed; or the app's way, said in a warning, where the component cannot be."""
+    def _stream(self, one: Placed, reason: Sentence) -> Choice:
+        """Streamed; or the app's way, with a notice, where the component cannot be."""
         if one.component.streamable:
             return Choice("layerwise", reason)
-        why = one.component.why_not or "its layers cannot be streamed"
-        self._note(one, "cannot_be_streamed", f"would be streamed ({reason}), but {why}; left to the app")
-        return Choice("whole", f"cannot be streamed ({why}); left to the app")
+        why = one.component.why_not or sentence("layers_cannot_stream")
+        self._note(one, sentence("cannot_be_streamed", component=one.name, reason=reason, why=why))
+        return Choice("whole", sentence("cannot_stream", why=why))
 
     def _balance(self, undecided: list[Placed]) -> None:
         """Everything resident, then out with whatever gives way first, until the rest fits beside the headroom."""
         for one in undecided:
-            self.choices[one.name] = Choice("resident", "")
+            self.choices[one.name] = Choice("resident")
         for one in sorted(undecided, key=_gives_way_key):
             need_bytes = self._need_bytes()
             if need_bytes <= self.usable_bytes:
@@ -214,24 +216,24 @@ class _Work:
         need_bytes = self._need_bytes()
         for one in undecided:
             if self.choices[one.name].placement == "resident":
-                reason = f"its {format_bytes(one.component.bytes)} fit beside the rest: {self._sum(need_bytes)}"
+                size = format_bytes(one.component.bytes)
+                reason = sentence("resident_fits", size=size, sum=self._sum(need_bytes))
                 self.choices[one.name] = Choice("resident", reason)
         need_bytes = self._need_bytes(least=True)
         if need_bytes > self.usable_bytes:
-            text = f"even so not everything fits: {self._sum(need_bytes)}; the app will have to make room"
-            self.notices.append(Notice("", "not_everything_fits", text))
+            self.notices.append(Notice("", sentence("not_everything_fits", sum=self._sum(need_bytes))))
 
     def _give_way(self, one: Placed, need_bytes: int) -> None:
         size = format_bytes(one.component.bytes)
-        reason = f"its {size} do not fit beside the rest: {self._sum(need_bytes)}"
+        reason = sentence("does_not_fit", size=size, sum=self._sum(need_bytes))
         if one.may_stream:
             choice = self._stream(one, reason)
         else:
-            choice = Choice("whole", f"{reason}; not among the components selected for streaming")
+            choice = Choice("whole", sentence("both", first=reason, second=sentence("not_selected")))
         self.choices[one.name] = choice
         if self.mode == "speed":
-            text = f"speed mode would keep it resident, but {reason}; {choice.placement} instead"
-            self._note(one, "speed_gives_way", text)
+            what = sentence("speed_gives_way", component=one.name, reason=reason, placement=choice.placement)
+            self._note(one, what)
 
     def share_budgets(self) -> None:
         """What residents and headroom leave goes to the streamed diffusion models: they walk their layers N times."""
@@ -246,12 +248,14 @@ class _Work:
             if one.budget_bytes is not None or not one.component.bytes:
                 continue
             if left_bytes < max(1, one.streaming_bytes):
-                text = f"only {format_bytes(max(0, left_bytes))} are left for it: a ring and nothing more"
-                self._note(one, "ring_only", text)
+                left = format_bytes(max(0, left_bytes))
+                self._note(one, sentence("ring_only", component=one.name, left=left))
                 continue
-            reason = (
-                f"what {format_bytes(self.device.free_bytes)} free leave beside {format_bytes(residents_bytes)} of "
-                f"residents and {format_bytes(self.headroom_bytes)} of headroom"
+            reason = sentence(
+                "budget_left",
+                free=format_bytes(self.device.free_bytes),
+                residents=format_bytes(residents_bytes),
+                headroom=format_bytes(self.headroom_bytes),
             )
             budget_bytes = min(left_bytes, one.component.bytes)
             self.choices[one.name] = Choice(choice.placement, choice.reason, budget_bytes, reason)
@@ -278,15 +282,17 @@ class _Work:
         placements = ((one, self.choices[one.name].placement) for one in self.placed if _runs_inside_dit(one))
         return sum(one.turn_bytes(placement, least=True) for one, placement in placements if placement != "resident")
 
-    def _sum(self, need_bytes: int) -> str:
+    def _sum(self, need_bytes: int) -> Sentence:
         """The arithmetic behind a choice, in numbers."""
-        return (
-            f"{format_bytes(need_bytes)} needed, {format_bytes(self.device.free_bytes or 0)} free less "
-            f"{format_bytes(self.headroom_bytes)} of headroom"
+        return sentence(
+            "memory_sum",
+            needed=format_bytes(need_bytes),
+            free=format_bytes(self.device.free_bytes or 0),
+            headroom=format_bytes(self.headroom_bytes),
         )
 
-    def _note(self, one: Placed, code: str, text: str) -> None:
-        self.notices.append(Notice(one.name, code, f"{one.name}: {text}"))
+    def _note(self, one: Placed, what: Sentence) -> None:
+        self.notices.append(Notice(one.name, what))
 
 
 def _runs_inside_dit(one: Placed) -> bool:

@@ -17,14 +17,24 @@ from typing import Any, Final
 from .errors import SettingsError, shown
 from .feasibility import check_component, explicit_bytes, explicit_text, remarks
 from .groups import ALL, DEFAULT, match, normalise_name, select, sort_key
-from .notices import Notice, lines
+from .notices import Notice
 from .policy import Choice, Component, Device, Placed, check_mode, decide
-from .settings import EXPLICIT_SOURCES, SOURCE_WORDS, UNSET, ComponentSettings, Setting, Source, Value, validate
+from .sentences import Sentence, sentence
+from .settings import (
+    EXPLICIT_SOURCES,
+    SOURCE_SENTENCES,
+    SOURCE_WORDS,
+    UNSET,
+    ComponentSettings,
+    Setting,
+    Source,
+    Value,
+    validate,
+)
 
 __all__ = ["MAX_COMPONENTS", "Request", "Resolution", "Wish", "filled", "resolve", "settings_for"]
 
 MAX_COMPONENTS: Final = 256
-_SELECTED: Final = "named in the selection of components to stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +73,14 @@ class Resolution:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The sentences of the notices."""
-        return lines(self.notices)
+        """What the notices say, in English, without what to do."""
+        return tuple(notice.text for notice in self.notices)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "components": {name: settings.to_json() for name, settings in self.components.items()},
             "warnings": list(self.warnings),
+            "notices": [notice.to_json() for notice in self.notices],
         }
 
 
@@ -119,9 +130,9 @@ def settings_for(name: str, wishes: Iterable[Wish], names: Sequence[str] = ()) -
             )
     settings = ComponentSettings(name)
     for (setting, source, reach), (wish, value) in sorted(levels.items(), key=lambda item: -item[0][2]):
-        reason = f"set by {SOURCE_WORDS[source]}"
-        if reach:
-            reason += f" for {normalise_name(wish.component)}"
+        name_of = SOURCE_SENTENCES[source]
+        selector = normalise_name(wish.component)
+        reason = sentence("set_by_for", source=name_of, selector=selector) if reach else None
         settings = settings.with_value(setting, value, source, reason)
     return settings
 
@@ -177,8 +188,8 @@ def _absent(request: Request, names: Sequence[str]) -> list[Notice]:
                 f"asked something of {shown(selector)} ({SOURCE_WORDS[source]}); found no such component among: "
                 f"{known}; do name one of those or a group of them"
             )
-        text = f"{selector}: {SOURCE_WORDS[source]} speak of it, but it is not in this graph"
-        notices.append(Notice(selector, "absent", text))
+        what = sentence("absent", component=selector, source=SOURCE_SENTENCES[source])
+        notices.append(Notice(selector, what))
     return notices
 
 
@@ -186,7 +197,7 @@ def _said(name: str, request: Request, names: Sequence[str], chosen: frozenset[s
     settings = request.settings.get(name, ComponentSettings(name)).without(Source.POLICY).without(Source.SELECTION)
     settings = settings.merged(settings_for(name, request.wishes, names))
     if chosen is not None and name in chosen:
-        settings = settings.with_value(Setting.PLACEMENT, "layerwise", Source.SELECTION, _SELECTED)
+        settings = settings.with_value(Setting.PLACEMENT, "layerwise", Source.SELECTION, sentence("selected"))
     return settings
 
 
@@ -201,25 +212,22 @@ def _placed(component: Component, settings: ComponentSettings, may_stream: bool)
 
 
 def filled(settings: ComponentSettings, choice: Choice) -> ComponentSettings:
-    """The settings with the policy's word on everything nobody set; on the rest the policy stays silent."""
+    """The settings with the policy's value for each that no source set; the others stay as they are."""
     streamed = choice.placement == "layerwise"
-    idle = f"nothing to decide: the component is {choice.placement}"
-    filled: dict[str, tuple[Value, str]] = {
+    idle = sentence("nothing_to_decide", placement=choice.placement)
+    of_policy: dict[str, tuple[Value, Sentence | None]] = {
         Setting.PLACEMENT: (choice.placement, choice.reason),
         Setting.BUDGET_BYTES: (
             choice.budget_bytes,
-            choice.budget_reason or ("a ring, and what is free while nobody asks for it" if streamed else idle),
+            choice.budget_reason or (sentence("budget_ring") if streamed else idle),
         ),
-        Setting.RING_BYTES: (
-            None,
-            "the planner decides: room for the largest layer, and for any three ordinary ones" if streamed else idle,
-        ),
-        Setting.HOST_TIER: (None, "decided for each layer: pinned, then pageable, then mapped" if streamed else idle),
-        Setting.PIN_BUDGET_BYTES: (None, "what the machine can spare, shared by all components" if streamed else idle),
-        Setting.PRECISION: (None, "ComfyUI's own choice for this model and device"),
-        Setting.LORA_MODE: (None, "decided when a LoRA is applied"),
+        Setting.RING_BYTES: (None, sentence("planner_decides_ring") if streamed else idle),
+        Setting.HOST_TIER: (None, sentence("tier_by_layer") if streamed else idle),
+        Setting.PIN_BUDGET_BYTES: (None, sentence("pins_shared") if streamed else idle),
+        Setting.PRECISION: (None, sentence("precision_of_app")),
+        Setting.LORA_MODE: (None, sentence("lora_when_applied")),
     }
-    for name, (value, reason) in filled.items():
+    for name, (value, reason) in of_policy.items():
         if not settings.is_explicitly_set(name):
             settings = settings.with_value(name, value, Source.POLICY, reason)
     return settings
@@ -230,8 +238,8 @@ def _notes(component: Component, settings: ComponentSettings, device: Device) ->
     notices = remarks(component, settings, device)
     placement = settings.value(Setting.PLACEMENT)
     said = settings.said(Setting.PLACEMENT)
-    if any(one.source == Source.SELECTION for one in said[1:]):
-        stronger = f"{SOURCE_WORDS[said[0].source]} set {placement}, which is stronger"
-        text = f"{component.name}: the selection names it for streaming, but {stronger}"
-        notices.append(Notice(component.name, "stronger_than_selection", text))
+    if any(weaker.source == Source.SELECTION for weaker in said[1:]):
+        source = SOURCE_SENTENCES[said[0].source]
+        what = sentence("stronger_than_selection", component=component.name, source=source, placement=str(placement))
+        notices.append(Notice(component.name, what))
     return notices

@@ -15,10 +15,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final
+from functools import reduce
+from typing import Any, Final
 
 from .errors import SettingsError, shown
 from .fields import MAX_BYTES
+from .sentences import Sentence, reason_json, sentence
 
 __all__ = [
     "ALLOWED",
@@ -31,6 +33,7 @@ __all__ = [
     "PRECISIONS",
     "SETTINGS",
     "SOURCES",
+    "SOURCE_SENTENCES",
     "SOURCE_WORDS",
     "UNSET",
     "ComponentSettings",
@@ -115,14 +118,16 @@ ALLOWED: Final[dict[str, tuple[str, ...]]] = {
 BYTE_SETTINGS: Final[tuple[str, ...]] = ("budget_bytes", "ring_bytes", "pin_budget_bytes")
 GB: Final = 10**9
 
-SOURCE_WORDS: Final[dict[str, str]] = {
-    "node": "the node's own widget",
-    "options": "the connected options node",
-    "graph": "the graph's options",
-    "settings": "the user's ComfyUI settings",
-    "selection": "the selection of components to stream",
-    "policy": "the policy",
+SOURCE_SENTENCES: Final[dict[str, Sentence]] = {
+    Source.NODE: sentence("source_node"),
+    Source.OPTIONS: sentence("source_options"),
+    Source.GRAPH: sentence("source_graph"),
+    Source.SETTINGS: sentence("source_settings"),
+    Source.SELECTION: sentence("source_selection"),
+    Source.POLICY: sentence("source_policy"),
 }
+"""What each source is called, within a sentence."""
+SOURCE_WORDS: Final[dict[str, str]] = {source: name.text for source, name in SOURCE_SENTENCES.items()}
 
 
 def bytes_from_gb(gigabytes: object, what: str = "a size in GB") -> int | Unset:
@@ -192,15 +197,12 @@ def _check_source(source: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SettingValue:
-    """One thing one source said: ``value``, ``source`` and the ``reason`` in plain words."""
+    """One thing one source said of the setting ``name``, and why."""
 
     name: str
     source: str
     value: Value
-    reason: str
-
-    def to_json(self) -> dict[str, Value]:
-        return {"value": self.value, "source": self.source, "reason": self.reason}
+    reason: Sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,7 @@ class ComponentSettings:
     component: str = ""
     _said: tuple[SettingValue, ...] = field(default=(), repr=False)  # by setting, then strongest source first
 
-    def with_value(self, name: str, value: object, source: str, reason: str = "") -> ComponentSettings:
+    def with_value(self, name: str, value: object, source: str, reason: Sentence | None = None) -> ComponentSettings:
         """A copy in which ``source`` says ``value``, replacing what it said before; ``auto`` takes that back.
 
         Raises SettingsError for an unknown setting, source or value, when ``selection`` speaks about anything but the
@@ -234,7 +236,8 @@ class ComponentSettings:
         rest = tuple(said for said in self._said if (said.name, said.source) != (name, source))
         if isinstance(checked, Unset):
             return replace(self, _said=rest)
-        return self._with((*rest, SettingValue(name, source, checked, reason or f"set by {SOURCE_WORDS[source]}")))
+        reason = reason or sentence("set_by", source=SOURCE_SENTENCES[source])
+        return self._with((*rest, SettingValue(name, source, checked, reason)))
 
     def value(self, name: str) -> Value | Unset:
         """The strongest source's value; ``UNSET`` if nobody set it; ``None`` if the policy left it to a layer below."""
@@ -246,14 +249,20 @@ class ComponentSettings:
         said = self.said(name)
         return said[0].source if said else None
 
-    def reason(self, name: str) -> str:
-        """Why it has this value, in plain words, with what weaker sources had asked for; empty if nobody set it."""
+    def reason(self, name: str) -> Sentence | None:
+        """Why it has this value, with what weaker sources had asked for; None if no source set it."""
         said = self.said(name)
         if not said:
-            return ""
-        differing = [other for other in said[1:] if other.value != said[0].value]
-        weaker = "; ".join(f"{SOURCE_WORDS[other.source]} asked for {other.value}" for other in differing)
-        return f"{said[0].reason} ({weaker}, which is weaker)" if weaker else said[0].reason
+            return None
+        weaker = [
+            sentence("asked_for", source=SOURCE_SENTENCES[other.source], value=str(other.value))
+            for other in said[1:]
+            if other.value != said[0].value
+        ]
+        if not weaker:
+            return said[0].reason
+        differing = reduce(lambda first, second: sentence("both", first=first, second=second), weaker)
+        return sentence("stronger", reason=said[0].reason, weaker=differing)
 
     def is_explicitly_set(self, name: str) -> bool:
         """True if anybody but the policy set it, to whatever value, the default included."""
@@ -284,9 +293,12 @@ class ComponentSettings:
         _check_source(source)
         return replace(self, _said=tuple(said for said in self._said if said.source != source))
 
-    def to_json(self) -> dict[str, dict[str, Value]]:
-        """``{setting: {"value", "source", "reason"}}`` for the settings that have a value."""
-        return {said.name: {**said.to_json(), "reason": self.reason(said.name)} for said in self}
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """``{setting: {"value", "source", "reason", "why"}}`` for the settings that have a value."""
+        return {
+            said.name: {"value": said.value, "source": said.source, **reason_json(self.reason(said.name))}
+            for said in self
+        }
 
     def __iter__(self) -> Iterator[SettingValue]:
         """The winning value of every setting that has one, in the order of ``SETTINGS``."""

@@ -1,6 +1,7 @@
 // Why each component is where it is: what was chosen, by whom, for what reason, and what a GB more or less would do.
 import { element } from './dom.js';
 import { GB, bytes, duration, settingValue } from './format.js';
+import { noticeLines, sentence } from './words.js';
 
 /** A place for the cards; `update(state, focusedId)` builds them anew, which happens with a new report and not live. */
 export function explanations(say) {
@@ -29,7 +30,7 @@ function card(say, component, isFocused) {
     head,
     settingsTable(say, component),
     whatIf(say, component),
-    ...(component.warnings ?? []).map((text) => element('p', { class: 'lwo-warning', text })),
+    ...noticeLines(say, component.notices, component.warnings).map((text) => element('p', { class: 'lwo-warning', text })),
   );
   made.setAttribute('aria-label', `${component.component} ${component.model}`);
   return made;
@@ -43,7 +44,7 @@ function settingsTable(say, component) {
       element('th', { scope: 'row', text: say(`setting.${name}`) }),
       element('td', { class: 'lwo-value', text: settingValue(name, one.value) }),
       element('td', {}, element('span', { class: `lwo-source lwo-by-${one.source}`, text: say(`source.${one.source}`) })),
-      element('td', { class: 'lwo-reason', text: one.reason }),
+      element('td', { class: 'lwo-reason', text: sentence(say, one.why, one.reason) }),
     ),
   );
   const heads = ['setting', 'value', 'who', 'why'].map((name) => element('th', { scope: 'col', text: say(`explain.${name}`) }));
@@ -80,6 +81,9 @@ function bystander(say, one) {
     'article',
     { class: 'lwo-card lwo-bystander' },
     element('h3', {}, one.component, element('span', { class: 'lwo-model', text: one.model, title: one.model })),
-    element('p', { class: 'lwo-quiet', text: `${say('explain.left_to_app')} ${one.reason}` }),
+    element('p', { class: 'lwo-quiet', text: leftToApp(say, one) }),
   );
 }
+
+/** Why a component is left to the app, in one line. */
+export const leftToApp = (say, bystander) => `${say('explain.left_to_app')} ${sentence(say, bystander.why, bystander.reason)}`;

@@ -5,6 +5,7 @@ import { element } from './dom.js';
 import { bytes } from './format.js';
 import { kindsOf, placementWidget } from './model.js';
 import { DECLARED_AS } from './tables.js';
+import { noticeLines, sentence } from './words.js';
 
 export const LINE_HEIGHT = 20;
 export const MARGIN = 6;
@@ -23,9 +24,9 @@ export function line(say, node, resolved) {
   const used = Number.isFinite(resolved.budget_bytes)
     ? say('node.used_of', { used: bytes(resolved.device_bytes), budget: bytes(resolved.budget_bytes) })
     : Number.isFinite(resolved.device_bytes) ? bytes(resolved.device_bytes) : '';
-  const warnings = resolved.warnings ?? [];
+  const warnings = noticeLines(say, resolved.notices, resolved.warnings);
   const rest = [resolved.source && say(`source.${resolved.source}`), used].filter(Boolean).join(' · ');
-  const title = [`${resolved.component}: ${placement}`, rest, resolved.reason, ...warnings].filter(Boolean).join('\n'); // a narrow node cuts the line
+  const title = [`${resolved.component}: ${placement}`, rest, sentence(say, resolved.why, resolved.reason), ...warnings].filter(Boolean).join('\n'); // a narrow node cuts the line
   return { component: resolved.component, placement, rest, title, warned: warnings.length > 0 };
 }
 
@@ -76,14 +77,15 @@ export const heightFor = (node) => 2 * MARGIN + LINE_HEIGHT * Math.max(1, kindsO
 export function fromReport(report, node, id) {
   const asked = (one) => (one.nodes ?? []).map(String).includes(id);
   const ours = report.components.filter(asked).map((one) => {
-    const { value = 'layerwise', source = null, reason = '' } = one.settings?.placement ?? {};
-    const { component, budget_bytes, warnings } = one;
-    return { component, placement: value, source, reason, budget_bytes, device_bytes: one.summary?.peak_device_bytes ?? null, warnings };
+    const { value = 'layerwise', source = null, reason = '', why = null } = one.settings?.placement ?? {};
+    const { component, budget_bytes, warnings, notices } = one;
+    const device_bytes = one.summary?.peak_device_bytes ?? null;
+    return { component, placement: value, source, reason, why, budget_bytes, device_bytes, warnings, notices };
   });
-  const others = (report.bystanders ?? []).filter(asked).map(({ component, reason }) => {
+  const others = (report.bystanders ?? []).filter(asked).map(({ component, reason, why }) => {
     const widget = placementWidget(node, kindOf(component));
     const isSet = widget !== null && widget !== 'auto'; // the report of a bystander has its reason, and no source
-    return { component, placement: isSet ? widget : 'whole', source: isSet ? 'node' : null, reason, warnings: [] };
+    return { component, placement: isSet ? widget : 'whole', source: isSet ? 'node' : null, reason, why, warnings: [] };
   });
   return [...ours, ...others];
 }

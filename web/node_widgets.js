@@ -4,6 +4,7 @@ import { graphPart, optionsText } from './graph_options.js';
 import { isOurs, isWired, kindsOf } from './model.js';
 import { MARGIN, REPORT_HEIGHT, fromReport, heightFor, kindOf, nodeText, reportText } from './node_text.js';
 import { word } from './settings.js';
+import { noticeLines } from './words.js';
 
 const TEXT_WIDGET = 'layerwise_offload_text';
 const OPTIONS_WIDGET = 'graph_options';
@@ -65,7 +66,7 @@ export function nodeWidgets(contact) {
     resolved(message) {
       const node = find(message.node);
       if (node && shown.has(node) && namesFile(node, message.model ?? '')) put(node, [...stillThere(node, shown.get(node).resolved, message), message]);
-      const fresh = (message.to_do ?? []).map((text) => `${message.component}: ${text}`).filter((text) => !told.has(text));
+      const fresh = noticeLines(say, message.to_do_notices, message.to_do).map((text) => `${message.component}: ${text}`).filter((text) => !told.has(text));
       if (!fresh.length) return;
       fresh.forEach((text) => told.add(text));
       if (!pending.length) setTimeout(() => contact.toast('warn', pending.splice(0).join('\n')), TOGETHER_MS);

@@ -2,7 +2,7 @@
 // through the object `contact` alone.
 import { budgetButton } from './budget_button.js';
 import { element, rovingFocus, setText } from './dom.js';
-import { explanations } from './explain.js';
+import { explanations, leftToApp } from './explain.js';
 import { graphOptionsForm } from './graph_options_form.js';
 import { optionsText, said } from './graph_options.js';
 import { memoryBars } from './memory_bar.js';
@@ -220,7 +220,7 @@ function emptyView(say, contact) {
       list.hidden = !!problem;
       list.replaceChildren(
         ...(ready && !problem ? names : []).map((name) => element('li', {}, element('b', { text: name }), ' ', options[name]?.placement ?? say('empty.decided'))),
-        ...state.bystanders.map((one) => element('li', {}, element('b', { text: one.component }), ` ${say('explain.left_to_app')} ${one.reason}`)),
+        ...state.bystanders.map((one) => element('li', {}, element('b', { text: one.component }), ` ${leftToApp(say, one)}`)),
       );
       add.hidden = ready;
     },

@@ -12,7 +12,7 @@ export function languageFor(locale) {
   return LANGUAGES.includes(base) ? base : 'en';
 }
 
-/** `say(key, values)`: the text of `key`, with `{name}` replaced from `values`. Loads each table once. */
+/** `say(key, values, unknown)`: the text of `key`, `{name}` replaced from `values`; else `unknown`. Loads each table once. */
 export async function wordsFor(locale) {
   const language = languageFor(locale);
   for (const one of new Set(['en', language])) {
@@ -22,8 +22,24 @@ export async function wordsFor(locale) {
 }
 
 export function speaker(table, english = table) {
-  return (key, values = {}) => {
-    const text = table[key] ?? english[key] ?? key;
+  return (key, values = {}, unknown = key) => {
+    const text = table[key] ?? english[key];
+    if (text === undefined) return unknown;
     return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
   };
+}
+
+/** What a sentence {code, values} of the server says, by `say`; `english` without one, or where a code in it is not known. */
+export function sentence(say, data, english) {
+  const values = Object.entries(data?.values ?? {}).map(([name, value]) => [name, typeof value === 'string' ? value : sentence(say, value, null)]);
+  const isKnown = data && values.every(([, value]) => value !== null);
+  return isKnown ? say(`why.${data.code}`, Object.fromEntries(values), english) : english;
+}
+
+/** The lines of notices, each with what to do; `english`: the same lines from the server. */
+export function noticeLines(say, notices, english) {
+  return (english ?? []).map((line, index) => {
+    const notice = notices?.[index];
+    return sentence(say, notice?.do ? { code: 'both', values: { first: notice, second: notice.do } } : notice, line);
+  });
 }

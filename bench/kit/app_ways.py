@@ -246,4 +246,5 @@ class Flow:
                     "counters": one.controller.counters.as_dict(),
                 }
                 facts |= {"link": one.controller.link_bytes_per_s(), "host_bytes": one.controller.host_bytes()}
-                self.rows.write(f"{self.way}: plan of {one.name}", way=self.way, warnings=list(one.warnings), **facts)
+                facts["warnings"] = [notice.line for notice in one.notices]
+                self.rows.write(f"{self.way}: plan of {one.name}", way=self.way, **facts)

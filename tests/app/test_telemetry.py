@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import websocket
 
+from tests.app.test_what_is_shown import in_english
 from tests.core.test_trace import check_chrome
 from tests.support.app_server import HttpError
 from tests.support.workflows import CLIP, MODEL, SAMPLER, VAE, all_in_one, build, node, with_our_loaders
@@ -178,6 +179,9 @@ def test_what_became_of_each_auto_is_told_to_the_nodes(sim, browser):
     assert (dit["node"], dit["placement"], dit["source"]) == (MODEL, "layerwise", "node")
     assert dit["budget_bytes"] == BUDGET_GB * 1e9 and 0 < dit["device_bytes"] <= dit["budget_bytes"]
     assert encoder["node"] == CLIP and encoder["source"] == "policy" and encoder["reason"]
+    for told in resolved.values():
+        assert in_english(told["why"]) == told["reason"], told
+    assert vae["why"]["code"] == "set_by" and encoder["why"]["code"] in ("resident_fits", "does_not_fit")
     assert (vae["node"], vae["placement"], vae["source"], vae["id"]) == (VAE, "whole", "node", None)
     files = {"dit": (MODEL, "model_name"), "text_encoder": (CLIP, "clip_name1"), "vae": (VAE, "vae_name")}
     for name, (node_id, widget) in files.items():
@@ -388,11 +392,14 @@ def test_what_the_user_can_do_something_about_is_told_once(sim, browser):
     page.messages.clear()
     page.run(streamed_flux(budget_gb=500))
     (dit,) = [data for data in page.of("layerwise_offload.resolved") if data["component"] == "dit"]
-    (line,) = dit["to_do"]
+    (line,), (notice,) = dit["to_do"], dit["to_do_notices"]
     assert "clamped" in line and "; set a budget that the device has" in line and line in dit["warnings"]
+    assert (notice["code"], notice["do"]["code"]) == ("budget_beyond_device", "do_set_budget_of_device")
+    assert f"{in_english(notice)}; {in_english(notice['do'])}" == line
+    assert [one["code"] for one in dit["notices"]] == [notice["code"]] and len(dit["warnings"]) == 1
     page.messages.clear()
     prompt = streamed_flux(budget_gb=500)
     prompt[SAMPLER]["inputs"]["seed"] += 1
     page.run(prompt)
     again = [data for data in page.of("layerwise_offload.resolved") if data["component"] == "dit"]
-    assert again and all(data["to_do"] == [] and line in data["warnings"] for data in again)
+    assert again and all(data["to_do"] == data["to_do_notices"] == [] and line in data["warnings"] for data in again)

@@ -2,11 +2,12 @@
 
 import pytest
 
+from offload_core.sentences import TEMPLATES
 from tests.app.test_before_the_run import by_name, expect, flux, placed
 from tests.app.test_bit_identity import dit_report
 from tests.app.test_components import encoding, report_of
 from tests.app.test_residency import sampled
-from tests.support.workflows import CLIP, MODEL, build, node, with_our_loaders
+from tests.support.workflows import CLIP, MODEL, VAE, build, node, with_our_loaders
 
 pytestmark = pytest.mark.app
 
@@ -30,6 +31,29 @@ def before_and_after(server, prompt: dict) -> tuple[dict, dict]:
 def loaded_by_no_one(**widgets) -> dict:
     """A loader and the report behind it: the model is read, and never goes to the device."""
     return {MODEL: flux(**widgets)[MODEL], "90": node("LayerwiseOffloadReport", value=[MODEL, 0])}
+
+
+def in_english(data: dict) -> str:
+    """What a sentence {code, values} of a document says."""
+    values = {name: value if isinstance(value, str) else in_english(value) for name, value in data["values"].items()}
+    return TEMPLATES[data["code"]].format_map(values)
+
+
+def test_what_is_said_is_told_as_data_too(sim):
+    prompt = flux(budget_gb=900)
+    prompt[VAE]["inputs"]["placement"] = "whole"
+    reports = before_and_after(sim, prompt)
+    for report in reports:
+        (notice,), (line,) = report["notices"], report["warnings"]
+        assert (notice["component"], notice["code"]) == ("dit", "budget_beyond_device")
+        assert notice["values"]["size"] == "8.59 GB" and notice["do"]["code"] == "do_set_budget_of_device"
+        assert f"{in_english(notice)}; {in_english(notice['do'])}" == line
+        assert report["settings"]["placement"]["why"]["code"] == "set_by"
+        assert report["settings"]["precision"]["why"]["code"] == "precision_of_app"
+        for name, setting in report["settings"].items():
+            assert in_english(setting["why"]) == setting["reason"], name
+    for (vae,) in (expect(sim, prompt)["bystanders"], sim.report()["bystanders"]):
+        assert vae["why"]["code"] == "set_by" and in_english(vae["why"]) == vae["reason"]
 
 
 def test_a_setting_without_effect_is_said(sim):

@@ -36,14 +36,14 @@ def test_auto_keeps_everything_resident_on_a_card_where_everything_fits() -> Non
     decision = decided(FLUX, card(80, 78))
     assert placements(decision) == everything("resident", FLUX)
     assert decision.notices == ()
-    assert "12.00 GB fit beside the rest: 22.22 GB needed, 78.00 GB free" in decision.choices["dit"].reason
+    assert "12.00 GB fit beside the rest: 22.22 GB needed, 78.00 GB free" in decision.choices["dit"].reason.text
 
 
 def test_auto_streams_the_largest_encoder_first() -> None:
     decision = decided(FLUX, card(24, 23))
     assert placements(decision) == {**everything("resident", FLUX), "text_encoder": "layerwise"}
     assert decision.notices == ()
-    assert decision.choices["text_encoder"].reason == (
+    assert decision.choices["text_encoder"].reason.text == (
         "its 9.80 GB do not fit beside the rest: 22.22 GB needed, 23.00 GB free less 2.40 GB of headroom"
     )
 
@@ -90,7 +90,7 @@ def test_a_streamed_dit_gets_what_the_residents_leave() -> None:
     assert placements(decision) == {"dit": "layerwise", "text_encoder": "layerwise", "vae": "layerwise"}
     assert decision.choices["dit"].budget_bytes == 23 * GB - 2_400_000_000
     assert decision.choices["text_encoder"].budget_bytes is None, "an encoder takes a ring only"
-    assert "23.00 GB free leave beside 0 B of residents" in decision.choices["dit"].budget_reason
+    assert "23.00 GB free leave beside 0 B of residents" in decision.choices["dit"].budget_reason.text
 
 
 def test_the_budget_of_a_streamed_dit_leaves_room_for_a_controlnet() -> None:
@@ -125,7 +125,7 @@ def test_manual_touches_nothing() -> None:
         decision = decided(FLUX, device, "manual")
         assert placements(decision) == everything("whole", FLUX)
         assert decision.notices == ()
-        assert all("manual mode" in choice.reason for choice in decision.choices.values())
+        assert all(choice.reason.code == "manual_mode" for choice in decision.choices.values())
 
 
 def test_speed_keeps_less_headroom_and_says_what_it_could_not_keep() -> None:
@@ -173,7 +173,7 @@ def test_a_budget_below_the_size_means_streaming_in_every_mode() -> None:
         choice = decided({"dit": 12 * GB}, card(80), mode, dit=held).choices["dit"]
         assert choice.placement == "layerwise"
         assert choice.budget_bytes is None, "the budget is the user's, not the policy's"
-        assert choice.reason == "its 12.00 GB must live in the 6.00 GB it was given"
+        assert choice.reason.text == "its 12.00 GB must live in the 6.00 GB it was given"
 
 
 def test_a_measured_minimum_replaces_the_guess() -> None:
@@ -223,7 +223,7 @@ def test_on_the_cpu_there_is_nothing_to_decide_unless_memory_is_short() -> None:
     assert placements(decided(FLUX, device, "memory")) == everything("whole", FLUX)
     short = decided(FLUX, device, "auto", host_bytes=10 * GB)
     assert placements(short) == {**everything("whole", FLUX), "dit": "layerwise"}
-    assert "read from the file" in short.choices["dit"].reason
+    assert "read from the file" in short.choices["dit"].reason.text
 
 
 def test_headroom_is_a_share_of_the_card_with_a_ceiling() -> None:

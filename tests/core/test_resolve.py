@@ -10,6 +10,7 @@ import pytest
 from offload_core.errors import OffloadError
 from offload_core.policy import MODES, Component, Device
 from offload_core.resolver import MAX_COMPONENTS, Request, Resolution, Wish, resolve, settings_for
+from offload_core.sentences import TEMPLATES
 from offload_core.settings import EXPLICIT_SOURCES, SETTINGS, ComponentSettings
 
 GB = 10**9
@@ -57,9 +58,9 @@ def test_every_setting_of_every_component_has_value_source_and_reason() -> None:
     for settings in answer["components"].values():
         assert list(settings) == list(SETTINGS)
         for entry in settings.values():
-            assert set(entry) == {"value", "source", "reason"}
+            assert set(entry) == {"value", "source", "reason", "why"}
             assert entry["source"] == "policy"
-            assert entry["reason"]
+            assert entry["reason"] and entry["why"]["code"] in TEMPLATES
 
 
 # Who wins
@@ -133,7 +134,7 @@ def test_exact_beats_group_beats_default_beats_all() -> None:
 def test_a_weaker_source_with_an_exact_name_does_not_beat_a_stronger_one_with_a_group() -> None:
     resolution = resolve(request(wishes=(wish("all", "whole", "node"), wish("vae", "cpu", "options"))))
     assert resolution.components["vae"].value("placement") == "whole"
-    assert "for all" in resolution.components["vae"].reason("placement")
+    assert "for all" in resolution.components["vae"].reason("placement").text
 
 
 def test_a_name_that_is_a_component_and_a_group_is_the_component() -> None:
@@ -345,7 +346,7 @@ def test_the_policy_is_silent_about_what_somebody_set() -> None:
 
 
 def test_no_components_is_an_empty_answer() -> None:
-    assert resolve(Request(())).to_json() == {"components": {}, "warnings": []}
+    assert resolve(Request(())).to_json() == {"components": {}, "warnings": [], "notices": []}
 
 
 @pytest.mark.parametrize("name", ["all", "default", "Dit", "dit-2", "", "a b"])

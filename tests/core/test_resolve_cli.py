@@ -66,16 +66,17 @@ def test_the_request_of_the_issue(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     status, out, err = ran(json.dumps(GOOD).encode(), monkeypatch, capsys)
     assert (status, err) == (0, "")
     answer = json.loads(out)
-    assert set(answer) == {"components", "warnings"}
+    assert set(answer) == {"components", "warnings", "notices"}
     assert list(answer["components"]) == list(GOOD["components"])
     assert answer["components"]["text_encoder"]["placement"] == {
         "value": "whole",
         "source": "node",
         "reason": "set by the node's own widget",
+        "why": {"code": "set_by", "values": {"source": {"code": "source_node", "values": {}}}},
     }
     found = {name: entry["placement"]["value"] for name, entry in answer["components"].items()}
     assert found == {"dit": "layerwise", "text_encoder": "whole", "vae": "layerwise", "audio_vae": "whole"}
-    assert answer["warnings"] == []
+    assert answer["warnings"] == answer["notices"] == []
 
 
 def test_as_a_command() -> None:

@@ -87,7 +87,7 @@ def test_a_budget_larger_than_the_device_is_said() -> None:
     assert resolution.components["dit"].value("budget_bytes") == 30 * GB
     (notice,) = (one for one in resolution.notices if one.code == "budget_beyond_device")
     assert "clamped to its 24.00 GB" in notice.text and notice.component == "dit"
-    assert notice.do.startswith("set a budget")
+    assert notice.do.text.startswith("set a budget")
     assert notice.text in resolution.warnings
 
 

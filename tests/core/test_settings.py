@@ -8,6 +8,7 @@ import itertools
 import pytest
 
 from offload_core.errors import SettingsError
+from offload_core.sentences import sentence
 from offload_core.settings import (
     ALLOWED,
     BYTE_SETTINGS,
@@ -46,7 +47,7 @@ def test_every_setting_starts_unset() -> None:
     for name in SETTINGS:
         assert settings.value(name) is UNSET
         assert settings.source(name) is None
-        assert settings.reason(name) == ""
+        assert settings.reason(name) is None
         assert not settings.is_explicitly_set(name)
     assert settings.to_json() == {}
 
@@ -118,11 +119,16 @@ def test_the_strongest_source_wins_in_whatever_order_they_speak() -> None:
 def test_the_reason_shows_what_weaker_sources_had_asked_for() -> None:
     settings = ComponentSettings().with_value("placement", "whole", "node").with_value("placement", "cpu", "graph")
     assert (
-        settings.reason("placement")
+        settings.reason("placement").text
         == "set by the node's own widget (the graph's options asked for cpu, which is weaker)"
     )
     same = ComponentSettings().with_value("placement", "whole", "node").with_value("placement", "whole", "graph")
-    assert same.reason("placement") == "set by the node's own widget"
+    assert same.reason("placement").text == "set by the node's own widget"
+    several = settings.with_value("placement", "resident", "settings").reason("placement").text
+    assert several == (
+        "set by the node's own widget (the graph's options asked for cpu; the user's ComfyUI settings asked for "
+        "resident, which is weaker)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,7 +196,7 @@ def test_unknown_settings_and_sources_are_refused() -> None:
 
 
 def test_only_the_policy_may_leave_a_setting_to_the_layer_below() -> None:
-    settings = ComponentSettings("dit").with_value("ring_bytes", None, "policy", "the planner decides")
+    settings = ComponentSettings("dit").with_value("ring_bytes", None, "policy", sentence("planner_decides_ring"))
     assert settings.value("ring_bytes") is None
     assert settings.source("ring_bytes") == "policy"
     assert not settings.is_explicitly_set("ring_bytes")

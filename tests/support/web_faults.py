@@ -43,6 +43,10 @@ MODULES = (
         *("one.delta_bytes > 0 ? '+' : '−'", "one.delta_bytes < 0 ? '+' : '−'"),
     ),
     WebFault("what others hold is forgotten", "memory_bar.js", "+ ring_bytes + others", "+ ring_bytes"),
+    WebFault("reasons in English only", "words.js", "return isKnown ? ", "return false ? "),
+    WebFault(
+        "a sentence of two languages", "words.js", "sentence(say, value, null)", "sentence(say, value, value.code)"
+    ),
 )
 
 LOOKS = (
@@ -54,7 +58,7 @@ LOOKS = (
     WebFault("stalls not drawn", "timeline.js", "['copy', 'visit', 'stall']) {", "['copy', 'visit']) {"),
     WebFault("keys do not move the focus", "dom.js", "next.focus();", ""),
     WebFault("a layer in flight shown as offloaded", "placement_map.js", "F: 'in_flight'", "F: 'offloaded'"),
-    WebFault("a toast for what nobody can act on", "node_widgets.js", "message.to_do ?? []", "message.warnings ?? []"),
+    WebFault("a toast for what nobody can act on", "node_widgets.js", "message.to_do)", "message.warnings)"),
     WebFault("a toast for each", "node_widgets.js", "if (!pending.length) setTimeout(", "setTimeout("),
     WebFault(
         "a canvas without a name", "timeline.js", "setAttribute(canvas, 'aria-label',", "void (canvas, 'aria-label',"

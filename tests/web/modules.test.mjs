@@ -1,5 +1,6 @@
 // The pure modules of web/, without a browser: node --test. What they draw is for the browser tests.
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import test from 'node:test';
 
 import * as format from '../../web/format.js';
@@ -12,8 +13,8 @@ import { placeOf } from '../../web/budget_button.js';
 import { promptOf, widgetOf } from '../../web/prompt.js';
 import { definitions, word } from '../../web/settings.js';
 import { tickStep } from '../../web/timeline.js';
-import { languageFor, speaker } from '../../web/words.js';
-import { whatIfLines } from '../../web/explain.js';
+import { languageFor, noticeLines, sentence, speaker } from '../../web/words.js';
+import { leftToApp, whatIfLines } from '../../web/explain.js';
 import * as fixture from './fixture.mjs';
 
 const say = (key, values = {}) => `${key}${Object.values(values).map((one) => ` ${one}`).join('')}`;
@@ -163,6 +164,38 @@ test('words fall back to English, languages to the nearest', () => {
   assert.equal(languageFor('zh-TW'), 'zh');
   assert.equal(languageFor('fr'), 'en');
   assert.equal(speaker({}, { hello: 'Hello {name}' })('hello', { name: 'you' }), 'Hello you');
+});
+
+test('a sentence whose code is known is said in the language, any other as the server wrote it', () => {
+  const table = (language) => JSON.parse(readFileSync(new URL(`../../web/words/${language}.json`, import.meta.url)));
+  const zh = speaker(table('zh'), table('en'));
+  const fits = { code: 'does_not_fit', values: { size: '9.80 GB', sum: { code: 'memory_sum', values: { needed: '22.22 GB', free: '23.00 GB', headroom: '2.40 GB' } } } };
+  assert.equal(sentence(zh, fits, 'english'), '它的 9.80 GB 无法与其余部分一起放下：需要 22.22 GB，空闲 23.00 GB，其中留出余量 2.40 GB');
+  assert.equal(sentence(speaker(table('en')), fits, ''), 'its 9.80 GB do not fit beside the rest: 22.22 GB needed, 23.00 GB free less 2.40 GB of headroom');
+  assert.equal(sentence(zh, { code: 'of_tomorrow', values: { size: '1 GB' } }, 'new to {size}'), 'new to {size}');
+  assert.equal(sentence(zh, { ...fits, values: { ...fits.values, sum: { code: 'of_tomorrow', values: {} } } }, 'english'), 'english', 'no sentence of two languages');
+  assert.equal(sentence(zh, null, 'english'), 'english');
+  assert.equal(sentence(zh, undefined, 'english'), 'english', 'a report of before');
+
+  const notices = [
+    { component: '', code: 'loaded_twice', values: {}, do: { code: 'do_load_once', values: {} } }, { component: '', code: 'of_tomorrow', values: {}, do: null },
+    { component: '', code: 'loaded_twice', values: {}, do: { code: 'of_tomorrow', values: {} } },
+  ];
+  const lines = noticeLines(zh, notices, ['a; b', 'c', 'a; d', 'e']);
+  assert.deepEqual(lines, [`${table('zh')['why.loaded_twice']}；${table('zh')['why.do_load_once']}`, 'c', 'a; d', 'e']);
+  assert.deepEqual(noticeLines(zh, undefined, undefined), []);
+
+  const resolved = { component: 'dit', placement: 'layerwise', source: null, why: fits, reason: 'english', warnings: ['a; b', 'c'], notices };
+  const { title, warned } = line(zh, node('LayerwiseOffloadLoader'), resolved);
+  assert.ok(warned && title.includes('无法与其余部分一起放下') && title.includes(lines[0]) && title.endsWith('\nc') && !title.includes('english'));
+  assert.equal(leftToApp(zh, { reason: 'english', why: { code: 'seen_later', values: {} } }), `交给 ComfyUI： ${table('zh')['why.seen_later']}`);
+
+  const report = fixture.report();
+  report.components[0].settings.placement.why = fits;
+  Object.assign(report.components[0], { warnings: ['a; b'], notices: [notices[0]] });
+  report.bystanders[0].why = { code: 'manual_mode', values: {} };
+  const [dit, , vae] = fromReport(report, node('LayerwiseOffloadLoader', { vae_placement: 'cpu' }), '1').map((one) => line(zh, node('LayerwiseOffloadLoader'), one).title);
+  assert.ok(dit.includes('无法与其余部分一起放下') && dit.endsWith(lines[0]) && vae.endsWith(table('zh')['why.manual_mode']), 'after a reload too');
 });
 
 test('before the first run the plan is shown, after it what has been loaded', () => {

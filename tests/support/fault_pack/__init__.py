@@ -308,7 +308,7 @@ def told_of_another_node() -> None:
 
 
 def every_warning_is_to_do() -> None:
-    _replace(_bridge("component").Component, "take_to_do", lambda self: list(self.warnings))
+    _replace(_bridge("component").Component, "take_to_do", lambda self: self.notices)
 
 
 def events_of_what_is_gone() -> None:
