@@ -72,7 +72,7 @@ class Component:
         self._happened: list[Notice] = [Notice("", what) for what in compat.unheeded()]
         self._to_do: list[Notice] = []
         self.announce: Callable[[Component], None] | None = None
-        """Tells browsers what became of the component; whoever loads it knows how."""
+        """Tells browsers what became of the component; set by the patcher that loads it."""
         self.reads_file = False
         """On a device that takes host memory: the weights are in a file and are streamed from there."""
         self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -140,13 +140,13 @@ class Component:
             model.to("cpu")
         self.source = self.source or type(model).__name__
         self.device = device
-        found = keep_in_memory(model, discover(model))
+        discovery = keep_in_memory(model, discover(model))
         this = weakref.ref(self)
         self._controller = OffloadController(
             model,
             queue_for(device),
             component=self.name,
-            discovery=found,
+            discovery=discovery,
             entries=entries_of(model, self.kind),
             pinned=False,  # the plan says who is page-locked
             progress=moved_bytes(lambda: None if (component := this()) is None else component._controller),
@@ -175,7 +175,7 @@ class Component:
             self._settled = None  # measured there; `attach` may be on another device
 
     def close(self) -> None:
-        """The module is nobody's but the app's again."""
+        """The module is an ordinary one of the app again, without a component."""
         if self._controller is not None:
             model = self._controller.root
             self.detach()
@@ -199,7 +199,7 @@ class Component:
     def wanted_bytes(self, model: torch.nn.Module, asked: Asked, device: torch.device) -> int:
         """Device bytes to ask the app for before loading: the budget if one is set; else all, or only the ring's.
 
-        Of a ring, only what the one that is on the device already lacks.
+        Of a ring, only what is missing of the one that is on the device already.
         """
         inventory = self.inventory_of(model, device)
         total = inventory.total_bytes
@@ -297,7 +297,7 @@ class Component:
         return [other for other in list(_live) if other is not self]
 
     def _as_neighbour(self) -> Neighbour | None:
-        """How another component sees it; None once nobody uses it any more."""
+        """How another component sees it; None once no patcher uses it any more."""
         patcher = next(iter(self.patchers), None)
         if patcher is None:
             return None
@@ -479,8 +479,8 @@ class Component:
 
     def take_to_do(self) -> list[Notice]:
         """What the user has not been told yet, of the notices that are for them to act on."""
-        told, self._to_do = self._to_do, []
-        return told
+        to_do, self._to_do = self._to_do, []
+        return to_do
 
     # ------------------------------------------------------------------ for reports
 

@@ -84,45 +84,45 @@ def plan_prompt(prompt: Mapping[str, Any]) -> tuple[list[Planned], list[tuple[Ah
     Raises OffloadError for the first thing that a run would refuse: a file that is not there, say, or a budget.
     """
     device = mm.get_torch_device()
-    components = [one for wanted in wanted_in(prompt) if (one := _ahead(wanted, device)) is not None]
-    planned, left = [], []
-    for one in components:
-        if reason := _left(one, device):
-            left.append((one, reason))
+    components = [ahead for wanted in wanted_in(prompt) if (ahead := _ahead(wanted, device)) is not None]
+    planned, bystanders = [], []
+    for ahead in components:
+        if reason := _left(ahead, device):
+            bystanders.append((ahead, reason))
         else:
             try:
-                planned.append(_planned(one, device, [other for other in components if other is not one]))
+                planned.append(_planned(ahead, device, [other for other in components if other is not ahead]))
             except BudgetError as error:
-                settings = one.asked.settings
-                widgets = one.wanted.budget_widgets(settings.component, settings.source(Setting.BUDGET_BYTES))
+                settings = ahead.asked.settings
+                widgets = ahead.wanted.budget_widgets(settings.component, settings.source(Setting.BUDGET_BYTES))
                 raise RefusedBudget(error, settings, device, widgets=widgets) from error
-    return planned, left
+    return planned, bystanders
 
 
-def _left(one: Ahead, device: torch.device) -> Sentence | None:
+def _left(ahead: Ahead, device: torch.device) -> Sentence | None:
     """Why the component is not streamed, or cannot be planned yet; None if neither."""
-    if reason := left_to_the_app(one.asked):
+    if reason := left_to_the_app(ahead.asked):
         return reason
-    if one.inventory is None:
+    if ahead.inventory is None:
         return SEEN_LATER
-    settings = one.asked.settings
+    settings = ahead.asked.settings
     explicit = settings.value("placement") == "layerwise" or settings.is_explicitly_set("budget_bytes")
-    if not streams_to(device) and not explicit and one.inventory.total_bytes <= host_available_bytes():
+    if not streams_to(device) and not explicit and ahead.inventory.total_bytes <= host_available_bytes():
         return NO_MEMORY
     return None
 
 
-def _planned(one: Ahead, device: torch.device, others: list[Ahead]) -> Planned:
-    assert one.inventory is not None
+def _planned(ahead: Ahead, device: torch.device, others: list[Ahead]) -> Planned:
+    assert ahead.inventory is not None
     neighbours = [neighbour for other in others if (neighbour := _as_neighbour(other)) is not None]
-    ours = sum(component.device_bytes() for component in live_components() if component.loaded)
-    alive = [component for component in live_components() if component.attached and component.source == one.model]
-    layers = [layer for component in alive for layer in component.controller.layers]
-    situation = Situation.guessed(device, ours, neighbours, layers)
-    decision = decide(one.asked, KINDS[one.wanted.kind], one.inventory, situation)
-    plan, request = plan_decision(decision, one.asked.settings, situation, one.model)
+    held_bytes = sum(component.device_bytes() for component in live_components() if component.loaded)
+    attached = [component for component in live_components() if component.attached and component.source == ahead.model]
+    layers = [layer for component in attached for layer in component.controller.layers]
+    situation = Situation.guessed(device, held_bytes, neighbours, layers)
+    decision = decide(ahead.asked, KINDS[ahead.wanted.kind], ahead.inventory, situation)
+    plan, request = plan_decision(decision, ahead.asked.settings, situation, ahead.model)
     decision = decision.as_planned(plan)
-    return Planned(one, decision.settings, request, plan, decision.notices)
+    return Planned(ahead, decision.settings, request, plan, decision.notices)
 
 
 def _as_neighbour(other: Ahead) -> Neighbour | None:
@@ -154,10 +154,12 @@ def _ahead(wanted: Wanted, device: torch.device) -> Ahead | None:
         return None
     if not tensors:
         return Ahead(wanted, asked, file_names(paths), None)
-    found = inventory_of(asked.component, [_kept_as(tensor, _dtype(wanted, asked)) for tensor in tensors], Compute(1.0))
-    layers = tuple(replace(layer, compute_ns=None, in_file=not wanted.by_the_app) for layer in found.layers)
-    found = replace(found, layers=layers, segment_bytes=segment_bytes(device))
-    return Ahead(wanted, asked, file_names(paths), found)
+    inventory = inventory_of(
+        asked.component, [_kept_as(tensor, _dtype(wanted, asked)) for tensor in tensors], Compute(1.0)
+    )
+    layers = tuple(replace(layer, compute_ns=None, in_file=not wanted.by_the_app) for layer in inventory.layers)
+    inventory = replace(inventory, layers=layers, segment_bytes=segment_bytes(device))
+    return Ahead(wanted, asked, file_names(paths), inventory)
 
 
 def _path(wanted: Wanted, name: str) -> str:
@@ -184,7 +186,7 @@ def _listed(wanted: Wanted, name: str) -> list[str]:
 
 def _tensors(wanted: Wanted, paths: list[str]) -> list[TensorInfo]:
     """The component's tensors in all its files, whose names are kept apart. Raises OffloadError for a broken file."""
-    found: list[TensorInfo] = []
+    tensors: list[TensorInfo] = []
     for number, path in enumerate(paths):
         try:
             status = Path(path).stat()
@@ -192,11 +194,13 @@ def _tensors(wanted: Wanted, paths: list[str]) -> list[TensorInfo]:
             raise OffloadError(_unreadable(path, f"it cannot be read ({error.strerror})")) from None
         for model in _headers(path, status.st_mtime_ns, status.st_size):
             parts = components_of(model.tensors, wanted.folder)
-            mine = parts.get(wanted.kind, ()) if wanted.folder == "checkpoints" else model.tensors
-            found += (
-                [replace(tensor, name=f"part{number}.{tensor.name}") for tensor in mine] if len(paths) > 1 else mine
+            of_component = parts.get(wanted.kind, ()) if wanted.folder == "checkpoints" else model.tensors
+            tensors += (
+                [replace(tensor, name=f"part{number}.{tensor.name}") for tensor in of_component]
+                if len(paths) > 1
+                else of_component
             )
-    return found
+    return tensors
 
 
 @functools.lru_cache(maxsize=16)
@@ -207,14 +211,14 @@ def _headers(path: str, mtime_ns: int, size: int) -> tuple[ModelFile, ...]:
     try:
         return tuple(read_models([Path(path)]))
     except OSError as error:
-        found = f"it cannot be read ({error.strerror})"
-    except OffloadError as error:  # it names the whole path, which is nobody's business in a browser
-        found = str(error).replace(path, "this").removeprefix("this: ")
-    raise OffloadError(_unreadable(path, found))
+        problem = f"it cannot be read ({error.strerror})"
+    except OffloadError as error:  # it names the whole path, which browsers are not to see
+        problem = str(error).replace(path, "this").removeprefix("this: ")
+    raise OffloadError(_unreadable(path, problem))
 
 
-def _unreadable(path: str, found: str) -> str:
-    return f"asked to read {Path(path).name}; found {found}; replace the file by a complete one"
+def _unreadable(path: str, problem: str) -> str:
+    return f"asked to read {Path(path).name}; found {problem}; replace the file by a complete one"
 
 
 def _dtype(wanted: Wanted, asked: Asked) -> str:

@@ -68,7 +68,7 @@ def give_back(component: HoldsMemory, nbytes: int) -> int:
         smaller = replace(request, budget_bytes=budget)
         try:
             less = demoted(plan, smaller)
-        except BudgetError:  # a ring that somebody has set leaves no room for less
+        except BudgetError:  # a ring whose size was set leaves no room for less
             break
         freed = controller.freed_by(less)
         if freed >= nbytes:
@@ -103,15 +103,15 @@ def _full_in_the_apps_graph(
     component.ran_full(less.device_bytes, needs_room=True)
     memory = component.controller.queue.port.memory()
     free = "" if memory is None else f"{memory.free_bytes / 1e9:.2f} of {memory.total_bytes / 1e9:.2f} GB free and "
-    found = (
+    problem = (
         f"asked for memory in the layer {layer} of {component.source}; found {component.device} full, {free}ComfyUI's "
         "compiler memory graph active, in which a layer cannot be run again"
     )
     component.warn(sentence("full_in_graph", device=str(component.device)))
     return FullInTheAppsGraph(
-        f"{found}; {given / 1e9:.2f} GB are given up before the next run: run the prompt again"
+        f"{problem}; {given / 1e9:.2f} GB are given up before the next run: run the prompt again"
         if given
-        else f"{found}; there is nothing left to give up: use a smaller picture or batch, or start ComfyUI with "
+        else f"{problem}; there is nothing left to give up: use a smaller picture or batch, or start ComfyUI with "
         "--disable-comfy-compiler"
     )
 
@@ -123,7 +123,11 @@ def leave_to(component: HoldsMemory, others: Iterable[HoldsMemory]) -> None:
 
 
 def _idle(component: HoldsMemory, others: Iterable[HoldsMemory]) -> list[HoldsMemory]:
-    return [one for one in others if one.loaded and one.device == component.device and not one.controller.in_pass()]
+    return [
+        other
+        for other in others
+        if other.loaded and other.device == component.device and not other.controller.in_pass()
+    ]
 
 
 def make_room(
@@ -164,4 +168,4 @@ def least_of(request: PlanRequest) -> PlanRequest:
 def no_code_of_others(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a layer's arguments bring no code of other nodes, which might count or collect something as it runs."""
     options = [value for value in (*args, *kwargs.values()) if isinstance(value, dict)]
-    return not any(one.get(key) for one in options for key in _CODE_OF_OTHERS)
+    return not any(option.get(key) for option in options for key in _CODE_OF_OTHERS)

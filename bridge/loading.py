@@ -116,12 +116,12 @@ def adopt(
     """Give a freshly loaded patcher its settings. `reload(disable_dynamic=False)` makes a twin of it for the app.
 
     For models that it will not move in parts the app builds a patcher of its own. That one is left as it is, unless
-    somebody explicitly asked for more: layers that move whole are no parts to its operations.
+    streaming was asked for explicitly: layers that move whole are no parts to its operations.
     """
     check_placement(asked)
     if not isinstance(patcher, LayerwiseModelPatcher):
-        said = asked.settings.is_explicitly_set
-        if left_to_the_app(asked) or not (said("placement") or said("budget_bytes") or asked.selected):
+        is_set = asked.settings.is_explicitly_set
+        if left_to_the_app(asked) or not (is_set("placement") or is_set("budget_bytes") or asked.selected):
             return
         become_ours(patcher)
     patcher.take(asked)

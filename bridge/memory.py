@@ -39,9 +39,9 @@ class DeviceAllowance:
 
 def device_allowance(settings: ComponentSettings, device: torch.device, offered_bytes: float) -> DeviceAllowance:
     """The budget of a component. `offered_bytes` is what the app would let its weights have on `device`."""
-    said = settings.said(Setting.BUDGET_BYTES)
-    if said and isinstance(said[0].value, int):
-        return DeviceAllowance(min(said[0].value, total_bytes(device)), said[0].reason)
+    values = settings.said(Setting.BUDGET_BYTES)
+    if values and isinstance(values[0].value, int):
+        return DeviceAllowance(min(values[0].value, total_bytes(device)), values[0].reason)
     if offered_bytes >= UNLIMITED_BYTES:
         return DeviceAllowance(None, sentence("offered_all"))
     offered = max(0, int(offered_bytes))
@@ -55,24 +55,24 @@ def host_available_bytes() -> int:
 
 
 def _asked_pins(settings: ComponentSettings) -> int:
-    """The budget of page-locked memory that somebody set, else `UNLIMITED_BYTES`."""
-    asked = settings.value(Setting.PIN_BUDGET_BYTES)
-    return asked if isinstance(asked, int) else UNLIMITED_BYTES
+    """The budget of page-locked memory that was set, in bytes, else `UNLIMITED_BYTES`."""
+    value = settings.value(Setting.PIN_BUDGET_BYTES)
+    return value if isinstance(value, int) else UNLIMITED_BYTES
 
 
 def host_allowance(settings: ComponentSettings, held_bytes: int = 0, pinned_bytes: int = 0) -> HostBudget:
     """What a component may have of the host. `held_bytes`, `pinned_bytes`: what of it is there already."""
-    asked = _asked_pins(settings)
+    asked_bytes = _asked_pins(settings)
     apps_room = compat.app_pin_room_bytes()
-    found = host_budget.host_budget(
+    budget = host_budget.host_budget(
         host_available_bytes() + held_bytes,
-        asked_pins_bytes=asked if asked < UNLIMITED_BYTES else None,
+        asked_pins_bytes=asked_bytes if asked_bytes < UNLIMITED_BYTES else None,
         apps_pin_room_bytes=None if apps_room is None else apps_room + pinned_bytes,
         cautious=host_budget.is_windows() or host_budget.is_wsl() or torch.version.hip is not None,
     )
     if args.disable_pinned_memory:
-        return replace(found, pins_bytes=0, reason="the app was started with --disable-pinned-memory")
-    return found
+        return replace(budget, pins_bytes=0, reason="the app was started with --disable-pinned-memory")
+    return budget
 
 
 def host_limits(settings: ComponentSettings, device: torch.device, layers: Iterable[Layer] = ()) -> dict[str, Any]:
@@ -104,22 +104,22 @@ def require_tier(plan: Plan, request: PlanRequest, settings: ComponentSettings, 
     if not missed:
         return
     who = SOURCE_WORDS[settings.source(Setting.HOST_TIER) or Source.POLICY]
-    asked = f"asked {settings.component}.host_tier = {request.host_tier} ({who})"
+    wish = f"asked {settings.component}.host_tier = {request.host_tier} ({who})"
     if request.host_tier == "mapped":
         names = f"{plan.layers[missed[0]].name}{', ...' if len(missed) > 1 else ''}"
         raise SettingsError(
-            f"{asked}; found {len(missed)} layers of {source} that lie in no file ({names}); do load it from a "
+            f"{wish}; found {len(missed)} layers of {source} that lie in no file ({names}); do load it from a "
             "safetensors file by a Layerwise Offload loader, or choose pageable, pinned or auto"
         )
     streamed = format_bytes(sum(plan.layers[index].bytes for index in plan.streamed))
     if any(plan.layers[index].host_tier == "mapped" for index in missed):
         raise SettingsError(
-            f"{asked}; found {format_bytes(request.copies_budget_bytes or 0)} of system memory for {streamed} of "
+            f"{wish}; found {format_bytes(request.copies_budget_bytes or 0)} of system memory for {streamed} of "
             f"streamed layers of {source}; do choose mapped or auto, or a larger VRAM budget, so that less is streamed"
         )
     larger = ", or a larger pin_budget_gb" if settings.is_explicitly_set(Setting.PIN_BUDGET_BYTES) else ""
     raise SettingsError(
-        f"{asked}; found that {format_bytes(request.pin_budget_bytes or 0)} may be page-locked ({request.host_source}) "
+        f"{wish}; found that {format_bytes(request.pin_budget_bytes or 0)} may be page-locked ({request.host_source}) "
         f"and {streamed} of {source} are streamed; do choose pageable or auto{larger}"
     )
 

@@ -1,7 +1,7 @@
-"""Fills in, at the moment a component is loaded, what nobody set: the policy at work on real sizes and real free bytes.
+"""Fills in, at the moment a component is loaded, what was not set: the policy at work on real sizes and free bytes.
 
-A component that is loaded late gets its settings then, by its name (the graph is never known in full). Whatever else is
-alive in the process counts with its real size. Explicit settings are only ever read.
+A component that is loaded late gets its settings then, by its name (the graph is never known in full). All other
+components that are alive in the process count with their real sizes. Explicit settings are never changed.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def left_to_the_app(asked: Asked) -> Sentence | None:
     # A selection that names it is the selection's word for layerwise; one that does not leaves it alone.
     if asked.selected is not None:
         return None if asked.selected else sentence("not_selected")
-    one = policy.Placed(policy.Component(asked.component, 1))
-    choice = policy.decide(asked.mode or AUTO, policy.Device("unknown"), None, [one]).choices[asked.component]
+    placed = policy.Placed(policy.Component(asked.component, 1))
+    choice = policy.decide(asked.mode or AUTO, policy.Device("unknown"), None, [placed]).choices[asked.component]
     return choice.reason if choice.placement in APPS_WAY else None
 
 
@@ -78,9 +78,9 @@ def resolve_now(
     components = [policy.Component(name, inventory.total_bytes, layers_bytes=layers_bytes)]
     settings = {name: asked.settings}
     for number, other in enumerate(others, _FIRST_NUMBER):
-        theirs = f"{numbered_base(other.asked.component)[0]}_{number}"
-        components.append(policy.Component(theirs, other.bytes))
-        settings[theirs] = _as_it_stands(theirs, other, total)
+        other_name = f"{numbered_base(other.asked.component)[0]}_{number}"
+        components.append(policy.Component(other_name, other.bytes))
+        settings[other_name] = _as_it_stands(other_name, other, total)
     names = [component.name for component in components]
     free = int(mm.get_free_memory(device)) + held_bytes + sum(other.held_bytes for other in others)
     selection = None
@@ -99,9 +99,9 @@ def resolve_now(
 
 
 def _as_it_stands(name: str, other: Neighbour, total: int) -> ComponentSettings:
-    """A neighbour's placement, as far as somebody set it or the app carries it out.
+    """A neighbour's placement, as far as it was set or the app carries it out.
 
-    Whether its wishes can be honoured is its own affair: one that cannot fails when it is loaded, not here.
+    Whether its own wishes can be honoured is not checked here: loading it does that.
     """
     settings = ComponentSettings(name)
     placement = explicit_text(other.asked.settings, Setting.PLACEMENT)
@@ -137,8 +137,8 @@ def within_policy(
         return allowance
     if room_bytes and inventory.total_bytes > allowance.budget_bytes - room_bytes:
         reason = sentence("offered_less_room", reason=allowance.reason, room=f"{room_bytes / 1e9:.2f} GB")
-        left = max(allowance.budget_bytes - room_bytes, smallest_budget(inventory))
-        allowance = DeviceAllowance(left, reason)
+        left_bytes = max(allowance.budget_bytes - room_bytes, smallest_budget(inventory))
+        allowance = DeviceAllowance(left_bytes, reason)
     budget = resolved.value("budget_bytes")
     if explicit or not isinstance(budget, int) or allowance.budget_bytes is None or allowance.budget_bytes <= budget:
         return allowance

@@ -124,14 +124,14 @@ def live_state(component: Component) -> dict[str, Any]:
 
 def live_bystanders() -> list[dict[str, Any]]:
     """The components that nodes of ours have handled and that go the app's own way, with the reason."""
-    found = []
+    bystanders = []
     for component in live_components():
         patcher = next(iter(component.patchers), None)
         if patcher is not None and (reason := left_to_the_app(patcher.asked)):
             model = component.source or type(patcher.model).__name__
             nodes = list(component.nodes())
-            found.append({"component": component.name, "model": model, **reason_json(reason), "nodes": nodes})
-    return sorted(found, key=lambda one: (one["component"], one["model"]))
+            bystanders.append({"component": component.name, "model": model, **reason_json(reason), "nodes": nodes})
+    return sorted(bystanders, key=lambda bystander: (bystander["component"], bystander["model"]))
 
 
 # ---------------------------------------------------------------------- before the first run
@@ -139,7 +139,7 @@ def live_bystanders() -> list[dict[str, Any]]:
 
 def expected_reports() -> list[dict[str, Any]]:
     """Components that nodes have asked to stream and that have not been loaded yet: the plan as things stand."""
-    found = []
+    reports = []
     for component in live_components():
         patcher = next(iter(component.patchers), None)
         if component.plan is not None or patcher is None or not patcher.streams:
@@ -154,14 +154,14 @@ def expected_reports() -> list[dict[str, Any]]:
         try:
             plan, request = _expected_plan(component, patcher)
         except BudgetError as error:
-            found.append(report | error_members(RefusedBudget(error, patcher.asked.settings, patcher.load_device)))
+            reports.append(report | error_members(RefusedBudget(error, patcher.asked.settings, patcher.load_device)))
             continue
         except OffloadError as error:
-            found.append(report | {"error": str(error)})
+            reports.append(report | {"error": str(error)})
             continue
         planned = {"plan": plan.to_json(), "plan_text": plan_to_text(plan), "budget_bytes": request.budget_bytes}
-        found.append(report | planned)
-    return sorted(found, key=lambda one: (one["component"], one["model"]))
+        reports.append(report | planned)
+    return sorted(reports, key=lambda row: (row["component"], row["model"]))
 
 
 def _expected_plan(component: Component, patcher: Any) -> tuple[Plan, PlanRequest]:
@@ -175,20 +175,20 @@ def _expected_plan(component: Component, patcher: Any) -> tuple[Plan, PlanReques
 def timelines(expected: Sequence[dict[str, Any]]) -> dict[str, tuple[list[Event], bool]]:
     """By id, one pass on the device of each component, and whether it was measured; else it is the simulator's."""
     events, _ = recording().trace.since()
-    found = {}
+    by_id = {}
     for component in live_components():
         plan, request = component.plan, component.request
         if plan is None or request is None:
             continue
         measured = newest_pass(events, component.id)
-        found[component.id] = (measured, True) if measured else (simulated(plan, request, component.id), False)
+        by_id[component.id] = (measured, True) if measured else (simulated(plan, request, component.id), False)
     for component in live_components():
-        report = next((one for one in expected if one["id"] == component.id and "plan" in one), None)
+        report = next((row for row in expected if row["id"] == component.id and "plan" in row), None)
         patcher = next(iter(component.patchers), None)
         if report is not None and patcher is not None:
             with contextlib.suppress(OffloadError):  # there may be less memory than when the report was made
-                found[component.id] = (simulated(*_expected_plan(component, patcher), component.id), False)
-    return found
+                by_id[component.id] = (simulated(*_expected_plan(component, patcher), component.id), False)
+    return by_id
 
 
 def simulated(plan: Plan, request: PlanRequest, name: str) -> list[Event]:
@@ -225,7 +225,7 @@ def devices() -> list[dict[str, Any]]:
     for component in live_components():
         if component.attached and streams_to(component.device):
             by_device.setdefault(component.device, []).append(component)
-    return [_device(device, mine) for device, mine in by_device.items()]
+    return [_device(device, on_device) for device, on_device in by_device.items()]
 
 
 def _device(device: torch.device, components: list[Component]) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def _device(device: torch.device, components: list[Component]) -> dict[str, Any]
 
 
 def host() -> dict[str, int]:
-    """Host memory: our masters by tier, each once whoever shares it, and what there is."""
+    """Host memory: our masters by tier, shared ones counted once, and what there is."""
     ours = host_memory().in_use()
     total = int(psutil.virtual_memory().total)
     return {**_tiers(ours), "available_bytes": host_available_bytes(), "total_bytes": total}

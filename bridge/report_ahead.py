@@ -22,39 +22,39 @@ def ahead_document(prompt: Mapping[str, Any]) -> dict[str, Any]:
     Raises SettingsError for what is no prompt.
     """
     try:
-        planned, left = plan_prompt(prompt)
+        planned, bystanders = plan_prompt(prompt)
     except OffloadError as error:
         return {"schema": SCHEMA, **error_members(error)}
     return {
         "schema": SCHEMA,
-        "components": [_component(one) for one in planned],
-        "bystanders": [_bystander(one, reason) for one, reason in left],
+        "components": [_component(component) for component in planned],
+        "bystanders": [_bystander(ahead, reason) for ahead, reason in bystanders],
         "devices": devices(),
         "host": host(),
     }
 
 
-def _component(one: Planned) -> dict[str, Any]:
-    name, plan = one.ahead.asked.component, one.plan
-    placement = one.settings.value(Setting.PLACEMENT)
+def _component(planned: Planned) -> dict[str, Any]:
+    name, plan = planned.ahead.asked.component, planned.plan
+    placement = planned.settings.value(Setting.PLACEMENT)
     return {
         "id": f"{name}-planned",
         "component": name,
-        "model": one.ahead.model,
-        "kind": KINDS[one.ahead.wanted.kind].name,
-        "device": one.request.device,
-        "nodes": one.ahead.nodes,
+        "model": planned.ahead.model,
+        "kind": KINDS[planned.ahead.wanted.kind].name,
+        "device": planned.request.device,
+        "nodes": planned.ahead.nodes,
         "placement": placement,
         "plan": plan.to_json(),
         "plan_text": plan_to_text(plan),
-        "budget_bytes": one.request.budget_bytes,
+        "budget_bytes": planned.request.budget_bytes,
         "device_bytes": plan.device_bytes,
-        "what_if": what_if(one.request, plan),
-        "settings": one.settings.to_json(),
-        **notices_json(one.notices),
-        "events": [event_row(event) for event in simulated(plan, one.request, f"{name}-planned")],
+        "what_if": what_if(planned.request, plan),
+        "settings": planned.settings.to_json(),
+        **notices_json(planned.notices),
+        "events": [event_row(event) for event in simulated(plan, planned.request, f"{name}-planned")],
     }
 
 
-def _bystander(one: Ahead, reason: Sentence) -> dict[str, Any]:
-    return {"component": one.asked.component, "model": one.model, **reason_json(reason), "nodes": one.nodes}
+def _bystander(ahead: Ahead, reason: Sentence) -> dict[str, Any]:
+    return {"component": ahead.asked.component, "model": ahead.model, **reason_json(reason), "nodes": ahead.nodes}

@@ -13,29 +13,30 @@ def report_json(document: Mapping[str, Any]) -> str:
 
 
 def report_text(document: Mapping[str, Any]) -> str:
-    """Settings, plan, last run and warnings of each component, one paragraph each; then who goes the app's own way."""
+    """Settings, plan, last run and warnings of each component, a paragraph each; then what goes the app's own way."""
     paragraphs = ["\n".join(_paragraph(component)) for component in document["components"]]
-    paragraphs += ["\n".join(_expected(one)) for one in document["expected"]]
+    paragraphs += ["\n".join(_expected(report)) for report in document["expected"]]
     paragraphs += [
-        f"{one['component']}: {one['model']}: ComfyUI's own way: {one['reason']}" for one in document["bystanders"]
+        f"{bystander['component']}: {bystander['model']}: ComfyUI's own way: {bystander['reason']}"
+        for bystander in document["bystanders"]
     ]
     return "\n\n".join(paragraphs) or "Layerwise Offload: no component has been loaded yet."
 
 
-def _expected(one: Mapping[str, Any]) -> list[str]:
-    lines = [f"{one['component']}: {one['model']} (not loaded yet; as things stand now:)"]
-    return lines + [f"  {line}" for line in one.get("plan_text", one.get("error", "")).splitlines()]
+def _expected(report: Mapping[str, Any]) -> list[str]:
+    lines = [f"{report['component']}: {report['model']} (not loaded yet; as things stand now:)"]
+    return lines + [f"  {line}" for line in report.get("plan_text", report.get("error", "")).splitlines()]
 
 
 def _paragraph(component: dict[str, Any]) -> list[str]:
     summary = component["summary"]
     state = "loaded" if component["loaded"] else "not on the device now"
     lines = [f"{component['component']}: {component['model']} ({state})"]
-    for name, said in component["settings"].items():
-        value = said["value"]
+    for name, setting in component["settings"].items():
+        value = setting["value"]
         if value is not None:
             shown = f"{value / 1e9:.2f} GB" if isinstance(value, int) else value
-            lines.append(f"  {name} = {shown}: {said['reason']}")
+            lines.append(f"  {name} = {shown}: {setting['reason']}")
     lines.extend(f"  {line}" for line in component["plan_text"].splitlines())
     lines.append(
         f"  so far: {summary['passes']} passes, {summary['bytes_copied'] / 1e9:.3f} GB copied, "

@@ -1,6 +1,6 @@
 """What browsers are told while things happen: live messages to those that asked, and what became of each `auto`.
 
-Live messages are made by one task on the app's event loop, which runs only while somebody is subscribed: nothing is
+Live messages are made by one task on the app's event loop, which runs only while a client is subscribed: nothing is
 sampled, sent or measured otherwise. It makes one message for all of them, and the latest state wins.
 """
 
@@ -69,7 +69,7 @@ class Subscriptions:
     async def _run(self) -> None:
         trace = recording().trace
         trace.watched = True
-        cursor, told = max(0, trace.written - MAX_EVENTS), False
+        cursor, has_told = max(0, trace.written - MAX_EVENTS), False
         try:
             while True:
                 await asyncio.sleep(max(0.0, self._sent_at + INTERVAL_S - time.monotonic()))
@@ -78,8 +78,8 @@ class Subscriptions:
                     return
                 self._sent_at = time.monotonic()
                 try:
-                    cursor = await self._tell(cursor, catching_up=not told)
-                    told = True
+                    cursor = await self._tell(cursor, catching_up=not has_told)
+                    has_told = True
                 except Exception:  # a model that is being dropped this moment; the next message will do
                     log.debug("Layerwise Offload: no live message this time", exc_info=True)
         finally:
@@ -87,9 +87,9 @@ class Subscriptions:
             self._task = None
 
     async def _tell(self, cursor: int, catching_up: bool) -> int:
-        """One message to everybody if there is news, else to those who have had none yet.
+        """One message to all clients if there is news, else to those that have had none yet.
 
-        catching_up: the events are from before anybody looked; those of components that are gone say nothing any more.
+        catching_up: the events are from before the first client came; those of components that are gone are left out.
         """
         state = live_message()
         events, after = recording().trace.since(cursor, MAX_EVENTS)
@@ -101,10 +101,10 @@ class Subscriptions:
         news = running or bool(events) or signature != self._last
         self._last = signature
         message = {"schema": SCHEMA, "time_ns": time.monotonic_ns(), **state, "events": [event_row(e) for e in events]}
-        to = [client for client, told in self._clients.items() if news or not told]
-        for client in to:
+        clients = [client for client, had_one in self._clients.items() if news or not had_one]
+        for client in clients:
             self._clients[client] = True
-        await asyncio.gather(*(self._server.send_json(LIVE_EVENT, message, client) for client in to))
+        await asyncio.gather(*(self._server.send_json(LIVE_EVENT, message, client) for client in clients))
         return after
 
 
@@ -134,7 +134,9 @@ def _signature(state: dict[str, Any]) -> Any:
         for d in state["devices"]
     ]
     ours = {name: state["host"][name] for name in ("pinned_bytes", "pageable_bytes", "mapped_bytes")}
-    components = [one | {"numbers": one["numbers"] | {"headroom_bytes": 0}} for one in state["components"]]
+    components = [
+        component | {"numbers": component["numbers"] | {"headroom_bytes": 0}} for component in state["components"]
+    ]
     return devices, ours, components
 
 
@@ -143,7 +145,7 @@ def live_message() -> dict[str, Any]:
     components = [component for component in live_components() if component.plan is not None]
     for component in components:
         component.controller.prefetcher.read_times()
-    states = sorted((live_state(component) for component in components), key=lambda one: str(one["id"]))
+    states = sorted((live_state(component) for component in components), key=lambda row: str(row["id"]))
     return {"devices": devices(), "host": host(), "components": states}
 
 

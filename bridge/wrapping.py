@@ -23,7 +23,7 @@ from .surroundings import Surroundings
 
 
 def wrap_model(
-    model: comfy.model_patcher.ModelPatcher, kind: str, settings: ComponentSettings, near: Surroundings
+    model: comfy.model_patcher.ModelPatcher, kind: str, settings: ComponentSettings, surroundings: Surroundings
 ) -> comfy.model_patcher.ModelPatcher:
     """A layerwise patcher over the module of `model`, which is to be a component of `kind`.
 
@@ -33,7 +33,7 @@ def wrap_model(
     """
     compat.require()
     try:
-        return _wrapped(model, kind, settings, near)
+        return _wrapped(model, kind, settings, surroundings)
     except TypeError as error:
         if is_refused_by_ours(error):
             raise compat.newer_than_the_pack(f"to apply layerwise offload to a {kind}", error) from error
@@ -41,18 +41,18 @@ def wrap_model(
 
 
 def _wrapped(
-    model: comfy.model_patcher.ModelPatcher, kind: str, settings: ComponentSettings, near: Surroundings
+    model: comfy.model_patcher.ModelPatcher, kind: str, settings: ComponentSettings, surroundings: Surroundings
 ) -> comfy.model_patcher.ModelPatcher:
-    found = kind_of(model.model)
-    if found.declared_as != kind:
+    component_kind = kind_of(model.model)
+    if component_kind.declared_as != kind:
         raise OffloadError(
-            f"asked to apply layerwise offload to a {kind}; found a {found.name} ({type(model.model).__name__}); "
-            f"connect it to the input for a {found.name}"
+            f"asked to apply layerwise offload to a {kind}; found a {component_kind.name} "
+            f"({type(model.model).__name__}); connect it to the input for a {component_kind.name}"
         )
     ours = model if isinstance(model, LayerwiseModelPatcher) else None
     if ours is None:
-        settings = replace(settings, component=near.name(kind, found.name))
-    asked = near.ask(settings, before=ours and ours.asked)
+        settings = replace(settings, component=surroundings.name(kind, component_kind.name))
+    asked = surroundings.ask(settings, before=ours and ours.asked)
     check_placement(asked, at_load=False)
     dynamic = model.is_dynamic()
     if dynamic and left_to_the_app(asked):
@@ -68,25 +68,25 @@ def _wrapped(
     return clone
 
 
-def wrap_clip(clip: Any, kind: str, settings: ComponentSettings, near: Surroundings) -> Any:
+def wrap_clip(clip: Any, kind: str, settings: ComponentSettings, surroundings: Surroundings) -> Any:
     """The CLIP object over a layerwise patcher."""
     wrapped = clip.clone()
-    wrapped.patcher = wrap_model(clip.patcher, kind, settings, near)
+    wrapped.patcher = wrap_model(clip.patcher, kind, settings, surroundings)
     wrapped.cond_stage_model = wrapped.patcher.model
     return wrapped
 
 
-def wrap_vae(vae: Any, kind: str, settings: ComponentSettings, near: Surroundings) -> Any:
+def wrap_vae(vae: Any, kind: str, settings: ComponentSettings, surroundings: Surroundings) -> Any:
     """The VAE object over a layerwise patcher."""
-    return _copy_over(vae, "patcher", "first_stage_model", kind, settings, near)
+    return _copy_over(vae, "patcher", "first_stage_model", kind, settings, surroundings)
 
 
-def wrap_clip_vision(clip_vision: Any, kind: str, settings: ComponentSettings, near: Surroundings) -> Any:
+def wrap_clip_vision(clip_vision: Any, kind: str, settings: ComponentSettings, surroundings: Surroundings) -> Any:
     """The CLIP_VISION object over a layerwise patcher."""
-    return _copy_over(clip_vision, "patcher", "model", kind, settings, near)
+    return _copy_over(clip_vision, "patcher", "model", kind, settings, surroundings)
 
 
-def wrap_controlnet(controlnet: Any, kind: str, settings: ComponentSettings, near: Surroundings) -> Any:
+def wrap_controlnet(controlnet: Any, kind: str, settings: ComponentSettings, surroundings: Surroundings) -> Any:
     """The CONTROL_NET object over a layerwise patcher; control nets chained in front of it stay as they are."""
     patcher = getattr(controlnet, "control_model_wrapped", None)
     if patcher is None:
@@ -96,17 +96,17 @@ def wrap_controlnet(controlnet: Any, kind: str, settings: ComponentSettings, nea
         )
     wrapped = controlnet.copy()
     wrapped.previous_controlnet = controlnet.previous_controlnet
-    wrapped.control_model_wrapped = wrap_model(patcher, kind, settings, near)
+    wrapped.control_model_wrapped = wrap_model(patcher, kind, settings, surroundings)
     wrapped.control_model = wrapped.control_model_wrapped.model
     return wrapped
 
 
 def _copy_over(
-    holder: Any, patcher: str, model: str, kind: str, settings: ComponentSettings, near: Surroundings
+    holder: Any, patcher: str, model: str, kind: str, settings: ComponentSettings, surroundings: Surroundings
 ) -> Any:
     """A shallow copy of one of the app's holders, over a layerwise patcher. They have no `clone` of their own."""
     wrapped = copy.copy(holder)
-    ours = wrap_model(getattr(holder, patcher), kind, settings, near)
+    ours = wrap_model(getattr(holder, patcher), kind, settings, surroundings)
     setattr(wrapped, patcher, ours)
     setattr(wrapped, model, ours.model)
     return wrapped

@@ -102,17 +102,17 @@ def _components(value: object) -> tuple[Component, ...]:
 def _component(name: str, entry: object) -> Component:
     where = f"components.{name}"
     optional = ("smallest_bytes", "streamable", "why_not")
-    found = _fields(where, entry, required=("bytes",), optional=optional)
-    streamable = found.get("streamable", True)
+    members = _fields(where, entry, required=("bytes",), optional=optional)
+    streamable = members.get("streamable", True)
     if not isinstance(streamable, bool):
         _refuse(f"{where}.streamable", streamable, "is not a truth value", "send true or false")
-    why_not = found.get("why_not", "")
+    why_not = members.get("why_not", "")
     if not isinstance(why_not, str) or len(why_not) > 200 or not (why_not.isprintable() and why_not.isascii()):
         _refuse(f"{where}.why_not", why_not, "is not a line of plain text", "send at most 200 ASCII characters")
-    smallest = found.get("smallest_bytes")
+    smallest = members.get("smallest_bytes")
     return Component(
         name,
-        _bytes(f"{where}.bytes", found["bytes"]),
+        _bytes(f"{where}.bytes", members["bytes"]),
         None if smallest is None else _bytes(f"{where}.smallest_bytes", smallest),
         streamable,
         why_not,
@@ -127,20 +127,20 @@ def _wishes(value: object) -> tuple[Wish, ...]:
     wishes = []
     for index, entry in enumerate(value):
         where = f"explicit[{index}]"
-        found = _fields(where, entry, required=("source", "component", "setting", "value"), optional=())
+        members = _fields(where, entry, required=("source", "component", "setting", "value"), optional=())
         for name in ("source", "component", "setting"):
-            if not isinstance(found[name], str):
-                _refuse(f"{where}.{name}", found[name], "is not text", "send a name")
-        wishes.append(Wish(found["source"], found["component"], found["setting"], found["value"]))
+            if not isinstance(members[name], str):
+                _refuse(f"{where}.{name}", members[name], "is not text", "send a name")
+        wishes.append(Wish(members["source"], members["component"], members["setting"], members["value"]))
     return tuple(wishes)
 
 
 def _device(value: object) -> Device:
-    found = _fields("device", value, required=("kind",), optional=("total_bytes", "free_bytes"))
-    kind = found["kind"]
+    members = _fields("device", value, required=("kind",), optional=("total_bytes", "free_bytes"))
+    kind = members["kind"]
     if not isinstance(kind, str) or kind not in _DEVICE_KINDS:
         _refuse("device.kind", kind, "is not a kind of device", f"send one of: {', '.join(_DEVICE_KINDS)}")
-    total, free = found.get("total_bytes"), found.get("free_bytes")
+    total, free = members.get("total_bytes"), members.get("free_bytes")
     total_bytes = None if total is None else _bytes("device.total_bytes", total, low=0 if kind == "cpu" else 1)
     free_bytes = None if free is None else _bytes("device.free_bytes", free)
     if total_bytes is not None and free_bytes is not None and free_bytes > total_bytes:
@@ -193,5 +193,5 @@ def _constant(name: str) -> NoReturn:
     _refuse("the request", name, "is not a number", "send finite numbers")
 
 
-def _refuse(what: str, value: object, found: str, do: str) -> NoReturn:
-    raise SettingsError(f"asked {what} = {shown(value)}; found that it {found}; do {do}")
+def _refuse(what: str, value: object, problem: str, do: str) -> NoReturn:
+    raise SettingsError(f"asked {what} = {shown(value)}; found that it {problem}; do {do}")

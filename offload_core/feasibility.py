@@ -30,13 +30,13 @@ NO_EFFECT: Final = "no_effect"
 
 
 def explicit_bytes(settings: ComponentSettings, name: str) -> int | None:
-    """The number of bytes somebody asked for, None if nobody did."""
+    """The number of bytes that a source asked for, None if no source did."""
     value = settings.value(name)
     return value if settings.is_explicitly_set(name) and isinstance(value, int) else None
 
 
 def explicit_text(settings: ComponentSettings, name: str) -> str | None:
-    """The word somebody asked for, None if nobody did."""
+    """The word that a source asked for, None if no source did."""
     value = settings.value(name)
     return value if settings.is_explicitly_set(name) and isinstance(value, str) else None
 
@@ -94,7 +94,7 @@ def _asked(component: Component, settings: ComponentSettings, name: str) -> str:
 
 
 def _total_bytes(device: Device | None) -> int | None:
-    """The size of the device the component runs on; None if it is the CPU, or nobody knows."""
+    """The size of the device the component runs on; None if it is the CPU, or not known."""
     return None if device is None or device.kind == "cpu" else device.total_bytes
 
 
@@ -102,13 +102,13 @@ def _check_placement(component: Component, settings: ComponentSettings, device: 
     placement = explicit_text(settings, Setting.PLACEMENT)
     if placement == "layerwise" and not component.streamable:
         why = component.why_not or "its layers cannot be streamed"
-        asked = _asked(component, settings, Setting.PLACEMENT)
-        raise SettingsError(f"asked {asked}; found that {why}; do choose resident, whole or auto")
+        wish = _asked(component, settings, Setting.PLACEMENT)
+        raise SettingsError(f"asked {wish}; found that {why}; do choose resident, whole or auto")
     total_bytes = _total_bytes(device)
     if placement == "resident" and total_bytes is not None and component.bytes > total_bytes:
-        asked = _asked(component, settings, Setting.PLACEMENT)
+        wish = _asked(component, settings, Setting.PLACEMENT)
         raise BudgetError(
-            f"asked {asked}; found {format_bytes(component.bytes)} of weights and a device of "
+            f"asked {wish}; found {format_bytes(component.bytes)} of weights and a device of "
             f"{format_bytes(total_bytes)}; do choose layerwise or auto",
             asked_bytes=total_bytes,
             smallest_bytes=component.bytes,
@@ -127,22 +127,22 @@ def _check_budget(component: Component, settings: ComponentSettings, device: Dev
         )
     if budget_bytes is None or placement == "cpu":
         return
-    asked = _asked(component, settings, Setting.BUDGET_BYTES)
+    wish = _asked(component, settings, Setting.BUDGET_BYTES)
     if placement == "layerwise":
         ring_bytes = min(ring_bytes or 0, component.bytes)  # a ring never needs more than all of the layers
         if ring_bytes > budget_bytes:
-            both = f"{asked} and {_asked(component, settings, Setting.RING_BYTES)}"
+            both = f"{wish} and {_asked(component, settings, Setting.RING_BYTES)}"
             _too_small(both, ": a budget includes the ring", budget_bytes, ring_bytes)
         smallest_bytes = min(component.bytes, component.smallest_bytes or 0)
         if budget_bytes < smallest_bytes:
-            _too_small(asked, " to stream it", budget_bytes, smallest_bytes)
+            _too_small(wish, " to stream it", budget_bytes, smallest_bytes)
     elif budget_bytes < component.bytes:
-        _too_small(f"{asked} with placement {placement}", " for all of it", budget_bytes, component.bytes)
+        _too_small(f"{wish} with placement {placement}", " for all of it", budget_bytes, component.bytes)
 
 
-def _too_small(asked: str, why: str, budget_bytes: int, smallest_bytes: int) -> None:
+def _too_small(wish: str, why: str, budget_bytes: int, smallest_bytes: int) -> None:
     raise BudgetError(
-        f"asked {asked}; found that {format_bytes(smallest_bytes)} are needed{why}; "
+        f"asked {wish}; found that {format_bytes(smallest_bytes)} are needed{why}; "
         f"do give at least {smallest_bytes} bytes, or leave it on auto",
         asked_bytes=budget_bytes,
         smallest_bytes=smallest_bytes,
@@ -157,9 +157,9 @@ def _check_host(
         return
     pins_bytes = explicit_bytes(settings, Setting.PIN_BUDGET_BYTES)
     if pins_bytes is not None and pins_bytes > host_bytes:
-        asked = _asked(component, settings, Setting.PIN_BUDGET_BYTES)
+        wish = _asked(component, settings, Setting.PIN_BUDGET_BYTES)
         have = format_bytes(host_bytes)
-        raise SettingsError(f"asked {asked}; found {have} of memory available; do lower it or leave it on auto")
+        raise SettingsError(f"asked {wish}; found {have} of memory available; do lower it or leave it on auto")
     tier = explicit_text(settings, Setting.HOST_TIER)
     if tier not in ("pinned", "pageable"):
         return
@@ -169,15 +169,15 @@ def _check_host(
         device_bytes = (device.total_bytes if device is not None else None) or 0
     layers_bytes = component.bytes if component.layers_bytes is None else component.layers_bytes
     copies_bytes = max(0, layers_bytes - device_bytes)
-    asked = _asked(component, settings, Setting.HOST_TIER)
+    wish = _asked(component, settings, Setting.HOST_TIER)
     if tier == "pinned" and pins_bytes is not None and pins_bytes < copies_bytes:
         raise SettingsError(
-            f"asked {asked} and {_asked(component, settings, Setting.PIN_BUDGET_BYTES)}; found at least "
+            f"asked {wish} and {_asked(component, settings, Setting.PIN_BUDGET_BYTES)}; found at least "
             f"{format_bytes(copies_bytes)} of host copies to be page-locked; do raise that budget, or choose pageable "
             "or auto"
         )
     if copies_bytes > host_bytes:
         raise SettingsError(
-            f"asked {asked}; found {format_bytes(host_bytes)} of memory for at least {format_bytes(copies_bytes)} of "
+            f"asked {wish}; found {format_bytes(host_bytes)} of memory for at least {format_bytes(copies_bytes)} of "
             "host copies; do choose mapped or auto"
         )

@@ -1,4 +1,4 @@
-"""Places the components nobody placed, from their real sizes and the device's free bytes.
+"""Places the components that no source placed, from their real sizes and the device's free bytes.
 
 Four modes. ``auto`` keeps resident what fits beside the rest and streams what does not, encoders first. ``memory``
 streams. ``speed`` is ``auto`` with less headroom, and says what it could not keep resident. ``manual`` touches nothing.
@@ -6,10 +6,10 @@ streams. ``speed`` is ``auto`` with less headroom, and says what it could not ke
 What counts against the free bytes: every resident component, plus the most that the others take while one of them is
 in use, plus headroom for activations. Components that run inside each other's step (a ControlNet in the diffusion
 model's) need their room at the same time; all others take turns. A streamed diffusion model counts with all its bytes
-unless somebody gave it a budget: it walks its layers once per step, so what it can hold is worth more to it than to an
+unless a budget was set for it: it walks its layers once per step, so what it can hold is worth more to it than to an
 encoder, which walks them once per prompt.
 
-A placement somebody set is only ever read here. This module knows nothing about who set it, about selections, layers
+A placement that was set is never changed here. This module knows nothing about who set it, about selections, layers
 or ComfyUI; ``resolver`` knows the first two.
 """
 
@@ -30,10 +30,10 @@ __all__ = ["MODES", "Choice", "Component", "Decision", "Device", "Placed", "chec
 MODES: Final[tuple[str, ...]] = ("auto", "memory", "speed", "manual")
 
 # Share of the device left for activations and the app, and its ceiling. What is resident gives way layer by layer when
-# somebody needs room, so this decides how often that happens, not whether things work.
+# the app needs room, so this decides how often that happens, not whether things work.
 _HEADROOM_PERMILLE: Final = {"auto": 100, "speed": 50}
 _MAX_HEADROOM_BYTES: Final = 4 * 10**9
-# A ring of three layers and the parameters outside layers, where nobody measured them: a tenth of the component.
+# A ring of three layers and the parameters outside layers, where they were not measured: a tenth of the component.
 _STREAMED_SHARE: Final = 10
 _GIVES_WAY: Final = (TEXT_ENCODER, IMAGE_ENCODER, VAE, DIT)
 _RUNS_INSIDE_DIT: Final = "controlnet"
@@ -58,7 +58,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device. ``free_bytes`` as if no component were on it; None where nobody knows."""
+    """A device. ``free_bytes`` as if no component were on it; None where that is not known."""
 
     kind: str
     total_bytes: int | None = None
@@ -67,13 +67,13 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A component and what is settled about it before the policy speaks; None where nobody set it."""
+    """A component and what is settled about it before the policy speaks; None where nothing is."""
 
     component: Component
     placement: str | None = None
     budget_bytes: int | None = None
     ring_bytes: int | None = None
-    may_stream: bool = True  # False: somebody listed what to stream, and this is not on the list
+    may_stream: bool = True  # False: there is a list of what to stream, and this is not on it
 
     @property
     def name(self) -> str:
@@ -114,7 +114,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A choice for every component (what somebody placed keeps that placement), and a notice for each fallback."""
+    """A choice for every component (one that was placed keeps its placement), and a notice for each fallback."""
 
     choices: Mapping[str, Choice]
     notices: tuple[Notice, ...]
@@ -138,7 +138,7 @@ def decide(mode: str, device: Device, host_bytes: int | None, placed: Iterable[P
 
     ``host_bytes``: memory available to this process, None if not known. Raises SettingsError for an unknown mode.
     """
-    work = _Work(check_mode(mode), device, host_bytes, tuple(sorted(placed, key=lambda one: sort_key(one.name))))
+    work = _Work(check_mode(mode), device, host_bytes, tuple(sorted(placed, key=lambda entry: sort_key(entry.name))))
     work.place()
     work.share_budgets()
     return Decision(work.choices, tuple(work.notices))
@@ -159,81 +159,81 @@ class _Work:
 
     def place(self) -> None:
         undecided: list[Placed] = []
-        for one in self.placed:
-            if one.placement is not None:
-                self.choices[one.name] = Choice(one.placement)
-            elif (choice := self._settled(one)) is not None:
-                self.choices[one.name] = choice
+        for placed in self.placed:
+            if placed.placement is not None:
+                self.choices[placed.name] = Choice(placed.placement)
+            elif (choice := self._settled(placed)) is not None:
+                self.choices[placed.name] = choice
             else:
-                undecided.append(one)
+                undecided.append(placed)
         if undecided:
             self._balance(undecided)
 
-    def _settled(self, one: Placed) -> Choice | None:
+    def _settled(self, placed: Placed) -> Choice | None:
         """The choice where the sizes of the others do not matter; None where they do."""
-        size = format_bytes(one.component.bytes)
-        if one.budget_bytes is not None and one.budget_bytes < one.component.bytes:
-            budget = format_bytes(one.budget_bytes)
-            return self._stream(one, sentence("given_less", size=size, budget=budget))
+        size = format_bytes(placed.component.bytes)
+        if placed.budget_bytes is not None and placed.budget_bytes < placed.component.bytes:
+            budget = format_bytes(placed.budget_bytes)
+            return self._stream(placed, sentence("given_less", size=size, budget=budget))
         if self.mode == "manual":
             return Choice("whole", sentence("manual_mode"))
-        if group_of(one.name) is None:
-            return Choice("whole", sentence("no_group", component=one.name))
+        if group_of(placed.name) is None:
+            return Choice("whole", sentence("no_group", component=placed.name))
         if self.device.kind == "cpu":
-            if self.host_bytes is not None and one.component.bytes > self.host_bytes and one.may_stream:
-                return self._stream(one, sentence("beyond_host", size=size, memory=format_bytes(self.host_bytes)))
+            if self.host_bytes is not None and placed.component.bytes > self.host_bytes and placed.may_stream:
+                return self._stream(placed, sentence("beyond_host", size=size, memory=format_bytes(self.host_bytes)))
             return Choice("whole", sentence("all_on_cpu"))
         if self.mode == "memory":
-            if one.may_stream:
-                return self._stream(one, sentence("memory_mode"))
+            if placed.may_stream:
+                return self._stream(placed, sentence("memory_mode"))
             return Choice("whole", sentence("memory_mode_not_selected"))
         if self.device.free_bytes is None:
             notice = Notice("", sentence("free_memory_unknown"))
             if notice not in self.notices:
                 self.notices.append(notice)
-            if one.may_stream:
-                return self._stream(one, sentence("free_unknown"))
+            if placed.may_stream:
+                return self._stream(placed, sentence("free_unknown"))
             return Choice("whole", sentence("free_unknown_not_selected"))
         return None
 
-    def _stream(self, one: Placed, reason: Sentence) -> Choice:
+    def _stream(self, placed: Placed, reason: Sentence) -> Choice:
         """Streamed; or the app's way, with a notice, where the component cannot be."""
-        if one.component.streamable:
+        if placed.component.streamable:
             return Choice("layerwise", reason)
-        why = one.component.why_not or sentence("layers_cannot_stream")
-        self._note(one, sentence("cannot_be_streamed", component=one.name, reason=reason, why=why))
+        why = placed.component.why_not or sentence("layers_cannot_stream")
+        self._note(placed, sentence("cannot_be_streamed", component=placed.name, reason=reason, why=why))
         return Choice("whole", sentence("cannot_stream", why=why))
 
     def _balance(self, undecided: list[Placed]) -> None:
-        """Everything resident, then out with whatever gives way first, until the rest fits beside the headroom."""
-        for one in undecided:
-            self.choices[one.name] = Choice("resident")
-        for one in sorted(undecided, key=_gives_way_key):
+        """Everything resident, then out with what gives way first, until the rest fits beside the headroom."""
+        for placed in undecided:
+            self.choices[placed.name] = Choice("resident")
+        for placed in sorted(undecided, key=_gives_way_key):
             need_bytes = self._need_bytes()
             if need_bytes <= self.usable_bytes:
                 break
-            self._give_way(one, need_bytes)
+            self._give_way(placed, need_bytes)
         need_bytes = self._need_bytes()
-        for one in undecided:
-            if self.choices[one.name].placement == "resident":
-                size = format_bytes(one.component.bytes)
+        for placed in undecided:
+            if self.choices[placed.name].placement == "resident":
+                size = format_bytes(placed.component.bytes)
                 reason = sentence("resident_fits", size=size, sum=self._sum(need_bytes))
-                self.choices[one.name] = Choice("resident", reason)
+                self.choices[placed.name] = Choice("resident", reason)
         need_bytes = self._need_bytes(least=True)
         if need_bytes > self.usable_bytes:
             self.notices.append(Notice("", sentence("not_everything_fits", sum=self._sum(need_bytes))))
 
-    def _give_way(self, one: Placed, need_bytes: int) -> None:
-        size = format_bytes(one.component.bytes)
+    def _give_way(self, placed: Placed, need_bytes: int) -> None:
+        size = format_bytes(placed.component.bytes)
         reason = sentence("does_not_fit", size=size, sum=self._sum(need_bytes))
-        if one.may_stream:
-            choice = self._stream(one, reason)
+        if placed.may_stream:
+            choice = self._stream(placed, reason)
         else:
             choice = Choice("whole", sentence("both", first=reason, second=sentence("not_selected")))
-        self.choices[one.name] = choice
+        self.choices[placed.name] = choice
         if self.mode == "speed":
-            what = sentence("speed_gives_way", component=one.name, reason=reason, placement=choice.placement)
-            self._note(one, what)
+            what = sentence("speed_gives_way", component=placed.name, reason=reason, placement=choice.placement)
+            self._note(placed, what)
 
     def share_budgets(self) -> None:
         """What residents and headroom leave goes to the streamed diffusion models: they walk their layers N times."""
@@ -241,15 +241,15 @@ class _Work:
             return
         residents_bytes = self._residents_bytes()
         left_bytes = self.usable_bytes - residents_bytes - self._in_step_bytes()
-        for one in self.placed:
-            choice = self.choices[one.name]
-            if choice.placement != "layerwise" or group_of(one.name) != DIT:
+        for placed in self.placed:
+            choice = self.choices[placed.name]
+            if choice.placement != "layerwise" or group_of(placed.name) != DIT:
                 continue
-            if one.budget_bytes is not None or not one.component.bytes:
+            if placed.budget_bytes is not None or not placed.component.bytes:
                 continue
-            if left_bytes < max(1, one.streaming_bytes):
+            if left_bytes < max(1, placed.streaming_bytes):
                 left = format_bytes(max(0, left_bytes))
-                self._note(one, sentence("ring_only", component=one.name, left=left))
+                self._note(placed, sentence("ring_only", component=placed.name, left=left))
                 continue
             reason = sentence(
                 "budget_left",
@@ -257,30 +257,34 @@ class _Work:
                 residents=format_bytes(residents_bytes),
                 headroom=format_bytes(self.headroom_bytes),
             )
-            budget_bytes = min(left_bytes, one.component.bytes)
-            self.choices[one.name] = Choice(choice.placement, choice.reason, budget_bytes, reason)
+            budget_bytes = min(left_bytes, placed.component.bytes)
+            self.choices[placed.name] = Choice(choice.placement, choice.reason, budget_bytes, reason)
 
     def _need_bytes(self, least: bool = False) -> int:
         """Residents, and the most that the others take while in use."""
         alone_bytes, dit_bytes = 0, 0
-        for one in self.placed:
-            placement = self.choices[one.name].placement
-            if placement == "resident" or _runs_inside_dit(one):
+        for placed in self.placed:
+            placement = self.choices[placed.name].placement
+            if placement == "resident" or _runs_inside_dit(placed):
                 continue
-            if group_of(one.name) == DIT:
-                dit_bytes = max(dit_bytes, one.turn_bytes(placement, least))
+            if group_of(placed.name) == DIT:
+                dit_bytes = max(dit_bytes, placed.turn_bytes(placement, least))
             else:
-                alone_bytes = max(alone_bytes, one.turn_bytes(placement, least))
+                alone_bytes = max(alone_bytes, placed.turn_bytes(placement, least))
         return self._residents_bytes() + max(alone_bytes, dit_bytes + self._in_step_bytes())
 
     def _residents_bytes(self) -> int:
-        residents = (one for one in self.placed if self.choices[one.name].placement == "resident")
-        return sum(one.component.bytes for one in residents)
+        residents = (placed for placed in self.placed if self.choices[placed.name].placement == "resident")
+        return sum(placed.component.bytes for placed in residents)
 
     def _in_step_bytes(self) -> int:
         """What runs inside the diffusion model's step needs beside it, residents not counted."""
-        placements = ((one, self.choices[one.name].placement) for one in self.placed if _runs_inside_dit(one))
-        return sum(one.turn_bytes(placement, least=True) for one, placement in placements if placement != "resident")
+        placements = (
+            (placed, self.choices[placed.name].placement) for placed in self.placed if _runs_inside_dit(placed)
+        )
+        return sum(
+            placed.turn_bytes(placement, least=True) for placed, placement in placements if placement != "resident"
+        )
 
     def _sum(self, need_bytes: int) -> Sentence:
         """The arithmetic behind a choice, in numbers."""
@@ -291,16 +295,16 @@ class _Work:
             headroom=format_bytes(self.headroom_bytes),
         )
 
-    def _note(self, one: Placed, what: Sentence) -> None:
-        self.notices.append(Notice(one.name, what))
+    def _note(self, placed: Placed, what: Sentence) -> None:
+        self.notices.append(Notice(placed.name, what))
 
 
-def _runs_inside_dit(one: Placed) -> bool:
-    return numbered_base(one.name)[0] == _RUNS_INSIDE_DIT
+def _runs_inside_dit(placed: Placed) -> bool:
+    return numbered_base(placed.name)[0] == _RUNS_INSIDE_DIT
 
 
-def _gives_way_key(one: Placed) -> tuple[int, int, int, str]:
+def _gives_way_key(placed: Placed) -> tuple[int, int, int, str]:
     """Encoders, then VAE, then diffusion model; in a group the largest first, numbered variants before the base."""
-    group = group_of(one.name)
+    group = group_of(placed.name)
     rank = len(_GIVES_WAY) if group is None else _GIVES_WAY.index(group)
-    return (rank, -one.component.bytes, -numbered_base(one.name)[1], one.name)
+    return (rank, -placed.component.bytes, -numbered_base(placed.name)[1], placed.name)

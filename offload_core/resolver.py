@@ -1,4 +1,4 @@
-"""From what everybody asked to one value, source and reason for every setting of every component.
+"""From what all sources asked to one value, source and reason for every setting of every component.
 
 Wishes of the node, the options, the graph and the app's settings come first, in that order; then the selection of
 components to stream; what is still open is filled in by the policy. What was asked is never changed: a wish that cannot
@@ -95,14 +95,14 @@ def resolve(request: Request) -> Resolution:
     names = _names(request.components)
     notices = _absent(request, names)
     chosen = select(request.selection, names)
-    said = {name: _said(name, request, names, chosen) for name in names}
+    wishes = {name: _said(name, request, names, chosen) for name in names}
     device = request.device or Device("unknown")
-    placed = [_placed(one, said[one.name], chosen is None) for one in request.components]
+    placed = [_placed(component, wishes[component.name], chosen is None) for component in request.components]
     decision = decide(request.mode, device, request.host_available_bytes, placed)
     components = {}
-    for component in sorted(request.components, key=lambda one: sort_key(one.name)):
+    for component in sorted(request.components, key=lambda component: sort_key(component.name)):
         name = component.name
-        settings = filled(said[name], decision.choices[name])
+        settings = filled(wishes[name], decision.choices[name])
         check_component(component, settings, request.device, request.host_available_bytes)
         components[name] = settings
         notices.extend(_notes(component, settings, device))
@@ -175,7 +175,7 @@ def _names(components: Sequence[Component]) -> tuple[str, ...]:
 
 def _absent(request: Request, names: Sequence[str]) -> list[Notice]:
     """Refuses wishes for components that are not there; standing ones of the app's settings only get a notice."""
-    spoken = [(said.source, name) for name, settings in request.settings.items() for said in settings]
+    spoken = [(entry.source, name) for name, settings in request.settings.items() for entry in settings]
     spoken = [(source, name) for source, name in spoken if source in EXPLICIT_SOURCES]
     spoken += [(wish.source, _checked(wish)[0]) for wish in request.wishes if _checked(wish)[1] is not None]
     notices = []
@@ -237,9 +237,9 @@ def _notes(component: Component, settings: ComponentSettings, device: Device) ->
     """Notices of explicit wishes that hold, but that a person may want to know more about."""
     notices = remarks(component, settings, device)
     placement = settings.value(Setting.PLACEMENT)
-    said = settings.said(Setting.PLACEMENT)
-    if any(weaker.source == Source.SELECTION for weaker in said[1:]):
-        source = SOURCE_SENTENCES[said[0].source]
+    values = settings.said(Setting.PLACEMENT)
+    if any(weaker.source == Source.SELECTION for weaker in values[1:]):
+        source = SOURCE_SENTENCES[values[0].source]
         what = sentence("stronger_than_selection", component=component.name, source=source, placement=str(placement))
         notices.append(Notice(component.name, what))
     return notices

@@ -6,8 +6,8 @@ can show it. A widget on ``auto`` (or on 0, where it counts bytes) says nothing;
 when it equals the default*.
 
 This module knows the names, the sources and the values that make sense by themselves. It knows nothing about devices,
-sizes, groups of components or modes: whether a wish can be honoured is ``resolver``'s business, and what to do where
-nobody wished anything is ``policy``'s.
+sizes, groups of components or modes: whether a wish can be honoured is ``resolver``'s business, and what to do without
+a wish is ``policy``'s.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Unset(enum.Enum):
 
 
 UNSET: Final = Unset.UNSET
-"""Nobody said anything."""
+"""No source has set the setting."""
 
 Value = str | int | None
 """What a setting can hold. ``None`` comes from the policy only: left to the layer below, with the reason beside it."""
@@ -100,7 +100,7 @@ SETTINGS: Final[tuple[str, ...]] = (
 SOURCES: Final[tuple[str, ...]] = ("node", "options", "graph", "settings", "selection", "policy")
 """Strongest first."""
 EXPLICIT_SOURCES: Final[tuple[str, ...]] = SOURCES[:4]
-"""Those who may set any setting. ``selection`` only ever sets a placement, ``policy`` only what nobody set."""
+"""Those who may set any setting. ``selection`` sets a placement only, ``policy`` what no other source has set."""
 
 PLACEMENTS: Final[tuple[str, ...]] = ("auto", "layerwise", "resident", "whole", "cpu")
 HOST_TIERS: Final[tuple[str, ...]] = ("auto", "pinned", "pageable", "mapped")
@@ -185,8 +185,8 @@ def _kind(value: object) -> str:
     return names.get(type(value).__name__, f"a {type(value).__name__}")
 
 
-def _refused(what: str, value: object, found: str, do: str) -> SettingsError:
-    return SettingsError(f"asked {what} = {shown(value)}; found that it {found}; do {do}")
+def _refused(what: str, value: object, problem: str, do: str) -> SettingsError:
+    return SettingsError(f"asked {what} = {shown(value)}; found that it {problem}; do {do}")
 
 
 def _check_source(source: str) -> int:
@@ -207,7 +207,7 @@ class SettingValue:
 
 @dataclass(frozen=True, slots=True)
 class ComponentSettings:
-    """Everything anybody said about one component. Immutable, hashable; a new one has every setting ``UNSET``.
+    """What all sources said about one component. Immutable, hashable; a new one has every setting ``UNSET``.
 
     The order in which sources speak does not matter, only their strength does (``SOURCES``, strongest first)::
 
@@ -223,7 +223,7 @@ class ComponentSettings:
         """A copy in which ``source`` says ``value``, replacing what it said before; ``auto`` takes that back.
 
         Raises SettingsError for an unknown setting, source or value, when ``selection`` speaks about anything but the
-        placement, and for ``None`` from anybody but the policy.
+        placement, and for ``None`` from any source but the policy.
         """
         _check_source(source)
         checked: Value | Unset
@@ -233,39 +233,39 @@ class ComponentSettings:
             checked = validate(name, value, self.component)
         if source == Source.SELECTION and name != Setting.PLACEMENT:
             raise _refused(f"{name} from the selection", value, "can only set a placement", "set it on a node")
-        rest = tuple(said for said in self._said if (said.name, said.source) != (name, source))
+        rest = tuple(entry for entry in self._said if (entry.name, entry.source) != (name, source))
         if isinstance(checked, Unset):
             return replace(self, _said=rest)
         reason = reason or sentence("set_by", source=SOURCE_SENTENCES[source])
         return self._with((*rest, SettingValue(name, source, checked, reason)))
 
     def value(self, name: str) -> Value | Unset:
-        """The strongest source's value; ``UNSET`` if nobody set it; ``None`` if the policy left it to a layer below."""
-        said = self.said(name)
-        return said[0].value if said else UNSET
+        """The strongest source's value; ``UNSET`` without one; ``None`` if the policy left it to a layer below."""
+        entries = self.said(name)
+        return entries[0].value if entries else UNSET
 
     def source(self, name: str) -> str | None:
-        """Who set it, or None if nobody did."""
-        said = self.said(name)
-        return said[0].source if said else None
+        """The strongest source that set it, or None."""
+        entries = self.said(name)
+        return entries[0].source if entries else None
 
     def reason(self, name: str) -> Sentence | None:
         """Why it has this value, with what weaker sources had asked for; None if no source set it."""
-        said = self.said(name)
-        if not said:
+        entries = self.said(name)
+        if not entries:
             return None
         weaker = [
             sentence("asked_for", source=SOURCE_SENTENCES[other.source], value=str(other.value))
-            for other in said[1:]
-            if other.value != said[0].value
+            for other in entries[1:]
+            if other.value != entries[0].value
         ]
         if not weaker:
-            return said[0].reason
+            return entries[0].reason
         differing = reduce(lambda first, second: sentence("both", first=first, second=second), weaker)
-        return sentence("stronger", reason=said[0].reason, weaker=differing)
+        return sentence("stronger", reason=entries[0].reason, weaker=differing)
 
     def is_explicitly_set(self, name: str) -> bool:
-        """True if anybody but the policy set it, to whatever value, the default included."""
+        """True if a source other than the policy set it, to any value, the default included."""
         source = self.source(name)
         return source is not None and source != Source.POLICY
 
@@ -273,31 +273,31 @@ class ComponentSettings:
         """All that was said about a setting, strongest source first. Raises SettingsError for an unknown setting."""
         if name not in SETTINGS:
             raise _refused("the setting", name, "does not exist", f"use one of: {', '.join(SETTINGS)}")
-        return tuple(said for said in self._said if said.name == name)
+        return tuple(entry for entry in self._said if entry.name == name)
 
     def merged(self, other: ComponentSettings) -> ComponentSettings:
         """What both hold, for the same component. Raises SettingsError where one source says two different things."""
-        merged = {(said.name, said.source): said for said in self._said}
-        for said in other._said:
-            mine = merged.setdefault((said.name, said.source), said)
-            if mine.value != said.value:
-                what = f"{self.component or other.component}.{said.name}".lstrip(".")
+        entries = {(entry.name, entry.source): entry for entry in self._said}
+        for entry in other._said:
+            present = entries.setdefault((entry.name, entry.source), entry)
+            if present.value != entry.value:
+                what = f"{self.component or other.component}.{entry.name}".lstrip(".")
                 raise SettingsError(
-                    f"asked {what} = {shown(mine.value)} and {what} = {shown(said.value)}; found that both come from "
-                    f"{SOURCE_WORDS[said.source]}; do leave one of them on auto"
+                    f"asked {what} = {shown(present.value)} and {what} = {shown(entry.value)}; found that both come "
+                    f"from {SOURCE_WORDS[entry.source]}; do leave one of them on auto"
                 )
-        return ComponentSettings(self.component or other.component)._with(tuple(merged.values()))
+        return ComponentSettings(self.component or other.component)._with(tuple(entries.values()))
 
     def without(self, source: str) -> ComponentSettings:
         """A copy in which ``source`` said nothing."""
         _check_source(source)
-        return replace(self, _said=tuple(said for said in self._said if said.source != source))
+        return replace(self, _said=tuple(entry for entry in self._said if entry.source != source))
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """``{setting: {"value", "source", "reason", "why"}}`` for the settings that have a value."""
         return {
-            said.name: {"value": said.value, "source": said.source, **reason_json(self.reason(said.name))}
-            for said in self
+            entry.name: {"value": entry.value, "source": entry.source, **reason_json(self.reason(entry.name))}
+            for entry in self
         }
 
     def __iter__(self) -> Iterator[SettingValue]:
@@ -305,7 +305,7 @@ class ComponentSettings:
         for name in SETTINGS:
             yield from self.said(name)[:1]
 
-    def _with(self, said: tuple[SettingValue, ...]) -> ComponentSettings:
-        # One order for equal contents, so that equality and hashes do not depend on who spoke first.
-        ordered = sorted(said, key=lambda one: (SETTINGS.index(one.name), SOURCES.index(one.source)))
+    def _with(self, entries: tuple[SettingValue, ...]) -> ComponentSettings:
+        # One order for equal contents, so that equality and hashes do not depend on the order of the calls.
+        ordered = sorted(entries, key=lambda entry: (SETTINGS.index(entry.name), SOURCES.index(entry.source)))
         return replace(self, _said=tuple(ordered))
