@@ -1,4 +1,4 @@
-// Why each component is where it is: what was chosen, by whom, for what reason, and what a GB more or less would do.
+// Why each component is where it is: what was chosen, by which source, for what reason, and what a GB more or less would do.
 import { element } from './dom.js';
 import { GB, bytes, duration, settingValue } from './format.js';
 import { noticeLines, sentence } from './words.js';
@@ -9,12 +9,12 @@ export function explanations(say) {
   return {
     root,
     update(state, focusedId) {
-      const cards = state.components.map((one) => card(say, one, one.id === focusedId));
-      const others = state.bystanders.map((one) => bystander(say, one));
+      const cards = state.components.map((component) => card(say, component, component.id === focusedId));
+      const others = state.bystanders.map((component) => bystander(say, component));
       root.replaceChildren(...cards, ...others);
     },
     show(id) {
-      const target = [...root.children].find((one) => one.dataset.component === id);
+      const target = [...root.children].find((child) => child.dataset.component === id);
       if (!target) return;
       root.closest('.lwo-panel').scrollTop = target.offsetTop - root.offsetTop; // nothing but the panel is to move
       target.focus({ preventScroll: true });
@@ -37,14 +37,14 @@ function card(say, component, isFocused) {
 }
 
 function settingsTable(say, component) {
-  const rows = Object.entries(component.settings ?? {}).map(([name, one]) =>
+  const rows = Object.entries(component.settings ?? {}).map(([name, setting]) =>
     element(
       'tr',
       {},
       element('th', { scope: 'row', text: say(`setting.${name}`) }),
-      element('td', { class: 'lwo-value', text: settingValue(name, one.value) }),
-      element('td', {}, element('span', { class: `lwo-source lwo-by-${one.source}`, text: say(`source.${one.source}`) })),
-      element('td', { class: 'lwo-reason', text: sentence(say, one.why, one.reason) }),
+      element('td', { class: 'lwo-value', text: settingValue(name, setting.value) }),
+      element('td', {}, element('span', { class: `lwo-source lwo-by-${setting.source}`, text: say(`source.${setting.source}`) })),
+      element('td', { class: 'lwo-reason', text: sentence(say, setting.why, setting.reason) }),
     ),
   );
   const heads = ['setting', 'value', 'who', 'why'].map((name) => element('th', { scope: 'col', text: say(`explain.${name}`) }));
@@ -54,18 +54,18 @@ function settingsTable(say, component) {
 /** What the simulator makes of a budget of a GB more and of a GB less, against what it makes of this one (delta 0). */
 export function whatIfLines(say, component) {
   const now = passNow(component);
-  return (component.what_if ?? []).filter((one) => one.delta_bytes !== 0).map((one) => {
-    const delta = `${one.delta_bytes > 0 ? '+' : '−'}${Math.abs(one.delta_bytes / GB)} GB`;
-    if (one.error) return { delta, text: one.error, bad: true };
-    const pass = duration(one.pass_ns);
-    const change = now === null ? null : Math.round((100 * (one.pass_ns - now)) / now);
+  return (component.what_if ?? []).filter((budget) => budget.delta_bytes !== 0).map((budget) => {
+    const delta = `${budget.delta_bytes > 0 ? '+' : '−'}${Math.abs(budget.delta_bytes / GB)} GB`;
+    if (budget.error) return { delta, text: budget.error, bad: true };
+    const pass = duration(budget.pass_ns);
+    const change = now === null ? null : Math.round((100 * (budget.pass_ns - now)) / now);
     const comparison = change === null ? '' : change === 0 ? say('explain.same') : `${change > 0 ? '+' : '−'}${Math.abs(change)} %`;
-    return { delta, text: say('explain.what_if', { pass, change: comparison && ` (${comparison})`, resident: one.resident_layers }), bad: false };
+    return { delta, text: say('explain.what_if', { pass, change: comparison && ` (${comparison})`, resident: budget.resident_layers }), bad: false };
   });
 }
 
 /** A pass by the times that are known now; null if the report does not say: its plan may be older than the times. */
-const passNow = (component) => component.what_if?.find((one) => one.delta_bytes === 0)?.pass_ns ?? null;
+const passNow = (component) => component.what_if?.find((budget) => budget.delta_bytes === 0)?.pass_ns ?? null;
 
 function whatIf(say, component) {
   const lines = whatIfLines(say, component);
@@ -76,12 +76,12 @@ function whatIf(say, component) {
   return element('div', { class: 'lwo-what-if' }, element('p', { text: title }), element('ul', {}, ...rows));
 }
 
-function bystander(say, one) {
+function bystander(say, component) {
   return element(
     'article',
     { class: 'lwo-card lwo-bystander' },
-    element('h3', {}, one.component, element('span', { class: 'lwo-model', text: one.model, title: one.model })),
-    element('p', { class: 'lwo-quiet', text: leftToApp(say, one) }),
+    element('h3', {}, component.component, element('span', { class: 'lwo-model', text: component.model, title: component.model })),
+    element('p', { class: 'lwo-quiet', text: leftToApp(say, component) }),
   );
 }
 

@@ -1,4 +1,4 @@
-// What a node says about itself: for each of its components, what `auto` came to, on whose word, and what it takes; on the
+// What a node says about itself: for each of its components, what `auto` came to, which source set it, and what it takes; on the
 // Report node, the report.
 // Makes elements and texts; where they go on the node is app-side business of layerwise_offload.js.
 import { element } from './dom.js';
@@ -18,8 +18,8 @@ export function kindOf(component) {
 
 /** One line about a resolved component: {text, title, warned}. `resolved`: as in the message of that name. */
 export function line(say, node, resolved) {
-  const asked = placementWidget(node, kindOf(resolved.component));
-  const isAuto = asked === null || asked === 'auto';
+  const widget = placementWidget(node, kindOf(resolved.component));
+  const isAuto = widget === null || widget === 'auto';
   const placement = isAuto ? `auto → ${resolved.placement}` : resolved.placement;
   const used = Number.isFinite(resolved.budget_bytes)
     ? say('node.used_of', { used: bytes(resolved.device_bytes), budget: bytes(resolved.budget_bytes) })
@@ -34,8 +34,8 @@ export function line(say, node, resolved) {
 export function nodeText(say, node) {
   const root = element('div', { class: 'lwo-node' });
   const show = (resolved) => {
-    const lines = [...resolved].sort((a, b) => order(a.component) - order(b.component)).map((one) => {
-      const { component, placement, rest, title, warned } = line(say, node, one);
+    const lines = [...resolved].sort((a, b) => order(a.component) - order(b.component)).map((message) => {
+      const { component, placement, rest, title, warned } = line(say, node, message);
       return element(
         'div',
         { class: `lwo-node-line${warned ? ' lwo-warned' : ''}`, title },
@@ -75,14 +75,13 @@ export const heightFor = (node) => 2 * MARGIN + LINE_HEIGHT * Math.max(1, kindsO
 
 /** What the report says about the components of `node`, whose id in the prompt is `id`, as the `resolved` message would. */
 export function fromReport(report, node, id) {
-  const asked = (one) => (one.nodes ?? []).map(String).includes(id);
-  const ours = report.components.filter(asked).map((one) => {
-    const { value = 'layerwise', source = null, reason = '', why = null } = one.settings?.placement ?? {};
-    const { component, budget_bytes, warnings, notices } = one;
-    const device_bytes = one.summary?.peak_device_bytes ?? null;
+  const isOfNode = (entry) => (entry.nodes ?? []).map(String).includes(id);
+  const ours = report.components.filter(isOfNode).map(({ component, settings, summary, budget_bytes, warnings, notices }) => {
+    const { value = 'layerwise', source = null, reason = '', why = null } = settings?.placement ?? {};
+    const device_bytes = summary?.peak_device_bytes ?? null;
     return { component, placement: value, source, reason, why, budget_bytes, device_bytes, warnings, notices };
   });
-  const others = (report.bystanders ?? []).filter(asked).map(({ component, reason, why }) => {
+  const others = (report.bystanders ?? []).filter(isOfNode).map(({ component, reason, why }) => {
     const widget = placementWidget(node, kindOf(component));
     const isSet = widget !== null && widget !== 'auto'; // the report of a bystander has its reason, and no source
     return { component, placement: isSet ? widget : 'whole', source: isSet ? 'node' : null, reason, why, warnings: [] };

@@ -15,8 +15,8 @@ export function languageFor(locale) {
 /** `say(key, values, unknown)`: the text of `key`, `{name}` replaced from `values`; else `unknown`. Loads each table once. */
 export async function wordsFor(locale) {
   const language = languageFor(locale);
-  for (const one of new Set(['en', language])) {
-    if (!loaded.has(one)) loaded.set(one, await load(one));
+  for (const table of new Set(['en', language])) {
+    if (!loaded.has(table)) loaded.set(table, await load(table));
   }
   return speaker(loaded.get(language), loaded.get('en'));
 }

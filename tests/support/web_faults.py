@@ -40,7 +40,7 @@ MODULES = (
     WebFault("a GB of 1024", "format.js", "1e9", "2 ** 30"),
     WebFault(
         *("less and more confused", "explain.js"),
-        *("one.delta_bytes > 0 ? '+' : '−'", "one.delta_bytes < 0 ? '+' : '−'"),
+        *("budget.delta_bytes > 0 ? '+' : '−'", "budget.delta_bytes < 0 ? '+' : '−'"),
     ),
     WebFault("what others hold is forgotten", "memory_bar.js", "+ ring_bytes + others", "+ ring_bytes"),
     WebFault("reasons in English only", "words.js", "return isKnown ? ", "return false ? "),
