@@ -1,8 +1,8 @@
 """Device ports for accelerators: real streams where the back end has them, plain copies where it has not.
 
-Streams and events are torch's generic ones (`torch.Stream`, `torch.Event`, `torch.accelerator`), so CUDA, ROCm, XPU
-and out-of-tree back ends take the same road. What is particular to one back end, which is page-locking and memory
-figures, stands in this file and nowhere else. The module knows nothing about layers.
+Streams and events are torch's generic ones (`torch.Stream`, `torch.Event`, `torch.accelerator`), so CUDA, ROCm, XPU and
+out-of-tree back ends use the same code. Page-locking and memory figures, which differ between back ends, are in this
+file only. Knows nothing about layers.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from .device_port import DeviceMemory, Event, segment_bytes_of
 from .host_source import ByteSource
 
 _PIECE_BYTES = 64 << 20
-"""Copies are queued in pieces of this size. A device has one copy engine for each direction, which takes the copies of
-all streams in the order in which they are ready, whatever the streams' priorities: another stream's copy (a LoRA's
+"""Copies are queued in pieces of this size. A device has one copy engine per direction, which takes the copies of all
+streams in the order in which they are ready, whatever the streams' priorities: another stream's copy (a LoRA's
 matrices, a latent) then waits for one piece and not for a layer."""
 
 _LOCK_BYTES = 64 << 30
-"""Most that one registration page-locks; larger calls fail in some drivers. Any layer has one, because CUDA refuses a
-copy that spans two, and others copy from our buffers as well: the app, a parameter that is used outside its layer."""
+"""Most bytes of one registration; larger calls fail in some drivers. A layer normally has one, because CUDA refuses a
+copy that spans two, and other code copies from our buffers too: the app, or a use of a weight outside its layer."""
 
 _LOCK_LESS_BYTES = 16 * _PIECE_BYTES
-"""The same where that is refused, as happens long before the end of memory under Windows and on busy devices. These end
-where pieces of copies end, so that ours never span two."""
+"""The same where that is refused, as happens long before the end of memory under Windows and on busy devices. These
+registrations end where pieces of copies end, so that our copies never span two."""
 
 _LOCK_FLAGS = 1
 """cudaHostRegisterPortable: page-locked for every device of the process."""
 
 _POLL_S = 0.0002
-"""Between two looks at an event. `synchronize` spins, which takes a core from whatever else the process does."""
+"""Seconds between two queries of an event. `synchronize` spins, which keeps a core from the rest of the process."""
 
 _READ_BYTES = 16 << 20
 
 _current_device = torch.accelerator.current_device_index
-# What torch's own two functions call, without what these do to find out which device is meant.
+# What torch's two public functions call, without their look-up of the device.
 _current_stream: Callable[[int], torch.Stream]
 _current_stream = getattr(torch._C, "_accelerator_getStream", torch.accelerator.current_stream)
 _set_stream: Callable[[torch.Stream], None]
@@ -50,7 +50,7 @@ _set_stream = getattr(torch._C, "_accelerator_setStream", torch.accelerator.set_
 
 
 def has_streams(device: torch.device) -> bool:
-    """Whether the back end of `device` has streams and events that work. Apple's has one queue and no streams."""
+    """Whether the back end of `device` has working streams and events. Apple's has one queue and no streams."""
     if device.type in ("cpu", "mps", "meta"):
         return False
     try:
@@ -62,8 +62,8 @@ def has_streams(device: torch.device) -> bool:
 
 
 def _queue_bytes(destination: torch.Tensor, source: torch.Tensor) -> None:
-    """Queue a copy of flat bytes on the current stream. The host's side begins where a buffer of the port's begins, or
-    ends before its first piece does."""
+    """Queue a copy of flat bytes on the current stream. The host bytes begin where a buffer of the port begins, or end
+    within its first piece."""
     if destination.numel() <= _PIECE_BYTES:
         destination.copy_(source, non_blocking=True)
     else:
@@ -83,7 +83,7 @@ def _backend(device: torch.device) -> types.ModuleType:
 
 
 class SynchronousPort:
-    """A device without streams: a copy is done when it is issued, and events mark nothing."""
+    """A device without streams: a copy is complete when it returns, and events do nothing."""
 
     asynchronous = False
     shares_host_memory = False
@@ -94,7 +94,7 @@ class SynchronousPort:
         self.device = _indexed(torch.device(device))
         self.segment_bytes = segment_bytes_of(self.device)
         self._pins: dict[int, list[int]] = {}
-        """Page-locked buffers by address, each with the addresses of its registrations."""
+        """Page-locked buffers by address, with the addresses of their registrations."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
         taken = reserved_bytes(nbytes, self.segment_bytes)
@@ -106,31 +106,24 @@ class SynchronousPort:
     def event(self, timed: bool = False) -> Event:
         return None
 
-    def record_copy(self, event: Event) -> None:
-        pass
+    def _no_event(self, event: Event) -> None:
+        """All work is complete when its call returns: there is nothing to record or to wait for."""
 
-    def record_compute(self, event: Event) -> None:
-        pass
+    def _no_wait(self) -> None: ...
 
-    def copy_waits(self, event: Event) -> None:
-        pass
-
-    def compute_waits(self, event: Event) -> None:
-        pass
+    record_copy = record_compute = copy_waits = compute_waits = host_waits = _no_event
+    prepare_reads = drain = before_release = close = _no_wait
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         destination.copy_(source)
 
     def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
-        """Read it all, now, through one ordinary buffer. `StagedPort` does better where there are streams."""
+        """Read and copy it now, through one pageable buffer. `StagedPort` is faster where there are streams."""
         bounce = torch.empty(min(_READ_BYTES, source.nbytes), dtype=torch.uint8)
         for start in range(0, source.nbytes, _READ_BYTES):
             part = bounce[: min(_READ_BYTES, source.nbytes - start)]
             source.read(part, start)
             destination[start : start + part.numel()].copy_(part)
-
-    def prepare_reads(self) -> None:
-        pass
 
     def abandon(self, sources: Collection[ByteSource]) -> None:
         pass
@@ -141,17 +134,8 @@ class SynchronousPort:
     def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: Event) -> None:
         destination.copy_(source)
 
-    def drain(self) -> None:
-        pass
-
-    def host_waits(self, event: Event) -> None:
-        pass
-
     def happened(self, event: Event) -> bool:
         return True
-
-    def before_release(self) -> None:
-        pass
 
     def elapsed_ns(self, start: Event, end: Event) -> int | None:
         return None
@@ -172,9 +156,6 @@ class SynchronousPort:
     def host_release(self, buffer: torch.Tensor) -> None:
         pass
 
-    def close(self) -> None:
-        pass
-
 
 class AcceleratorPort(SynchronousPort):
     """A device with streams: one copy stream of our own, and whatever stream is current for compute."""
@@ -185,18 +166,18 @@ class AcceleratorPort(SynchronousPort):
         super().__init__(device)
         self._stream = torch.Stream(self.device)
         self._back: torch.Stream | None = None
-        """What is copied back has a stream of its own: links work in both directions at once."""
+        """The stream for copies back to the host: links work in both directions at once."""
         self.pins_in_place = _host_register(self.device) is not None
         self._index = self.device.index
         self._only_device = torch.accelerator.device_count() == 1
-        """Else each call asks whether our device is the thread's current one. Where it is, a call need not be told the
-        stream; telling it costs more than the call."""
+        """Otherwise each call asks whether our device is the thread's current one. If it is, calls need no stream
+        argument; passing one costs more than the call."""
         self._bind_calls()
         self._allocated_on: set[torch.Stream] = set()
-        """The compute streams that were current when memory was taken: the allocator gives it out there again."""
+        """The compute streams that were current when memory was allocated: the allocator reuses the memory there."""
 
     def _bind_calls(self) -> None:
-        """A visit makes four event calls. Where nothing has to be decided they are torch's own, and nothing else."""
+        """A visit makes four event calls. Where there is nothing to decide they are torch's own, without a wrapper."""
         self.record_copy = self._stream.record_event  # type: ignore
         self.copy_waits = self._stream.wait_event  # type: ignore[method-assign]
         if self._only_device:
@@ -224,14 +205,14 @@ class AcceleratorPort(SynchronousPort):
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         if self._only_device or _current_device() == self._index:
-            # A bare set and restore: the stream's own context manager does the same with three more calls.
+            # The stream's context manager does the same with three more calls.
             current = _current_stream(self._index)
             _set_stream(self._stream)
             try:
                 _queue_bytes(destination, source)
             finally:
                 _set_stream(current)
-        else:  # setting a stream sets its device as well, and each device has a current stream
+        else:  # setting a stream sets its device too, and each device has a current stream
             with self._stream:
                 _queue_bytes(destination, source)
 
@@ -263,7 +244,7 @@ class AcceleratorPort(SynchronousPort):
         return bool(event.query())
 
     def before_release(self) -> None:
-        """The allocator gives memory out again on the stream that it was allocated on: if that is another one, wait."""
+        """The allocator reuses memory on the stream it was allocated on: if that is another, the host waits."""
         current = _current_stream(self._index)
         if self._allocated_on - {current}:
             _wait_until(current.query)
@@ -280,7 +261,7 @@ class AcceleratorPort(SynchronousPort):
         register = _host_register(self.device)
         if register is None:
             return _pinned_by_torch(nbytes)
-        buffer = page_aligned_bytes(nbytes).fill_(0)  # by all cores: locking would fault the pages in by one
+        buffer = page_aligned_bytes(nbytes).fill_(0)  # on all cores: locking faults the pages in on one
         return buffer, self._register(register, buffer)
 
     def host_pin(self, buffer: torch.Tensor) -> bool:
@@ -290,7 +271,7 @@ class AcceleratorPort(SynchronousPort):
         return buffer.data_ptr() in self._pins or self._register(register, buffer)
 
     def _register(self, register: _HostRegister, buffer: torch.Tensor) -> bool:
-        """Page-lock the bytes in place, at their exact size, by as few registrations as may be. All or nothing."""
+        """Page-lock the bytes in place, at their exact size, with as few registrations as possible. All or nothing."""
         start, nbytes = buffer.data_ptr(), buffer.numel()
         for most in (_LOCK_BYTES, _LOCK_LESS_BYTES):
             spans = [(start + first, min(most, nbytes - first)) for first in range(0, nbytes, most)]
@@ -308,8 +289,8 @@ class AcceleratorPort(SynchronousPort):
             self._clear_error()
 
     def _clear_error(self) -> None:
-        """A call of the runtime that failed leaves an error behind in its thread, for the next launch or allocation to
-        raise. Torch offers nothing that takes it away, so it is raised here, by the smallest of both."""
+        """A failed call of the runtime leaves an error in its thread, which the next launch or allocation raises. Torch
+        cannot clear it, so a small launch and allocation raise it here."""
         with contextlib.suppress(RuntimeError):
             torch.zeros(1, device=self.device).add_(1)
 
@@ -317,8 +298,8 @@ class AcceleratorPort(SynchronousPort):
         addresses = self._pins.pop(buffer.data_ptr(), [])
         register = _host_register(self.device)
         if addresses and register is not None:
-            # Nothing of ours is in flight from it. Code of others may have queued a copy that it does not wait for, on
-            # its own stream: torch keeps memory for such a copy if it has page-locked it itself, which this is not.
+            # No copy of ours is in flight. Other code may have queued one on its own stream without waiting for it:
+            # torch keeps memory alive for such a copy only if torch page-locked it.
             current = _current_stream(self._index)
             _wait_until(current.query)
             current.synchronize()
@@ -329,7 +310,7 @@ class AcceleratorPort(SynchronousPort):
 
 
 def page_aligned_bytes(nbytes: int) -> torch.Tensor:
-    """Host bytes in a mapping of their own: exact size, page aligned, so that no two buffers share a page to lock."""
+    """Host bytes in a mapping of their own: exact size, page-aligned, so that no two buffers share a page to lock."""
     if nbytes == 0:
         return torch.empty(0, dtype=torch.uint8)
     if hasattr(mmap, "MAP_PRIVATE"):  # a shared mapping, the default, is a file in memory: no huge pages
@@ -343,10 +324,10 @@ def page_aligned_bytes(nbytes: int) -> torch.Tensor:
 
 
 def _pinned_by_torch(nbytes: int) -> tuple[torch.Tensor, bool]:
-    """Page-locked bytes where the back end offers no registration in place: torch's own allocator for it.
+    """Bytes from torch's page-locking allocator, for back ends that cannot lock in place, and whether they are locked.
 
-    These cannot be unlocked in place: after `detach` the module's parameters still look into them, so they stay
-    page-locked until the parameters go or get other data, and then torch keeps them for its next such tensor.
+    They cannot be unlocked in place: after `detach` they stay page-locked until the module's parameters are freed or
+    get other data; torch then keeps them for its next such tensor.
     """
     try:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True), True
@@ -355,8 +336,8 @@ def _pinned_by_torch(nbytes: int) -> tuple[torch.Tensor, bool]:
 
 
 class _HostRegister:
-    """Page-locking of memory that is already there: cudart's, or any back end's that offers the same two calls. Both
-    return the runtime's error code, 0 for none."""
+    """Page-locks existing memory by cudart, or by any back end's runtime with the same two calls. Both return the
+    runtime's error code, 0 for none."""
 
     def __init__(self, backend: types.ModuleType) -> None:
         self._runtime = backend.cudart()
@@ -374,7 +355,7 @@ def _host_register(device: torch.device) -> _HostRegister | None:
 
 
 def _indexed(device: torch.device) -> torch.device:
-    """`cuda` means the current device today and maybe another tomorrow: say which."""
+    """The device with its index: `cuda` alone means whatever device is current."""
     if device.index is None:
         return torch.device(device.type, torch.accelerator.current_device_index())
     return device

@@ -1,15 +1,15 @@
 """One component under layerwise offload: puts a plan into effect on a module, changes it, and takes it off again.
 
-    attach   host masters are built: the parameters look into them; the module is an ordinary one on the host
-    load     a plan takes effect: calls are interposed, loose tensors and ring come to the device
-    unload   the device is given back; the module is an ordinary one on the host again, for anybody to use
-    detach   the masters are nobody's any more: the same parameter objects, values included
+    attach   builds the host masters; the parameters look into them; the module is an ordinary one on the host
+    load     puts a plan into effect: calls are interposed, loose tensors and ring are allocated on the device
+    unload   releases the device memory; the module is an ordinary one on the host again
+    detach   releases the masters; the module keeps its original parameter objects and values
 
-The controller obeys the plan: which layer streams, where in the ring, how large that is. It knows nothing of the app.
+The controller obeys the plan: which layer streams, where in the ring, how large the ring is. Knows nothing of the app.
 
-While a plan is in effect the module's calls lead to the prefetcher, and the prefetcher asks the controller: the module
-keeps it. At all other times nothing that the module or the prefetcher holds leads back to the controller, so that
-there is no reference cycle, and module and controller die when their last user drops them (decision 168).
+While a plan is in effect, the module's calls refer to the prefetcher, and the prefetcher to the controller: the module
+keeps it alive. At all other times nothing that the module or the prefetcher holds refers to the controller, so there is
+no reference cycle, and both are freed when their last user drops them (decision 168).
 """
 
 from __future__ import annotations
@@ -52,24 +52,23 @@ Entry = tuple[nn.Module, str]
 """A module and the name of its method that runs a pass."""
 
 AskForPlan = Callable[[Plan, Inventory, float | None], Plan | None]
-"""The plan in effect, the measured inventory and link rate in; a better plan or None out."""
+"""(plan in effect, measured inventory, measured link rate in bytes/s or None) -> a better plan, or None."""
 
 MakeRoom = Callable[["OffloadController", str, bool], bool]
-"""The controller, the name of the layer that failed, and whether it is too late for it; whether there is room now."""
+"""(controller, name of the layer that failed, whether it is too late to run it again) -> whether room was made."""
 
 MayRepeat = Callable[[tuple[Any, ...], dict[str, Any]], bool]
-"""The arguments of a layer's call in; whether the call may be made twice as far as they go out."""
+"""(args, kwargs) of a layer's call -> whether, judging by these, the call may be repeated."""
 
 PlanForTable = Callable[["OffloadController", str], Plan | None]
-"""The controller and the name of a table that is about to be used as a whole in; a plan that may have it on the device
-out, or None to leave things as they are."""
+"""(controller, name of a table about to be used as a whole) -> a plan that may place it on the device, or None."""
 
 MayUseRing = Callable[["OffloadController"], bool]
-"""The controller in; whether this pass may go through the ring out."""
+"""(controller) -> whether this pass may use the ring."""
 
 
 class OffloadController:
-    """Layerwise offload of one module on one device. Close it by `detach`."""
+    """Layerwise offload of one module on one device. End it with `detach`."""
 
     def __init__(
         self,
@@ -85,8 +84,8 @@ class OffloadController:
     ) -> None:
         """Attach to `root`, whose parameters are on the CPU.
 
-        entries: the methods a pass goes through, by default `root.forward`. `pinned`: whether to ask for page-locked
-        host masters; the ones that cannot be had are pageable. `progress(bytes, of_bytes)` is told how far they are.
+        entries: the methods that run a pass, by default `root.forward`. `pinned`: ask for page-locked host masters;
+        those that cannot be page-locked are pageable. `progress(bytes, of_bytes)` reports how much of them is filled.
         `around_allocations`: see `Prefetcher`.
         """
         self.root = root
@@ -96,12 +95,13 @@ class OffloadController:
         self._ask_for_plan: AskForPlan | None = None
         self._time_to_ask: Callable[[], bool] = lambda: False
         self._tiers_due: TierMoves | None = None
-        """Page-locks that the plan wants, and that could not change in the middle of the pass in which it came."""
+        """Page-locks of the plan that had to wait for the end of the pass in which it took effect."""
         self._progress = progress
         found = keep_in_memory(root, discovery or discover(root))
         self.inventory: Inventory = found.inventory(component, queue.port.segment_bytes)
         self.layers = build_layers(found, queue.port, pinned, progress)
-        self._close_masters = weakref.finalize(self, close_holds, queue.port, [a.host.hold for a in self.layers])
+        holds = [layer.host.hold for layer in self.layers]
+        self._close_masters = weakref.finalize(self, close_holds, queue.port, holds)
         self._close_masters.atexit = False
         self._tables = HostTables(found.tables, queue.port)
         self._loose = self._find_loose()
@@ -113,7 +113,7 @@ class OffloadController:
         self._may_repeat: MayRepeat | None = None
         self._plan_for_table: PlanForTable | None = None
         self._tables_asked_for: set[str] = set()
-        """Tables that were used as a whole since the component came to the device."""
+        """Names of the tables used as a whole since the component was loaded."""
         self._disconnect()
         self._offsets: list[int] = []
         self._streamed: list[Layer] = []
@@ -135,12 +135,12 @@ class OffloadController:
 
     @property
     def outside_touches(self) -> dict[str, int]:
-        """Layers and tables whose weights were used outside their own call, and how often. Each cost a copy."""
+        """Number of uses of weights outside their own module's call, by layer or table. Each cost a copy."""
         touches = {layer.name: layer.host.touches.count for layer in self.layers} | self._tables.touches()
         return {name: count for name, count in touches.items() if count}
 
     def device_bytes(self) -> int:
-        """What the component holds on the device now: its ring, its residents, the loose tensors, tables."""
+        """Device bytes in use: the ring's lease, residents, loose tensors and tables."""
         if self.plan is None:
             return 0
         return self.inventory.reserved(self.plan.ring_bytes) + self._resident_bytes() + self._loose_bytes()
@@ -158,7 +158,7 @@ class OffloadController:
         return sum(self.inventory.reserved(table.bytes) for table in tables)
 
     def freed_by(self, plan: Plan | None = None) -> int:
-        """Device bytes that would come free if `plan` took effect, or none did. Others may still need the ring."""
+        """Device bytes that `plan`, or unloading, would free. Ring bytes that others lease do not count."""
         if self.plan is None:
             return 0
         if plan is not None:
@@ -167,7 +167,7 @@ class OffloadController:
         return self._resident_bytes() + self.queue.freed_by(self) + self._loose_bytes()
 
     def compute_ns(self) -> tuple[int | None, ...]:
-        """How long each layer's last measured visit took, stalls left out; None where none was measured yet."""
+        """Nanoseconds of each layer's last measured visit, without stalls; None where none was measured yet."""
         return tuple(layer.compute_ns for layer in self.layers)
 
     def measured_inventory(self) -> Inventory:
@@ -179,37 +179,37 @@ class OffloadController:
         return replace(self.inventory, layers=layers, visits=visits)
 
     def link_bytes_per_s(self) -> float | None:
-        """Measured rate of the copies, or None while none was measured."""
+        """Measured rate of the copies in bytes/s; None before the first measured copy."""
         counters = self.counters
         return counters.timed_copy_bytes * 1e9 / counters.copy_ns if counters.copy_ns else None
 
     def pinned_bytes(self) -> int:
-        """Page-locked host memory of the masters."""
+        """Page-locked bytes of the masters."""
         return self.host_bytes()["pinned"]
 
     def host_bytes(self) -> dict[HostTier, int]:
-        """Host memory of the masters, by tier."""
-        found: dict[HostTier, int] = {"pinned": 0, "pageable": 0, "mapped": 0}
+        """Host bytes of the masters, by tier."""
+        by_tier: dict[HostTier, int] = {"pinned": 0, "pageable": 0, "mapped": 0}
         for layer in self.layers:
-            found[layer.host.tier] += layer.nbytes
-        return found
+            by_tier[layer.host.tier] += layer.nbytes
+        return by_tier
 
     def record(self, trace: Trace, name: str) -> None:
-        """Write what happens from now on into `trace`, under `name`."""
+        """Record events into `trace` from now on, under the source name `name`."""
         layers = tuple(layer.name for layer in self.layers)
         source = Source(name, self.component, str(self.queue.port.device), layers)
         self.prefetcher.recorder = Recorder(trace, source, self.queue.clock)
 
     def layer_states(self) -> str:
-        """One character a layer, in the plan's order: see `Layer.sign`. Any thread may ask."""
+        """One character per layer, in the plan's order (`Layer.sign`). Any thread may call it."""
         return "".join(layer.sign for layer in self.layers)
 
     def is_running(self) -> bool:
-        """Whether one of the layers is in use at this moment, so that its bytes must stay where they are."""
+        """Whether a layer is in use, so that the bytes of layers must not move."""
         return any(layer.in_use for layer in self.layers)
 
     def in_pass(self) -> bool:
-        """Whether a pass is under way: the plan may not change now."""
+        """Whether a pass is under way, so that the plan must not change."""
         return self.prefetcher.in_pass or self.is_running()
 
     def _require_no_pass(self, asked: str) -> None:
@@ -219,12 +219,12 @@ class OffloadController:
     # ------------------------------------------------------------------ plan
 
     def change_to(self, plan: Plan) -> None:
-        """As `load`, but also in the middle of a pass, as long as none of the layers is in use."""
+        """As `load`, but also during a pass, as long as no layer is in use."""
         self._check(plan)
         self._obey(plan)
 
     def _obey(self, plan: Plan) -> None:
-        """Put a plan that was checked into effect; if that fails, none is."""
+        """Put a checked plan into effect; on an error, unload and pass it on."""
         self._plan_again(None, None)
         try:
             self._arrange(plan)
@@ -233,11 +233,11 @@ class OffloadController:
             raise
 
     def load(self, plan: Plan) -> None:
-        """Put `plan` into effect, from nothing or from another plan; layers that stay where they are do not move.
+        """Put `plan` into effect, in place of none or of another one; layers whose place is unchanged do not move.
 
-        Between passes only: else StateError. Raises PlanError, before anything moves, if the plan is not for these
-        layers or cannot be obeyed (`check_places`). If the device runs out of memory on the way, everything is given
-        back and the error passed on. Ends a wish to plan again: it knew other limits.
+        Raises StateError during a pass; PlanError, before anything moves, for a plan of other layers or one that cannot
+        be obeyed (`check_places`). If the device runs out of memory, the component is unloaded and the error passed on.
+        Cancels a pending request to plan again, which was made under other limits.
         """
         self._check(plan)
         self._require_no_pass("for a new plan")
@@ -247,7 +247,7 @@ class OffloadController:
         self._obey(plan)
 
     def _arrange(self, plan: Plan) -> None:
-        """From whatever is in effect, or what an attempt at another plan has left behind, to `plan`."""
+        """Change to `plan`, from the plan in effect or from a partly arranged one."""
         began_ns = time.monotonic_ns()
         self.prefetcher.forget_look_ahead()
         self.versions.settle(self.layers)
@@ -273,7 +273,7 @@ class OffloadController:
             self.prefetcher.recorder.planned(began_ns, plan.device_bytes)
 
     def unload(self) -> None:
-        """Give all device memory back. Nothing is copied: the host masters were never out of date."""
+        """Release all device memory. Nothing is copied back: the host masters are always up to date."""
         if self.prefetcher.recorder is not None and self.plan is not None:
             self.prefetcher.recorder.evicted(None, self.device_bytes())
         self.plan = None
@@ -299,7 +299,7 @@ class OffloadController:
         self.queue.port.trim()
 
     def _take_hold(self) -> None:
-        """Stand before the layers' calls. Whoever used the module meanwhile may have moved or replaced parameters."""
+        """Interpose the layers' calls. Parameters may have been moved or replaced since the last unload."""
         for layer in self.layers:
             if not layer.take_hold():
                 self._let_go()
@@ -327,7 +327,7 @@ class OffloadController:
         self._tables.stop_lending()
 
     def detach(self) -> None:
-        """Leave the module as it was found: the same parameter objects, values included, and its own forward."""
+        """Restore the module: the same parameter objects, with their values, and its own forward."""
         self.unload()
         self.prefetcher.versions.close()
         self._interposed = []
@@ -336,10 +336,10 @@ class OffloadController:
         self._make_room = self._may_repeat = self._plan_for_table = None
 
     def write_master(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
-        """Change the value of a parameter, of a layer or loose. Copies on the device are fetched again.
+        """Change the value of a layer's or loose parameter. A device copy is fetched again on the next visit.
 
-        `parameter` is what hangs in the module, on the host or on the device. Waits for what is in flight. Raises
-        StateError inside a pass.
+        `parameter` is what the module holds, on host or device. The host waits for copies in flight. Raises StateError
+        during a pass.
         """
         self._require_no_pass("to change a weight")
         for layer in self.layers:
@@ -359,7 +359,7 @@ class OffloadController:
             self._weights.put_on_loose(self._loose)
 
     def _before_write(self, layer: Layer) -> None:
-        """Code of others is about to write into a master of a loaded layer, in place. In a pass it is left to it."""
+        """Before other code writes into a master of a loaded layer in place. During a pass nothing is done about it."""
         if self.in_pass():
             return
         self.prefetcher.forget_look_ahead()
@@ -371,11 +371,11 @@ class OffloadController:
             self._revise_layers()
 
     def take_over_replaced(self) -> list[str]:
-        """Make masters of what others have hung in place of layers' parameters, or given these for data, since a load.
+        """Take over the values that other code has put in place of layers' parameters, or given them as data, since a
+        load.
 
-        Between passes. Returns the names of the weights whose new values have no effect: those that are changed on the
-        device (`revise`), whose change is computed of the old ones. Raises StateError for a value of another shape or
-        type than the layer was made for.
+        Returns the names of weights whose new value has no effect, because they are patched on the device (`revise`)
+        from the old value. Raises StateError during a pass, and for a value of another shape or type.
         """
         self._require_no_pass("to look at the weights")
         without_effect = []
@@ -403,10 +403,10 @@ class OffloadController:
         return self.prefetcher.versions
 
     def revise(self, changes: Mapping[str, Change]) -> None:
-        """From now on these parameters, by their full names, have other values on the device; all others the masters'.
+        """Set the changes of parameters on the device, by full name; all other parameters have the masters' values.
 
-        Layers are changed when they next arrive; those whose changes have the same keys as before are left alone.
-        Between passes only. Raises OffloadError for a change that cannot be made.
+        A layer is changed when it next arrives; one whose changes have the same keys as before is left alone. Raises
+        StateError during a pass, OffloadError for a change that cannot be made.
         """
         if self._weights.alike(changes):
             return
@@ -415,20 +415,20 @@ class OffloadController:
         self.prefetcher.forget_look_ahead()
         self._revise_layers()
         if self.plan is not None:
-            self._tables.take_off()  # one that changes is replaced by a tensor of its own
+            self._tables.take_off()  # a changed table is replaced by a tensor of its own
             self._weights.put_on_loose(self._loose)
             self._tables.load(self.plan.tables)
 
     def _revise_layers(self) -> None:
         for layer in self._weights.put_on_layers(self.versions):
             self._refetch(layer)
-        if self.loaded:  # until then it is not known which layers are streamed
+        if self.loaded:  # before that, the streamed layers are not known
             self._finish_tiers()  # versions are page-locked where masters are
             self.versions.reserve(self.layers, self._progress)
 
     @contextlib.contextmanager
     def masters_shown(self) -> Iterator[None]:
-        """Between passes: the module holds its masters, as the ordinary parameters they are when it is not loaded."""
+        """Inside the block the module holds its masters as ordinary parameters. Raises StateError during a pass."""
         self._require_no_pass("for the masters")
         if self._weights.aside:
             yield
@@ -442,20 +442,20 @@ class OffloadController:
                     self._tables.lend(self._bring_table)
 
     def _refetch(self, layer: Layer) -> None:
-        """The device copy of a layer is out of date: fetch it again on its next visit, after its last reader."""
+        """Invalidate a layer's device copy: it is copied again on its next visit, after the kernels issued so far."""
         if layer.is_in_place:
             return
-        layer.swap_out()  # a resident's modules would show the old value until then
+        layer.swap_out()  # a resident's modules would hold the old value until then
         layer.valid = False
         self.queue.fence()
 
     def _check(self, plan: Plan) -> None:
-        """Raises PlanError for a plan that cannot be obeyed here, whatever made it. Nothing has moved by then."""
-        mine = [(layer.name, layer.nbytes) for layer in self.layers]
-        theirs = [(layer.name, layer.bytes) for layer in plan.layers]
-        if mine != theirs:
+        """Raises PlanError for a plan of other layers, or one that cannot be obeyed. Changes nothing."""
+        existing = [(layer.name, layer.nbytes) for layer in self.layers]
+        planned = [(layer.name, layer.bytes) for layer in plan.layers]
+        if existing != planned:
             raise PlanError(
-                f"{self.component}: asked for a plan of {len(theirs)} layers; found {len(mine)} layers with other "
+                f"{self.component}: asked for a plan of {len(planned)} layers; found {len(existing)} layers with other "
                 "names or sizes; make the plan from this component's inventory"
             )
         findings = check_places(plan, self.inventory, TENSOR_ALIGNMENT)
@@ -467,12 +467,12 @@ class OffloadController:
             )
 
     def _free_what_moves(self, plan: Plan) -> None:
-        """Layers that change between ring and resident leave their old place first, to make room."""
+        """Unbind the layers that change between ring and resident, so that their memory is free for the new plan."""
         drained = False
         for layer, planned in zip(self.layers, plan.layers):
             stays = planned.placement == "resident"
             if layer.keep_resident != stays:
-                if layer.keep_resident and not drained:  # its copy may be under way; the ring's are `lease`'s business
+                if layer.keep_resident and not drained:  # its copy may be in flight; `lease` waits for the ring's
                     self.prefetcher.drain()
                     self.prefetcher.before_release()
                     drained = True
@@ -485,11 +485,11 @@ class OffloadController:
             self.queue.port.trim()
 
     def _place(self, plan: Plan, moves: TierMoves) -> None:
-        """The ring comes first: it may have to shrink before there is room for the residents, masters included."""
+        """Lease the ring, then place all layers: the ring may have to shrink to make room for residents."""
         self._streamed, self._offsets = [], []
         for layer, planned in zip(self.layers, plan.layers):
             if not layer.keep_resident:
-                assert planned.offset is not None  # `_check` has seen to it
+                assert planned.offset is not None  # checked by `_check`
                 self._streamed.append(layer)
                 self._offsets.append(planned.offset)
         link_overlaps(self._streamed, self._offsets)
@@ -501,22 +501,22 @@ class OffloadController:
     # ------------------------------------------------------------------ planning again
 
     def replan_when_measured(self, ask: AskForPlan | None) -> None:
-        """Between two passes, as soon as every layer has been measured, ask once for a better plan; None: do not.
+        """Before the first pass for which every layer has been measured, call `ask` once for a better plan; None:
+        never.
 
-        `ask` gets the plan in effect, the measured inventory and the measured link rate in bytes a second (None: no
-        copy was measured), and answers a plan, or None to leave things as they are. Layers then move one by one: what
-        stays resident is not copied again. The host waits for nothing until a plan changes. If the device has no room
-        for the new one after all, the old one stays. Passes through an entry only: without one nobody sees their end.
+        `ask`: see `AskForPlan`. Layers then move one by one; what stays resident is not copied again. The host waits
+        only if the plan changes. If the device has no room for the new plan, the old one stays. Only for passes through
+        an entry: without one there is no moment between passes.
         """
         self._plan_again(ask, self.prefetcher.all_measured)
 
     def replan_on_second_pass(self, ask: AskForPlan | None) -> None:
-        """The same for a component planned for one pass a use: ask when a second one begins, measured or not."""
+        """The same for a component planned for one pass per use: ask when a second pass begins, measured or not."""
         counters, passes = self.counters, self.counters.passes
         self._plan_again(ask, lambda: counters.passes > passes)
 
     def measure_again(self) -> None:
-        """Forget the compute times: the component is about to run on another shape, batch or patch set."""
+        """Discard the compute times: the component is about to run on another shape, batch or patch set."""
         self.prefetcher.measure_again()
 
     def _plan_again(self, ask: AskForPlan | None, time_to_ask: Callable[[], bool] | None) -> None:
@@ -525,7 +525,7 @@ class OffloadController:
         self._look_before_pass()
 
     def _look_before_pass(self) -> None:
-        """Have the prefetcher call us before the next pass if there is something to do then."""
+        """Set or clear the prefetcher's `before_pass` callback."""
         due = self.loaded and (self._tiers_due is not None or self._ask_for_plan is not None)
         self.prefetcher.before_pass = self._before_pass if due else None
 
@@ -535,14 +535,14 @@ class OffloadController:
         self._ask_before_pass()
 
     def _finish_tiers(self) -> None:
-        """Masters whose page-locks had to wait for the end of a pass; they still have to if this raises."""
+        """Finish the page-locks that had to wait for the end of a pass; they stay due if this raises."""
         if self._tiers_due is not None:
             self._tiers_due.finish()
             self._tiers_due = None
             self._look_before_pass()
 
     def _ask_before_pass(self) -> None:
-        """Ask if it is time to, and put the answer into effect. In the middle of somebody's layer it is not."""
+        """Ask for a plan if it is time to, and put it into effect; not while a layer on the device is in use."""
         ask, before = self._ask_for_plan, self.plan
         if ask is None or before is None or self.is_running() or self.queue.others_running(self):
             return
@@ -555,13 +555,13 @@ class OffloadController:
             self._change(before, plan)
 
     def _change(self, before: Plan, plan: Plan) -> None:
-        """From one plan to another, or back if there is no memory for it. Back is where we were, so there is room."""
+        """Change the plan, or restore `before` if the device has no memory for it."""
         try:
             try:
                 self._arrange(plan)
                 return
             except torch.OutOfMemoryError:
-                pass  # and let go of the error, whose frames hold device memory
+                pass  # releases the error, whose frames hold device memory
             self._arrange(before)
         except BaseException:
             self.unload()
@@ -570,18 +570,18 @@ class OffloadController:
     # ------------------------------------------------------------------ tables that are used as a whole
 
     def plan_for_tables_by(self, plan_for_table: PlanForTable | None) -> None:
-        """From now on `plan_for_table` is asked when a table is about to be used as a whole; None: it is copied for it.
+        """Set the callback for tables used as a whole; it is called once per table and load, until `detach`.
 
-        Asked once for each table while the component is on the device. Ends with `detach`.
+        None: the table is copied for each such use.
         """
         self._plan_for_table = plan_for_table
 
     def _bring_table(self, name: str) -> None:
-        """A table is about to be used as a whole: have it on the device from now on, if a plan has room for it."""
+        """A table is about to be used as a whole: place it on the device if a plan has room for it."""
         before = self.plan
         if before is None or self._plan_for_table is None or name in self._tables_asked_for:
             return
-        if self.is_running() or self.queue.others_running(self):  # in the middle of a layer nothing may move
+        if self.is_running() or self.queue.others_running(self):  # bytes of a layer in use must not move
             return
         self._tables_asked_for.add(name)
         self.inventory = self.inventory.with_tables_used_whole(self._tables_asked_for)
@@ -594,7 +594,7 @@ class OffloadController:
     # ------------------------------------------------------------------ what the prefetcher asks in a pass
 
     def make_room_by(self, make_room: MakeRoom | None, may_repeat: MayRepeat | None) -> None:
-        """From now on `make_room` is called when the device is full in the middle of a pass; None: errors pass on.
+        """Set the callback for a device that is full in the middle of a pass; None: the error passes on.
 
         It is given the controller, so that it need not hold it. `may_repeat`: see `Prefetcher`. Both end with `detach`.
         """
@@ -603,13 +603,13 @@ class OffloadController:
             self._connect()
 
     def may_use_ring_by(self, may_use_ring: MayUseRing) -> None:
-        """From now on `may_use_ring` decides in place of the method of that name. It is given the controller."""
+        """Set the callback that decides in place of the method `may_use_ring`. It is given the controller."""
         self._may_use_ring_by = may_use_ring
         if self.loaded:
             self._connect()
 
     def _connect(self) -> None:
-        """The module's calls are about to be interposed: what they lead to asks us, and keeps us alive."""
+        """Set the callbacks that refer to the controller, which is alive from now on as long as the module."""
         self.prefetcher.may_use_ring = partial(self._may_use_ring_by, self)
         self.prefetcher.make_room = None if self._make_room is None else partial(self._make_room, self)
         self.prefetcher.may_repeat = self._may_repeat
@@ -617,14 +617,14 @@ class OffloadController:
             layer.host.touches.before_write = partial(self._before_write, layer)
 
     def _disconnect(self) -> None:
-        """Nothing runs through us any more: the prefetcher holds nothing that leads here, or there would be a cycle."""
-        self.prefetcher.may_use_ring = _no_ring
+        """Remove the callbacks that refer to the controller: they would be a reference cycle."""
+        self.prefetcher.may_use_ring = lambda: False
         self.prefetcher.make_room = self.prefetcher.may_repeat = self.prefetcher.before_pass = None
         for layer in self.layers:
             layer.host.touches.before_write = nothing_to_do
 
     def may_use_ring(self) -> bool:
-        """Whether a pass that begins now has the ring to itself; if another component had it, it has it no more."""
+        """Make the ring ours for a pass that begins now. Returns whether it is, and has layers to stream."""
         return self.plan is not None and bool(self._streamed) and self.queue.activate(self)
 
     # ------------------------------------------------------------------ the queue's lessee
@@ -640,7 +640,3 @@ class OffloadController:
 
     def give_up_ring(self) -> None:
         self.prefetcher.give_up_ring()
-
-
-def _no_ring() -> bool:
-    return False

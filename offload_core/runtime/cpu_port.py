@@ -1,8 +1,7 @@
-"""A device port for the CPU: the copy lane is a worker thread, the compute lane is whoever calls.
+"""A device port for the CPU: the copy lane is a worker thread, the compute lane is the calling thread.
 
-It serves two ends. On a machine without an accelerator the engine runs as it is, with the ring in host memory. And it
-is the honest double of a device in tests: copies are really late, waits are really needed. It knows nothing about
-layers.
+Without an accelerator, the engine runs on it as it is, with the ring in host memory. In tests it stands for a device:
+copies really are late, waits really are needed. Knows nothing about layers.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _POLL_S = 0.1
 
 
 class LaneEvent:
-    """A point on a lane. `pending` is the record that was queued last; a wait binds to the record queued before it."""
+    """An event. `pending` is the record queued last; a wait binds to the record queued before it."""
 
     __slots__ = ("failure", "pending", "reached_ns")
 
@@ -31,11 +30,11 @@ class LaneEvent:
         self.pending: threading.Event | None = None
         self.reached_ns: int | None = None
         self.failure: BaseException | None = None
-        """Of the copy that the event follows: whoever waits for it gets the error and not the bytes, each time."""
+        """Failure of the copy before the event: every wait for the event raises it."""
 
 
 class ThreadedCpuPort:
-    """Copies on a worker thread, in order; the caller's thread is the compute lane and finishes what it issues."""
+    """Copies on a worker thread, in order. Kernels of the calling thread are complete when they return."""
 
     asynchronous = True
     shares_host_memory = True
@@ -46,21 +45,23 @@ class ThreadedCpuPort:
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self.while_waiting: Callable[[], None] | None = None
-        """Called now and then while the caller is kept waiting for a read; may raise, to give the wait up."""
+        """Called every `_POLL_S` while the caller waits for a read; may raise to give up the wait."""
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        """Of the copy that came last; the event that is recorded next is to carry it."""
+        """Failure of the last copy, for the event that is recorded next."""
         self._copies = 0
         self._abandoned: dict[int, int] = {}
-        """By source: the last of its copies that nobody wants."""
+        """By id of the source: number of its last copy that was given up."""
 
     def empty(self, nbytes: int) -> torch.Tensor:
-        """A mapping of its own: huge pages, which a ring is filled in much faster, and back to the system at once."""
+        """A mapping of its own: huge pages, which are faster to fill, and back to the system as soon as it is freed."""
         return page_aligned_bytes(nbytes)
 
-    def trim(self) -> None:
-        pass
+    def _nothing(self) -> None:
+        """The compute lane's work is complete, and memory has gone back to the system."""
+
+    trim = prepare_reads = before_release = _nothing
 
     def event(self, timed: bool = False) -> Event:
         return LaneEvent()
@@ -78,7 +79,7 @@ class ThreadedCpuPort:
         self._queue(mark)
 
     def record_compute(self, event: LaneEvent) -> None:
-        event.pending = event.failure = None  # the compute lane has already finished all it was given
+        event.pending = event.failure = None  # the compute lane's work is complete
         event.reached_ns = time.perf_counter_ns()
 
     def copy_waits(self, event: LaneEvent) -> None:
@@ -97,7 +98,7 @@ class ThreadedCpuPort:
         self._queue(lambda: _copy_bytes(destination, source))
 
     def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
-        """The ring is host memory: what is read goes straight into it."""
+        """The ring is host memory: bytes are read straight into it."""
         self._copies += 1
         number = self._copies
 
@@ -108,9 +109,6 @@ class ThreadedCpuPort:
 
         self._queue(read)
 
-    def prepare_reads(self) -> None:
-        pass
-
     def abandon(self, sources: Collection[ByteSource]) -> None:
         self._abandoned = {id(source): self._copies for source in sources}
 
@@ -120,14 +118,11 @@ class ThreadedCpuPort:
     def happened(self, event: LaneEvent) -> bool:
         return event.pending is None or (event.pending.is_set() and event.failure is None)
 
-    def before_release(self) -> None:
-        pass
-
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         _copy_bytes(destination, source)
 
     def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: LaneEvent) -> None:
-        _copy_bytes(destination, source)  # the compute lane has already finished all it was given
+        _copy_bytes(destination, source)
         self.record_compute(done)
 
     def drain(self) -> None:
@@ -170,7 +165,7 @@ class ThreadedCpuPort:
             while (work := self._work.get()) is not None:
                 try:
                     work()
-                except BaseException as failure:  # handed to the thread that waits; the lane must go on
+                except BaseException as failure:  # raised in the thread that waits; the lane must go on
                     self._failure = failure
 
 

@@ -1,9 +1,9 @@
-"""What the components on one device share: the copy lane, and one arena that is everybody's ring.
+"""What the components on one device share: the copy lane, and one arena for all their rings.
 
-A component *leases* bytes of the arena and *activates* its lease when it starts to run. One component uses the arena
-at a time; a component that starts pre-empts the look-ahead of one that has no layer in use, even in the middle of its
-pass: its bytes there are then gone (they are only copies), and it asks for the arena again when it misses them. Knows
-nothing about layers: a lessee is whoever has the three methods of `Lessee`.
+A component *leases* bytes of the arena and *activates* its lease when it starts to run. One component uses the arena at
+a time; one that starts preempts the look-ahead of another that has no layer in use, even in the middle of its pass: the
+other's copies there are lost, and it activates its lease again at its next demand load. Knows nothing about layers: a
+lessee is any object with the three methods of `Lessee`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class Lessee(Protocol):
     """A component, as the queue sees it."""
 
     def ring_moved(self, arena: torch.Tensor | None) -> None:
-        """The arena is now this one, or gone: build or drop what points into it."""
+        """The arena is now this tensor, or None: build or drop the views into it."""
 
     def give_up_ring(self) -> None:
-        """Another component is about to overwrite the arena: ask again before the next copy into it."""
+        """Another component is about to overwrite the arena: activate again before the next copy into it."""
 
     def is_running(self) -> bool:
-        """Whether one of its layers is in use at this moment."""
+        """Whether one of its layers is in use."""
 
 
 class DeviceQueue:
-    """Owner of the port and the arena of one device. Closing it needs every lease to be ended first."""
+    """Owner of the port and the arena of one device. End every lease before closing it."""
 
     def __init__(self, port: DevicePort) -> None:
         self.port = port
@@ -45,7 +45,7 @@ class DeviceQueue:
 
     @property
     def clock(self) -> DeviceClock:
-        """One scale for the times of all components here. Made when first asked for."""
+        """One time scale for all components on the device. Made on first use."""
         if self._clock is None:
             self._clock = DeviceClock(self.port)
         return self._clock
@@ -55,9 +55,9 @@ class DeviceQueue:
         return 0 if self.arena is None else self.arena.numel()
 
     def lease(self, lessee: Lessee, nbytes: int) -> None:
-        """Reserve the first `nbytes` of the arena for `lessee`, growing or shrinking the arena to what is leased.
+        """Lease the first `nbytes` of the arena to `lessee`; the arena grows or shrinks to the largest lease.
 
-        Raises StateError if it would have to grow under a component that is running.
+        Raises StateError if it would have to grow while another component is running.
         """
         others = [other for other in self._leases if other is not lessee]
         needed = max((nbytes, *(self._leases[other] for other in others)))
@@ -68,14 +68,14 @@ class DeviceQueue:
                 f"{self.arena_bytes} bytes; load it when that pass has ended"
             )
         if self._holder is not None and self._holder() is lessee:
-            # Its look-ahead may still be arriving under the old layout: let it, and order what comes by `activate`.
+            # Wait for its look-ahead under the old layout; `activate` orders later copies.
             self.port.drain()
             self._holder = None
         if nbytes:
             self._leases[lessee] = nbytes
         else:
             self._leases.pop(lessee, None)
-        if needed != self.arena_bytes and not running:  # while somebody runs in it, it stays too large
+        if needed != self.arena_bytes and not running:  # it stays too large while a component runs in it
             self._move(needed)
         elif nbytes:
             lessee.ring_moved(self.arena)
@@ -83,15 +83,15 @@ class DeviceQueue:
             lessee.ring_moved(None)
 
     def others_running(self, lessee: Lessee) -> bool:
-        """Whether another component has a layer in use, so that the arena has to stay as it is."""
+        """Whether another component has a layer in use, so that the arena must not move."""
         return any(other.is_running() for other in self._leases if other is not lessee)
 
     def release(self, lessee: Lessee) -> None:
-        """End a lease. The arena shrinks to the largest that is left."""
+        """End a lease. The arena shrinks to the largest one left."""
         self.lease(lessee, 0)
 
     def freed_by(self, lessee: Lessee, nbytes: int = 0) -> int:
-        """Device bytes that would come free if `lessee` needed only `nbytes` of the arena: none while another runs."""
+        """Device bytes that would be freed if `lessee` leased only `nbytes`; 0 while another component runs."""
         if self.others_running(lessee):
             return 0
         others = max((self._leases[other] for other in self._leases if other is not lessee), default=0)
@@ -99,7 +99,7 @@ class DeviceQueue:
         return max(0, taken - needed)
 
     def activate(self, lessee: Lessee) -> bool:
-        """`lessee` starts to run. False: there is no arena, or a component has a layer in use there right now."""
+        """`lessee` starts to run. False: there is no arena, or another component has a layer in use in it."""
         if self.arena is None:
             return False
         holder = self._holder() if self._holder is not None else None
@@ -114,16 +114,16 @@ class DeviceQueue:
         return True
 
     def fence(self) -> None:
-        """Every kernel issued so far comes before every copy issued from now on.
+        """Order every kernel issued so far before every copy issued from now on.
 
-        For the moments when memory changes hands: another lessee, another layout, or fresh memory that a kernel
-        which is still queued may have given back.
+        For memory that changes hands: another lessee, another layout, or a new allocation that a queued kernel may
+        still use.
         """
         self.port.record_compute(self._fence)
         self.port.copy_waits(self._fence)
 
     def _move(self, nbytes: int) -> None:
-        """Replace the arena. The host waits for the copy lane: the old bytes go back to the allocator."""
+        """Replace the arena. The host waits for the copy lane, since the old bytes are released to the allocator."""
         self.port.drain()
         lessees = list(self._leases)
         for lessee in lessees:
@@ -139,7 +139,7 @@ class DeviceQueue:
             lessee.ring_moved(self.arena)
 
     def close(self) -> None:
-        """Give everything back."""
+        """End all leases, release the arena and close the port."""
         self._leases.clear()
         self._move(0)
         self.port.close()

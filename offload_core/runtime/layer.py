@@ -1,15 +1,15 @@
-"""One layer at run time: where its parameters hang, which of them are on the device, and its two events.
+"""One layer at run time: its parameters on host and device, its place on the device, and its events.
 
-A layer knows how to swap its parameters; it issues nothing. The order of copies and visits is the prefetcher's
-business, the choice between streamed and resident the plan's.
+A layer swaps its parameters; it issues no copies. The prefetcher orders copies and visits; the plan chooses between
+streamed and resident.
 
-Where a layer is follows from four slots, which say what has been *issued*; whether it has happened yet is the events'
-business. `sign` is the summary for displays:
+A layer's state follows from four slots, which say what has been *issued*; whether it has happened yet, only events
+tell. `sign` is the summary for displays:
 
     in_use         between entry and exit of the layer's call: the modules hold device parameters
-    keep_resident  the plan has it stay: once they have come, the device parameters stay in the modules
+    keep_resident  the plan keeps it on the device: once copied, the device parameters stay in the modules
     valid          the bytes on the device are the layer's, or a copy of them was issued
-    pending        visits still to come that count on these bytes
+    pending        expected visits that need these bytes
 """
 
 from __future__ import annotations
@@ -30,46 +30,28 @@ from .parts import plain
 from .revision import Revision
 
 Binding = tuple[dict[str, Any], str, nn.Parameter]
-"""A module's parameter dictionary, a name in it, and what to put there."""
+"""A module's parameter dictionary, a name in it, and the parameter to put there."""
 
 
 class Layer:
     """The unit of movement. The prefetcher reads and writes the public slots below on its hot path."""
 
     __slots__ = (
-        "arrived",
-        "carries",
-        "compute_ns",
-        "copies_timed",
-        "copy_done",
-        "copy_marks",
-        "device_bindings",
-        "device_buffer",
-        "finished",
-        "found",
-        "has_arrived",
-        "host",
-        "host_bindings",
-        "in_use",
-        "index",
-        "keep_resident",
-        "last_read",
-        "name",
-        "nbytes",
-        "overlaps",
-        "pending",
-        "read_since_copy",
-        "revision",
-        "saved",
-        "saving",
-        "source",
-        "source_carries",
-        "started",
-        "swapped_in",
-        "timed",
-        "timed_warm",
-        "timing",
-        "valid",
+        *("found", "host", "host_bindings", "index", "name", "nbytes"),
+        *("device_bindings", "device_buffer", "keep_resident", "overlaps", "swapped_in"),
+        *("copy_done", "has_arrived", "in_use", "last_read", "pending", "read_since_copy", "valid"),
+        *("carries", "revision", "saved", "saving", "source", "source_carries"),
+        *(
+            "arrived",
+            "compute_ns",
+            "copies_timed",
+            "copy_marks",
+            "finished",
+            "started",
+            "timed",
+            "timed_warm",
+            "timing",
+        ),
     )
 
     def __init__(self, index: int, found: FoundLayer, port: DevicePort, pinned: bool) -> None:
@@ -82,22 +64,22 @@ class Layer:
         self.device_bindings: list[Binding] = []
         self.device_buffer: torch.Tensor | None = None
         self.copy_done: Event = port.event()
-        """Copy to compute: the bytes are there."""
+        """Copy to compute: the copy is complete."""
         self.last_read: Event = port.event()
-        """Compute to copy: nobody reads the bytes any more."""
+        """Compute to copy: the last visit has read the bytes."""
         self.overlaps: tuple[Layer, ...] = ()
         """The other layers that share bytes of the ring with this one."""
         self.keep_resident = False
         self.valid = False
-        """A copy of these bytes into `device_buffer` was issued and nothing was issued over it since."""
+        """A copy into `device_buffer` was issued, and none over it since."""
         self.has_arrived = False
-        """The copy that `valid` speaks of has happened, as far as was asked. Only residents are asked."""
+        """The copy of `valid` is known to be complete. Kept for residents only."""
         self.pending = 0
-        """Visits to come for which look-ahead counts on the bytes: they must not be overwritten."""
+        """Expected visits for which look-ahead has issued the copy: the bytes must not be overwritten."""
         self.in_use = 0
-        """Calls of the layer that are under way: 2 when it runs inside itself."""
+        """Calls of the layer that are under way: 2 in a recursive call."""
         self.read_since_copy = False
-        """`last_read` marks a visit for which the copy lane has not waited yet."""
+        """The copy lane has not yet waited for `last_read`."""
         self.swapped_in = False
         """The modules hold the parameters of `device_bindings`."""
         self._init_revision(port)
@@ -105,41 +87,41 @@ class Layer:
 
     def _init_revision(self, port: DevicePort) -> None:
         self.revision: Revision | None = None
-        """What the layer's weights are to be on the device; None: as the masters have them."""
+        """The patches of the layer's weights on the device; None: the masters' values."""
         self.source: torch.Tensor | None = None
-        """Where the next copy comes from: the master, or the version of the revision."""
+        """The version that the next copy comes from; None: the master."""
         self.source_carries: Revision | None = None
-        """Which revision the bytes of `source` have been through."""
+        """The revision contained in the bytes of `source`."""
         self.carries: Revision | None = None
-        """The same of the bytes on the device, if `valid`."""
+        """The revision contained in the bytes on the device, if `valid`."""
         self.saved: Event = port.event()
-        """Back to copy: `source` is complete, and the bytes on the device may be overwritten."""
+        """Copy-back to copy: `source` is complete, and the bytes on the device may be overwritten."""
         self.saving = False
-        """`saved` marks a copy back for which the copy lane has not waited yet."""
+        """The copy lane has not yet waited for `saved`."""
 
     def _init_times(self, port: DevicePort) -> None:
-        """Events that only measure. They are not recorded again before they were read, unlike the two that order."""
+        """Events that only measure. They are recorded again only after they were read, unlike the two that order."""
         self.arrived: Event = port.event(timed=True)
         self.started: Event = port.event(timed=True)
         self.finished: Event = port.event(timed=True)
         self.timing = False
         """A visit that is being measured is under way."""
         self.timed = False
-        """`arrived`, `started` and `finished` belong to one visit whose times were not read yet."""
+        """`arrived`, `started` and `finished` belong to one visit whose times have not been read yet."""
         self.timed_warm = False
-        """That visit was not one of a first pass: it took as long as others will."""
+        """That visit was not in a first pass, so its time is typical."""
         self.copy_marks: list[tuple[Event, Event]] = [
             (port.event(timed=True), port.event(timed=True)) for _ in range(2)
         ]
-        """Begin and end of two copies: look-ahead issues the next one before the times of the last are read."""
+        """Start and end of two copies: look-ahead issues the next copy before the times of the last are read."""
         self.copies_timed = 0
-        """How many of them, from the first on, belong to copies whose times were not read yet."""
+        """How many of `copy_marks`, from the first on, are recorded and not read yet."""
         self.compute_ns: int | None = None
-        """How long the last measured visit took, stalls left out."""
+        """Nanoseconds of the last measured visit, without stalls."""
 
     @property
     def sign(self) -> str:
-        """The state for displays, in one character of `docs/formats.md`."""
+        """The state for displays, as one character of `docs/formats.md`."""
         if self.in_use:
             return "U"
         if self.keep_resident:
@@ -149,22 +131,22 @@ class Layer:
         return "O"
 
     def bind(self, buffer: torch.Tensor) -> None:
-        """Give the layer its place on the device. Builds the device parameters, once for all visits to come."""
+        """Assign the layer's device buffer, and build the device parameters once for all visits."""
         self.device_buffer = buffer
         self.device_bindings = self.bindings_into(buffer)
         self.valid = False
         self.read_since_copy = False
 
     def stay_in_place(self) -> None:
-        """A resident on a device that shares memory with the host: the masters are where they are needed."""
+        """A resident on a device that shares host memory: the master is used where it lies."""
         self.device_buffer = self.host.buffer
-        assert self.device_buffer is not None  # the controller has brought it into memory
+        assert self.device_buffer is not None  # `TierMoves` has brought it into memory
         self.device_bindings = []
         self.carries = None
         self.valid = self.has_arrived = True
 
     def revise(self, revision: Revision | None) -> bool:
-        """From now on the layer's weights are to be these. True if the bytes on the device are good for nothing now."""
+        """Set the revision wanted on the device. Returns whether the bytes there contain another one."""
         self.revision = revision
         if revision is not None and revision.version is not None:
             self.source, self.source_carries = revision.version, revision
@@ -174,18 +156,18 @@ class Layer:
 
     @property
     def source_bytes(self) -> torch.Tensor:
-        """The host buffer to copy from: that of a version, or the master's."""
+        """The host buffer to copy from: the version's or the master's."""
         buffer = self.host.buffer if self.source is None else self.source
         assert buffer is not None
         return buffer
 
     @property
     def to_read(self) -> ByteSource | None:
-        """What has to be read before it can be copied: bytes that are not page-locked. None: `source_bytes` it is."""
+        """The source to read the bytes from if they are not page-locked; None: copy `source_bytes` directly."""
         return self.host.source if self.source_carries is None else self.source_carries.to_read
 
     def queue_copy(self, port: DevicePort, buffer: torch.Tensor) -> None:
-        """On the copy lane, from wherever the bytes are."""
+        """Queue a copy into `buffer` on the copy lane, from the version, the master or the file."""
         source, to_read = self.source, None
         if source is None:
             source, to_read = self.host.buffer, self.host.source
@@ -202,7 +184,7 @@ class Layer:
         return self.device_buffer is not None and self.device_buffer is self.host.buffer
 
     def master_of(self, parameter: nn.Parameter) -> nn.Parameter | None:
-        """The host parameter that `parameter` is, or is the device's copy of; None if it is not this layer's."""
+        """The host parameter that is `parameter` or whose device copy it is; None if it belongs to another layer."""
         for (_, _, host), (_, _, shown) in itertools.zip_longest(
             self.host_bindings, self.device_bindings, fillvalue=({}, "", None)
         ):
@@ -211,7 +193,7 @@ class Layer:
         return None
 
     def set_marks(self, place: tuple[dict[str, Any], str], values: Mapping[str, Any]) -> dict[str, Any]:
-        """Other attributes for everything that stands for a parameter, on both sides. Returns the values before."""
+        """Set attributes of a parameter's host and device tensors. Returns the values before."""
         index, master = next(
             (index, host)
             for index, (params, name, host) in enumerate(self.host_bindings)
@@ -222,12 +204,12 @@ class Layer:
         return self.host.set_marks(master, values)
 
     def bindings_into(self, buffer: torch.Tensor) -> list[Binding]:
-        """What to hang into the modules so that they find their parameters in `buffer`."""
+        """The bindings whose parameters are views into `buffer`."""
         device = dict(zip(map(id, self.host.parameters), self.host.device_views(buffer)))
         return [(params, name, device[id(host)]) for params, name, host in self.host_bindings]
 
     def unbind(self) -> None:
-        """Give the place back. The host parameters are what the modules hold afterwards."""
+        """Release the device buffer. The modules hold the host parameters afterwards."""
         self.swap_out()
         self.device_buffer = None
         self.device_bindings = []
@@ -236,16 +218,16 @@ class Layer:
         self.read_since_copy = False
 
     def take_hold(self) -> bool:
-        """Make the module's parameters the layer's masters, whatever happened to them since `let_go`.
+        """Make the module's current parameters the layer's masters again; their values may have changed since `let_go`.
 
-        False if one of them is no longer what the layer was made for.
+        Returns False if one no longer has the shape and type that the layer was built for.
         """
         positions = {id(parameter): position for position, parameter in enumerate(self.host.parameters)}
         reclaimed: set[int] = set()
         bindings = []
         for params, name, host in self.host_bindings:
             position = positions[id(host)]
-            if position not in reclaimed:  # a tied parameter hangs in several places: the first one counts
+            if position not in reclaimed:  # a tied parameter has several bindings: the first one counts
                 current = params.get(name)
                 if current is None or not self.host.reclaim(position, current):
                     return False
@@ -257,7 +239,7 @@ class Layer:
         return True
 
     def replaced(self) -> list[tuple[int, torch.Tensor]]:
-        """What others have hung in place of our parameters, or have these look at: index of the binding, and value."""
+        """(binding index, value) of each parameter that other code has replaced, or given other data."""
         with torch._C.DisableTorchFunctionSubclass():
             bindings = self.device_bindings if self._shows_the_device else self.host_bindings
             elsewhere = self._looking_elsewhere()
@@ -271,7 +253,7 @@ class Layer:
             return changed
 
     def _looking_elsewhere(self) -> set[int]:
-        """Ids of the masters that were given other data, or whose copies on the device were, as far as they show it."""
+        """Ids of the masters whose data, or whose shown device copy's data, is no longer in the layer's buffer."""
         if not self._shows_the_device:
             return {id(self.host.parameters[position]) for position in self.host.looking_elsewhere()}
         assert self.device_buffer is not None
@@ -285,18 +267,18 @@ class Layer:
 
     @property
     def _shows_the_device(self) -> bool:
-        """The modules hold the device's parameters, and these are others than the host's."""
+        """The modules hold device parameters that differ from the host's."""
         return self.swapped_in and bool(self.device_bindings)
 
     def name_of(self, index: int) -> str:
-        """The full name of the weight of a binding."""
+        """The full name of a binding's weight."""
         parameters, name, _ = self.host_bindings[index]
         modules = self.found.module.named_modules()
         module = next(path for path, module in modules if module._parameters is parameters)
         return ".".join(part for part in (self.name, module, name) if part)
 
     def put_back(self, index: int) -> None:
-        """Hang our own host parameter where another was hung, looking where it did. The device's copy is void."""
+        """Put our host parameter, with its own data, back into a binding. The device copy becomes invalid."""
         if self._shows_the_device:
             self.swap_out()
             assert self.device_buffer is not None
@@ -307,18 +289,18 @@ class Layer:
         self.host.look_back(next(p for p, own in enumerate(self.host.parameters) if own is host))
 
     def let_go(self) -> None:
-        """The modules hold ordinary parameters, which look where they did."""
+        """Make the module's parameters ordinary ones again; their data stays where it is."""
         self.host.let_go()
 
     def write(self, master: nn.Parameter, value: torch.Tensor) -> None:
-        """Change a host parameter. Nothing is in flight from the layer, or to it."""
+        """Change a host parameter. No copy to or from the layer is in flight."""
         in_place = self.is_in_place
         self.host.write(master, value)
-        if in_place:  # the master has moved, if it was one that others share
+        if in_place:  # a shared master was replaced by a private one
             self.stay_in_place()
 
     def spoil(self, port: DevicePort) -> None:
-        """The bytes on the device are not what they should be, and kernels may be changing them at this moment."""
+        """Invalidate the bytes on the device, which kernels may still be writing."""
         self.swap_out()
         self.valid = False
         port.record_compute(self.last_read)
@@ -336,7 +318,7 @@ class Layer:
 
 
 def _bindings(found: FoundLayer) -> list[Binding]:
-    """Every place in the layer's modules where one of its parameters hangs; a tied one hangs in several."""
+    """All bindings of the layer's parameters in its modules; a tied parameter has several."""
     moved = {id(parameter) for parameter in found.parameters}
     return [
         (module._parameters, name, parameter)
@@ -349,7 +331,7 @@ def _bindings(found: FoundLayer) -> list[Binding]:
 def build_layers(
     found: Discovery, port: DevicePort, pinned: bool, progress: Callable[[int, int], None] | None
 ) -> list[Layer]:
-    """All of the layers, or none: memory for the masters may run out on the way, and `progress` may interrupt."""
+    """The layers of a discovery. `progress(bytes, of_bytes)` may raise; on any error all masters are released."""
     layers: list[Layer] = []
     done, total = 0, sum(layer.nbytes for layer in found.layers)
     try:

@@ -1,30 +1,32 @@
-"""The heart: decides, visit by visit, which copy is issued next, and orders copies and kernels with two events each.
+"""Issues the copies of layers ahead of their visits, and orders copies and kernels with two events a layer.
 
-Every pass is recorded; the last few different walks are kept (`walks.py`), the plan's guess among them. Copies are
-issued along the road: the walk that this pass is expected to make, then the one that is expected to follow it, so that
-the last layers of a pass fetch the first of the next. A visit that is not the expected one is placed on a walk that
-explains all visits of the pass so far, and the road changes to that walk. What no walk explains is served by demand
-loads: slower, never wrong. A road that was wrong has cost copies and ring bytes, no more: what was counted on is
-forgotten as a whole when the road changes, what was copied stays where it is and counts again if it is on the new one.
+Every pass is recorded; the last few different walks over the layers are kept (`walks.py`), the plan's guess among them.
+Copies are issued in the order of the expected visits (`_road`): the walk that this pass is expected to make, then the
+walk expected to follow it, so that the last layers of a pass fetch the first of the next. After an unexpected visit,
+the expected visits become those of a walk that begins with all visits of the pass so far. What no walk predicts is
+copied on entry (a demand load): slower, never wrong. A wrong prediction costs copies and ring bytes only: `pending` is
+then reset for all layers; copied bytes stay valid until overwritten.
 
 Ordering, and why it is enough
 ------------------------------
-Every streamed layer owns one fixed range of the ring, and overlaps others there.
-* A kernel of a visit runs after the layer's `copy_done`: the compute lane waits for it on entry, for a resident until
-  the copy is known to have happened.
-* A copy starts after the `last_read` of every visit, already issued, whose range it overlaps: the copy lane waits for
-  those events before the copy is queued. It is only queued when every overlapping layer that still has a visit to
-  come, or is in use, is out of the way; so a `last_read` to wait for has always been recorded.
-* The copy lane runs in order, so a `last_read` it has waited for once needs no second wait, and a copy that was
-  issued and never used is overwritten in order.
-* A layer that was changed on the device on its arrival (`revision.py`) is copied back once, on a lane of its own, after
-  the kernels that changed it. A copy over it, and a copy from what was copied back, waits for that (`saved`).
-* A pass runs after the one before, on whichever of the caller's streams each is (`_passed`).
-Nothing else is waited for, no host synchronisation is needed, nothing is allocated: look-ahead is bounded by the bytes
-of the ring however far the host runs ahead.
+Every streamed layer owns one fixed range of the ring, and shares bytes of it with other layers.
+* Kernels of a visit run after the layer's `copy_done`: the compute lane waits for it on entry, for a resident until the
+  copy is known to be complete.
+* A copy starts after the `last_read` of every visit already issued whose range it overlaps: the copy lane waits for
+  these events before the copy is queued. It is queued only when no overlapping layer is in use or has pending visits;
+  so a `last_read` to wait for has always been recorded.
+* The copy lane runs in order, so one wait for a `last_read` covers all later copies, and a copy that was never used is
+  overwritten in order.
+* A layer that was patched on the device on arrival (`revision.py`) is copied back once, on a lane of its own, after the
+  kernels that patched it. A copy over it, and a copy from its version, waits for that (`saved`).
+* A pass runs after the previous one, whichever of the caller's streams each uses (`_passed`).
 
-Invariants, between any two calls: a layer with visits `pending` is valid; `pending` of all layers adds up to `_ahead`;
-what `valid` layers hold is disjoint. Knows nothing about modules or the app. One thread runs a component at a time.
+No other wait, host synchronisation or allocation is needed: the ring bounds look-ahead, however far the host runs
+ahead.
+
+Invariants between any two calls: a layer with `pending` visits is valid; the `pending` of all layers add up to
+`_ahead`; the ranges of `valid` streamed layers are disjoint. Knows nothing about modules or the app. One thread runs a
+component at a time.
 """
 
 from __future__ import annotations
@@ -45,12 +47,12 @@ from .walks import Walk, Walks
 
 _TIMED_PASSES = 2
 _TIMED_EVERY = 8
-"""Visits of the first passes and of every eighth are measured: enough to plan by, too little to notice. Nobody plans
-by the first pass of all, nor by the first of another shape: kernels are loaded and chosen in it, which takes time."""
+"""Visits of the first passes and of every eighth are measured: enough for planning, too few to cost time. The very
+first pass, and the first of another shape, do not count for planning: kernels are loaded and selected in them."""
 
 _MISSES_TO_PAUSE = 2
-"""Visits in a row that were not the expected ones after which look-ahead pauses, until one is. Copies that nobody
-uses would only be in the way of those that somebody waits for."""
+"""Unexpected visits in a row after which look-ahead pauses until an expected one: unused copies would delay demand
+loads."""
 
 
 class Prefetcher:
@@ -61,67 +63,68 @@ class Prefetcher:
         self.counters = RunCounters()
         self.in_pass = False
         self.loaded = False
-        """Whether a plan is in effect. Without one, layers run as they are, on the host."""
+        """Whether a plan is in effect. Without one, layers run on the host."""
         self.may_use_ring: Callable[[], bool] = lambda: True
-        """Asked at the start of a pass, and on a miss when it was lost: is the ring ours? If not, we go without it."""
+        """Called as a pass starts, and on a demand load without the ring: whether the component may use the ring
+        now."""
         self.before_pass: Callable[[], None] | None = None
-        """Called between passes, before each: the moment at which a plan may change."""
+        """Called before each pass, while none is under way: the plan may change there."""
         self.recorder: Recorder | None = None
-        """Gets the times of what was measured. Without one there is a test for it now and then, and nothing else."""
+        """Receives the measured times. None costs one test per pass and per measured visit."""
         self.make_room: Callable[[str, bool], bool] | None = None
-        """Asked when the device is out of memory and none of our layers is in use: has room been made? It is told
-        the name of the layer that failed and whether it is too late for it. What it raises replaces the error."""
+        """Called with the failed layer's name, and whether it is too late to run it again, when the device is full and
+        no layer is in use. Returns whether room was made; what it raises replaces the error."""
         self.may_repeat: Callable[[tuple[Any, ...], dict[str, Any]], bool] | None = None
-        """Asked with the arguments of a layer that failed for want of memory: may its call be made a second time?"""
+        """Called with the arguments of a layer that ran out of memory: whether its call may be repeated."""
         self.around_allocations: Callable[[], AbstractContextManager[Any]] = nullcontext
-        """Entered around what takes device memory in a pass; steady visits take none. Nothing older is freed inside."""
+        """Entered around device allocations in a pass; steady visits make none. Frees no older memory inside."""
         self.versions = Versions(port)
         self._ring_is_ours = False
         self._layers = tuple(layers)
         self._walks = Walks(layers)
         self._walk = self._then = self._walks.expected()
-        """The walk that this pass makes, or the next one if none is under way, and the one that should follow."""
+        """The walk that this pass makes (between passes: the next pass), and the one expected to follow it."""
         self._length = 0
-        """Visits of `_walk`."""
+        """Number of visits of `_walk`."""
         self._road: list[Layer] = []
-        """The visits of `_walk`, then those of `_then`."""
+        """The expected visits: those of `_walk`, then those of `_then`."""
         self._next = 0
-        """Position on the road of the visit that is expected next; it is one of `_walk`."""
+        """Index in `_road` of the next expected visit; less than `_length`."""
         self._ahead = 0
-        """How many visits from `_next` on look-ahead has provided for."""
+        """Number of visits from `_next` on that are counted in `pending`: their copies have been issued."""
         self._go(self._walk, self._then)
         self._entry: Hashable = None
-        """What the pass under way began through; None: it was not told."""
+        """The entry through which the pass under way began; None if unknown."""
         self._trace: list[Layer] = []
         self._before_entry = 0
-        """How many visits of the pass came before its entry was called."""
+        """Number of visits of this pass before its entry was called."""
         self._misses = 0
         self._timing = False
         self._at_rest = True
-        """No pass is under way, so that `read_times` may read what else only passes do."""
+        """No pass is under way: `read_times` may read events that otherwise only the pass reads."""
         self._reading = threading.Lock()
         self._cold_pass = 0
-        """The pass that is measured for the counters only: the first that begins through an entry."""
+        """Index of the pass that is measured for the counters only: the first one through an entry."""
         self._begun = False
-        """Whether one has begun since times were last thrown away."""
+        """Whether such a pass has begun since `measure_again`."""
         self._fence = port.event()
         self._passed = port.event()
-        """Compute to compute: the last pass has ended. Passes may run on different streams of the caller's."""
+        """Compute to compute: end of the last pass. Passes may run on different streams of the caller."""
         self._copied_on_compute = False
 
     # ------------------------------------------------------------------ passes
 
     def expect(self, order: Sequence[Layer]) -> None:
-        """The plan's guess of the order of visits. What was seen counts more."""
+        """The plan's guess of the order of visits. Ignored once a pass was seen."""
         if not self._walks.seen:
             self._walks.guess(order)
             self._set_out()
 
     def begin_pass(self, entry: Hashable = None) -> None:
-        """The component starts to run, through the method that `entry` stands for: what it visits may depend on that.
+        """A pass begins, through the method with the key `entry`: the order of visits may depend on it.
 
-        Layers that were called by themselves since the last pass, as connectors are, are the begin of this one.
-        Starts look-ahead where it is not already under way.
+        Layers that were called by themselves since the last pass, as connectors are, belong to this one. Starts
+        look-ahead where it is not already under way.
         """
         if self.before_pass is not None:
             with self.around_allocations():  # a changed plan takes memory
@@ -133,7 +136,9 @@ class Prefetcher:
             self._finish_pass()
         self._entry = entry
         if self._walk.seen and entry is not None and self._walk.entry != entry:
-            self._go_through(entry)
+            walk = self._walks.through(entry)
+            if walk is not None:
+                self._change_to(walk, len(self._trace) if walk.begins_with(self._trace) else 0)
         if not self._begun:
             self._begun, self._cold_pass = True, self.counters.passes
         self._start_pass(self._trace)
@@ -141,7 +146,7 @@ class Prefetcher:
             self.recorder.begin_pass(self.counters)
 
     def end_pass(self, completed: bool) -> None:
-        """The component has run, or failed to. After a failure nothing is in flight any more."""
+        """The pass has ended or, if not `completed`, failed. After a failure no copy is in flight."""
         self.in_pass = False
         self.port.record_compute(self._passed)
         if completed:
@@ -155,7 +160,7 @@ class Prefetcher:
         self._at_rest = True
 
     def _start_pass(self, visited: Sequence[Layer] = ()) -> None:
-        """`visited`: the visits of this pass that have been made already."""
+        """`visited`: visits that this pass has already made."""
         with self._reading:
             self._at_rest = False
         self._trace = list(visited)
@@ -173,7 +178,7 @@ class Prefetcher:
         self._look_ahead()
 
     def _finish_pass(self) -> None:
-        """Keep what was just seen, and expect what most probably follows it."""
+        """Record the walk just made, and expect its most probable successor."""
         self.counters.passes += 1
         trace, self._trace = self._trace, []
         if trace:
@@ -181,11 +186,11 @@ class Prefetcher:
         self._set_out()
 
     def _abort(self) -> None:
-        """A pass has failed: nothing is in use, counted on or in flight when this returns."""
+        """A pass has failed: on return no layer is in use or pending, and no copy is in flight."""
         self.counters.aborted_passes += 1
         self._trace = []
         for layer in self._layers:
-            if layer.in_use:  # an interrupt struck between two lines of `enter` or `leave`
+            if layer.in_use:  # interrupted inside `enter` or `leave`
                 layer.in_use = 1
                 self._put_back(layer)
         self.forget_look_ahead()
@@ -196,7 +201,7 @@ class Prefetcher:
     # ------------------------------------------------------------------ visits
 
     def enter(self, layer: Layer) -> None:
-        """The layer is about to run: its parameters are on the device, in time, when this returns."""
+        """Before the layer's call: its modules hold device parameters, and the compute lane waits for the copy."""
         if layer.in_use:
             layer.in_use += 1
             return
@@ -234,7 +239,7 @@ class Prefetcher:
                 wait_for_resident(layer, self.port)
             else:
                 self.port.compute_waits(layer.copy_done)
-        except BaseException:  # its bytes could not be read: whoever comes next has to ask for them again
+        except BaseException:  # its bytes could not be read: the next visit has to issue the copy again
             layer.valid = False
             self._forget_pending()
             raise
@@ -244,28 +249,28 @@ class Prefetcher:
             self._revise(layer)
 
     def leave(self, layer: Layer) -> None:
-        """The layer has run: the host parameters are back and its bytes may be overwritten."""
+        """After the layer's call: its modules hold host parameters; after `last_read` its range is free."""
         self._put_back(layer)
         self._look_ahead()
 
     def fail(self, layer: Layer) -> None:
-        """The layer, or entering it, raised. Somebody may catch it and go on, so the pass is not over yet.
+        """The layer's call, or `enter`, raised. The caller may catch the error and go on, so the pass is not over yet.
 
-        Except where it has no end that we would see: then the outermost layer to fail is the end.
+        Without an entry there is no `end_pass`: then the failure of the outermost layer ends the pass.
         """
         self._put_back(layer)
         if not self.in_pass and not any(other.in_use for other in self._layers):
             self._abort()
 
     def may_retry(self, layer: Layer) -> bool:
-        """Whether the layer is our outermost one under way, so that everything else of ours may move."""
-        mine = layer.in_use < 2 and not any(other.in_use for other in self._layers if other is not layer)
-        return mine and self.make_room is not None
+        """Whether no other layer is in use, nor this one twice, so that all of them may be moved."""
+        outermost = layer.in_use < 2 and not any(other.in_use for other in self._layers if other is not layer)
+        return outermost and self.make_room is not None
 
     def retry(self, layer: Layer, too_late: bool) -> bool:
-        """The device ran out of memory in the layer: leave it, as if never entered, and make room. False: no room.
+        """The layer ran out of device memory: undo `enter` and make room. Returns whether to run it again.
 
-        `too_late`: the layer cannot be run again; room is then made for passes to come.
+        `too_late`: the layer cannot be run again; room is made for later passes only, and False returned.
         """
         self._put_back(layer)
         layer.timed = False
@@ -278,24 +283,24 @@ class Prefetcher:
 
     def _put_back(self, layer: Layer) -> None:
         if layer.in_use != 1:
-            layer.in_use = max(0, layer.in_use - 1)  # it runs inside itself, or never got as far as running
+            layer.in_use = max(0, layer.in_use - 1)  # a recursive call, or `enter` failed
             return
         if not layer.keep_resident:
             layer.swap_out()
-            if layer.valid:  # else it ran from memory of its own, which the swap has just given back
+            if layer.valid:  # else it ran from a temporary buffer, which the swap has just released
                 self.port.record_compute(layer.last_read)
                 layer.read_since_copy = True
         if layer.timing:
             self.port.record_compute(layer.finished)
             layer.timing = False
-        if not self.in_pass:  # a pass whose end we do not see
+        if not self.in_pass:  # a pass without `end_pass`
             self.port.record_compute(self._passed)
         layer.in_use = 0
 
     # ------------------------------------------------------------------ look-ahead
 
     def _look_ahead(self) -> None:
-        """Issue copies along the road as far as the bytes of the ring allow, and no farther than it is known."""
+        """Issue copies for the expected visits, in order, as far as the ring has room."""
         if self._misses >= _MISSES_TO_PAUSE:
             return
         road = self._road
@@ -312,20 +317,20 @@ class Prefetcher:
             position += 1
 
     def _may_issue(self, layer: Layer) -> bool:
-        """Whether the layer has a place to go to, and nothing that is still needed lies there."""
+        """Whether the layer has a place on the device that no layer in use or pending overlaps."""
         if layer.device_buffer is None or layer.in_use:
             return False
         if layer.keep_resident:
             return True
         if not self._ring_is_ours:
             return False
-        for other in layer.overlaps:  # noqa: SIM110 - a generator costs more than all of its steps
+        for other in layer.overlaps:  # noqa: SIM110 - a generator costs more than the whole loop
             if other.pending or other.in_use:
                 return False
         return True
 
     def _issue(self, layer: Layer) -> None:
-        """Queue the copy of a layer. What it overlaps is out of the way."""
+        """Queue the layer's copy. No overlapping layer is in use or pending; all become invalid."""
         port = self.port
         buffer = layer.device_buffer
         assert buffer is not None
@@ -359,7 +364,7 @@ class Prefetcher:
         self.counters.bytes_copied += layer.nbytes
 
     def forget_look_ahead(self) -> None:
-        """Nothing is counted on any more, the next visit starts a pass. What was copied stays, until overwritten."""
+        """Reset `pending` and expect the first visit of a pass. Copied bytes stay valid until overwritten."""
         self._forget_pending()
         self._next = 0
 
@@ -369,7 +374,7 @@ class Prefetcher:
         self._ahead = 0
 
     def give_up_ring(self) -> None:
-        """The ring moves, or somebody else is about to write into it: our bytes there are gone, and it is not ours."""
+        """The ring moves, or another component is about to overwrite it: our streamed layers become invalid."""
         self.forget_look_ahead()
         self.versions.settle(self._layers)
         self._ring_is_ours = False
@@ -378,22 +383,22 @@ class Prefetcher:
                 layer.valid = False
 
     def before_release(self) -> None:
-        """Device memory is about to be given back: on whichever stream it is used next, that comes after our passes."""
+        """Before device memory is released: its next use, on any stream, is ordered after our passes."""
         self.port.compute_waits(self._passed)
         self.port.before_release()
 
     def drain(self) -> None:
-        """The host waits until none of our copies is under way, on either lane. Never on the hot path."""
+        """The host waits until none of our copies is in flight, on either lane. Never on the hot path."""
         if self._copied_on_compute:
             self._copied_on_compute = False
             self.port.record_compute(self._fence)
             self.port.copy_waits(self._fence)
         self.port.drain()
 
-    # ------------------------------------------------------------------ off the road
+    # ------------------------------------------------------------------ unexpected visits
 
     def _load_now(self, layer: Layer) -> bool:
-        """Demand load. False: the ring has no room for it, because a layer in use lies there or it is not ours."""
+        """Issue the copy on entry. False: its range overlaps a layer in use, or the ring is not ours."""
         if layer.keep_resident:
             self.counters.resident_visits += 1
         else:
@@ -410,7 +415,7 @@ class Prefetcher:
         return True
 
     def _enter_unplaced(self, layer: Layer) -> None:
-        """Memory of its own for one visit, on the compute lane: one layer runs inside another, or the ring is taken."""
+        """One visit in a temporary buffer, copied on the compute lane: a nested layer, or without the ring."""
         if not self.loaded:
             layer.in_use = 1
             return
@@ -427,10 +432,10 @@ class Prefetcher:
                 self.counters.revised_layers += 1
 
     def _revise(self, layer: Layer) -> None:
-        """The layer has arrived with its master's bytes: change them where they lie, and keep the result."""
+        """The layer has arrived with its master's bytes: patch them on the device, and copy the result back once."""
         revision = layer.revision
-        assert revision is not None and layer.carries is None  # `revise` has thrown away anything else
-        layer.timing = layer.timed = False  # this visit takes longer than others will
+        assert revision is not None and layer.carries is None  # `Layer.revise` invalidates anything else
+        layer.timing = layer.timed = False  # this visit takes longer than later ones
         try:
             with self.around_allocations():
                 revision.apply()
@@ -444,9 +449,9 @@ class Prefetcher:
             self.counters.copied_back += self.versions.save(layer)
 
     def _find_place(self, layer: Layer) -> None:
-        """The visit is not the expected one: go on along a walk that explains all of this pass, or as well as we can.
+        """The visit was not expected: switch to a walk that begins with all visits of this pass.
 
-        As well as we can: from where the layer comes next on the walk that we are on, if it comes at all.
+        Without such a walk, continue after the layer's next visit on the current walk, if it has one.
         """
         self.counters.order_misses += 1
         walk = self._walks.explaining(self._trace, self._walk)
@@ -456,7 +461,7 @@ class Prefetcher:
             return
         self._misses += 1
         walk, start = self._walk, self._next
-        if walk.derived_from is not None:  # made up, and wrong
+        if walk.derived_from is not None:  # a wrong guess
             walk, start = walk.derived_from, 0
         count = len(walk.visits)
         for position in range(start, start + count):
@@ -464,28 +469,22 @@ class Prefetcher:
                 self._change_to(walk, position % count + 1)
                 break
 
-    # ------------------------------------------------------------------ the road
+    # ------------------------------------------------------------------ expected visits
 
     def _set_out(self) -> None:
-        """No pass is under way: be at the begin of the one that is expected. Look-ahead for it may be under way."""
+        """Between passes: expect the first visit of the most probable next pass. Look-ahead for it may be under way."""
         walk = self._walks.expected()
         then = self._walks.after(self._walks.last, walk)
         if walk is not self._walk or then is not self._then or self._next:
             self._forget_pending()
             self._go(walk, then)
 
-    def _go_through(self, entry: Hashable) -> None:
-        """The pass begins through another entry than the walk that was expected: expect one that began there."""
-        walk = self._walks.through(entry)
-        if walk is not None:
-            self._change_to(walk, len(self._trace) if walk.begins_with(self._trace) else 0)
-
     def _turn(self) -> None:
-        """The walk has been made: the next one begins, which is on the road already; look-ahead for it stays."""
+        """The walk is complete: the next one begins, whose visits are in `_road` already; look-ahead for it stays."""
         self._go(self._then, self._walks.after(self._walk, self._then))
 
     def _change_to(self, walk: Walk, position: int) -> None:
-        """This pass makes `walk`, and has come to `position` of it. Nothing is counted on along the old road."""
+        """This pass makes `walk` and has made its first `position` visits. Resets `pending`."""
         self._forget_pending()
         self._go(walk, self._walks.after(self._walks.last, walk))
         self._next = position
@@ -493,7 +492,7 @@ class Prefetcher:
             self._turn()
 
     def _go(self, walk: Walk, then: Walk) -> None:
-        """Be at the begin of `walk`, which `then` follows. What is counted on is the caller's business."""
+        """Expect the first visit of `walk`, then `then`. The caller keeps or resets `pending`."""
         if walk is not self._walk or then is not self._then or not self._road:
             self._walk, self._then = walk, then
             self._length = len(walk.visits)
@@ -501,7 +500,7 @@ class Prefetcher:
         self._next = 0
 
     def _continue_implicit_pass(self, layer: Layer) -> None:
-        """Layers run although the component's own entry was not called: a pass ends where its first layer recurs."""
+        """Layers run outside an entry of the component: a pass ends where its first layer recurs."""
         if self._trace and self._trace[0] is layer:
             self._finish_pass()
         if not self._trace:
@@ -510,22 +509,20 @@ class Prefetcher:
     # ------------------------------------------------------------------ times
 
     def recorded_order(self) -> tuple[int, ...]:
-        """Indices of the layers in the order in which passes were seen to visit them; empty before the first.
-
-        Where there are several such orders, the one to plan by (`Walks.typical`).
-        """
+        """Indices of the layers in the order of visits of the walk to plan by (`Walks.typical`); empty before the first
+        pass."""
         walk = self._walks.typical()
         return tuple(layer.index for layer in walk.visits) if walk.seen else ()
 
     def measure_again(self) -> None:
-        """Compute times no longer hold (another resolution, say): measure the next passes. The link is the same."""
+        """Discard the compute times (another resolution, say) and measure the next passes. Copy rates are kept."""
         for layer in self._layers:
             layer.compute_ns, layer.timed = None, False
         self._walks.count_again()
         self._begun, self._cold_pass = False, self.counters.passes
 
     def all_measured(self) -> bool:
-        """Whether every layer of the recorded order has a measured time. Reads what has arrived, waits for nothing."""
+        """Whether every layer of the recorded order has a measured time. Never waits for an event."""
         walk = self._walks.typical()
         if not walk.seen:
             return False
@@ -535,7 +532,7 @@ class Prefetcher:
         return all(layer.compute_ns is not None for layer in walk.visits)
 
     def read_times(self) -> None:
-        """Read what has arrived of the last measured visits, if no pass is under way. Waits for nothing. Any thread."""
+        """Read the events of measured visits that have happened, if no pass is under way. Never waits. Any thread."""
         with self._reading:
             if self._at_rest:
                 for layer in self._layers:

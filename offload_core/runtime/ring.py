@@ -1,4 +1,4 @@
-"""Places the layers of a plan: the streamed ones in an arena, at fixed offsets and knowing who shares bytes with whom.
+"""Places the layers of a plan: streamed ones at fixed offsets of the arena, residents in buffers of their own.
 
 Arithmetic on offsets plus the binding of layers to views; it issues no copies.
 """
@@ -14,13 +14,13 @@ from .layer import Layer
 
 
 def place_layers(layers: Sequence[Layer], offsets: Sequence[int], arena: torch.Tensor) -> None:
-    """Bind every layer to its range of `arena`. The offsets are the plan's, in bytes; they may overlap."""
+    """Bind every layer to its range of `arena`. The offsets are the plan's, in bytes; ranges may overlap."""
     for layer, offset in zip(layers, offsets):
         layer.bind(arena[offset : offset + layer.nbytes])
 
 
 def link_overlaps(layers: Sequence[Layer], offsets: Sequence[int]) -> None:
-    """Tell every layer which others share bytes of the ring with it."""
+    """Set each layer's `overlaps`: the other layers that share bytes of the ring with it, by index."""
     overlaps: dict[Layer, list[Layer]] = {layer: [] for layer in layers}
     alive: list[tuple[int, Layer]] = []
     for offset, layer in sorted(zip(offsets, layers), key=lambda pair: pair[0]):
@@ -34,9 +34,9 @@ def link_overlaps(layers: Sequence[Layer], offsets: Sequence[int]) -> None:
 
 
 def seat_residents(layers: Sequence[Layer], port: DevicePort) -> None:
-    """Give every resident without a place one of its own, or its master where the device can use that.
+    """Give every resident without one a device buffer, or its master where the device can use host memory.
 
-    The memory is taken now, so that what the device has left is true; the bytes come in the order of the first pass.
+    The memory is allocated now, so that the device's free bytes are right; the copies are issued in the first pass.
     """
     for layer in layers:
         if layer.keep_resident and layer.device_buffer is None:

@@ -1,22 +1,22 @@
-"""Copies from files and from pageable memory, queued on the copy lane like any other: through a few page-locked slots.
+"""Copies from files and from pageable memory, queued on the copy lane like any other, through page-locked slots.
 
-A device can be given page-locked memory only. Whatever else a layer's bytes lie in is read, chunk by chunk, into a
+A device copies asynchronously only from page-locked memory. Bytes that lie elsewhere are read, chunk by chunk, into a
 small ring of slots by reader threads, and copied on from there by a courier thread on the same copy lane, in the order
-in which it was asked for.
+of the calls.
 
-`StagedPort` stands before a port of any kind. While nothing is staged, every call goes straight through. While
-something is, what is asked of the copy lane (copies, records, waits) is handed to the courier, so that the lane's
-order, on which the engine's rules stand, stays the order of the calls. What this rests on:
+`StagedPort` wraps a port of any kind. While nothing is staged, every call goes straight to it. While something is, all
+calls for the copy lane (copies, records, waits) are queued for the courier, so that the lane's order, on which the
+engine's rules rest, stays the order of the calls. Why this is correct:
 
-* A slot is filled again only after the copy out of it has happened: the reader makes the host wait for that.
-* `compute_waits` for an event that the courier has not recorded yet makes the calling thread wait until it has: an
-  event recorded too late would be an event waited for too early.
-* A wait of the copy lane that the courier issues late may find its event recorded anew. It then waits for a later
-  kernel than needed. That is no circle: the compute lane only ever waits for what the courier has issued already.
-* A read that fails makes the next recorded event a failed one: every wait for it raises the error, and the
-  bytes are never used. Copies asked for after it are not affected.
+* A slot is filled again only after the copy out of it is complete: the reader makes the host wait for that.
+* `compute_waits` for an event that the courier has not recorded yet blocks the calling thread until it has: a wait
+  issued before its record would be no wait.
+* A wait of the copy lane that the courier issues late may find its event recorded again. It then waits for a later
+  kernel than needed. That cannot deadlock: the compute lane only waits for what the courier has issued already.
+* A read that fails marks the next recorded event as failed: every wait for it raises the error, so the bytes are never
+  used. Later copies are not affected.
 
-Knows nothing about layers or files: a source is whatever fills a range of bytes.
+Knows nothing about layers or files: a source is anything that fills a range of bytes.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from .host_source import Abandoned, ByteSource
 SLOT_BYTES = 16 << 20
 SLOTS = 4
 READERS = 2
-"""One reads while another waits for its slot; two keep a disk busy. The slots are all the memory this takes."""
+"""One reads while the other waits for its slot; two keep a disk busy. Staging takes no memory but the slots."""
 
 _POLL_S = 0.1
 
 
 class StagedEvent:
-    """An event of the port behind, whether the courier has got as far as to record it, and whether it came to harm."""
+    """An event of the inner port, with the courier's progress and the failure of the copy before it."""
 
     __slots__ = ("failure", "inner", "number")
 
     def __init__(self, inner: Event) -> None:
         self.inner = inner
         self.number = 0
-        """Of the courier's work, the piece that records it."""
+        """Number of the piece of the courier's work that records it; 0: recorded by the caller."""
         self.failure: BaseException | None = None
 
 
@@ -70,7 +70,7 @@ class _Job:
 
 
 class _Chunk:
-    """What goes through one slot at one time."""
+    """One piece of a copy: what goes through one slot at once."""
 
     __slots__ = ("end", "job", "number", "read", "start")
 
@@ -80,7 +80,7 @@ class _Chunk:
 
 
 class StagedPort:
-    """A device port whose copies may come from anywhere. `threads=False`: all in the calling thread, for proofs."""
+    """A device port that can copy from any source. `threads=False`: all in the calling thread, for proofs."""
 
     stages_unpinned = True
 
@@ -94,7 +94,7 @@ class StagedPort:
         self.pins_in_place = inner.pins_in_place
         self.segment_bytes = inner.segment_bytes
         self.while_waiting: Callable[[], None] | None = None
-        """Called now and then while the caller is kept waiting for a read; may raise, to give the wait up."""
+        """Called every `_POLL_S` while the caller waits for a read; may raise to give up the wait."""
         self._slot_bytes, self._slot_count, self._threaded = slot_bytes, slots, threads
         self._slots: list[_Slot] = []
         self._threads: list[threading.Thread] = []
@@ -102,10 +102,10 @@ class StagedPort:
         self._work: deque[_Chunk | Callable[[], None]] = deque()
         self._unread: deque[_Chunk] = deque()
         self._queued = self._done = 0
-        """Pieces of work handed to the courier, and done by it. Equal: the lane is free for everybody."""
+        """Pieces of work queued for the courier, and done by it. Equal: callers use the lane directly."""
         self._chunks = self._sent = 0
         self._failure: BaseException | None = None
-        """Of the copy that came last: the event that is recorded next is to carry it."""
+        """Failure of the last copy, for the event that is recorded next."""
         self._closed = False
 
     # ------------------------------------------------------------------ what goes straight through
@@ -163,10 +163,10 @@ class StagedPort:
             else:
                 self._read(chunk)
                 self._send(chunk)
-        if not self._threaded:
-            self._failure = job.failure
-        else:
+        if self._threaded:
             self._hand_over(lambda: self._take_failure(job))
+        else:
+            self._take_failure(job)
 
     def _take_failure(self, job: _Job) -> None:
         self._failure = job.failure
@@ -218,7 +218,7 @@ class StagedPort:
         return self.inner.elapsed_ns(start.inner, end.inner)
 
     def abandon(self, sources: Collection[ByteSource]) -> None:
-        """What was asked of these and has not been read yet will not be used. Its events fail, so that it cannot be."""
+        """Give up unread chunks of these sources. Their events fail, so that the bytes cannot be used."""
         given_up = set(map(id, sources))
         with self._change:
             for chunk in self._unread:
@@ -232,7 +232,7 @@ class StagedPort:
         self.inner.drain()
 
     def close(self) -> None:
-        """Finish what was asked for, end the threads, give the slots back."""
+        """Finish the queued work, end the threads and release the slots."""
         self.drain()
         with self._change:
             self._closed = True
@@ -244,7 +244,7 @@ class StagedPort:
         self._threads, self._slots, self._closed = [], [], False
         self.inner.close()
 
-    # ------------------------------------------------------------------ behind it
+    # ------------------------------------------------------------------ reader and courier threads
 
     def prepare_reads(self) -> None:
         if self._slots:
@@ -270,12 +270,9 @@ class StagedPort:
                 self._unread.append(work)
             self._change.notify_all()
 
+    @direct_reads()
     def _read_ahead(self) -> None:
-        """A reader: fills the next slot that is free with the next chunk that was asked for."""
-        with direct_reads():
-            self._read_until_closed()
-
-    def _read_until_closed(self) -> None:
+        """A reader thread: fills the next free slot with the next queued chunk."""
         while True:
             with self._change:
                 while not (self._unread and self._unread[0].number < self._sent + self._slot_count):
@@ -286,7 +283,7 @@ class StagedPort:
             self._read(chunk)
             with self._change:
                 chunk.read = True
-                del chunk  # while it waits for the next one, a thread must not keep device memory alive
+                del chunk  # a waiting thread must not keep device memory alive
                 self._change.notify_all()
 
     def _read(self, chunk: _Chunk) -> None:
@@ -296,11 +293,11 @@ class StagedPort:
         try:
             self.inner.host_waits(slot.emptied)
             job.source.read(slot.buffer[: chunk.end - chunk.start], chunk.start)
-        except BaseException as failure:  # handed to each wait for the copy; the lane must go on
+        except BaseException as failure:  # raised by each wait for the copy; the lane must go on
             job.failure = failure
 
     def _deliver(self) -> None:
-        """The courier: carries out what was asked of the copy lane, in order."""
+        """The courier thread: does the queued work of the copy lane, in order."""
         while True:
             with self._change:
                 while not self._work or (isinstance(self._work[0], _Chunk) and not self._work[0].read):
@@ -313,7 +310,7 @@ class StagedPort:
                     self._send(work)
                 else:
                     work()
-            except BaseException as failure:  # a dead courier would keep everybody waiting for ever
+            except BaseException as failure:  # a dead courier would block all waits for ever
                 self._failure = failure
             with self._change:
                 self._work.popleft()

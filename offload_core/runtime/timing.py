@@ -1,4 +1,4 @@
-"""Measures visits: marks them with events, and reads these as far as the device has got. The host waits for nothing."""
+"""Measures visits by events on the compute lane, and reads those that have happened. The host never waits."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .recorder import Recorder
 
 
 def wait_for_resident(layer: Layer, port: DevicePort) -> None:
-    """The compute lane waits for a resident's copy until it is known to have happened: after a while, for nothing."""
+    """The compute lane waits for a resident's copy, on each visit until the copy is known to be complete."""
     if not layer.has_arrived:
         port.compute_waits(layer.copy_done)
         layer.has_arrived = port.happened(layer.copy_done)
 
 
 def wait_timed(layer: Layer, port: DevicePort, warm: bool) -> None:
-    """Wait for the copy between two marks on the compute lane: what lies between them is the stall."""
+    """Wait for the copy between two events on the compute lane: the time between them is the stall."""
     port.record_compute(layer.arrived)
     port.compute_waits(layer.copy_done)
     port.record_compute(layer.started)
@@ -25,7 +25,7 @@ def wait_timed(layer: Layer, port: DevicePort, warm: bool) -> None:
 
 
 def collect(layer: Layer, port: DevicePort, counters: RunCounters, recorder: Recorder | None) -> None:
-    """Count the layer's last measured visit, and the copies that were measured before it, if they are over."""
+    """Add the times of the layer's last measured visit, and of its measured copies, if their events have happened."""
     elapsed = port.elapsed_ns
     compute = elapsed(layer.started, layer.finished)
     stall = elapsed(layer.arrived, layer.started)
