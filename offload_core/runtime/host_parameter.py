@@ -1,14 +1,14 @@
-"""What a streamed layer's parameter is while the layer is off the device: the host tensor itself, wrapped types too.
+"""The parameters of a streamed layer while it is off the device: the host tensors themselves, wrapped types too.
 
-True shape, true values, on the CPU: code that saves, merges or measures weights works as if nothing was offloaded.
-When a kernel asks for it together with a device tensor, which happens when a weight is used outside its layer's own
-call, the value is brought over for that one operation: slow, never wrong. While the layer runs on the device its
-modules hold plain device Parameters, so nothing here is on the hot path. Knows nothing about rings or plans.
+True shape, true values, on the CPU: code that saves, merges or measures weights works as without offload. When an
+operation uses it together with a device tensor, as when a weight is used outside its layer's own call, the value is
+copied to the device for that operation: slow, never wrong. While the layer runs on the device its modules hold plain
+device Parameters, so nothing here is on the hot path. Knows nothing about rings or plans.
 
-The bytes of a parameter are not its value where its layer is changed on arrival (a LoRA), or where it lies in a file,
-whose pages may be gone. Operations get the value then: computed, or read. `detach()` and `.data`, by which a state
-dict is made, give a parameter of the reader's own that is the value as it was at that moment. Nothing is computed for
-it until its bytes are asked for: the app takes state dicts for the names in them.
+The bytes of a parameter are not its value if its layer is patched on arrival (a LoRA), or if it lies in a file, whose
+pages may be gone. Operations then get the value: computed, or read. `detach()` and `.data`, by which a state dict is
+made, return a *snapshot*: a parameter with the value of that moment. It is computed only when its bytes are used: the
+app also takes state dicts for their names alone.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from .parts import GGUF_MARKS, Parts, UnmovableTensor, parts_of, plain
 from .weight_file import WeightFile, dtype_of, slice_of
 
 _MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as})
-"""Operations that take tensors of two devices on purpose."""
+"""Operations whose arguments may be on two devices."""
 
 _READING_DUNDERS = frozenset({"__index__", "__int__", "__invert__"})
 
 _DATA: Any = torch.Tensor.data
 _ALIASES = frozenset({torch.Tensor.detach, _DATA.__get__})
-"""What a state dict, and code that reads weights, take a tensor of their own by."""
+"""Operations by which a state dict, and code that reads weights, get a tensor of their own."""
 
 _SET_DATA = _DATA.__set__
 
 _VALUE_PROPERTIES = frozenset({"T", "mT", "H", "mH", "real", "imag"})
-"""Attributes of a tensor that are tensors with its elements; all others describe it."""
+"""Attributes that are tensors with the same elements; all other attributes describe the tensor."""
 
 _PLACES = frozenset({"data_ptr", "untyped_storage", "storage", "_typed_storage"})
-"""Operations that tell where the bytes are."""
+"""Operations that return the address of the bytes."""
 
 _DESCRIPTIONS = _PLACES | frozenset(
     {
@@ -53,42 +53,42 @@ _DESCRIPTIONS = _PLACES | frozenset(
         *("requires_grad_", "retain_grad", "register_post_accumulate_grad_hook"),
     }
 )
-"""Operations that say or use something of a tensor but its elements, by name: methods and functions of torch."""
+"""Names of methods and functions of torch that use a tensor but not its elements."""
 
 
 class OutsideTouches:
-    """How a layer's weights were used outside the layer's own call. One per layer."""
+    """Uses of a layer's weights outside the layer's own call. One per layer."""
 
     __slots__ = ("before_write", "changes", "copy_on_device", "count", "lost_writes")
 
     def __init__(self) -> None:
         self.count = 0
         self.changes: Mapping[int, Callable[[], torch.Tensor]] = {}
-        """Of the parameters, by id, that have another value on the device: what computes it there."""
+        """By id of a parameter that is patched on the device: the function that computes its value there."""
         self.copy_on_device: Callable[[torch.device], torch.Tensor | None] = no_copy
-        """Asked before a parameter's value is copied to a device: what has the value there already, or has it now."""
+        """Called before a parameter's value is copied to a device: returns an existing device copy, or None."""
         self.before_write: Callable[[], object] = nothing_to_do
-        """Called before the bytes of one of the parameters change: they are in use, and may be others' as well."""
+        """Called before the bytes of a parameter change: they may be in use, or shared with other layers."""
         self.lost_writes = False
-        """A parameter was written to that has another value on the device: that is computed of the bytes of before."""
+        """A patched parameter was written to: the device's value is computed from its old bytes."""
 
 
 def nothing_to_do() -> None:
-    """What comes before a write to a layer that is not loaded."""
+    """The default of `before_write`: the layer is not loaded."""
 
 
 def no_copy(device: torch.device) -> torch.Tensor | None:
-    """There is no copy on the device but the one that is made for a use."""
+    """The default of `copy_on_device`: there is no copy to reuse."""
     return None
 
 
-class _ToCome(OutsideTouches):
-    """What a reader's own parameter has in place of its layer's counter, until its bytes are asked for."""
+class _Snapshot(OutsideTouches):
+    """`touches` of a snapshot whose bytes have not been used yet."""
 
     __slots__ = ("master", "of_layer", "value")
 
-    def __init__(self, master: _Lender, value: Callable[[], torch.Tensor] | None) -> None:
-        """`value()` makes the bytes that it is to have; None: the master's own serve, and it looks at them."""
+    def __init__(self, master: _Lending, value: Callable[[], torch.Tensor] | None) -> None:
+        """`value()` returns the tensor whose bytes it gets; None: the master's bytes, into which it looks already."""
         super().__init__()
         self.master = master
         self.of_layer = master.touches
@@ -96,16 +96,16 @@ class _ToCome(OutsideTouches):
 
     @property
     def is_changed(self) -> bool:
-        """Whether the value is another one than that of the master's bytes, wherever these lie."""
+        """Whether the master is patched, so that its bytes are not its value."""
         return id(self.master) in self.of_layer.changes
 
 
-class _Lender:
-    """What HostParameter and its like for wrapped types have in common."""
+class _Lending:
+    """Base of HostParameter and of the corresponding classes of wrapped types."""
 
     touches: OutsideTouches
     kind: type[torch.Tensor]
-    """What the object was before `adopt`."""
+    """The object's class before `adopt`."""
     parts: Parts
 
     @classmethod
@@ -122,14 +122,14 @@ class _Lender:
             if rows is not None:
                 return rows
             if func in _ALIASES:
-                return _readers_own(args[0])
+                return _snapshot(args[0])
             if _changes_elements(func):
                 args = _to_be_written(func, args)
-            _make_readers_own(func, args, kwargs)
+            _materialise(func, args, kwargs)
             args, kwargs = _with_values(func, args, kwargs)
-        known = tuple(kind.kind if issubclass(kind, _Lender) else kind for kind in types)
+        plain_types = tuple(kind.kind if issubclass(kind, _Lending) else kind for kind in types)
         kind: Any = cls.kind
-        return kind.__torch_function__(func, known, args, kwargs)
+        return kind.__torch_function__(func, plain_types, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
@@ -150,10 +150,10 @@ class _Lender:
         return twin.__reduce_ex__(protocol)
 
 
-class HostParameter(_Lender, nn.Parameter):
-    """A Parameter on the host that lends its value to an operation on another device.
+class HostParameter(_Lending, nn.Parameter):
+    """A Parameter on the host whose value is copied for an operation on another device ("lends").
 
-    Made from an ordinary Parameter by `adopt`, turned back by `release`: the object stays the same one throughout.
+    `adopt` makes it from an ordinary Parameter, `release` turns it back; it is the same object throughout.
     """
 
     kind = nn.Parameter
@@ -161,63 +161,58 @@ class HostParameter(_Lender, nn.Parameter):
 
 @functools.cache
 def _lending(kind: type[torch.Tensor]) -> type[torch.Tensor]:
-    """The class of a wrapped type's tensors while they lend: a subclass, so that whoever asks takes it for one."""
+    """The lending class of a tensor type: a subclass of it, so that `isinstance` still holds."""
     if kind is nn.Parameter:
         return HostParameter
-    return type(f"Host{kind.__name__}", (_Lender, kind), {"kind": kind})
+    return type(f"Host{kind.__name__}", (_Lending, kind), {"kind": kind})
 
 
 def is_adopted(parameter: torch.Tensor) -> bool:
-    """Whether `parameter` is a host master of a layer at this moment."""
-    return isinstance(parameter, _Lender) and not isinstance(parameter.touches, _ToCome)
+    """Whether `parameter` is at present a host master of a layer."""
+    return isinstance(parameter, _Lending) and not isinstance(parameter.touches, _Snapshot)
 
 
 def twin_of(tensor: torch.Tensor) -> torch.Tensor:
-    """For a parameter that lends: an ordinary one over the same bytes, which shows the master's value wherever it goes.
+    """For a lending parameter, an ordinary one over the same bytes, which has the master's value on any device.
 
-    Any other tensor is its own twin.
+    Returns any other tensor itself.
     """
     become_value(tensor)
-    if not isinstance(tensor, _Lender):
+    if not isinstance(tensor, _Lending):
         return tensor
     return _as_made(tensor.parts, tensor.parts.as_parameter)
 
 
-def _over_the_same(parts: Parts) -> torch.Tensor:
-    """A tensor of its own over the bytes of `parts`, and no parameter."""
-    return _as_made(parts, parts.rebuild)
-
-
 def _as_made(parts: Parts, build: Callable[[Sequence[torch.Tensor]], torch.Tensor]) -> torch.Tensor:
-    """What `build` makes of tensors over the bytes of `parts`, in inference mode if they were made there."""
+    """`build` called with tensors over the bytes of `parts`; in inference mode if these were made in it."""
     with torch._C.DisableTorchFunctionSubclass(), torch.inference_mode(parts.leaves[0].is_inference()):
         return build([plain(leaf.data) for leaf in parts.leaves])
 
 
 def check_files(tensors: Iterable[torch.Tensor]) -> None:
-    """Raise FileReadError if a file in which any of `tensors` lies is no longer what was loaded.
+    """Raise FileReadError if a file in which any of `tensors` lies has changed since it was loaded.
 
-    For who is about to read them where they are mapped: a touch of pages that are gone ends the process.
+    For code about to read mapped tensors: touching pages that are gone ends the process.
     """
     files: dict[int, WeightFile] = {}
     for tensor in tensors:
         with contextlib.suppress(UnmovableTensor):
-            leaves = tensor.parts.leaves if isinstance(tensor, _Lender) else parts_of(tensor).leaves
+            leaves = tensor.parts.leaves if isinstance(tensor, _Lending) else parts_of(tensor).leaves
             files |= {id(part.file): part.file for leaf in leaves if (part := slice_of(leaf))}
     for file in files.values():
         file.check()
 
 
 def blank_like(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same marked type, with the same attributes and no bytes."""
-    kind = tensor.kind if isinstance(tensor, _Lender) else type(tensor)
+    """A tensor of the same marked type (GGUF), with the same attributes and no bytes."""
+    kind = tensor.kind if isinstance(tensor, _Lending) else type(tensor)
     blank = torch.Tensor.as_subclass(torch.empty(0, dtype=torch.uint8), kind)
     vars(blank).update({name: getattr(tensor, name) for name in GGUF_MARKS})
     return blank
 
 
 def adopt(parameter: torch.Tensor, touches: OutsideTouches, parts: Parts) -> None:
-    """Make `parameter`, in place, one that lends. The caller has taken it apart and checked that it is on the CPU."""
+    """Make `parameter` lend, in place. It is on the CPU; `parts` are its parts."""
     host: Any = parameter
     host.__class__ = _lending(type(parameter))
     host.touches = touches
@@ -225,15 +220,16 @@ def adopt(parameter: torch.Tensor, touches: OutsideTouches, parts: Parts) -> Non
 
 
 def release(parameter: torch.Tensor) -> None:
-    """Undo `adopt`: the same object is what it was again."""
-    if isinstance(parameter, _Lender):
+    """Undo `adopt`, in place. Any other tensor is left alone."""
+    if isinstance(parameter, _Lending):
         host: Any = parameter
         del host.touches, host.parts
         host.__class__ = host.kind
 
 
 def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    """In-place operations get no loan: a write into a borrowed copy would be lost. Torch's own error is right there."""
+    """Whether `func` writes into an argument. Then it gets no copy, which would lose the write: torch's own error is
+    right."""
     name = getattr(func, "__name__", "")
     if name.startswith("__"):  # x[i] = y and x += y write; x @ y and the like do not
         return name in ("__set__", "__setitem__") or (name.startswith("__i") and name not in _READING_DUNDERS)
@@ -241,12 +237,12 @@ def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
 
 
 def _changes_elements(func: Callable[..., Any]) -> bool:
-    """Whether `func` writes into the memory of the tensor that it is a method of."""
+    """Whether `func` is a method that writes elements of its tensor."""
     return _writes(func, {}) and not _describes(func) and getattr(func, "__name__", "") != "detach_"
 
 
 def _describes(func: Callable[..., Any]) -> bool:
-    """Whether `func` says something of a tensor without looking at its elements."""
+    """Whether `func` uses a tensor without its elements."""
     name = getattr(func, "__name__", "")
     if name in ("__get__", "__set__"):
         attribute = getattr(getattr(func, "__self__", None), "__name__", "")
@@ -255,7 +251,7 @@ def _describes(func: Callable[..., Any]) -> bool:
 
 
 def _foreign_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
-    """The device of the first tensor argument that is not on the host, if any."""
+    """The device of the first tensor argument that is not on the host; None if there is none."""
     for value in itertools.chain(args, kwargs.values()):
         if isinstance(value, torch.Tensor):
             if value.device.type not in ("cpu", "meta"):
@@ -268,7 +264,7 @@ def _foreign_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.devi
 
 
 def _moves_to(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
-    """The device that an operation moves a parameter to, if it is not the host: how the app brings a weight over."""
+    """The device that an operation moves its tensor to, if not the host: how the app moves a weight."""
     for value in (*args[1:], *kwargs.values()) if func in _MOVES else args[:1]:
         named = value.device if isinstance(value, torch.Tensor) else value
         if isinstance(named, (str, int, torch.device)) and not isinstance(named, bool):
@@ -279,15 +275,15 @@ def _moves_to(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _gives_itself(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an operation returns its tensor because there is nothing to do: the app casts weights to their own type.
+    """Whether an operation returns its own argument unchanged: the app casts weights to the type they have.
 
-    The elements are not looked at. A table of which a few rows are looked up afterwards must not be read for it.
+    It does not use the elements: a table of which few rows are looked up later must not be read for it.
     """
     name = getattr(func, "__name__", "")
     if name not in ("to", "cpu", "contiguous") or kwargs.get("copy") or kwargs.get("memory_format") is not None:
         return False
     tensor, wanted = args[0], (*args[1:], *kwargs.values())
-    if isinstance(tensor, _Lender) and any(dtype_of(leaf) != leaf.dtype for leaf in tensor.parts.leaves):
+    if isinstance(tensor, _Lending) and any(dtype_of(leaf) != leaf.dtype for leaf in tensor.parts.leaves):
         return False
     for value in wanted:
         if value is None or value is False or (value is True and kwargs.get("non_blocking")):
@@ -306,9 +302,9 @@ def _gives_itself(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 def _with_values(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of an operation with values in place of the parameters whose bytes it cannot use.
+    """The arguments of an operation, with values in place of parameters whose bytes it cannot use.
 
-    What is written to is left as it is, and so is what the operation only describes.
+    What is written to, and what the operation does not read elements of, is left as it is.
     """
     if _describes(func) or _gives_itself(func, args, kwargs):
         return args, kwargs
@@ -317,23 +313,22 @@ def _with_values(
     else:
         device, moves = (None if _writes(func, kwargs) else _foreign_device(args, kwargs)), False
     written = 1 if _writes(func, kwargs) and "out" not in kwargs else 0
-    given = (*args[:written], *_lend(args[written:], device, moves))
-    return given, {name: value if name == "out" else _lend(value, device, moves) for name, value in kwargs.items()}
+    lent = (*args[:written], *_lend(args[written:], device, moves))
+    return lent, {name: value if name == "out" else _lend(value, device, moves) for name, value in kwargs.items()}
 
 
 def _lend(value: Any, device: torch.device | None, moves: bool) -> Any:
-    """`value` with each parameter in it replaced by what it is, on `device` if that is given.
+    """`value` with each parameter in it replaced by its value, on `device` unless that is None.
 
-    A parameter whose bytes are its value stays where no device is given, and where the operation itself `moves` it.
+    A parameter whose bytes are its value is kept if `device` is None, or if the operation itself `moves` it.
     """
-    if isinstance(value, _Lender):
+    if isinstance(value, _Lending):
         copied = None if device is None else value.touches.copy_on_device(device)
         if copied is not None:
             return copied
-        own = _value_to_come(value)
-        if own is not None:
-            found = own()
-            return found.to("cpu" if device is None else device)
+        compute = _value_to_come(value)
+        if compute is not None:
+            return compute().to("cpu" if device is None else device)
         if device is None:
             return value
         value.touches.count += 1
@@ -348,10 +343,10 @@ def _lend(value: Any, device: torch.device | None, moves: bool) -> Any:
 
 
 def _value_to_come(parameter: Any) -> Callable[[], torch.Tensor] | None:
-    """What makes a parameter's value, on the device or on the host; None if its bytes are its value."""
-    if not isinstance(parameter, _Lender):
+    """The function that computes or reads a parameter's value; None if its bytes are its value."""
+    if not isinstance(parameter, _Lending):
         return None
-    if isinstance(parameter.touches, _ToCome):
+    if isinstance(parameter.touches, _Snapshot):
         return parameter.touches.value
     change = parameter.touches.changes.get(id(parameter))
     if change is not None:
@@ -362,7 +357,7 @@ def _value_to_come(parameter: Any) -> Callable[[], torch.Tensor] | None:
 
 
 def _changed(touches: OutsideTouches, change: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """What a changed parameter is on the device. While it is computed, all parameters of its layer are themselves."""
+    """The value of a patched parameter. While it is computed, all parameters of its layer show the masters' values."""
     touches.count += 1
     changes, touches.changes = touches.changes, {}
     try:
@@ -372,7 +367,7 @@ def _changed(touches: OutsideTouches, change: Callable[[], torch.Tensor]) -> tor
 
 
 def _read(touches: OutsideTouches, parts: Parts) -> torch.Tensor:
-    """What a parameter in a file is, read: looked at where it is mapped, the file may no longer be what it was."""
+    """The value of a parameter in a file, read: the mapping may no longer show what was loaded."""
     touches.count += 1
     leaves = []
     for leaf in parts.leaves:
@@ -381,50 +376,50 @@ def _read(touches: OutsideTouches, parts: Parts) -> torch.Tensor:
     return parts.rebuild(leaves)
 
 
-# ---------------------------------------------------------------------- parameters of readers' own
+# ---------------------------------------------------------------------- snapshots
 
 
-def _readers_own(parameter: Any) -> torch.Tensor:
-    """A parameter over the same bytes that becomes what `parameter` is now when its bytes are asked for."""
+def _snapshot(parameter: Any) -> torch.Tensor:
+    """A snapshot: a parameter over the same bytes, whose value is computed or read when they are first used."""
     touches = parameter.touches
-    master = touches.master if isinstance(touches, _ToCome) else parameter
-    twin = _over_the_same(parameter.parts)
-    adopt(twin, _ToCome(master, _value_to_come(parameter)), parts_of(twin))
+    master = touches.master if isinstance(touches, _Snapshot) else parameter
+    twin = _as_made(parameter.parts, parameter.parts.rebuild)
+    adopt(twin, _Snapshot(master, _value_to_come(parameter)), parts_of(twin))
     if any(dtype_of(leaf) != leaf.dtype for leaf in parameter.parts.leaves):
-        become_value(twin)  # what it is described by would be the file's
+        become_value(twin)  # it would be described by the file's type
     return twin
 
 
 def _parts_with_value(parameter: Any) -> Parts:
-    """Parts whose bytes are the parameter's value: its own, or others."""
+    """Parts whose bytes are the parameter's value: its own, or those of a snapshot."""
     if _value_to_come(parameter) is None:
         return parameter.parts  # type: ignore[no-any-return]
-    reader = _readers_own(parameter)
-    become_value(reader)
-    return parts_of(reader)
+    snapshot = _snapshot(parameter)
+    become_value(snapshot)
+    return parts_of(snapshot)
 
 
-def _make_readers_own(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Have those of the arguments that are readers' own become their values, if `func` asks for the bytes."""
+def _materialise(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Give the snapshots among the arguments their values, if `func` uses bytes."""
     if _gives_itself(func, args, kwargs) or (_describes(func) and getattr(func, "__name__", "") not in _PLACES):
         return
     for value in itertools.chain(args, kwargs.values()):
         if isinstance(value, torch.Tensor):
             become_value(value)
         elif isinstance(value, (list, tuple)):
-            _make_readers_own(func, tuple(value), {})
+            _materialise(func, tuple(value), {})
 
 
 def become_value(tensor: torch.Tensor) -> None:
-    """Give a parameter that a reader has taken the bytes that it is to have. Any other tensor is left alone."""
-    if not isinstance(tensor, _Lender) or not isinstance(tensor.touches, _ToCome):
+    """Give a snapshot its value. Any other tensor is left alone."""
+    if not isinstance(tensor, _Lending) or not isinstance(tensor.touches, _Snapshot):
         return
-    make, leaves = tensor.touches.value, tensor.parts.leaves
+    compute, leaves = tensor.touches.value, tensor.parts.leaves
     release(tensor)
-    if make is None:
+    if compute is None:
         return
     with torch._C.DisableTorchFunctionSubclass():
-        value = parts_of(make())
+        value = parts_of(compute())
         for leaf, new in zip(leaves, value.leaves):
             # Parameters made in inference mode take no data made outside of it.
             with torch.inference_mode(leaf.is_inference()), torch.no_grad():
@@ -432,23 +427,23 @@ def become_value(tensor: torch.Tensor) -> None:
 
 
 def _to_be_written(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of an operation that writes into the first of them.
+    """The arguments for an operation that writes into the first of them.
 
-    A write into a master, or into what a reader has taken of one, changes the model as it would change the app's. Into
-    a weight that is another on the device it does not: in the app it would be gone with the patches. That is noted.
+    A write into a master, or into a snapshot of one, changes the model, as it would in the app. A write into a patched
+    weight does not, as the app would lose it with the patches: it is noted in `lost_writes`.
     """
-    if not args or not isinstance(args[0], _Lender):
+    if not args or not isinstance(args[0], _Lending):
         return args
     target: Any = args[0]
     touches = target.touches
-    if not isinstance(touches, _ToCome):
+    if not isinstance(touches, _Snapshot):
         if id(target) not in touches.changes:
             touches.before_write()
             return args
         touches.lost_writes = True
-        reader = _readers_own(target)
-        become_value(reader)
-        return (reader, *args[1:])
+        snapshot = _snapshot(target)
+        become_value(snapshot)
+        return (snapshot, *args[1:])
     if func == _SET_DATA:
         release(target)
     elif touches.is_changed:
@@ -464,5 +459,5 @@ def _to_be_written(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any
 
 
 def leaves_of_master(master: Any) -> Sequence[torch.Tensor]:
-    """The leaves of a master, which is an ordinary parameter again once its model is off the device."""
-    return master.parts.leaves if isinstance(master, _Lender) else parts_of(master).leaves
+    """The leaves of a master, whether it lends or is an ordinary parameter."""
+    return master.parts.leaves if isinstance(master, _Lending) else parts_of(master).leaves

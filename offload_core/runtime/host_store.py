@@ -1,11 +1,11 @@
 """Host masters: one flat byte buffer per layer, the only copy of a streamed layer's weights on the host.
 
-A layer's tensors are laid end to end (`layout.py`), so that one copy of bytes moves the layer. The parameters of the
-module are re-pointed into the buffer; they stay the same objects. A layer whose tensors lie in a file may do without a
-buffer (the tier `mapped`): its parameters show the file's values, and its bytes are read from there. Its buffer, if it
-has one, is shared with whoever has the same layer of the same file (`masters.py`): its parameters look into it while
-the component is loaded and nobody else writes to them, and at the file otherwise. Masters never change while a model
-runs and are never copied back. The module knows nothing about devices beyond the port that hands out host memory.
+A layer's tensors are laid end to end (`layout.py`), so that one copy of bytes moves the layer. The module's parameters
+get data in the buffer; they stay the same objects. A layer whose tensors lie in a file may do without a buffer (the
+tier `mapped`): its parameters look into the mapped file, from which its bytes are read. A buffer that it has is shared
+with all layers of the same bytes of the file (`masters.py`): its parameters look into it while the component is loaded
+and nothing else writes to them, and into the file otherwise. Masters never change while a model runs and are never
+copied back. Knows nothing about devices beyond the port that allocates host memory.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .parts import Parts, UnmovableTensor, parts_of, plain
 from .weight_file import FileReadError, FileSlice, forget_file, keep_what_was_written, slice_of
 
 MAX_KEPT_SHARE = 4
-"""A layer lies in its file if no more than one byte in so many does not: an nvfp4 weight has a scale to 16 elements."""
+"""A layer lies in a file if at most one byte in so many does not: nvfp4 weights have a scale per 16 elements."""
 
 
 def _file_parts(flat: Flattened) -> list[FileSlice | KeptPart] | None:
-    """Where each tensor lies in its file; None unless nearly all of them do, in a form that can be read as it is.
+    """Where each tensor lies in its file; None unless nearly all of them do, in a form that can be read directly.
 
-    A few bytes in no file (scales of quantised weights, which their loaders make) stay in memory as they are.
+    A few bytes in no file (scales of quantised weights, made by their loaders) stay in memory.
     """
     parts: list[FileSlice | KeptPart] = []
     kept = total = 0
@@ -56,33 +56,32 @@ def _file_parts(flat: Flattened) -> list[FileSlice | KeptPart] | None:
 
 
 def lies_whole_in_file(parameters: Sequence[torch.Tensor]) -> bool:
-    """Whether a layer of these can do without a copy in memory."""
+    """Whether a layer of these parameters needs no copy in memory."""
     return _file_parts(Flattened(parameters)) is not None
 
 
 class HostLayer:
-    """The host master of one layer: a buffer, page-locked or not, or the file that its tensors lie in."""
+    """The host master of one layer: a buffer, page-locked or not, or the file that holds its tensors."""
 
     __slots__ = ("_flat", "_key", "_port", "_slices", "buffer", "generation", "hold", "parameters", "source", "touches")
 
     def __init__(self, parameters: list[nn.Parameter], port: DevicePort, pinned: bool) -> None:
         """`parameters` are on the CPU, each once, each movable.
 
-        Where all of them lie in files they stay there, until `move_to`; else they are copied into a buffer of the
-        port's and re-pointed.
+        Where they lie in files they stay there until `move_to`; else they are copied into a buffer from the port.
         """
         self._flat = Flattened(parameters)
         self._port = port
         self.parameters = parameters
         self.generation = 0
-        """Counts how often a master got other bytes: what was derived from the ones before is out of date."""
+        """Incremented whenever a master's bytes change: what was derived from older bytes is out of date."""
         self.touches = OutsideTouches()
         self.hold = Hold()
-        """Our use of the master. Whoever is to end it when we are gone holds this, and no more."""
+        """Our use of the master. A finalizer refers to this alone, so that it does not keep the layer alive."""
         self.buffer: torch.Tensor | None = None
-        """The master's, while we use one."""
+        """The master's buffer; None in the tier `mapped`."""
         self.source: ByteSource | None = None
-        """What to read the bytes from; None: `buffer` can be copied from as it is."""
+        """The source to read the bytes from; None: `buffer` can be copied directly."""
         self._slices = _file_parts(self._flat)
         self._key = None if self._slices is None else _content_key(self._slices, self.layout)
         if self._slices is not None:
@@ -102,31 +101,31 @@ class HostLayer:
 
     @property
     def in_file(self) -> bool:
-        """Whether the layer can do without a buffer: its tensors lie in files, with the values they have."""
+        """Whether the layer can do without a buffer: its tensors lie in files, with their current values."""
         return self._slices is not None
 
     @property
     def pinned(self) -> bool:
-        """Whether we count on the buffer being page-locked, and it is."""
+        """Whether the buffer is page-locked on our behalf."""
         return self.hold.pinned
 
     @property
     def tier(self) -> HostTier:
-        """Where the bytes are now."""
+        """The tier that the bytes are in."""
         if self.buffer is None:
             return "mapped"
         return "pinned" if self.pinned else "pageable"
 
     @property
     def master(self) -> Master | None:
-        """The bytes in memory, ours or another's that `move_to` would share; None if there are none."""
+        """The master in memory, ours or one that `move_to` would share; None if there is none."""
         return self.hold.master if self.buffer is not None else find(self._port, self._key)
 
     def move_to(self, tier: HostTier, threads: Executor | None = None) -> None:
-        """Bring the bytes to `tier`, or to the next one that there is. Nothing is in flight from the layer.
+        """Bring the bytes to `tier`, or the closest that is possible. No copy is in flight from the layer.
 
-        Page-locking that fails leaves it pageable; what is in no file stays in its buffer. Raises FileReadError.
-        `threads`: what has to be read is read by several of them.
+        Where page-locking fails the layer is pageable; bytes in no file stay in their buffer. Raises FileReadError.
+        `threads`: read the file with several of them.
         """
         if tier == "mapped" and self.in_file:
             self._leave_buffer()
@@ -134,17 +133,17 @@ class HostLayer:
         pinned = self.pinned if tier == "mapped" else tier == "pinned"
         buffer = self.buffer
         if buffer is None:
-            self._check_files()  # what another has read of it counts no more than the file does
+            self._check_files()  # also for bytes that another layer has read
             master = self.hold.take(self._port, self._key)
             buffer = master.fill(
                 self.layout.nbytes,
                 pinned and not self._port.pins_in_place,
-                lambda empty: read_whole(self._file_source(), empty, threads),  # locked after: that faults the pages in
+                lambda empty: read_whole(self._file_source(), empty, threads),  # before the page-lock: faults pages in
             )
         self._use(buffer, pinned)
 
     def _use(self, buffer: torch.Tensor, pinned: bool) -> None:
-        """Have the parameters look into `buffer`, our master's, and have that page-locked or not."""
+        """Point the parameters into `buffer`, our master's, and page-lock it or not."""
         if pinned and self.hold.pin():
             assert self.hold.master is not None and self.hold.master.buffer is not None
             buffer = self.hold.master.buffer
@@ -188,16 +187,16 @@ class HostLayer:
                 leaf.data = self._slices[place].mapped
 
     def _ours(self) -> list[int]:
-        """Which leaves look at the file or into the buffer; others have been given another value by somebody."""
-        start = -1 if self.buffer is None else self.buffer.data_ptr()
+        """Indices of the leaves that look into the file or the buffer; other code has given the others other data."""
+        start = None if self.buffer is None else self.buffer.data_ptr()
         return [
             place
             for place, (leaf, slot) in enumerate(zip(self._flat.leaves, self.layout.slots))
-            if self._at_file(place, leaf) or (start >= 0 and plain(leaf).data_ptr() == start + slot.offset)
+            if self._at_file(place, leaf) or (start is not None and plain(leaf).data_ptr() == start + slot.offset)
         ]
 
     def own_bytes(self) -> torch.Tensor:
-        """The layer's buffer, nobody else's and to be written to. From now on the file does not count any more."""
+        """The layer's own, writable buffer, which no other layer shares. The layer lies in no file from now on."""
         if self._slices is not None:
             ours, pinned, source, shown = self._ours(), self.pinned, self._file_source(), self.buffer
             fresh = Hold()
@@ -205,7 +204,7 @@ class HostLayer:
             buffer = master.fill(
                 self.layout.nbytes,
                 pinned and not self._port.pins_in_place,
-                lambda empty: source.read(empty, 0) if shown is None else _copy_bytes(empty, shown),
+                lambda empty: source.read(empty, 0) if shown is None else copy_span(empty, shown),
             )
             self._slices, self._key = None, None
             self.hold.take_from(fresh)
@@ -216,9 +215,9 @@ class HostLayer:
         return self.buffer
 
     def show_file(self) -> None:
-        """The module is an ordinary one again, for anybody to write to: not into a buffer that others share.
+        """Point the parameters at the file: the module may be written to now, which must not reach a shared buffer.
 
-        If the file is not what it was, the layer gets a buffer of its own and does without it.
+        If the file has changed, the layer gets a buffer of its own instead.
         """
         if self._slices is None or self.buffer is None:
             return
@@ -239,26 +238,26 @@ class HostLayer:
         return self._flat.layout
 
     def take_hold(self) -> None:
-        """From now on the parameters lend their values (see `HostParameter`)."""
+        """Make the parameters lend their values (see `HostParameter`)."""
         for parameter, parts in zip(self.parameters, self._flat.parts):
             adopt(parameter, self.touches, parts)
 
     def let_go(self) -> None:
-        """The parameters are plain ones again, still looking where they do."""
+        """Make the parameters ordinary ones again; their data stays where it is."""
         for parameter in self.parameters:
             release(parameter)
 
     def set_marks(self, parameter: nn.Parameter, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Other attributes for one of the parameters, and for what is built from it. Returns the values before."""
+        """Set attributes of a parameter and of what is built from it. Returns the values before."""
         position = next(index for index, own in enumerate(self.parameters) if own is parameter)
         vars(parameter).update(values)
         return self._flat.parts[position].set_marks(values)
 
     def reclaim(self, position: int, parameter: nn.Parameter) -> bool:
-        """Make sure that `parameter` is the master at `position`, after somebody else may have moved or replaced it.
+        """Make `parameter`, which other code may have moved or replaced, the master at `position` again.
 
-        Its value is taken over. False if it no longer has the shape and type the layer was planned with, or lies
-        elsewhere and cannot be written into the master because the master's elements lie on top of each other.
+        Its value is taken over. Returns False if it no longer has the shape and type that the layer was built for, or
+        lies elsewhere and the master cannot be written because its elements overlap.
         """
         try:
             parts = parts_of(parameter)
@@ -290,7 +289,7 @@ class HostLayer:
                     if leaf.device.type == "cpu":
                         leaf.data = view
         if any(leaf.device.type != "cpu" for leaf in parts.leaves):
-            with _mode_of(parts.leaves[0]):  # torch lets no back end's tensor change places with a CPU one
+            with _mode_of(parts.leaves[0]):  # torch does not let a device tensor take CPU data
                 parameter = parts.as_parameter(views)
             parts = parts_of(parameter)
         self.parameters[position] = parameter
@@ -300,12 +299,12 @@ class HostLayer:
         return True
 
     def to_be_written(self) -> None:
-        """The masters are about to get other bytes, in place. Nothing is in flight from the layer."""
+        """Before the masters' bytes are changed in place. No copy is in flight from the layer."""
         self.own_bytes()
         self.generation += 1
 
     def has_form_of(self, parameter: nn.Parameter, value: torch.Tensor) -> bool:
-        """Whether `value` could be the value of a master: of its kind, shapes and types, wherever it lies."""
+        """Whether `value` has the kind, shapes and types of a master, wherever it lies."""
         position = next(index for index, own in enumerate(self.parameters) if own is parameter)
         try:
             return self._fits(position, parts_of(value))
@@ -313,7 +312,7 @@ class HostLayer:
             return False
 
     def _fits(self, position: int, parts: Parts) -> bool:
-        """Whether a tensor taken apart is of the kind, shapes and types that the layer was planned with."""
+        """Whether the parts have the kind, shapes and types that the layer was built for."""
         slots = [self.layout.slots[place] for place in self._flat.places[position]]
         return (
             parts.like(self._flat.parts[position])
@@ -324,36 +323,36 @@ class HostLayer:
         )
 
     def looking_elsewhere(self) -> set[int]:
-        """Positions of the masters that look neither at the file nor into the buffer: they were given other data."""
+        """Positions of the masters that other code has given other data."""
         ours = set(self._ours())
         return {position for position, places in enumerate(self._flat.places) if not ours.issuperset(places)}
 
     def look_back(self, position: int) -> None:
-        """Have a master look into the buffer again, or at the file."""
+        """Point a master into the buffer again, or at the file."""
         if self.buffer is not None:
             self._point_into(self.buffer, self._flat.places[position])
         else:
             self._point_at_file(self._flat.places[position])
 
     def offset_of(self, position: int) -> int | None:
-        """Where an ordinary parameter lies in a buffer of the layer; None for one of several parts."""
+        """Byte offset of an ordinary parameter in the layer's buffer; None for one of several parts."""
         places = self._flat.places[position]
         return self.layout.slots[places[0]].offset if len(places) == 1 else None
 
     def _still_in_file(self, parts: Parts, places: Sequence[int]) -> bool:
-        """Whether a tensor still is the one that lies in the file."""
+        """Whether these are still the layer's own leaves, looking at the file."""
         return all(
             leaf is self._flat.leaves[place] and self._at_file(place, leaf) for leaf, place in zip(parts.leaves, places)
         )
 
     def _at_file(self, place: int, leaf: torch.Tensor) -> bool:
-        """Whether a leaf shows what lies in the file, or what is kept beside it."""
+        """Whether a leaf looks at the file, or at the bytes kept beside it."""
         if self._slices is None or isinstance(self._slices[place], FileSlice):
             return slice_of(leaf) is not None
         return plain(leaf).data_ptr() == self._slices[place].mapped.data_ptr()
 
     def _holds(self, parts: Parts, slots: Sequence[TensorSlot]) -> bool:
-        """Whether a tensor looks into the buffer at its own place, so that there is nothing to be taken over."""
+        """Whether the leaves look into the buffer at their own slots, so that no value has to be taken over."""
         if self.buffer is None:
             return False
         start = self.buffer.data_ptr()
@@ -363,24 +362,26 @@ class HostLayer:
         )
 
     def write(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
-        """Change a master. The caller has made sure that nothing is in flight from it and no copy of it is in use."""
+        """Change a master that is not being copied or used. Raises UnmovableTensor for another kind of tensor."""
         self.own_bytes()
         position = next(index for index, own in enumerate(self.parameters) if own is parameter)
-        mine = self._flat.parts[position]
         self.generation += 1
-        for leaf, part in zip(mine.leaves, _parts_like(mine, value)):
+        leaves, values = self._flat.parts[position].leaves, parts_of(value).leaves
+        if len(values) != len(leaves):
+            raise UnmovableTensor(f"a {type(value).__name__} tensor of {len(values)} parts, not {len(leaves)}")
+        for leaf, part in zip(leaves, values):
             with _mode_of(leaf):
-                plain(leaf).data.copy_(part)
+                plain(leaf).data.copy_(plain(part))
 
     def device_views(self, buffer: torch.Tensor) -> list[nn.Parameter]:
-        """The layer's parameters as views into a device buffer: built once per plan, swapped in on every visit."""
+        """The layer's parameters as views into a device buffer. Built once per plan, swapped in on every visit."""
         with torch.inference_mode(False), torch.no_grad():
             views = self._flat.views(buffer)
             return [parts.as_parameter(own) for parts, own in zip(self._flat.parts, views)]
 
 
 def _content_key(slices: Sequence[FileSlice | KeptPart], layout: LayerLayout) -> Hashable | None:
-    """What two layers have in common whose buffers hold the same bytes at the same places; None: nobody can tell."""
+    """Equal for two layers exactly if their buffers hold the same bytes at the same places; None: not known."""
     if any(part.file is None for part in slices):
         return None
     tensors = tuple(
@@ -391,30 +392,20 @@ def _content_key(slices: Sequence[FileSlice | KeptPart], layout: LayerLayout) ->
     return layout.nbytes, tensors
 
 
-def _copy_bytes(destination: torch.Tensor, source: torch.Tensor) -> None:
-    destination.copy_(source)
-
-
-def _parts_like(mine: Parts, value: torch.Tensor) -> Sequence[torch.Tensor]:
-    """The parts of a new value for a tensor. Raises UnmovableTensor if it is another kind of tensor."""
-    theirs = parts_of(value)
-    if len(theirs.leaves) != len(mine.leaves):
-        raise UnmovableTensor(f"a {type(value).__name__} tensor of {len(theirs.leaves)} parts, not {len(mine.leaves)}")
-    return [plain(leaf) for leaf in theirs.leaves]
-
-
-def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Bit for bit: a NaN equals itself, and zeros of either sign differ."""
-    if one.numel() == 0:
+def _same_bytes(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether the tensors are equal bit for bit: a NaN equals itself, and zeros of either sign differ."""
+    if tensor.numel() == 0:
         return True
-    return torch.equal(one.contiguous().view(-1).view(torch.uint8), other.cpu().contiguous().view(-1).view(torch.uint8))
+    return torch.equal(
+        tensor.contiguous().view(-1).view(torch.uint8), other.cpu().contiguous().view(-1).view(torch.uint8)
+    )
 
 
 @contextlib.contextmanager
 def _mode_of(parameter: torch.Tensor) -> Iterator[None]:
-    """For our own writes, which no parameter that lends is to take for those of others.
+    """For the engine's own writes, which lending parameters must not take for those of other code.
 
-    What was made in inference mode can only be written to there, and takes no data made outside of it.
+    Tensors made in inference mode can only be written to in it, and take no data made outside of it.
     """
     with (
         torch.inference_mode(parameter.is_inference()),

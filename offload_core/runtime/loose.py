@@ -1,8 +1,8 @@
-"""The tensors of a module outside its layers: on the device while the component is in use, back to the host after.
+"""The tensors of a module outside its layers: on the device while the component is loaded, on the host otherwise.
 
-What can be moved as bytes goes into one device buffer, with one allocation; the rest (types that say nothing of their
-parts) moves one by one by its own means. The module's host objects are kept aside and put back untouched; a buffer
-that was written to on the device brings its new value home. Knows nothing about layers, rings or plans.
+Those that can be moved as bytes go into one device buffer, with one allocation; the others (types that do not expose
+their parts) are moved one by one with `Tensor.to`. The module's host tensors are kept and put back unchanged; a module
+buffer that was written to on the device is copied back. Knows nothing about layers, rings or plans.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .parts import UnmovableTensor, is_plain, parts_of, plain
 
 
 class LooseTensors:
-    """Parameters and buffers of `root`, less those with an id in `streamed`."""
+    """The parameters and buffers of `root` whose ids are not in `streamed`."""
 
     def __init__(self, root: nn.Module, streamed: Collection[int]) -> None:
         self._places: list[tuple[dict[str, Any], str, torch.Tensor]] = []
@@ -49,7 +49,7 @@ class LooseTensors:
         return bool(self._on_device)
 
     def load(self, port: DevicePort) -> None:
-        """Copy everything to the port's device and hang it into the modules. Idempotent; all of it or nothing."""
+        """Copy all tensors to the port's device and put them into the modules. Idempotent; all of it or nothing."""
         if self._on_device or port.shares_host_memory:
             return
         on_device: dict[int, torch.Tensor] = {}
@@ -61,7 +61,10 @@ class LooseTensors:
                 is_parameter = isinstance(tensor, nn.Parameter)
                 on_device[id(tensor)] = parts.as_parameter(views) if is_parameter else parts.rebuild(views)
             for tensor in self._others:
-                on_device[id(tensor)] = tensor if tensor.is_meta else _like(tensor, tensor.detach().to(port.device))
+                moved = tensor if tensor.is_meta else tensor.detach().to(port.device)
+                if isinstance(tensor, nn.Parameter) and not tensor.is_meta:
+                    moved = nn.Parameter(moved, requires_grad=False)
+                on_device[id(tensor)] = moved
         self._on_device = on_device
         self._buffer, self._version = buffer, buffer._version  # one counter for all views of it
         for place, name, tensor in self._places:
@@ -69,7 +72,7 @@ class LooseTensors:
                 place[name] = on_device[id(tensor)]
 
     def unload(self) -> None:
-        """Put the host tensors back. What somebody else has hung in their place meanwhile is left alone."""
+        """Put the host tensors back, except where other code has replaced the device tensor."""
         if not self._on_device:
             return
         if self._buffer is not None and self._buffer._version != self._version:
@@ -81,7 +84,7 @@ class LooseTensors:
 
     @contextlib.contextmanager
     def put_aside(self) -> Iterator[None]:
-        """For a moment the modules hold the host tensors."""
+        """Inside the block the modules hold the host tensors."""
         hung = []
         try:
             for place, name, tensor in self._places:
@@ -95,14 +98,14 @@ class LooseTensors:
                 place[name] = shown
 
     def host_of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The host tensor of which `tensor` is the copy on the device, else `tensor` itself."""
+        """The host tensor whose device copy is `tensor`, else `tensor` itself."""
         for host in (*self._movable, *self._others):
             if self._on_device.get(id(host)) is tensor:
                 return host
         return tensor
 
     def write(self, tensor: torch.Tensor, value: torch.Tensor, port: DevicePort) -> None:
-        """Change one of them: `tensor` is what hangs in the module, on either side."""
+        """Change the value of a tensor: `tensor` is what the module holds, on host or device."""
         was_loaded = self.loaded
         host = self.host_of(tensor)
         self.unload()
@@ -112,21 +115,21 @@ class LooseTensors:
             self.load(port)
 
     def lies_on_device_once(self, tensor: torch.Tensor) -> bool:
-        """Whether `tensor` is a parameter's copy in our buffer, and hangs in one place only."""
+        """Whether `tensor` is a parameter's copy in our device buffer, used in one place only."""
         return sum(self._on_device.get(id(host)) is tensor for _, _, host in self._places) == 1 and any(
             self._on_device.get(id(host)) is tensor and isinstance(host, nn.Parameter) for host in self._movable
         )
 
     def renew(self, tensor: torch.Tensor) -> None:
-        """Give a parameter's copy on the device its host value again, if it is still one of ours."""
+        """Copy a parameter's host value to its device copy `tensor` again; other tensors are left alone."""
         for host in self._movable:
             if self._on_device.get(id(host)) is tensor:
                 with torch.inference_mode(False), torch.no_grad():
-                    for mine, theirs in zip(parts_of(tensor).leaves, parts_of(host).leaves):
-                        copy_span(plain(mine).data, plain(theirs).data)
+                    for target, source in zip(parts_of(tensor).leaves, parts_of(host).leaves):
+                        copy_span(plain(target).data, plain(source).data)
 
     def set_marks(self, host: torch.Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Other attributes for a parameter, given as it is on the host, on both sides. Returns the values before."""
+        """Set attributes of a parameter's host tensor and device copy. Returns the values before."""
         position = next(index for index, own in enumerate(self._movable) if own is host)
         for one in (host, self._on_device.get(id(host))):
             if one is not None:
@@ -134,10 +137,10 @@ class LooseTensors:
         return self._flat.parts[position].set_marks(values)
 
     def _bring_buffers_home(self) -> None:
-        """Somebody wrote in place: the module's buffers keep what was written."""
+        """Copy the module's plain buffers back: a kernel has written to the device buffer."""
         for tensor in self._movable:
             if not isinstance(tensor, nn.Parameter) and is_plain(tensor):
-                # A tensor made in inference mode, as the app makes all of its own, may only be written to there.
+                # A tensor made in inference mode, as the app's are, can only be written to in it.
                 with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                     tensor.copy_(self._on_device[id(tensor)])
 
@@ -148,8 +151,3 @@ def _is_movable(tensor: torch.Tensor) -> bool:
     except UnmovableTensor:
         return False
     return True
-
-
-def _like(tensor: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """`moved` as the kind of thing `tensor` is: a Parameter or a buffer."""
-    return nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved

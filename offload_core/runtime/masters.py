@@ -1,12 +1,12 @@
-"""Host masters, the memory behind `host_store.HostLayer`: whose buffer it is, who uses it, who wants it page-locked.
+"""The memory of host masters (`host_store.HostLayer`): shared, filled and page-locked on behalf of its users.
 
 A layer whose tensors lie in a file shares its master with every layer of the same bytes: same content of the same file
-(`WeightFile.identity`), same places in it, same types and layout. It is read once, never written again, and goes with
+(`WeightFile.identity`), same places in it, same types and layout. It is read once, never written again, and freed with
 its last user. A layer that lies in no file has a master of its own. A buffer is page-locked once, from the first user
-who counts on it to the last. The registry holds nobody: it finds masters that somebody else keeps.
+that needs it to the last. The registry holds weak references only.
 
-Any thread may use this. `_lock` is for moments, and re-entrant: a garbage collection may end a hold anywhere. Reading a
-file takes `Master.filling`, which nobody asks for while he has `_lock`.
+Any thread may use this. `_lock` is held briefly, and is re-entrant: a garbage collection may end a hold anywhere.
+Reading a file takes `Master.filling`, which is never acquired while `_lock` is held.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _shared: weakref.WeakValueDictionary[Hashable, Master] = weakref.WeakValueDictio
 
 
 class Master:
-    """A layer's bytes on the host. `key` says which; None: nobody else can have the same."""
+    """A layer's bytes on the host. `key` identifies them; None: they are never shared."""
 
     __slots__ = ("__weakref__", "buffer", "filling", "holds", "key", "locked", "port")
 
@@ -32,7 +32,7 @@ class Master:
         self.port = port
         self.key = key
         self.buffer: torch.Tensor | None = None
-        """None until somebody has filled it. With a key it never changes afterwards."""
+        """None until it is filled. With a key it never changes afterwards."""
         self.filling = threading.Lock()
         self.holds: weakref.WeakSet[Hold] = weakref.WeakSet()
         self.locked: list[torch.Tensor] = []
@@ -44,13 +44,13 @@ class Master:
         return 0 if self.buffer is None else self.buffer.numel()
 
     def is_shared(self) -> bool:
-        """Whether more than one layer uses it."""
+        """Whether several layers use it."""
         return len(self.holds) > 1
 
     def fill(self, nbytes: int, pinned: bool, read: Callable[[torch.Tensor], None]) -> torch.Tensor:
-        """The buffer, filled by `read` unless somebody has done so. If that fails it stays empty.
+        """The buffer, filled by `read` if it is not filled yet. If `read` fails it stays empty.
 
-        `pinned`: for back ends that cannot page-lock what is there already.
+        `pinned`: allocate it page-locked, for back ends that cannot page-lock memory in place.
         """
         with self.filling:
             if self.buffer is None:
@@ -67,7 +67,7 @@ class Master:
             return self.buffer
 
     def _page_lock(self) -> None:
-        """In place; what a back end cannot do so is moved into a buffer that it has locked, if there is one user."""
+        """Page-lock the buffer, in place or, where the back end cannot, by moving it if it has one user."""
         assert self.buffer is not None
         if self.locked:
             return
@@ -75,11 +75,11 @@ class Master:
             self.locked.append(self.buffer)
         elif not self.port.pins_in_place and not self.is_shared():
             with torch.inference_mode(False), torch.no_grad():
-                other, locked = self.port.host_empty(self.buffer.numel(), True)
+                pinned, locked = self.port.host_empty(self.buffer.numel(), True)
                 if locked:
-                    other.copy_(self.buffer)
-                    self.buffer = other
-                    self.locked.append(other)
+                    pinned.copy_(self.buffer)
+                    self.buffer = pinned
+                    self.locked.append(pinned)
 
     def _unlock_if_unwanted(self) -> None:
         if not any(hold.pinned for hold in self.holds):
@@ -87,14 +87,14 @@ class Master:
 
 
 class Hold:
-    """One layer's use of a master, or of none. Whoever is to end it when the layer is gone holds this and no more."""
+    """One layer's use of a master, or of none. Finalizers refer to this, so that they do not keep the layer alive."""
 
     __slots__ = ("__weakref__", "master", "pinned")
 
     def __init__(self) -> None:
         self.master: Master | None = None
         self.pinned = False
-        """Counts on the buffer being page-locked, and it is."""
+        """This user needs the buffer page-locked, and it is."""
 
     def take(self, port: DevicePort, key: Hashable = None) -> Master:
         """Use the master of `key`, which may have to be filled; without a key, a new one."""
@@ -111,7 +111,7 @@ class Hold:
             return master
 
     def take_from(self, other: Hold) -> None:
-        """Use what `other` uses in its place."""
+        """Take over the master of `other`."""
         with _lock:
             self.drop()
             self.master = other.master
@@ -120,7 +120,7 @@ class Hold:
             other.drop()
 
     def pin(self) -> bool:
-        """Have the buffer page-locked from now on. False if that cannot be."""
+        """Page-lock the buffer for this user. False if that is not possible."""
         with _lock:
             assert self.master is not None
             self.master._page_lock()
@@ -128,7 +128,7 @@ class Hold:
             return self.pinned
 
     def share(self) -> Hold:
-        """Another hold of the same master, page-locked or not as this one is."""
+        """Another hold of the same master, page-locked or not as this one."""
         with _lock:
             other = Hold()
             other.master, other.pinned = self.master, self.pinned
@@ -137,14 +137,14 @@ class Hold:
             return other
 
     def unpin(self) -> None:
-        """Not counted on any more; nothing is in flight from the buffer for this user. Others may still count on it."""
+        """End this user's page-lock; no copy of this user is in flight from the buffer. Others may keep theirs."""
         with _lock:
             self.pinned = False
             if self.master is not None:
                 self.master._unlock_if_unwanted()
 
     def drop(self) -> None:
-        """Use it no longer. Idempotent; nothing is in flight from it for this user."""
+        """Release the master. Idempotent; no copy of this user is in flight from it."""
         with _lock:
             master, self.master = self.master, None
             self.pinned = False
@@ -154,20 +154,20 @@ class Hold:
 
 
 def find(port: DevicePort, key: Hashable) -> Master | None:
-    """The master of `key`, if somebody has it in memory now. Not to be written to."""
+    """The master of `key`, if it is in memory; None otherwise. Not to be written to."""
     master = _shared.get((port.device.type, key))
     return None if master is None or master.buffer is None else master
 
 
 def distinct(holds: Iterable[Hold]) -> Iterator[Master]:
-    """The masters that are held, each once."""
+    """The masters of the holds, each once."""
     yield from {id(master): master for hold in holds if (master := hold.master) is not None}.values()
 
 
 def close_holds(port: DevicePort, holds: Iterable[Hold]) -> None:
-    """End the holds of a component. Also runs for one that was dropped and never detached.
+    """End the holds of a component. Also runs for a component that was dropped without `detach`.
 
-    The finalizer that calls it has the holds and nothing else, so that it keeps no module alive.
+    The finalizer that calls it refers to the holds only, so that it keeps no module alive.
     """
     port.drain()
     for hold in holds:
@@ -175,6 +175,6 @@ def close_holds(port: DevicePort, holds: Iterable[Hold]) -> None:
 
 
 def _end_lock(port: DevicePort, locked: list[torch.Tensor]) -> None:
-    """Only for what nothing is in flight from."""
+    """End the page-locks of buffers from which no copy is in flight."""
     while locked:
         port.host_release(locked.pop())

@@ -1,9 +1,9 @@
-"""What a tensor is made of: plain tensors, whose bytes can be moved, and how these are put together again.
+"""Takes a tensor apart into plain tensors, whose bytes can be moved, and builds it from such tensors again.
 
-An ordinary tensor is its own only part. A wrapper subclass is taken apart and put together by its own protocol
-(`__tensor_flatten__`, `__tensor_unflatten__`), to any depth. A GGUF tensor, told by its attributes and not by its
-class, is bytes that carry a quantisation type and a shape. Whatever else there is cannot be moved as bytes, and the
-error says why. Knows nothing about layers, buffers or devices.
+An ordinary tensor is its own only part. A wrapper subclass is taken apart and rebuilt by its own protocol
+(`__tensor_flatten__`, `__tensor_unflatten__`), to any depth. A GGUF tensor, recognised by its attributes and not by its
+class, is bytes with a quantisation type and a shape. Any other tensor cannot be moved as bytes, and the error says why.
+Knows nothing about layers, buffers or devices.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..errors import OffloadError
 from .weight_file import dtype_of, keep_what_was_written, take_out_of_file
 
 GGUF_MARKS = ("tensor_type", "tensor_shape", "patches")
-"""What ComfyUI-GGUF and its descendants hang on a tensor subclass. Told by these, so that none of them is needed."""
+"""Attributes by which tensors of ComfyUI-GGUF and its descendants are recognised, without importing any of them."""
 
 
 class UnmovableTensor(OffloadError, ValueError):
@@ -28,7 +28,7 @@ class UnmovableTensor(OffloadError, ValueError):
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether moving the bytes of `tensor` moves the tensor: an ordinary dense one, nothing wrapped, nothing lazy."""
+    """Whether `tensor` is ordinary and dense: not wrapped, not lazy, so that its bytes are all of it."""
     return type(tensor) in (nn.Parameter, torch.Tensor) and _is_dense(tensor)
 
 
@@ -37,7 +37,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 
 def plain(leaf: torch.Tensor) -> torch.Tensor:
-    """An ordinary tensor over the same bytes: the shape, type and strides of what is really stored."""
+    """An ordinary tensor over the same bytes, with the shape, type and strides of what is stored."""
     if type(leaf) in (nn.Parameter, torch.Tensor):
         return leaf
     with torch._C.DisableTorchFunctionSubclass():
@@ -45,7 +45,7 @@ def plain(leaf: torch.Tensor) -> torch.Tensor:
 
 
 class _Recipe:
-    """How a tensor is put together from its leaves; equal for tensors that differ in nothing but their bytes."""
+    """How to build a tensor from its leaves; alike for tensors that differ in nothing but their bytes."""
 
     def build(self, leaves: Iterator[torch.Tensor]) -> torch.Tensor:
         raise NotImplementedError
@@ -54,17 +54,17 @@ class _Recipe:
         raise NotImplementedError
 
 
-class _AsItIs(_Recipe):
+class _Plain(_Recipe):
     def build(self, leaves: Iterator[torch.Tensor]) -> torch.Tensor:
         return next(leaves)
 
     def like(self, other: _Recipe) -> bool:
-        return type(other) is _AsItIs
+        return type(other) is _Plain
 
 
 @dataclass
 class _Marked(_Recipe):
-    """A subclass whose own storage holds the bytes, with a few attributes beside it."""
+    """A subclass whose own storage holds the bytes, and its attributes."""
 
     kind: type[torch.Tensor]
     marks: dict[str, Any]
@@ -104,14 +104,14 @@ class _Wrapped(_Recipe):
             return False
         try:
             same = bool(self.context == other.context)
-        except (TypeError, ValueError, RuntimeError):  # tensors in it, say: there is no telling
+        except (TypeError, ValueError, RuntimeError):  # not comparable: tensors in it, say
             return False
-        return same and all(mine.like(theirs) for mine, theirs in zip(self.inner, other.inner))
+        return same and all(recipe.like(inner) for recipe, inner in zip(self.inner, other.inner))
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A tensor taken apart. `leaves` hold its bytes: giving one of them other data gives it to the tensor."""
+    """A tensor taken apart. `leaves` hold its bytes: giving a leaf other data gives it to the tensor."""
 
     leaves: tuple[torch.Tensor, ...]
     recipe: _Recipe
@@ -121,10 +121,10 @@ class Parts:
         return self.recipe.build(iter(leaves))
 
     def as_parameter(self, leaves: Sequence[torch.Tensor]) -> nn.Parameter:
-        """The same as something that a module takes for a parameter.
+        """The same as a parameter.
 
-        A wrapper is marked, as torch marks it, and not handed to `nn.Parameter`: that would detach it, which a wrapper
-        may take as an occasion to copy some of its parts.
+        A wrapper is marked as one, as torch does, and not passed to `nn.Parameter`, which would detach it: some
+        wrappers copy parts of themselves then.
         """
         built: Any = self.rebuild(leaves)
         if type(built) is torch.Tensor:
@@ -133,9 +133,9 @@ class Parts:
         return built  # type: ignore[no-any-return]
 
     def set_marks(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Hang other values of its attributes onto what is built from now on. Returns the values before.
+        """Set attributes of what is built from now on. Returns the values before.
 
-        Raises UnmovableTensor for a tensor that has no such attributes.
+        Raises UnmovableTensor for a tensor without such attributes.
         """
         if not isinstance(self.recipe, _Marked) or not self.recipe.marks.keys() >= values.keys():
             raise UnmovableTensor(f"a tensor that carries no {', '.join(values)}")
@@ -151,7 +151,7 @@ class Parts:
 def parts_of(tensor: torch.Tensor) -> Parts:
     """Take `tensor` apart. Raises UnmovableTensor."""
     if is_plain(tensor):
-        return Parts((tensor,), _AsItIs())
+        return Parts((tensor,), _Plain())
     leaves: list[torch.Tensor] = []
     recipe = _take_apart(tensor, leaves)
     parts = Parts(tuple(leaves), recipe)
@@ -160,8 +160,8 @@ def parts_of(tensor: torch.Tensor) -> Parts:
 
 
 def stored_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of what is really stored, in the type it has in memory; of a type that cannot be taken apart, what its
-    shape and type amount to."""
+    """Bytes of what is stored, in the type it has in memory; for a type that cannot be taken apart, of its shape and
+    type."""
     if is_plain(tensor):
         return tensor.numel() * dtype_of(tensor).itemsize
     try:
@@ -172,7 +172,7 @@ def stored_bytes(tensor: torch.Tensor) -> int:
 
 
 def bring_into_memory(tensor: torch.Tensor) -> bool:
-    """Give whatever of `tensor` lies in a file memory of its own. False: nothing does. Raises FileReadError."""
+    """Copy what of `tensor` lies in a file into memory. Returns whether anything does. Raises FileReadError."""
     try:
         leaves = parts_of(tensor).leaves
     except UnmovableTensor:
@@ -182,7 +182,7 @@ def bring_into_memory(tensor: torch.Tensor) -> bool:
 
 
 def bring_written_into_memory(tensor: torch.Tensor) -> None:
-    """Give whatever of `tensor` lies in a file, and was written to where it is mapped, memory of its own."""
+    """Copy what of `tensor` lies in a file, and was written to where it is mapped, into memory."""
     with contextlib.suppress(UnmovableTensor):
         for leaf in parts_of(tensor).leaves:
             keep_what_was_written(leaf)
@@ -192,20 +192,17 @@ def _take_apart(tensor: torch.Tensor, leaves: list[torch.Tensor]) -> _Recipe:
     kind = type(tensor)
     if is_plain(tensor):
         leaves.append(tensor)
-        return _AsItIs()
+        return _Plain()
     if kind in (nn.Parameter, torch.Tensor):
         what = "meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
-        raise UnmovableTensor(f"a {what} tensor" if _is_strange(tensor) else f"a lazily conjugated {what} tensor")
+        lazy = not tensor.is_meta and tensor.layout == torch.strided
+        raise UnmovableTensor(f"a lazily conjugated {what} tensor" if lazy else f"a {what} tensor")
     if callable(getattr(kind, "__tensor_flatten__", None)) and callable(getattr(kind, "__tensor_unflatten__", None)):
         return _flatten(tensor, leaves)
     if all(hasattr(tensor, mark) for mark in GGUF_MARKS) and _is_dense(tensor):
         leaves.append(tensor)
         return _Marked(kind, {name: value for name, value in vars(tensor).items() if name != "_is_param"})
     raise UnmovableTensor(f"a {kind.__name__} tensor, a type that says nothing of the parts it is made of")
-
-
-def _is_strange(tensor: torch.Tensor) -> bool:
-    return tensor.is_meta or tensor.layout != torch.strided
 
 
 def _flatten(tensor: Any, leaves: list[torch.Tensor]) -> _Recipe:
@@ -221,7 +218,7 @@ def _flatten(tensor: Any, leaves: list[torch.Tensor]) -> _Recipe:
 
 
 def _check_rebuilds(tensor: torch.Tensor, parts: Parts) -> None:
-    """The type keeps its promise: what it puts together from its own parts is what it was."""
+    """Raise UnmovableTensor unless the type rebuilds the same kind of tensor from its own parts."""
     name = type(tensor).__name__
     try:
         with torch.no_grad():

@@ -65,8 +65,7 @@ class Prefetcher:
         self.loaded = False
         """Whether a plan is in effect. Without one, layers run on the host."""
         self.may_use_ring: Callable[[], bool] = lambda: True
-        """Called as a pass starts, and on a demand load without the ring: whether the component may use the ring
-        now."""
+        """Called as a pass starts, and on a demand load without the ring: whether it may use the ring now."""
         self.before_pass: Callable[[], None] | None = None
         """Called before each pass, while none is under way: the plan may change there."""
         self.recorder: Recorder | None = None
@@ -77,7 +76,7 @@ class Prefetcher:
         self.may_repeat: Callable[[tuple[Any, ...], dict[str, Any]], bool] | None = None
         """Called with the arguments of a layer that ran out of memory: whether its call may be repeated."""
         self.around_allocations: Callable[[], AbstractContextManager[Any]] = nullcontext
-        """Entered around device allocations in a pass; steady visits make none. Frees no older memory inside."""
+        """Entered around device allocations in a pass; steady visits make none. No older memory is freed inside."""
         self.versions = Versions(port)
         self._ring_is_ours = False
         self._layers = tuple(layers)
