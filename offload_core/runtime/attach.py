@@ -1,7 +1,7 @@
 """The engine as a library: layerwise offload for any torch module, in two calls.
 
     handle = attach(model, device="cuda", budget_bytes=6_000_000_000)
-    model(...)            # as ever; inputs on the device
+    model(...)            # as before; inputs on the device
     handle.detach()
 
 Inference only: device parameters need no gradients.
@@ -36,7 +36,7 @@ _CALLERS_WORD = "given by the caller"
 
 
 class Attachment:
-    """A module under layerwise offload. `detach` ends it; so does leaving a `with` block."""
+    """A module under layerwise offload, until `detach` or the end of a `with` block."""
 
     def __init__(self, controller: OffloadController, owned_queue: DeviceQueue | None) -> None:
         self.controller = controller
@@ -50,7 +50,7 @@ class Attachment:
         return self.controller.plan
 
     def detach(self) -> None:
-        """Give the device memory back and leave the module as it was found. Idempotent."""
+        """Release the device memory and restore the module. Idempotent."""
         self.controller.detach()
         if self._owned_queue is not None:
             self._owned_queue.close()
@@ -81,17 +81,17 @@ def attach(
 ) -> Attachment:
     """Stream the layers of `module`, whose parameters are on the CPU, through at most `budget_bytes` of `device`.
 
-    budget_bytes     ring, residents and loose tensors together; None: a ring for the largest layer and for any three
-                     ordinary ones. More than the device has is cut to that, and the plan says so
-    ring_bytes       None: the planner chooses
-    passes           forwards to expect per use; residents pay from the second on
-    pinned           False: no page-locked memory; what is streamed goes through a small staging buffer
-    h2d_bytes_per_s  what the link does, if it was measured
-    queue            share a device's copy lane and ring with other modules; None: one of its own
-    entries          the methods a pass goes through, as (module, name); None: `module.forward`
+        budget_bytes     ring, residents and loose tensors together; None: a ring for the largest layer and for any
+                         three ordinary ones. Cut to what the device has, with a note in the plan
+        ring_bytes       None: the planner chooses
+        passes           forwards to expect per use; residents pay from the second on
+        pinned           False: no page-locked memory; streamed layers go through a small staging buffer
+        h2d_bytes_per_s  the link's rate, if it was measured
+        queue            shares a device's copy lane and ring with other modules; None: a queue of its own
+        entries          the methods that run a pass, as (module, name); None: `module.forward`
 
     Raises BudgetError if the budget is too small, with the smallest that works, and OffloadError if the module cannot
-    be taken. In either case the module is untouched.
+    be offloaded. In either case the module is unchanged.
     """
     _check_module(module, component)
     owned = None if queue is not None else DeviceQueue(port_for(device))
@@ -114,7 +114,7 @@ def attach(
             pin_budget_bytes=None if pinned and not one_memory else 0,
             copies_budget_bytes=0 if one_memory else None,
             in_place=in_place,
-            hold_spare=in_place,  # a byte that is kept is not read again: reading takes from compute what it takes
+            hold_spare=in_place,  # bytes kept in memory are not read again, and reading slows down compute
         )
         if h2d_bytes_per_s is not None:
             request = replace(request, h2d_bytes_per_s=h2d_bytes_per_s, link_source=_CALLERS_WORD)
@@ -125,7 +125,7 @@ def attach(
         attachment = Attachment(controller, owned)
         controller.load(plan)
         several = several_passes(request)
-        if passes > 1 or in_place:  # a guess of a processor is no reason to read residents
+        if passes > 1 or in_place:  # on a CPU, residents are read only after its speed was measured
             controller.replan_when_measured(partial(_replan, several))
         else:
             controller.replan_on_second_pass(partial(_replan, several))
@@ -141,27 +141,27 @@ def attach(
 
 
 def _replan(request: PlanRequest, current: Plan, measured: Inventory, link: float | None) -> Plan | None:
-    """With layers and link measured, or passes seen: a better plan within the same limits, if there is one."""
+    """A better plan within the same limits, with measured times and link rate; None if there is none."""
     if link is not None and request.link_source != _CALLERS_WORD:
         request = replace(request, h2d_bytes_per_s=link, link_source="measured")
     return better_plan(current, replace(request, inventory=measured))
 
 
 def _with_table(request: PlanRequest, controller: OffloadController, table: str) -> Plan | None:
-    """Within the same limits, a plan with one more table on the device; None if there is no room for it."""
+    """A plan within the same limits with one more table on the device; None if there is no room for it."""
     assert controller.plan is not None
     plan = demoted(controller.plan, replace(request, inventory=controller.measured_inventory()))
     return plan if table in plan.tables else None
 
 
 def _less(request: PlanRequest, current: Plan, layer: str, too_late: bool) -> Plan | None:
-    """The least that works, for a device that has turned out to be full; None if that is what is in effect."""
+    """The smallest plan, for a device that is full; None if it needs no fewer bytes than the one in effect."""
     plan = make_plan(replace(request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None))
     return plan if plan.device_bytes < current.device_bytes else None
 
 
 def _check_module(module: nn.Module, component: str) -> None:
-    """Refuse a module that is not on the CPU, or that somebody has attached already."""
+    """Raise StateError for a module that is attached already, OffloadError for one that is not on the CPU."""
     parameters = list(module.named_parameters())
     for name, parameter in parameters:
         if is_adopted(parameter):
@@ -178,13 +178,13 @@ def _check_module(module: nn.Module, component: str) -> None:
 
 
 def _check_device(queue: DeviceQueue, asked: torch.device, component: str) -> None:
-    found = queue.port.device
-    if asked.type != found.type or asked.index not in (None, found.index):
-        raise OffloadError(f"{component}: asked for {asked}; found a queue of {found}; give the queue's device")
+    actual = queue.port.device
+    if asked.type != actual.type or asked.index not in (None, actual.index):
+        raise OffloadError(f"{component}: asked for {asked}; found a queue of {actual}; give the queue's device")
 
 
 def _within_device(inventory: Inventory, budget_bytes: int | None, queue: DeviceQueue) -> tuple[Inventory, int | None]:
-    """The budget, or what the device has in all where that is less; the inventory then carries a note for the plan."""
+    """The budget, cut to the device's total memory; the inventory then carries a note for the plan."""
     memory = queue.port.memory()
     if budget_bytes is None or memory is None or budget_bytes <= memory.total_bytes:
         return inventory, budget_bytes

@@ -1,10 +1,9 @@
-"""Which weights of one component are to differ from the masters, and putting that into effect: layer by layer, and on
-what lies outside the layers.
+"""Puts the wanted changes of one component's weights into effect, in its layers and on its loose tensors.
 
-Layers are told their revision and change on arrival (`revision.py`). A loose tensor is changed where it lies on the
-device. What does not lie there (a table that stays on the host), hangs in several places or gets another shape is
-replaced by a tensor of its own. A change that is carried by attributes (`Change.marks`) moves no byte: it is hung onto
-whatever stands for the weight. Knows nothing of plans and order.
+Layers get a revision and are patched on arrival (`revision.py`). A loose tensor is patched in place on the device. One
+that is not there (a table on the host), is used in several places or gets another shape is replaced by a tensor of its
+own. A change by attributes (`Change.marks`) moves no bytes: the attributes are set on the host tensor and its device
+copy. Knows nothing of plans and order.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from .versions import Versions
 
 
 class ChangedWeights:
-    """The changes wanted of one component's weights. What is on the device is changed by the three `put_on`s."""
+    """The wanted changes of one component's weights. `put_on_layers` and `put_on_loose` put them into effect."""
 
     def __init__(self, root: nn.Module, component: str, layers: Sequence[Layer], port: DevicePort) -> None:
         self._root = root
@@ -36,21 +35,22 @@ class ChangedWeights:
         self._wanted: dict[str, tuple[Place, Change]] = {}
         self._loose: LooseTensors | None = None
         self.aside = False
-        """Inside `put_aside`."""
+        """Whether a `put_aside` block is under way."""
         self._put_on: dict[str, tuple[Hashable, Place, torch.Tensor, torch.Tensor | None]] = {}
-        """What is in effect outside the layers: key, where, what hung there before, what hangs there in its place."""
+        """Changes in effect on loose tensors, by name: key, place, tensor before, substitute (None: patched in
+        place)."""
         self._marked: list[Callable[[], object]] = []
-        """For each weight of a layer that carries attributes of a change: what takes them off again."""
+        """For each marked weight of a layer, the function that restores its attributes."""
         self._marked_loose: list[Callable[[], object]] = []
 
     def alike(self, changes: Mapping[str, Change]) -> bool:
-        """Whether `changes` are those that are wanted already."""
+        """Whether `changes` have the keys of the wanted ones."""
         return {name: change.key for name, (_, change) in self._wanted.items()} == {
             name: change.key for name, change in changes.items()
         }
 
     def want(self, changes: Mapping[str, Change]) -> None:
-        """Replace what is wanted. Raises OffloadError, and leaves it as it was, if it cannot be done."""
+        """Replace the wanted changes. Raises OffloadError, and keeps the old ones, for a change that cannot be made."""
         wanted = {name: (self._place_of(name), change) for name, change in changes.items()}
         for layer in self._layers:
             for name, (place, change) in _in_layer(layer, wanted).items():
@@ -84,21 +84,21 @@ class ChangedWeights:
     # ------------------------------------------------------------------ layers
 
     def put_on_layers(self, versions: Versions) -> list[Layer]:
-        """Tell every layer which revision it is to be in. Returns those whose bytes on the device are void now."""
+        """Set every layer's revision. Returns the layers whose bytes on the device are invalid now."""
         void = []
         _undo(self._marked)
         for layer in self._layers:
-            mine = _in_layer(layer, self._wanted).values()
-            for place, marks in _carried(mine):
+            layer_changes = _in_layer(layer, self._wanted).values()
+            for place, marks in _carried(layer_changes):
                 self._marked.append(functools.partial(layer.set_marks, place, layer.set_marks(place, marks)))
-            changes = [(place, change) for place, change in mine if change.marks is None]
+            changes = [(place, change) for place, change in layer_changes if change.marks is None]
             if layer.revise(versions.revision(layer, changes) if changes else None):
                 void.append(layer)
-            if changes and layer.is_in_place:  # what is changed on arrival must not be the master
+            if changes and layer.is_in_place:  # a patched layer needs a device buffer beside the master
                 layer.unbind()
                 with torch.inference_mode(False):
                     layer.bind(self._port.empty(layer.nbytes))
-                layer.host.move_to("mapped")  # it need not be in memory twice
+                layer.host.move_to("mapped")  # not in memory twice
             by_place = {(id(params), name): host for params, name, host in layer.host_bindings}
             masters = [(place, by_place[id(place[0]), place[1]], change.compute) for place, change in changes]
             layer.host.touches.changes = {
@@ -110,7 +110,7 @@ class ChangedWeights:
     # ------------------------------------------------------------------ outside layers
 
     def put_on_loose(self, loose: LooseTensors) -> None:
-        """Go from what is in effect outside the layers to what is wanted; what has equal keys is left alone."""
+        """Put the wanted changes of loose tensors into effect; those with unchanged keys are left alone."""
         self._loose = loose
         _undo(self._marked_loose)
         wanted = dict(self._wanted)
@@ -120,7 +120,7 @@ class ChangedWeights:
         for (parameters, own_name), marks in _carried(wanted.values()):
             host = loose.host_of(parameters[own_name])
             self._marked_loose.append(functools.partial(loose.set_marks, host, loose.set_marks(host, marks)))
-        wanted = {name: asked for name, asked in wanted.items() if asked[1].marks is None}
+        wanted = {name: (place, change) for name, (place, change) in wanted.items() if change.marks is None}
         for name in list(self._put_on):
             if name not in wanted or wanted[name][1].key != self._put_on[name][0]:
                 self._take_off(name)
@@ -142,12 +142,12 @@ class ChangedWeights:
             parameters[own_name] = substitute
 
     def take_off(self) -> None:
-        """The host's tensors are what they were, in the layers and outside. Idempotent."""
+        """Undo all changes of host tensors, in layers and outside. Idempotent."""
         _undo(self._marked)
         self.take_off_loose()
 
     def take_off_loose(self) -> None:
-        """What lies outside the layers is what it was. Idempotent."""
+        """Undo all changes of loose tensors. Idempotent."""
         _undo(self._marked_loose)
         for name in list(self._put_on):
             self._take_off(name)
@@ -164,16 +164,16 @@ class ChangedWeights:
 
     @contextlib.contextmanager
     def put_aside(self, lent: bool) -> Iterator[None]:
-        """For a moment the module holds its masters, which are ordinary parameters. `lent`: they lend again after."""
+        """Inside the block the module holds its masters as ordinary parameters. `lent`: they lend again afterwards."""
         shown = [layer for layer in self._layers if layer.swapped_in]
-        hung = [
+        replaced = [
             ((parameters, name), before, own)
             for _, (parameters, name), before, own in self._put_on.values()
             if own is not None and parameters.get(name) is own
         ]
         self.aside = True
         try:
-            for (parameters, name), before, _ in hung:
+            for (parameters, name), before, _ in replaced:
                 parameters[name] = before
             for layer in self._layers:
                 if layer.swapped_in:
@@ -186,22 +186,22 @@ class ChangedWeights:
                 layer.host.take_hold()
             for layer in shown:
                 layer.swap_in()
-            for (parameters, name), _, own in hung:
+            for (parameters, name), _, own in replaced:
                 parameters[name] = own
 
 
 def _from_master(place: Place, master: nn.Parameter, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """What a change makes of a master. The module may hold the device's parameter, which is changed already."""
+    """The value that a change computes from a master. The module may hold the device's, which is patched already."""
     parameters, name = place
-    hung = parameters.get(name)
+    shown = parameters.get(name)
     parameters[name] = master
     try:
         return compute()
     finally:
-        if hung is None:
+        if shown is None:
             del parameters[name]
         else:
-            parameters[name] = hung
+            parameters[name] = shown
 
 
 def _undo(steps: list[Callable[[], object]]) -> None:
@@ -210,11 +210,11 @@ def _undo(steps: list[Callable[[], object]]) -> None:
 
 
 def _carried(changes: Iterable[tuple[Place, Change]]) -> list[tuple[Place, Mapping[str, Any]]]:
-    """Those of the changes that are carried by attributes."""
+    """The changes made by attributes, as (place, attributes)."""
     return [(place, change.marks) for place, change in changes if change.marks is not None]
 
 
 def _in_layer(layer: Layer, changes: Mapping[str, tuple[Place, Change]]) -> dict[str, tuple[Place, Change]]:
-    """Those of the changes that are of weights which move with the layer."""
+    """The changes of weights that move with the layer."""
     places = {(id(parameters), name) for parameters, name, _ in layer.host_bindings}
     return {name: (place, change) for name, (place, change) in changes.items() if (id(place[0]), place[1]) in places}

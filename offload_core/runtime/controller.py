@@ -570,10 +570,8 @@ class OffloadController:
     # ------------------------------------------------------------------ tables that are used as a whole
 
     def plan_for_tables_by(self, plan_for_table: PlanForTable | None) -> None:
-        """Set the callback for tables used as a whole; it is called once per table and load, until `detach`.
-
-        None: the table is copied for each such use.
-        """
+        """Set the callback for tables used as a whole; it is called once per table and load, until `detach`. None: the
+        table is copied for each such use."""
         self._plan_for_table = plan_for_table
 
     def _bring_table(self, name: str) -> None:
@@ -594,10 +592,8 @@ class OffloadController:
     # ------------------------------------------------------------------ what the prefetcher asks in a pass
 
     def make_room_by(self, make_room: MakeRoom | None, may_repeat: MayRepeat | None) -> None:
-        """Set the callback for a device that is full in the middle of a pass; None: the error passes on.
-
-        It is given the controller, so that it need not hold it. `may_repeat`: see `Prefetcher`. Both end with `detach`.
-        """
+        """Set the callback for a device that is full in the middle of a pass; None: the error passes on. It is given
+        the controller, so that it need not hold it. `may_repeat`: see `Prefetcher`. Both end with `detach`."""
         self._make_room, self._may_repeat = make_room, may_repeat
         if self.loaded:
             self._connect()

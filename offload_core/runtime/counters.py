@@ -1,4 +1,4 @@
-"""What happened, in whole numbers. Written on the hot path by plain additions, read by reports and tests."""
+"""Counts and times of what happened. Incremented on the hot path, read by reports and tests."""
 
 from __future__ import annotations
 

@@ -31,10 +31,8 @@ class DeviceMemory(NamedTuple):
 
 @runtime_checkable
 class DevicePort(Protocol):
-    """Device calls of the engine. Only `drain`, `trim`, `host_waits` and `close` may make the host wait.
-
-    Exception: `compute_waits` for a copy from a source waits until the source has been read.
-    """
+    """Device calls of the engine. Only `drain`, `trim`, `host_waits` and `close` may make the host wait. Exception:
+    `compute_waits` for a copy from a source waits until the source has been read."""
 
     device: torch.device
     asynchronous: bool
@@ -124,10 +122,8 @@ class DevicePort(Protocol):
 
 
 def is_unified(device: torch.device) -> bool:
-    """Whether the device keeps its tensors in host memory: Apple's devices, and integrated GPUs.
-
-    A host copy of a weight would be a second one in the same memory, so plans leave weights in their file.
-    """
+    """Whether the device keeps its tensors in host memory: Apple's devices, and integrated GPUs. A host copy of a
+    weight would be a second one in the same memory, so plans leave weights in their file."""
     if device.type in ("mps", "cpu", "meta"):
         return device.type == "mps"
     describe = getattr(torch.get_device_module(device), "get_device_properties", None)

@@ -55,10 +55,8 @@ class DeviceQueue:
         return 0 if self.arena is None else self.arena.numel()
 
     def lease(self, lessee: Lessee, nbytes: int) -> None:
-        """Lease the first `nbytes` of the arena to `lessee`; the arena grows or shrinks to the largest lease.
-
-        Raises StateError if it would have to grow while another component is running.
-        """
+        """Lease the first `nbytes` of the arena to `lessee`; the arena grows or shrinks to the largest lease. Raises
+        StateError if it would have to grow while another component is running."""
         others = [other for other in self._leases if other is not lessee]
         needed = max((nbytes, *(self._leases[other] for other in others)))
         running = any(other.is_running() for other in others)
@@ -114,11 +112,8 @@ class DeviceQueue:
         return True
 
     def fence(self) -> None:
-        """Order every kernel issued so far before every copy issued from now on.
-
-        For memory that changes hands: another lessee, another layout, or a new allocation that a queued kernel may
-        still use.
-        """
+        """Order every kernel issued so far before every copy issued from now on. For memory that changes hands: another
+        lessee, another layout, or a new allocation that a queued kernel may still use."""
         self.port.record_compute(self._fence)
         self.port.copy_waits(self._fence)
 

@@ -1,12 +1,12 @@
-"""Reads around the page cache (direct I/O), for a file that does not fit there: no pages to find, to fill and to drop.
+"""Direct I/O: reads around the page cache, for files larger than it.
 
-Worth it where somebody computes on the same cores: the page cache asks a reader to be there whenever a window of its
-read-ahead has come, and a reader that waits for its turn on a busy core leaves the disk idle. Here a few requests are
-always under way. Systems want place, length and address in multiples of a block, and weights lie anywhere in their
-file. So whole blocks are read, by helper threads into a few bounce buffers, and copied from there.
+It is faster where cores are busy: the page cache needs the reader to run for each window of its read-ahead, and a
+reader that waits for a core leaves the disk idle. Here several requests are always in flight. Direct I/O needs place,
+length and address in multiples of a block, while weights lie anywhere in their file. So helper threads read whole
+blocks into a few bounce buffers, and the bytes are copied from there.
 
-Only threads that say so (`direct_reads`) read this way; buffers and helpers end with their block. Knows nothing about
-weights, and decides nothing: what it does not read, for whatever reason, is left to an ordinary read.
+Only threads inside a `direct_reads` block read this way; buffers and helpers are freed at its end. Knows nothing about
+weights, and decides nothing: what it does not read is left to an ordinary read.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
 PIECE_BYTES = 4 << 20
-"""One request, and one bounce buffer: a disk is busy with it for a millisecond or more."""
+"""Size of a request and of a bounce buffer: keeps a disk busy for a millisecond or more."""
 
 HELPERS = 2
-"""Requests under way at one time. A third buffer is being copied from."""
+"""Requests in flight at once. A third buffer is being copied from."""
 
 BOUNCES = HELPERS + 1
 
 BLOCK_BYTES = 4096
-"""Places and lengths are multiples of this: no disk has larger blocks."""
+"""Places and lengths are multiples of this; no disk has larger blocks."""
 
 LEAST_BYTES = 1 << 20
-"""Less than this is left to an ordinary read."""
+"""Smaller reads are left to an ordinary read."""
 
 _HUGE_BYTES = 2 << 20
 _REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
@@ -42,7 +42,7 @@ _own = threading.local()
 
 
 class DirectFile:
-    """A second opening of a file, around the page cache; it reads nothing where the file system has no such thing."""
+    """A file opened for direct I/O; it reads nothing where the file system does not support that."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._file: BinaryIO | None = None
@@ -54,14 +54,12 @@ class DirectFile:
                 self._file = file
 
     def status(self) -> os.stat_result | None:
-        """Of the file that was opened; None: there is none."""
+        """The status of the opened file; None if it could not be opened."""
         return None if self._file is None else os.fstat(self._file.fileno())
 
     def read(self, view: memoryview, offset: int) -> int:
-        """Fill `view` from `offset` of the file on, as far as it goes; how many bytes. The rest is for others.
-
-        Raises OSError for what is wrong with the disk, not for what the file system does not do.
-        """
+        """Fill `view` from byte `offset` of the file on; returns how many bytes were read, which may be too few. Raises
+        OSError for failures of the disk, not for what the file system does not support."""
         reader: _Reader | None = getattr(_own, "reader", None)
         file = self._file
         if reader is None or file is None or len(view) < LEAST_BYTES:
@@ -71,20 +69,20 @@ class DirectFile:
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
-            self._file = None  # closed when nobody reads from it any more
+            self._file = None  # closed after the last read of another thread
             return 0
         self.bytes_read += done
         return done
 
     def close(self) -> None:
-        """Read nothing from now on."""
+        """Close the file; later reads return 0."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
 
 class _Reader:
-    """What one thread needs to read directly. Made when it first does."""
+    """Buffers and helpers of one thread, made at its first direct read."""
 
     def __init__(self) -> None:
         self._bounces: list[memoryview] = []
@@ -115,7 +113,7 @@ class _Reader:
                     break
         finally:
             for future in coming:
-                future.exception()  # it must not write into the buffers of whoever reads next
+                future.exception()  # wait: it must not write into buffers of the next read
         return done
 
     def close(self) -> None:
@@ -125,8 +123,8 @@ class _Reader:
 
 
 def _huge_buffers(count: int, nbytes: int) -> list[memoryview]:
-    """On huge pages where the system has some: the kernel looks up every page of a request, and with small ones that
-    takes longer than the copy out of the buffer."""
+    """Buffers on huge pages where there are some: the kernel looks up every page of a request, which with small pages
+    takes longer than the copy."""
     memory = mmap.mmap(-1, count * nbytes + _HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
@@ -137,7 +135,7 @@ def _huge_buffers(count: int, nbytes: int) -> list[memoryview]:
 
 
 def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Whole blocks that cover a range, in pieces that end at multiples of a piece."""
+    """The blocks that cover a range, as pieces (start, end) that end at multiples of a piece."""
     low, high = start - start % BLOCK_BYTES, end + -end % BLOCK_BYTES
     while low < high:
         last = min(low - low % PIECE_BYTES + PIECE_BYTES, high)
@@ -146,13 +144,13 @@ def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _copy(address: int, source: memoryview, start: int, nbytes: int) -> None:
-    """Beside other threads: a memoryview would copy with the interpreter locked."""
+    """Copy without holding the interpreter's lock, as a memoryview would."""
     ctypes.memmove(address, ctypes.addressof(ctypes.c_ubyte.from_buffer(source, start)), nbytes)
 
 
 @contextlib.contextmanager
 def direct_reads() -> Iterator[None]:
-    """This thread reads directly where a file wants it, until the block ends."""
+    """Inside the block this thread reads directly where `WeightFile.drop_behind` is set."""
     _own.reader = reader = _Reader()
     try:
         yield

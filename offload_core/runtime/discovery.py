@@ -1,9 +1,9 @@
-"""Finds the layers of a module: the repeated blocks that hold most of its bytes, without anybody declaring them.
+"""Finds the layers of a module: the repeated blocks that hold most of its bytes, without any declaration.
 
-`layer_walk.py` says which modules are layers; here is what it is told about a module: which only *contain* (module
-lists and dictionaries, sequentials, modules without a forward of their own), and what stands under a wrapper. The rest
-of the module is *loose*: resident while the component is in use.
-The module reads shapes and types only; it moves nothing and knows nothing about devices.
+`layer_walk.py` chooses the layers; this module tells it which modules are mere containers (module lists and
+dictionaries, sequentials, modules without a forward of their own), and what is under a wrapper. The rest of the module
+is *loose*: on the device while the component is in use. Reads shapes and types only; moves nothing and knows nothing
+about devices.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from .wrapped import called_children, plain_name, unwrapped
 
 @dataclass(slots=True)
 class FoundLayer:
-    """A module that will be moved as one, and which of its parameters move with it."""
+    """A module that moves as one, and the parameters that move with it."""
 
     name: str
     module: nn.Module
@@ -56,20 +56,18 @@ class FoundLayer:
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """The layers of a module in registration order, and what was left out and why."""
+    """The layers of a module in registration order, with notes on what was left out and why."""
 
     layers: tuple[FoundLayer, ...]
     tables: tuple[FoundLayer, ...]
     loose_bytes: int
     notes: tuple[str, ...]
     order: tuple[int, ...]
-    """Indices into `layers` as they will be visited, as far as that can be told before (`call_order.py`)."""
+    """Indices into `layers` in the guessed order of visits (`call_order.py`)."""
 
     def inventory(self, component: str, segment_bytes: int) -> Inventory:
-        """The same as plain data, for the planner, on a device whose memory is taken in multiples of `segment_bytes`.
-
-        The first guess of the order in which they are visited is told by the code of the modules' methods.
-        """
+        """The inventory for the planner, on a device that allocates memory in multiples of `segment_bytes`. Its order
+        of visits is the guess."""
         specs = tuple(
             LayerSpec(layer.name, layer.nbytes, keep=layer.keep, in_file=lies_whole_in_file(layer.parameters))
             for layer in self.layers
@@ -83,24 +81,23 @@ class Discovery:
         )
 
     def _sharing(self, table: FoundLayer) -> list[FoundLayer]:
-        """The entries of the modules that look something up in the same table."""
+        """The entries of the modules that look up rows of the same table."""
         return [other for other in self.tables if other.parameters[0] is table.parameters[0]]
 
 
 def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Discovery:
-    """The layers of `root`. A module without repeated blocks yields none, and a note that says so.
-
-    Parameters that were read from a streamed model, and are to be computed, are computed now. Raises what that raises.
-    """
+    """The layers of `root`. For a module without repeated blocks: none, and a note. Snapshots among the parameters
+    (`host_parameter.py`) are given their values first, which may raise."""
     for parameter in root.parameters():
         become_value(parameter)
-    walked = units(_tree(root), Limits(MIN_SINGLE_LAYER_BYTES, SPLIT_LAYER_BYTES))
-    found = _outermost((name, part.held) for name, part in walked)
-    shared = _shared_tensors(root, found)
+    nbytes = {id(parameter): stored_bytes(parameter) for parameter in root.parameters()}
+    walked = units(_part_of(root, nbytes, {}), Limits(MIN_SINGLE_LAYER_BYTES, SPLIT_LAYER_BYTES))
+    found_layers = _outermost((name, part.held) for name, part in walked)
+    shared = _shared_tensors(root, found_layers)
     notes: list[str] = []
     layers, tables = [], _large_tables(root, shared)
     gathered = {id(table.parameters[0]) for table in tables}
-    for layer in found:
+    for layer in found_layers:
         _choose_parameters(layer, shared, gathered, notes)
         if layer.nbytes >= min_layer_bytes:
             layers.append(layer)
@@ -120,20 +117,19 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
 
 
 def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
-    """Take whatever is not streamed, but lies in a file, into memory: it is used where it is, and a file may change.
+    """Copy into memory what lies in a file and is not streamed: it is used where it is, and a file may change.
 
-    But for tables of which rows can be read. What is streamed comes into memory if it was written to since it was
-    loaded. The same discovery, with the bytes that this makes of the loose tensors.
+    Except embedding tables that support row reads. Streamed tensors are copied into memory if they were written to
+    since they were loaded. Returns the discovery with `loose_bytes` recomputed.
     """
     for parameter in root.parameters():
         bring_written_into_memory(parameter)
     streamed = {id(parameter) for layer in found.layers for parameter in layer.parameters}
     tables = [(id(table.parameters[0]), _is_read_by_row(table.parameters[0], table.module)) for table in found.tables]
-    left = {key for key, _ in tables} - {key for key, by_row in tables if not by_row}
-    resting = streamed | left
+    read_by_row = {key for key, _ in tables} - {key for key, by_row in tables if not by_row}
     moved = False
     for parameter in root.parameters():
-        if id(parameter) not in resting:
+        if id(parameter) not in streamed and id(parameter) not in read_by_row:
             moved |= bring_into_memory(parameter)
     if not moved:
         return found
@@ -141,15 +137,9 @@ def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
     return replace(found, loose_bytes=LooseTensors(root, streamed).nbytes)
 
 
-def _tree(root: nn.Module) -> Part[nn.Module]:
-    """The module as the walk sees it; a module that hangs in several places is one part."""
-    nbytes = {id(parameter): stored_bytes(parameter) for parameter in root.parameters()}
-    return _part_of(root, nbytes, {})
-
-
 def _part_of(module: nn.Module, nbytes: dict[int, int], parts: dict[nn.Module, Part[nn.Module]]) -> Part[nn.Module]:
-    """The part of a module, made once and noted in `parts`. No function inside another: one that calls itself is a
-    reference cycle, which would hold the modules."""
+    """The part of a module for `layer_walk`, made once per module and kept in `parts`. No nested function: one that
+    calls itself is a reference cycle, which would keep the modules alive."""
     module = unwrapped(module)
     if module not in parts:
         size = sum(nbytes[id(parameter)] for parameter in module.parameters())
@@ -160,7 +150,7 @@ def _part_of(module: nn.Module, nbytes: dict[int, int], parts: dict[nn.Module, P
 
 
 def _outermost(units: Iterable[tuple[str, nn.Module]]) -> list[FoundLayer]:
-    """One layer for each unit. A module may hang in several places, and inside of another unit as well."""
+    """One layer per unit. A module may have several names, and be inside another unit as well."""
     by_module: dict[nn.Module, str] = {}
     for name, module in units:
         by_module.setdefault(module, name)
@@ -169,10 +159,10 @@ def _outermost(units: Iterable[tuple[str, nn.Module]]) -> list[FoundLayer]:
 
 
 def _large_tables(root: nn.Module, shared: set[int]) -> list[FoundLayer]:
-    """Embedding tables that stay on the host, one entry for each module that looks something up in one.
+    """Embedding tables that stay on the host, one entry for each module that looks up rows.
 
-    Several embeddings may share a table; one that hangs in another module as well (an output projection) is not kept
-    there. A projection that only takes the table's weight when it runs is not seen here: see `tables.py`.
+    Several embeddings may share a table; one that another kind of module holds too (an output projection) is not kept
+    there. A projection that only reads the table's weight when it runs is not seen here: see `tables.py`.
     """
     users: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in root.named_modules():
@@ -197,19 +187,20 @@ def _is_read_by_row(table: torch.Tensor, module: nn.Module) -> bool:
 
 
 def _overlaps_another(table: torch.Tensor, root: nn.Module, shared: set[int]) -> bool:
-    """Whether bytes of a table are also those of another tensor: being one object in several places is no matter."""
+    """Whether a table shares bytes with another tensor. One tensor in several modules does not count."""
     if id(table) not in shared:
         return False
     start, end = table.data_ptr(), table.data_ptr() + span_bytes(table)
-    others = (other for other in _tensors(root) if other is not table and other.numel() and is_plain(other))
+    tensors = (*root.parameters(), *root.buffers())
+    others = (other for other in tensors if other is not table and other.numel() and is_plain(other))
     return any(other.data_ptr() < end and start < other.data_ptr() + span_bytes(other) for other in others)
 
 
 def _only_contains(module: nn.Module) -> bool:
-    """Whether `module` is a container: its own call does nothing but call its children, if it is ever called.
+    """Whether `module` is a container: its call, if any, only calls its children.
 
-    Not a plain Sequential of leaves (a projection, an MLP): that is called as one. A subclass of Sequential may be
-    walked by its parent without ever being called, as UNets do with theirs, so it is always gone through.
+    Not a plain Sequential of leaves (a projection, an MLP), which is called as one. A subclass of Sequential may be
+    walked by its parent without being called, as UNets do, so it always counts as a container.
     """
     if type(module) is nn.Sequential:
         return any(True for child in module for _ in child.children())
@@ -219,7 +210,7 @@ def _only_contains(module: nn.Module) -> bool:
 
 
 def _choose_parameters(layer: FoundLayer, shared: set[int], gathered: set[int], notes: list[str]) -> None:
-    """Fill in which parameters of a layer move with it."""
+    """Set the parameters that move with a layer, and its bytes; add notes on those that do not."""
     own = [(name, p) for name, p in layer.module.named_parameters() if id(p) not in gathered]
     small = small_tensor_bytes(sum(stored_bytes(p) for _, p in own))
     for name, parameter in own:
@@ -237,11 +228,8 @@ def _choose_parameters(layer: FoundLayer, shared: set[int], gathered: set[int], 
 
 
 def _shared_tensors(root: nn.Module, found: list[FoundLayer]) -> set[int]:
-    """Ids of tensors whose bytes more than one layer, or a layer and the rest of the module, look at.
-
-    Told by addresses, not by storages: tensors that lie side by side in one mapped file share a storage and nothing
-    else.
-    """
+    """Ids of tensors whose bytes several layers, or a layer and the rest of the module, share. Judged by addresses, not
+    by storages: neighbours in one mapped file share a storage and nothing else."""
     inside = {module: layer.name for layer in found for module in layer.module.modules()}
     ranges: list[tuple[int, int, str, int]] = []
     for module in root.modules():
@@ -262,7 +250,7 @@ def _shared_tensors(root: nn.Module, found: list[FoundLayer]) -> set[int]:
 
 
 def _spans(tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """The addresses that the bytes of a tensor lie at, as far as it can be taken apart."""
+    """The address ranges (start, end) of a tensor's bytes, if it can be taken apart."""
     try:
         leaves = [plain(leaf) for leaf in parts_of(tensor).leaves]
     except UnmovableTensor:
@@ -272,13 +260,8 @@ def _spans(tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
             yield leaf.data_ptr(), leaf.data_ptr() + span_bytes(leaf)
 
 
-def _tensors(root: nn.Module) -> Iterator[torch.Tensor]:
-    yield from root.parameters()
-    yield from root.buffers()
-
-
 def _grouped(notes: list[str], limit: int = 12) -> list[str]:
-    """The notes, cut where one reason repeats for hundreds of tensors."""
+    """The first `limit` notes, and how many more there are."""
     if len(notes) <= limit:
         return notes
     return [*notes[:limit], f"... and {len(notes) - limit} more of these kinds"]

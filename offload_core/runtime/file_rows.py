@@ -1,6 +1,6 @@
-"""Rows of an embedding table that lies in a file, read when they are looked up: the table itself takes no memory.
+"""Reads rows of an embedding table in a file when they are looked up, so that the table takes no memory.
 
-A prompt looks up a few hundred rows of a table of hundreds of thousands. Knows nothing about modules or devices.
+A prompt looks up a few hundred rows of hundreds of thousands. Knows nothing about modules or devices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .weight_file import FileSlice, dtype_of, slice_of
 
 
 def stays_in_file(table: torch.Tensor, max_norm: float | None) -> bool:
-    """Whether `table` can be left in its file: as it is to be used, one row after the other, and never written to."""
+    """Whether `table` can stay in its file: plain rows in the type wanted, which lookups do not renormalise."""
     return is_plain(table) and slice_of(table) is not None and _is_rows(table) and max_norm is None
 
 
@@ -24,10 +24,8 @@ def _is_rows(table: torch.Tensor) -> bool:
 
 
 def look_up(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-    """What a call of `torch.nn.functional.embedding` gives, if its table lies in a file; None for any other call.
-
-    Raises FileReadError.
-    """
+    """The result of a `torch.nn.functional.embedding` call whose table lies in a file; None for any other call. Raises
+    FileReadError."""
     if func is not torch.nn.functional.embedding:
         return None
     given = dict(zip(("input", "weight"), args)) | dict(kwargs)

@@ -1,7 +1,7 @@
 """Gives a module the weights of a safetensors file without reading them: its parameters look into the mapped file.
 
-What is streamed is then read from there, layer by layer, by `weight_file`; what is not is read when it is first used.
-Knows nothing about the app, whose own loaders are `bridge/loading.py`'s business.
+Streamed weights are then read from the file, layer by layer (`weight_file`), all others when they are first used. Knows
+nothing about the app, whose own loaders `bridge/loading.py` handles.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _TYPES = {
 
 
 def is_mapping_failure(error: BaseException) -> bool:
-    """Whether a reader of safetensors files has failed because the system would not map so large a file for it."""
+    """Whether a reader of safetensors files failed because the system would not map so large a file for it."""
     return isinstance(error, (RuntimeError, OSError, MemoryError)) and ("mmap" in str(error) or "mapping" in str(error))
 
 
 def mapped_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file by name, over a mapping for which no memory is set aside.
+    """The tensors of a safetensors file by name, over a mapping that reserves no memory.
 
-    The usual readers map for writing, and a system that counts what may be written refuses that for a file larger than
-    its memory. Here what is written goes to a page of the process's own all the same, except on Windows, where nothing
-    may be written. Raises HeaderError and OSError as `tensor_places`, OffloadError for a type that torch lacks.
+    The usual readers map the file for writing, which a system that accounts for writable memory refuses for a file
+    larger than its memory. Here, too, a write goes to a private page; on Windows the tensors are read-only. Raises
+    HeaderError and OSError as `tensor_places`, OffloadError for a type that torch lacks.
     """
     tensors = read_safetensors_header(Path(path))
     for tensor in tensors:
@@ -54,39 +54,37 @@ def mapped_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
             mapping = mmap.mmap(file.fileno(), 0, flags=flags, prot=access)
         else:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    found = {}
+    mapped = {}
     for tensor in tensors:
         dtype = _TYPES[tensor.dtype]
         if not tensor.bytes:
-            found[tensor.name] = torch.empty(tensor.shape, dtype=dtype)
+            mapped[tensor.name] = torch.empty(tensor.shape, dtype=dtype)
             continue
         flat = torch.frombuffer(mapping, dtype=dtype, count=tensor.elements, offset=data + tensor.start)
-        found[tensor.name] = flat.view(tensor.shape)
-    return found
+        mapped[tensor.name] = flat.view(tensor.shape)
+    return mapped
 
 
 def metadata_of(path: str | os.PathLike[str]) -> dict[str, str] | None:
-    """What a safetensors file says of itself. Its numbers are not mapped for that."""
+    """The metadata of a safetensors file. Its tensors are not mapped."""
     with safetensors.safe_open(path, framework="np") as file:
-        found: dict[str, str] | None = file.metadata()
-    return found
+        metadata: dict[str, str] | None = file.metadata()
+    return metadata
 
 
 def tensor_places(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
-    """First byte in the file and number of bytes of each tensor of a safetensors file, by its name.
-
-    Raises HeaderError for a file that is not sound, OSError for one that cannot be read.
-    """
+    """(first byte, number of bytes) of each tensor of a safetensors file, by name. Raises HeaderError for an invalid
+    file, OSError for one that cannot be read."""
     tensors = read_safetensors_header(Path(path))
     data = os.path.getsize(path) - (tensors[-1].end if tensors else 0)
     return {tensor.name: (data + tensor.start, tensor.bytes) for tensor in tensors}
 
 
 def with_strides(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor | None:
-    """The same elements in the same memory, seen with other strides; None if these put them in another order.
+    """The same elements in the same memory, with other strides; None if these would reorder them.
 
-    Memory formats differ in the strides of sizes of 1 too (kernels of 1x1), where they move no element: convolutions
-    choose their algorithm by them.
+    Memory formats also differ in the strides of sizes of 1 (1x1 kernels), which move no element: convolutions choose
+    their algorithm by them.
     """
     if tensor.stride() == stride:
         return tensor
@@ -99,9 +97,9 @@ def with_strides(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor 
 def weights_from_file(module: nn.Module, path: str | os.PathLike[str]) -> WeightFile:
     """Point every parameter of `module` at the tensor of its name in the file at `path`.
 
-    A parameter keeps the type it had (converted when it is read) and its strides: one whose elements lie in another
-    order than in the file (`torch.channels_last`) is copied into memory now. One that is on meta takes the file's type
-    and strides. Raises OffloadError for a parameter that the file has not, or has in another shape.
+    A parameter keeps its type (the file's is converted when read) and its strides: one whose elements are in another
+    order than in the file (`torch.channels_last`) is copied into memory now. A meta parameter takes the file's type and
+    strides. Raises OffloadError for a parameter that the file lacks or has in another shape.
     """
     file, places = WeightFile(path), tensor_places(path)
     with safetensors.safe_open(path, framework="pt", device="cpu") as tensors:
@@ -112,8 +110,8 @@ def weights_from_file(module: nn.Module, path: str | os.PathLike[str]) -> Weight
                     raise OffloadError(f"asked to take {full} from {path}; found no tensor of that name in it")
                 mapped = tensors.get_tensor(full)
                 if mapped.shape != parameter.shape:
-                    found = f"{tuple(mapped.shape)} in the file and {tuple(parameter.shape)} in the model"
-                    raise OffloadError(f"asked to take {full} from {path}; found {found}; use the model's own file")
+                    shapes = f"{tuple(mapped.shape)} in the file and {tuple(parameter.shape)} in the model"
+                    raise OffloadError(f"asked to take {full} from {path}; found {shapes}; use the model's own file")
                 wanted = mapped.dtype if parameter.is_meta else parameter.dtype
                 as_built = mapped if parameter.is_meta else with_strides(mapped, parameter.stride())
                 place = FileSlice(file, *places[full], mapped.dtype, mapped if as_built is None else as_built)

@@ -151,10 +151,8 @@ class _Lending:
 
 
 class HostParameter(_Lending, nn.Parameter):
-    """A Parameter on the host whose value is copied for an operation on another device ("lends").
-
-    `adopt` makes it from an ordinary Parameter, `release` turns it back; it is the same object throughout.
-    """
+    """A Parameter on the host whose value is copied for an operation on another device ("lends"). `adopt` makes it from
+    an ordinary Parameter, `release` turns it back; it is the same object throughout."""
 
     kind = nn.Parameter
 
@@ -173,10 +171,8 @@ def is_adopted(parameter: torch.Tensor) -> bool:
 
 
 def twin_of(tensor: torch.Tensor) -> torch.Tensor:
-    """For a lending parameter, an ordinary one over the same bytes, which has the master's value on any device.
-
-    Returns any other tensor itself.
-    """
+    """For a lending parameter, an ordinary one over the same bytes, which has the master's value on any device. Returns
+    any other tensor itself."""
     become_value(tensor)
     if not isinstance(tensor, _Lending):
         return tensor
@@ -190,10 +186,8 @@ def _as_made(parts: Parts, build: Callable[[Sequence[torch.Tensor]], torch.Tenso
 
 
 def check_files(tensors: Iterable[torch.Tensor]) -> None:
-    """Raise FileReadError if a file in which any of `tensors` lies has changed since it was loaded.
-
-    For code about to read mapped tensors: touching pages that are gone ends the process.
-    """
+    """Raise FileReadError if a file in which any of `tensors` lies has changed since it was loaded. For code about to
+    read mapped tensors: touching pages that are gone ends the process."""
     files: dict[int, WeightFile] = {}
     for tensor in tensors:
         with contextlib.suppress(UnmovableTensor):
@@ -275,10 +269,8 @@ def _moves_to(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _gives_itself(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an operation returns its own argument unchanged: the app casts weights to the type they have.
-
-    It does not use the elements: a table of which few rows are looked up later must not be read for it.
-    """
+    """Whether an operation returns its own argument unchanged: the app casts weights to the type they have. It does not
+    use the elements: a table of which few rows are looked up later must not be read for it."""
     name = getattr(func, "__name__", "")
     if name not in ("to", "cpu", "contiguous") or kwargs.get("copy") or kwargs.get("memory_format") is not None:
         return False
@@ -302,10 +294,8 @@ def _gives_itself(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 def _with_values(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of an operation, with values in place of parameters whose bytes it cannot use.
-
-    What is written to, and what the operation does not read elements of, is left as it is.
-    """
+    """The arguments of an operation, with values in place of parameters whose bytes it cannot use. What is written to,
+    and what the operation does not read elements of, is left as it is."""
     if _describes(func) or _gives_itself(func, args, kwargs):
         return args, kwargs
     if func in _MOVES or func is torch.Tensor.copy_:
@@ -318,10 +308,8 @@ def _with_values(
 
 
 def _lend(value: Any, device: torch.device | None, moves: bool) -> Any:
-    """`value` with each parameter in it replaced by its value, on `device` unless that is None.
-
-    A parameter whose bytes are its value is kept if `device` is None, or if the operation itself `moves` it.
-    """
+    """`value` with each parameter in it replaced by its value, on `device` unless that is None. A parameter whose bytes
+    are its value is kept if `device` is None, or if the operation itself `moves` it."""
     if isinstance(value, _Lending):
         copied = None if device is None else value.touches.copy_on_device(device)
         if copied is not None:

@@ -1,5 +1,5 @@
-"""Brings host masters to the tiers of a plan, layer by layer; no page-lock begins or ends in the middle of a pass.
-Knows nothing about rings."""
+"""Moves host masters to the tiers of a plan, layer by layer; page-locks begin and end between passes only. Knows
+nothing about rings."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .masters import Hold, distinct
 
 
 class TierMoves:
-    """Brings each master to where a plan wants it, in two steps. In between, the device's memory is arranged: where
-    host and device are one memory, a ring of the plan before must have gone when masters of the new one come.
+    """Moves masters to the tiers of a plan in two steps. In between, the device's memory is arranged: where host and
+    device share memory, the old plan's ring must be freed before masters of the new one are read.
 
-    A resident of a device that shares host memory is used where its master lies, in memory; one that is changed there
-    has a place of its own, and no master beyond its file. `drain`: the host waits until nothing is in flight.
+    A resident of a device that shares host memory is used where its master lies, in memory; a patched one has a device
+    buffer, and its master stays in the file. `drain`: the host waits until no copy is in flight.
 
-    `in_pass`: page-locking would stop the pass, so masters that are to become page-locked stay as they are, pageable or
-    in their file, and are copied through the port's staging slots. Those that are page-locked stay so: without one that
-    is not, there may be no slots yet. `put_off` says whether there are such; `finish` moves them when the pass is over.
+    `in_pass`: page-locking would stall the pass, so masters to become page-locked stay pageable or in their file, and
+    are copied through the port's staging slots. Page-locked ones stay so: there may be no slots for them yet. `put_off`
+    says whether any were left; `finish` moves them after the pass.
     """
 
     def __init__(
@@ -58,20 +58,20 @@ class TierMoves:
         return bool(self._later)
 
     def finish(self) -> None:
-        """Between passes, and before the host takes memory for versions: what was put off. Raises FileReadError."""
+        """Move the masters that were put off. Between passes, before versions are allocated. Raises FileReadError."""
         self._moves, self._moved = self._later, 0
         self.give_back()
         self.take()
         self._later = []
 
     def give_back(self) -> None:
-        """What can be read from the file again leaves memory."""
+        """Move masters back to their file and free their memory."""
         if self._moves:
             self._drain()
         self._move("mapped")
 
     def take(self) -> None:
-        """What the plan wants in memory comes there. Raises FileReadError."""
+        """Move masters into memory as planned. Raises FileReadError."""
         with loaders() as threads:
             self._move("pageable", threads)
             self._move("pinned", threads)
@@ -82,7 +82,7 @@ class TierMoves:
     def _move(self, tier: HostTier, threads: Executor | None = None) -> None:
         total = sum(layer.nbytes for layer, _ in self._moves)
         for layer in [layer for layer, wanted in self._moves if wanted == tier]:
-            if not layer.is_in_place:  # else its parameters are in use where they are
+            if not layer.is_in_place:  # else the device uses the master where it is
                 layer.host.move_to(tier, threads)
             self._moved += layer.nbytes
             if self._progress is not None:
@@ -90,7 +90,7 @@ class TierMoves:
 
 
 def _drop_behind(layers: Sequence[Layer], plan: Plan) -> None:
-    """What is read in every pass and does not fit the page cache would only drive everything else out of it."""
+    """Set `drop_behind` of files read in every pass if they do not fit the page cache: they would evict all else."""
     sources = [
         layer.host.source
         for layer, planned in zip(layers, plan.layers)
@@ -98,16 +98,16 @@ def _drop_behind(layers: Sequence[Layer], plan: Plan) -> None:
     ]
     if not sources:
         return
-    room = available_bytes()
-    too_much = room is not None and sum(source.nbytes for source in sources) > room
+    available = available_bytes()
+    too_much = available is not None and sum(source.nbytes for source in sources) > available
     for source in sources:
         for file in source.files:
             file.drop_behind = too_much
 
 
 def there_bytes(layers: Iterable[Layer]) -> tuple[int, int]:
-    """Two byte counts, neither of which needs more host memory: of layers that could stay in their file and are in
-    memory now, and of all masters that are page-locked now."""
+    """(copy bytes, page-locked bytes) already in memory: masters of layers that could stay in their file, and all
+    page-locked masters."""
     copies = pinned = 0
     for layer in layers:
         master = layer.host.master
@@ -118,23 +118,23 @@ def there_bytes(layers: Iterable[Layer]) -> tuple[int, int]:
 
 
 def bytes_in_use(layers: Sequence[Layer], more: Sequence[Hold] = ()) -> dict[HostTier, int]:
-    """Host memory of layers of any components and of `more`, by tier; a buffer that several share counts once."""
-    found: dict[HostTier, int] = {"pinned": 0, "pageable": 0, "mapped": 0}
+    """Host bytes of layers of any components and of the holds `more`, by tier; a shared buffer counts once."""
+    by_tier: dict[HostTier, int] = {"pinned": 0, "pageable": 0, "mapped": 0}
     for master in distinct([*(layer.host.hold for layer in layers), *more]):
-        found["pinned" if master.locked else "pageable"] += master.nbytes
-    found["mapped"] = sum(layer.nbytes for layer in layers if layer.host.tier == "mapped")
-    return found
+        by_tier["pinned" if master.locked else "pageable"] += master.nbytes
+    by_tier["mapped"] = sum(layer.nbytes for layer in layers if layer.host.tier == "mapped")
+    return by_tier
 
 
 def with_files(inventory: Inventory, layers: Sequence[Layer]) -> Inventory:
-    """The inventory with who lies in a file as it is now: plans are made from that."""
+    """The inventory with `in_file` of each layer as it is now."""
     specs = tuple(replace(spec, in_file=layer.host.in_file) for spec, layer in zip(inventory.layers, layers))
     return replace(inventory, layers=specs)
 
 
 def copied_unplaced(layer: Layer, port: DevicePort, fence: Event) -> list[Binding]:
-    """The layer in memory of its own, by the compute lane; what has to be read comes by the copy lane, after earlier
-    users."""
+    """Copy the layer into a temporary buffer on the compute lane, and return the bindings into it. Bytes that have to
+    be read first come by the copy lane, after all work issued so far."""
     with torch.inference_mode(False):
         buffer = port.empty(layer.nbytes)
         bindings = layer.bindings_into(buffer)
@@ -153,8 +153,8 @@ def copied_unplaced(layer: Layer, port: DevicePort, fence: Event) -> list[Bindin
 
 
 def give_up_reads(port: DevicePort, layers: Sequence[Layer]) -> None:
-    """A pass has failed: look-ahead that waits for gigabytes to be read is not waited for, nor its bytes counted on."""
-    read = [(layer, source) for layer in layers if not layer.swapped_in and (source := layer.to_read) is not None]
-    port.abandon([source for _, source in read])
-    for layer, _ in read:
+    """A pass has failed: give up unread look-ahead, and invalidate layers that are copied from sources."""
+    unread = [(layer, source) for layer in layers if not layer.swapped_in and (source := layer.to_read) is not None]
+    port.abandon([source for _, source in unread])
+    for layer, _ in unread:
         layer.valid = False

@@ -1,9 +1,8 @@
-"""Where the bytes of a layer come from when they are not page-locked: memory, or the file itself.
+"""The sources of a layer's bytes that are not page-locked: host memory, or the file.
 
-A source fills any range of the layer's flat buffer, on any thread. A range starts and ends at multiples of 512 bytes
-(slots and pieces are such multiples, and so are layers, see `layout.py`), so that no element is cut in two. A source of
-memory that the device cannot be given as it is, or of a file, is read through page-locked slots (`staging.py`), or
-straight into the ring where that is host memory.
+A source fills any range of the layer's flat buffer, on any thread. Ranges start and end at multiples of 512 bytes (as
+slots, pieces and layers do, see `layout.py`), so that no element is split. A source is copied through page-locked slots
+(`staging.py`), or straight into the ring where that is host memory.
 """
 
 from __future__ import annotations
@@ -14,28 +13,18 @@ from typing import Protocol
 
 import torch
 
+from .layout import TensorSlot
 from .weight_file import READ_BYTES, FileSlice
 
 LOADERS = 4
-"""Threads that fill masters side by side. Most of that time is the kernel's, which finds memory and copies into it."""
+"""Threads that fill masters in parallel. Most of their time is the kernel's, which allocates and fills pages."""
 
 PIECE_BYTES = READ_BYTES
-"""What one of them reads at a time. They are given pieces in the file's order, which a disk with one head needs."""
+"""Bytes that a thread reads at once. Pieces are given out in the file's order, for disks with one head."""
 
 
-class Abandoned(Exception):  # noqa: N818 - not an error: nobody wants the bytes any more
-    """A read that had not begun when the pass it was for was given up."""
-
-
-class Slot(Protocol):
-    """Where a tensor lies in its layer's buffer, as in `host_store.TensorSlot`."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
+class Abandoned(Exception):  # noqa: N818 - not an error: the bytes are no longer needed
+    """The read had not begun when its pass failed."""
 
 
 class ByteSource(Protocol):
@@ -44,11 +33,11 @@ class ByteSource(Protocol):
     nbytes: int
 
     def read(self, destination: torch.Tensor, start: int) -> None:
-        """Fill `destination`, flat bytes on the host, with the layer's from `start` on. Raises OffloadError."""
+        """Fill `destination`, flat host bytes, with the layer's bytes from `start` on. Raises OffloadError."""
 
 
 class MemorySource:
-    """A buffer of ordinary host memory."""
+    """A buffer of pageable host memory."""
 
     def __init__(self, buffer: torch.Tensor) -> None:
         self.buffer = buffer
@@ -65,7 +54,7 @@ def loaders() -> ThreadPoolExecutor:
 
 
 def read_whole(source: ByteSource, destination: torch.Tensor, threads: Executor | None) -> None:
-    """Fill `destination` with all of a layer's bytes. Raises OffloadError; nothing writes to it any more then."""
+    """Fill `destination` with all of a layer's bytes. Raises OffloadError, after all threads have stopped writing."""
     starts = range(0, destination.numel(), PIECE_BYTES)
     if threads is None or len(starts) < 2:
         source.read(destination, 0)
@@ -77,7 +66,7 @@ def read_whole(source: ByteSource, destination: torch.Tensor, threads: Executor 
 
 
 class KeptPart:
-    """A tensor of a layer in a file that is itself in no file, such as the scale of a quantised weight."""
+    """A tensor in no file of a layer that lies in one, such as the scale of a quantised weight."""
 
     file = None
 
@@ -93,19 +82,17 @@ class KeptPart:
 
 
 class FileSource:
-    """Tensors in their file. What the model wants in another type than the file has is converted on the way.
-
-    As the app's own loader would have done it once, element by element; rounding and all, the bits are the same.
-    """
+    """Tensors in their file, converted where the model needs another type than the file has. The conversion is the one
+    of the app's own loader, element by element: the bits are the same."""
 
     def __init__(
         self,
-        slots: Sequence[Slot],
+        slots: Sequence[TensorSlot],
         parts: Sequence[FileSlice | KeptPart],
         nbytes: int,
         find: Callable[[], torch.Tensor | None] = lambda: None,
     ) -> None:
-        """`find`: the same bytes in memory, if somebody has them there at the moment."""
+        """`find` returns a buffer of the same bytes, if one is in memory at the moment."""
         self.nbytes = nbytes
         self._find = find
         self._tensors = [(slot, part) for slot, part in zip(slots, parts) if slot.nbytes]
@@ -117,7 +104,7 @@ class FileSource:
             MemorySource(in_memory).read(destination, start)
         else:
             self._read_file(destination, start)
-        for file in self.files:  # afterwards: what was changed while it was read is found as well
+        for file in self.files:  # after the read, so that a change during it is found too
             file.check()
 
     def _read_file(self, destination: torch.Tensor, start: int) -> None:

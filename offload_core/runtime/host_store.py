@@ -32,10 +32,8 @@ MAX_KEPT_SHARE = 4
 
 
 def _file_parts(flat: Flattened) -> list[FileSlice | KeptPart] | None:
-    """Where each tensor lies in its file; None unless nearly all of them do, in a form that can be read directly.
-
-    A few bytes in no file (scales of quantised weights, made by their loaders) stay in memory.
-    """
+    """Where each tensor lies in its file; None unless nearly all of them do, in a form that can be read directly. A few
+    bytes in no file (scales of quantised weights, made by their loaders) stay in memory."""
     parts: list[FileSlice | KeptPart] = []
     kept = total = 0
     for slot, leaf in zip(flat.layout.slots, flat.leaves):
@@ -66,10 +64,8 @@ class HostLayer:
     __slots__ = ("_flat", "_key", "_port", "_slices", "buffer", "generation", "hold", "parameters", "source", "touches")
 
     def __init__(self, parameters: list[nn.Parameter], port: DevicePort, pinned: bool) -> None:
-        """`parameters` are on the CPU, each once, each movable.
-
-        Where they lie in files they stay there until `move_to`; else they are copied into a buffer from the port.
-        """
+        """`parameters` are on the CPU, each once, each movable. Where they lie in files they stay there until
+        `move_to`; else they are copied into a buffer from the port."""
         self._flat = Flattened(parameters)
         self._port = port
         self.parameters = parameters
@@ -215,10 +211,8 @@ class HostLayer:
         return self.buffer
 
     def show_file(self) -> None:
-        """Point the parameters at the file: the module may be written to now, which must not reach a shared buffer.
-
-        If the file has changed, the layer gets a buffer of its own instead.
-        """
+        """Point the parameters at the file: the module may be written to now, which must not reach a shared buffer. If
+        the file has changed, the layer gets a buffer of its own instead."""
         if self._slices is None or self.buffer is None:
             return
         try:
@@ -403,10 +397,8 @@ def _same_bytes(tensor: torch.Tensor, other: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def _mode_of(parameter: torch.Tensor) -> Iterator[None]:
-    """For the engine's own writes, which lending parameters must not take for those of other code.
-
-    Tensors made in inference mode can only be written to in it, and take no data made outside of it.
-    """
+    """For the engine's own writes, which lending parameters must not take for those of other code. Tensors made in
+    inference mode can only be written to in it, and take no data made outside of it."""
     with (
         torch.inference_mode(parameter.is_inference()),
         torch.no_grad(),

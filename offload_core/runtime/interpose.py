@@ -1,11 +1,11 @@
-"""Stands in front of a module's forward, and takes itself away again.
+"""Interposes calls of a module's methods, and removes itself again.
 
-The forward is replaced on the instance, not hooked: torch's hooks do not run for callers that use `.forward`, nor on
-the way out of an exception that is not an `Exception`, which is what the app's interrupt is. A deep copy of the module
-gets its own class's forward, not ours: it is another model, and ours would feed it this one's weights.
+The method is replaced on the instance, not hooked: torch's hooks do not run for callers of `.forward`, nor on an
+exception that is not an `Exception`, such as the app's interrupt. A deep copy of the module gets its own class's
+method: it is another model, and ours would feed it this one's weights.
 
-What runs behind us is looked up at each call: other packs replace methods of a class, or the class of a module, and put
-them back, while we stand here.
+The original method is looked up at each call: other packs replace methods of a class, or the class of a module, and
+restore them, while ours is in place.
 """
 
 from __future__ import annotations
@@ -26,15 +26,13 @@ from .tables import HostTable
 _set_eval_frame: Callable[[Any], Any]
 try:
     from torch._C._dynamo.eval_frame import set_eval_frame as _set_eval_frame  # type: ignore[no-redef]
-except ImportError:  # a private part of torch: without it, what we do may become part of a compiled graph
+except ImportError:  # private to torch: without it, our code may become part of a compiled graph
     _set_eval_frame = bool
 
 
 def _outside_graphs() -> Any:
-    """From here on nothing is compiled, until `_set_eval_frame` gets back what this returns. Costs nothing otherwise.
-
-    A call that torch.compile may not follow, in a `try`: it leaves the whole function alone that makes it.
-    """
+    """Turn torch.compile off until `_set_eval_frame` gets back the value returned here. Costs nothing if it is off.
+    torch.compile may not follow this call: made inside a `try`, it leaves the whole calling function uncompiled."""
     return _set_eval_frame(None)
 
 
@@ -42,7 +40,7 @@ _outside_graphs._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 class Interposed:
-    """A callable that was put in place of `module.<method>`. Subclasses say what happens around the call."""
+    """A callable put in place of `module.<method>`. Subclasses define what happens around the call."""
 
     __slots__ = ("_bound", "_had", "_installed", "_kind", "_unbound", "method", "module")
 
@@ -54,14 +52,12 @@ class Interposed:
         self._kind: type[nn.Module] | None = None
         self._unbound: Any = None
         self._bound: Any = None
-        """The class's method when it was last called, bound; and what the class gave for its name then."""
+        """The class's method at the last call, bound; `_unbound` is what the class had under its name."""
 
     @property
     def call(self) -> Callable[..., Any]:
-        """What would run now if we were not here: what hung on the instance when we came, else the class's method.
-
-        Looked up on the module's class as both are at this moment. Raises AttributeError if the class no longer has it.
-        """
+        """The original callable: the attribute of the instance before `install`, else the class's method. It is looked
+        up on the module's present class. Raises AttributeError if the class no longer has it."""
         if self._had is not None:
             return self._had  # type: ignore[no-any-return]
         kind = type(self.module)
@@ -72,28 +68,28 @@ class Interposed:
         return self._bound  # type: ignore[no-any-return]
 
     def install(self) -> None:
-        """Stand in front of whatever is there now. Idempotent.
+        """Replace the current callable. Idempotent.
 
-        A callable that has been put in our place since the last time may call us: then it stays the outer one. The
-        module's own method does not, and is what remains where an instance's method was replaced before we came and
-        put back after.
+        If another callable has replaced ours since, it may call ours, so it stays the outer one. The module's own
+        method does not: it is left over where a method of the instance was replaced before `install` and restored
+        after.
         """
-        hung = vars(self.module).get(self.method)
-        if hung is self or (self._installed and hung is not None and not self._is_own_method(hung)):
+        current = vars(self.module).get(self.method)
+        if current is self or (self._installed and current is not None and not self._is_own_method(current)):
             return
-        self._had = hung
+        self._had = current
         vars(self.module)[self.method] = self
         self._installed = True
 
-    def _is_own_method(self, hung: Any) -> bool:
-        """Whether what hangs on the instance is a method of its class, bound to it."""
+    def _is_own_method(self, current: Any) -> bool:
+        """Whether the instance's attribute is a bound method of its own class."""
         kinds = type(self.module).__mro__
-        return getattr(hung, "__self__", None) is self.module and any(
-            vars(kind).get(self.method) is getattr(hung, "__func__", None) for kind in kinds
+        return getattr(current, "__self__", None) is self.module and any(
+            vars(kind).get(self.method) is getattr(current, "__func__", None) for kind in kinds
         )
 
     def remove(self) -> None:
-        """Put back what was there, unless somebody has since put something in front of us: then stay, harmlessly."""
+        """Restore the original, unless other code has replaced ours: then it stays, and passes calls on."""
         attributes = vars(self.module)
         if attributes.get(self.method) is self:
             if self._had is None:
@@ -106,17 +102,17 @@ class Interposed:
         if self._had is not None:
             return copy.deepcopy(self._had, memo)
         twin = memo.get(id(self.module))
-        if twin is None:  # not reached through its module: there is no copy to bind to
+        if twin is None:  # not copied through its module: there is no copy to bind to
             return self
         return types.MethodType(getattr(type(twin), self.method), twin)
 
     def __reduce__(self) -> Any:
-        """A pickled module has its own class's method again, bound to itself."""
+        """Pickled as the class's own method, bound to the pickled module."""
         return getattr, (self.module, self.method) if self._had is None else (_Holder(self._had), "held")
 
 
 def _method_of_class(module: nn.Module, name: str) -> Callable[..., Any]:
-    """The method that `module` has from its class, bound as Python binds it, whatever hangs on the instance."""
+    """The method of `module`'s class, bound as Python binds it, whatever the instance has under that name."""
     for kind in type(module).__mro__:
         attribute = kind.__dict__.get(name)
         if attribute is not None:
@@ -126,14 +122,14 @@ def _method_of_class(module: nn.Module, name: str) -> Callable[..., Any]:
 
 
 class _Holder:
-    """Lets `__reduce__` name an object that is to be pickled in place of another."""
+    """Lets `__reduce__` name an object to be pickled in place of another."""
 
     def __init__(self, held: Any) -> None:
         self.held = held
 
 
 class LayerForward(Interposed):
-    """A layer's forward: the layer is on the device for as long as it runs."""
+    """A layer's forward: the layer is on the device while it runs."""
 
     __slots__ = ("layer", "prefetcher")
 
@@ -170,7 +166,7 @@ class LayerForward(Interposed):
             return result
         finally:
             _set_eval_frame(compiling)
-        # Out here the error is gone, and with its frames the device memory that they held.
+        # The error has been freed here, with its frames and the device memory that they held.
         return self._once_more(args, kwargs)
 
     def _once_more(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -194,19 +190,19 @@ class LayerForward(Interposed):
             _set_eval_frame(compiling)
 
     def _may_repeat(self, error: BaseException, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether the layer's call, which failed, can soundly be made once more."""
+        """Whether the layer's failed call may safely be made once more."""
         prefetcher, module = self.prefetcher, self.module
         if prefetcher.may_repeat is None or not prefetcher.may_repeat(args, kwargs):
             return False
         if any(
             isinstance(vars(inner).get("forward"), LayerForward) for inner in module.modules() if inner is not module
         ):
-            return False  # trying it out would run the layers inside it
+            return False  # the trial would run the layers inside it
         return can_repeat(module, self.call, args, kwargs, where_it_failed(error, LayerForward.__call__.__code__))
 
 
 class PassBoundary(Interposed):
-    """An entry of the component: one outermost call is one pass over its layers."""
+    """An entry of the component: an outermost call is one pass over its layers."""
 
     __slots__ = ("key", "prefetcher")
 
@@ -214,11 +210,11 @@ class PassBoundary(Interposed):
         super().__init__(module, method)
         self.prefetcher = prefetcher
         self.key = (id(module), method)
-        """Tells the entries of a component apart, and holds none of them."""
+        """Identifies the entry, without a reference to its module."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         prefetcher = self.prefetcher
-        nested = prefetcher.in_pass  # an entry that calls another one
+        nested = prefetcher.in_pass  # called by another entry
         completed = False
         compiling = None
         try:
@@ -240,7 +236,7 @@ class PassBoundary(Interposed):
 
 
 class HostGather(Interposed):
-    """A large embedding table that stays on the host: rows are looked up there, and only they move. Exact."""
+    """A large embedding table on the host: rows are looked up there, and only they are moved. Exact."""
 
     __slots__ = ("table",)
 
@@ -256,5 +252,5 @@ class HostGather(Interposed):
 
 
 for _call in (LayerForward.__call__, PassBoundary.__call__, HostGather.__call__):
-    # torch.compile ends its graph here and goes on with the module's own forward: what swaps and waits is never in one.
+    # torch.compile ends its graph here and goes on with the module's own forward: no swap or wait is ever in a graph.
     vars(_call)["_torchdynamo_disable"] = True

@@ -219,9 +219,7 @@ class Layer:
 
     def take_hold(self) -> bool:
         """Make the module's current parameters the layer's masters again; their values may have changed since `let_go`.
-
-        Returns False if one no longer has the shape and type that the layer was built for.
-        """
+        Returns False if one no longer has the shape and type that the layer was built for."""
         positions = {id(parameter): position for position, parameter in enumerate(self.host.parameters)}
         reclaimed: set[int] = set()
         bindings = []

@@ -38,10 +38,8 @@ class TensorSlot:
         return self._view(buffer[self.offset : self.offset + self.nbytes])
 
     def host_view(self, buffer: torch.Tensor) -> torch.Tensor:
-        """The same for a host buffer, with a storage of its own over the tensor's bytes.
-
-        Torch cannot save tensors of one storage if their types differ, and counts the whole storage for each.
-        """
+        """The same for a host buffer, with a storage of its own over the tensor's bytes. Torch cannot save tensors of
+        one storage if their types differ, and counts the whole storage for each."""
         if not self.nbytes:
             return self._view(torch.empty(0, dtype=torch.uint8))
         memory = (ctypes.c_ubyte * self.nbytes).from_address(buffer.data_ptr() + self.offset)
@@ -70,10 +68,8 @@ def span_bytes(tensor: torch.Tensor) -> int:
 
 
 def copy_span(destination: torch.Tensor, source: torch.Tensor) -> None:
-    """Copy everything from the first to the last element, for tensors of the same shape, type and strides.
-
-    It is copied as flat memory, because tensors with overlapping elements (expanded ones) cannot be written to.
-    """
+    """Copy everything from the first to the last element, for tensors of the same shape, type and strides. It is copied
+    as flat memory, because tensors with overlapping elements (expanded ones) cannot be written to."""
     length = span_bytes(source) // source.element_size()
     flat = [torch.as_strided(tensor, (length,), (1,), tensor.storage_offset()) for tensor in (destination, source)]
     flat[0].copy_(flat[1])

@@ -48,10 +48,8 @@ class Master:
         return len(self.holds) > 1
 
     def fill(self, nbytes: int, pinned: bool, read: Callable[[torch.Tensor], None]) -> torch.Tensor:
-        """The buffer, filled by `read` if it is not filled yet. If `read` fails it stays empty.
-
-        `pinned`: allocate it page-locked, for back ends that cannot page-lock memory in place.
-        """
+        """The buffer, filled by `read` if it is not filled yet. If `read` fails it stays empty. `pinned`: allocate it
+        page-locked, for back ends that cannot page-lock memory in place."""
         with self.filling:
             if self.buffer is None:
                 with torch.inference_mode(False):
@@ -165,10 +163,8 @@ def distinct(holds: Iterable[Hold]) -> Iterator[Master]:
 
 
 def close_holds(port: DevicePort, holds: Iterable[Hold]) -> None:
-    """End the holds of a component. Also runs for a component that was dropped without `detach`.
-
-    The finalizer that calls it refers to the holds only, so that it keeps no module alive.
-    """
+    """End the holds of a component. Also runs for a component that was dropped without `detach`. The finalizer that
+    calls it refers to the holds only, so that it keeps no module alive."""
     port.drain()
     for hold in holds:
         hold.drop()

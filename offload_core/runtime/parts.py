@@ -121,11 +121,8 @@ class Parts:
         return self.recipe.build(iter(leaves))
 
     def as_parameter(self, leaves: Sequence[torch.Tensor]) -> nn.Parameter:
-        """The same as a parameter.
-
-        A wrapper is marked as one, as torch does, and not passed to `nn.Parameter`, which would detach it: some
-        wrappers copy parts of themselves then.
-        """
+        """The same as a parameter. A wrapper is marked as one, as torch does, and not passed to `nn.Parameter`, which
+        would detach it: some wrappers copy parts of themselves then."""
         built: Any = self.rebuild(leaves)
         if type(built) is torch.Tensor:
             return nn.Parameter(built, requires_grad=False)
@@ -133,10 +130,8 @@ class Parts:
         return built  # type: ignore[no-any-return]
 
     def set_marks(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Set attributes of what is built from now on. Returns the values before.
-
-        Raises UnmovableTensor for a tensor without such attributes.
-        """
+        """Set attributes of what is built from now on. Returns the values before. Raises UnmovableTensor for a tensor
+        without such attributes."""
         if not isinstance(self.recipe, _Marked) or not self.recipe.marks.keys() >= values.keys():
             raise UnmovableTensor(f"a tensor that carries no {', '.join(values)}")
         before = {name: self.recipe.marks[name] for name in values}

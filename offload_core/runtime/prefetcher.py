@@ -254,9 +254,7 @@ class Prefetcher:
 
     def fail(self, layer: Layer) -> None:
         """The layer's call, or `enter`, raised. The caller may catch the error and go on, so the pass is not over yet.
-
-        Without an entry there is no `end_pass`: then the failure of the outermost layer ends the pass.
-        """
+        Without an entry there is no `end_pass`: then the failure of the outermost layer ends the pass."""
         self._put_back(layer)
         if not self.in_pass and not any(other.in_use for other in self._layers):
             self._abort()
@@ -267,10 +265,8 @@ class Prefetcher:
         return outermost and self.make_room is not None
 
     def retry(self, layer: Layer, too_late: bool) -> bool:
-        """The layer ran out of device memory: undo `enter` and make room. Returns whether to run it again.
-
-        `too_late`: the layer cannot be run again; room is made for later passes only, and False returned.
-        """
+        """The layer ran out of device memory: undo `enter` and make room. Returns whether to run it again. `too_late`:
+        the layer cannot be run again; room is made for later passes only, and False returned."""
         self._put_back(layer)
         layer.timed = False
         if self.make_room is None or not self.make_room(layer.name, too_late) or too_late:
@@ -448,10 +444,8 @@ class Prefetcher:
             self.counters.copied_back += self.versions.save(layer)
 
     def _find_place(self, layer: Layer) -> None:
-        """The visit was not expected: switch to a walk that begins with all visits of this pass.
-
-        Without such a walk, continue after the layer's next visit on the current walk, if it has one.
-        """
+        """The visit was not expected: switch to a walk that begins with all visits of this pass. Without such a walk,
+        continue after the layer's next visit on the current walk, if it has one."""
         self.counters.order_misses += 1
         walk = self._walks.explaining(self._trace, self._walk)
         if walk is not None:

@@ -1,7 +1,7 @@
-"""Writes what one component does into a trace, by times that the engine has measured anyway.
+"""Writes the events of one component into a trace, from times that the engine measures anyway.
 
-The prefetcher measures the visits and copies of some passes; when it has read their times, it hands them over. While
-somebody watches (`Trace.watched`), every pass is measured. Nothing here makes the host wait for the device.
+The prefetcher measures the visits and copies of some passes and hands over their times once they are read. While a
+trace is watched (`Trace.watched`), every pass is measured. The host never waits for the device here.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from .device_port import DevicePort, Event
 from .layer import Layer
 
 _TICK_NS = 1_000_000_000
-"""Devices tell the time between two events in milliseconds of single precision: measure from a recent one."""
+"""Devices return the time between two events as milliseconds in single precision: measure from a recent event."""
 
 
 class DeviceClock:
     """Times of a device's events on one scale. Shared by all components on the device; knows no layers.
 
-    Two events take turns: when the newer one has been reached, it becomes the one that is measured from. Its time is
-    that of the older one plus what lay between; the first gets the host's time when it was recorded.
+    Two events alternate as the base of measurements: the newer one becomes the base once it has happened. Its time is
+    the older one's plus the time between them; the first one's is the host's time when it was recorded.
     """
 
     def __init__(self, port: DevicePort) -> None:
@@ -33,7 +33,7 @@ class DeviceClock:
         self._ticked_ns = 0
 
     def tick(self) -> None:
-        """Before a pass that is measured."""
+        """Advance the base event. Called before a pass that is measured."""
         now = time.monotonic_ns()
         if self._base_ns is None:
             self._port.record_compute(self._base)
@@ -52,7 +52,7 @@ class DeviceClock:
             self._ticked_ns = now
 
     def ns(self, event: Event) -> int | None:
-        """When the device reached the event; None while it has not, or does not tell."""
+        """Time of the event in nanoseconds; None if it has not happened, or the device does not tell."""
         if self._base_ns is None:
             return None
         elapsed = self._port.elapsed_ns(self._base, event)
@@ -60,13 +60,13 @@ class DeviceClock:
 
 
 class Recorder:
-    """One component's pen. The prefetcher and the controller call it; they have none if nobody gave them one."""
+    """Writes one component's events. Called by prefetcher and controller, if they have a recorder."""
 
     def __init__(self, trace: Trace, source: Source, clock: DeviceClock) -> None:
         self.trace = trace
         self.clock = clock
         self.last_pass_bytes: int | None = None
-        """What the last pass that has ended copied."""
+        """Bytes copied in the last complete pass."""
         self._source = trace.add_source(source)
         self._began_ns = 0
         self._bytes_before = 0
@@ -78,7 +78,7 @@ class Recorder:
     # ------------------------------------------------------------------ on the device
 
     def visit(self, layer: Layer, stall_ns: int, compute_ns: int) -> None:
-        """A measured visit, whose times have been read."""
+        """Record a measured visit whose times have been read."""
         start_ns = self.clock.ns(layer.started)
         if start_ns is None:
             return
@@ -87,7 +87,7 @@ class Recorder:
         self.trace.append(VISIT, self._source, layer.index, start_ns, start_ns + compute_ns)
 
     def copy(self, layer: Layer, start: Event, copy_ns: int) -> None:
-        """A measured copy, whose time has been read."""
+        """Record a measured copy whose time has been read."""
         start_ns = self.clock.ns(start)
         if start_ns is not None:
             self.trace.append(COPY, self._source, layer.index, start_ns, start_ns + copy_ns, layer.nbytes)
@@ -104,10 +104,10 @@ class Recorder:
             self.trace.append(PASS, self._source, None, self._began_ns, time.monotonic_ns(), self.last_pass_bytes)
 
     def evicted(self, layer: Layer | None, nbytes: int) -> None:
-        """Device bytes were given back: a resident layer's, or all the component had (layer None)."""
+        """Record device bytes that were released: a resident layer's, or all of the component's (layer None)."""
         now = time.monotonic_ns()
         self.trace.append(EVICT, self._source, None if layer is None else layer.index, now, now, nbytes)
 
     def planned(self, began_ns: int, device_bytes: int) -> None:
-        """A plan has taken effect; `began_ns` by the monotonic clock."""
+        """Record that a plan has taken effect; `began_ns` is of the monotonic clock."""
         self.trace.append(PLAN, self._source, None, began_ns, time.monotonic_ns(), device_bytes)

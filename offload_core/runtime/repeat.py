@@ -1,11 +1,10 @@
-"""May a call that ran out of device memory half-way be made once more? Tried out on tensors without memory.
+"""Decides whether a call that ran out of device memory may be repeated, by a trial on tensors without memory.
 
-A forward may have written into its inputs, drawn random numbers, or noted something on its module before it failed:
-repeating it would then be silently wrong. So the call is first made on fake tensors, which have shapes and a device and
-no bytes, while every operation is looked at. Only a call that had, up to where it failed, written to nothing but what
-it made itself and drawn nothing, and that takes no notes on its module or in the containers it was given, may be
-repeated. What Python code of others does besides (a counter of a patch, say) cannot be seen here: whoever allows
-repeating has to know that there is none.
+A forward may have written into its inputs, drawn random numbers, or changed attributes of its module before it failed:
+repeating it would then be silently wrong. So the call is first made on fake tensors, which have shapes and a device but
+no bytes, and every operation is inspected. It may be repeated only if, up to where it failed, it wrote only to tensors
+it made itself, drew no random numbers, and changed neither its module nor the containers it was given. Side effects of
+other Python code (a patch's counter, say) are not seen: the caller must know that there are none.
 """
 
 from __future__ import annotations
@@ -30,24 +29,24 @@ log = logging.getLogger(__name__)
 _TORCH = str(Path(torch.__file__).parent)
 
 Where = list[tuple[types.CodeType, int]]
-"""A place in running code: the functions under way, outermost first, and the line each is at."""
+"""A place in running code: the functions under way, outermost first, each with its current line."""
 
 
 class _LeavesTraces(Exception):
-    """Private: the call does something that must not be done twice."""
+    """The call has a side effect, so it must not be repeated."""
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises where the call fails after an operation that draws random numbers or writes into memory of before."""
+    """Raises at the place of failure if an earlier operation drew random numbers or wrote into older memory."""
 
     def __init__(self, failed: Where) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._failed = failed
         self.reached = not failed
-        """Whether an operation was made where the call failed."""
+        """Whether the place of failure was reached."""
         self._trace = ""
         self._own: dict[int, Any] = {}
-        """Storages made by the call, by address. Held, so that no address is used twice."""
+        """Storages made by the call, by address; kept, so that no address is reused."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -64,7 +63,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _traces_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """What the operation does that must not be done twice; empty if nothing."""
+        """The operation's side effect in words; empty if it has none."""
         if torch.Tag.nondeterministic_seeded in func.tags and not _drops_nothing(func, args, kwargs):
             return f"{func} draws random numbers"
         for position, argument in enumerate(func._schema.arguments):
@@ -75,14 +74,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return ""
 
     def _is_where_it_failed(self) -> bool:
-        """Whether the operation is made at the place where the call failed, as far as that is outside of torch."""
-        here: Where = []
+        """Whether the operation is at the place of failure, judged by the frames outside torch."""
+        place: Where = []
         frame: types.FrameType | None = sys._getframe(2)
         while frame is not None and frame.f_code is not can_repeat.__code__:
-            if here or not frame.f_code.co_filename.startswith(_TORCH):
-                here.append((frame.f_code, frame.f_lineno))
+            if place or not frame.f_code.co_filename.startswith(_TORCH):
+                place.append((frame.f_code, frame.f_lineno))
             frame = frame.f_back
-        return here[::-1] == self._failed[: len(here)] or not self._failed
+        return place[::-1] == self._failed[: len(place)] or not self._failed
 
 
 def where_it_failed(error: BaseException, caller: types.CodeType) -> Where:
@@ -97,7 +96,7 @@ def where_it_failed(error: BaseException, caller: types.CodeType) -> Where:
 
 
 def _drops_nothing(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Attention counts as drawing random numbers: it does for its dropout, and only if there is some."""
+    """Whether the operation's dropout is 0. Attention is tagged as random because of its dropout."""
     return any(
         argument.name == "dropout_p" and _given(argument, position, args, kwargs) == 0
         for position, argument in enumerate(func._schema.arguments)
@@ -108,10 +107,6 @@ def _given(argument: Any, position: int, args: tuple[Any, ...], kwargs: dict[str
     return args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
 
 
-def _faked(mode: Any, leaf: Any) -> Any:
-    return mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf
-
-
 def _storages(value: Any) -> dict[int, Any]:
     tensors = (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
     return {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors)}
@@ -120,27 +115,29 @@ def _storages(value: Any) -> dict[int, Any]:
 def can_repeat(
     module: nn.Module, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], failed: Where
 ) -> bool:
-    """Whether `call(*args, **kwargs)`, a method of `module`, had left nothing behind when it failed at `failed`.
+    """Whether `call(*args, **kwargs)`, a method of `module`, had no side effect when it failed at `failed`.
 
-    False where that cannot be told; a place that comes before and after the first trace counts as after. With an empty
-    `failed`, whether the whole call leaves nothing behind. The module's parameters are on the device, so that the call
-    finds what it expects. Takes no device memory.
+    False if that cannot be decided; a place reached both before and after the first side effect counts as after. If
+    `failed` is empty, the whole call is judged. The module's parameters are on the device, as the call expects. Takes
+    no device memory.
     """
     try:
         from torch._subclasses.fake_tensor import FakeTensorMode
-    except ImportError:  # a private part of torch: without it nothing is repeated
+    except ImportError:  # private to torch: without it nothing is repeated
         return False
     notes = _Notes(module)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            given = tree_map(lambda leaf: _faked(fake, leaf), [args, kwargs])
+            given = tree_map(
+                lambda leaf: fake.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf, [args, kwargs]
+            )
             before, shape = tree_flatten(given)
             with _Watch(failed) as watch:
                 call(*given[0], **given[1])
             after, shape_after = tree_flatten(given)
         same = shape == shape_after and all(a is b for a, b in zip(before, after)) and notes.unchanged()
         why = ("" if watch.reached else "it fails at another place each time") if same else "it takes notes"
-    except Exception as error:  # it writes, it draws, or it cannot be told: data decides, a kernel has no fake
+    except Exception as error:  # a side effect, or undecidable: it depends on data, or a kernel has no fake
         why = str(error) or type(error).__name__
     finally:
         notes.restore()
@@ -150,7 +147,7 @@ def can_repeat(
 
 
 class _Notes:
-    """What a module and those inside it remember, so that a try leaves no fake tensor behind."""
+    """The attributes of a module and its submodules, restored after a trial so that no fake tensor remains."""
 
     def __init__(self, module: nn.Module) -> None:
         self._places: list[dict[Any, Any]] = []

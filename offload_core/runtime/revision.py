@@ -1,10 +1,10 @@
-"""Weights that differ from the host masters: a patch set, applied on the device when a layer arrives.
+"""Patched weights: a patch set, applied on the device when a layer arrives.
 
-Masters never change. A `Change` says how one parameter gets another value; a `Revision` is all changes of one layer
-under one patch set. When a layer first arrives under a revision, its changes are applied where it lies on the device,
-on the compute lane; the result is copied back, once, beside everything else, into a host buffer of the revision's
-own, its *version*, from which the layer is copied from then on. Without room for that the changes are applied again
-on each arrival. Two patch sets that treat a layer alike share a revision. Knows nothing of what a patch is.
+Masters never change. A `Change` computes another value for one parameter; a `Revision` is all changes of one layer
+under one patch set. When a layer first arrives under a revision, its changes are applied in place on the device, on the
+compute lane; the result is copied back once, beside both lanes, into a host buffer of the revision, its *version*, from
+which the layer is copied from then on. Without host memory for a version, the changes are applied on each arrival.
+Patch sets that change a layer alike share a revision. Knows nothing of what a patch is.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Change:
     """Another value for one parameter."""
 
     key: Hashable
-    """Two changes of a parameter with equal keys give equal values."""
+    """Changes of a parameter with equal keys give equal values."""
     compute: Callable[[], torch.Tensor]
-    """The value, on the device, from what hangs in the module at that moment: the master's value, on either side."""
+    """Computes the value, on the device of the parameter that the module holds, from that parameter."""
     shape: tuple[int, ...] | None = None
-    """The value's shape, if it is not the parameter's."""
+    """The value's shape, if it differs from the parameter's."""
     marks: Mapping[str, Any] | None = None
-    """Attributes that carry the change: the bytes stay, and what uses the weight does the rest (GGUF types)."""
+    """Attributes that make up the change (GGUF types): the bytes stay, and the weight's user applies them."""
 
 
 class Revision:
@@ -50,26 +50,26 @@ class Revision:
         self.key = key
         self.changes = changes
         self.version: torch.Tensor | None = None
-        """A host buffer with the layer's revised bytes, once the device has been told to fill it."""
+        """A host buffer with the layer's patched bytes, valid once the queued copy back is complete."""
         self.to_read: ByteSource | None = None
-        """The same for a version that is not page-locked, and has to be read before it can be copied."""
+        """The source to read the version from, if it is not page-locked."""
 
     def apply(self) -> None:
-        """Change the layer's parameters where they are. The modules hold the device's, with the master's values."""
+        """Apply the changes in place. The modules hold device parameters with the masters' values."""
         for (parameters, name), change in self.changes:
             write_into(parameters[name], change.compute(), name)
 
 
 def write_into(shown: torch.Tensor, value: torch.Tensor, name: str) -> None:
-    """Give `shown` the bytes of `value`, which is of the same kind, part by part."""
-    mine, theirs = parts_of(shown), parts_of(value)
-    for part, new in zip(mine.leaves, theirs.leaves):
-        if plain(part).shape != plain(new).shape or part.dtype != new.dtype or len(mine.leaves) != len(theirs.leaves):
+    """Copy `value` into `shown`, part by part. Raises OffloadError for another kind, shape or type."""
+    target, source = parts_of(shown), parts_of(value)
+    for part, new in zip(target.leaves, source.leaves):
+        if plain(part).shape != plain(new).shape or part.dtype != new.dtype or len(target.leaves) != len(source.leaves):
             raise OffloadError(
                 f"asked to change the weight {name} of a streamed layer; found that the new value is a {new.dtype} of "
                 f"shape {tuple(plain(new).shape)} where the layer has a {part.dtype} of {tuple(plain(part).shape)}; "
                 "use the patch without layerwise offload"
             )
     with torch.no_grad():
-        for part, new in zip(mine.leaves, theirs.leaves):
+        for part, new in zip(target.leaves, source.leaves):
             plain(part).data.copy_(plain(new))

@@ -34,10 +34,8 @@ def link_overlaps(layers: Sequence[Layer], offsets: Sequence[int]) -> None:
 
 
 def seat_residents(layers: Sequence[Layer], port: DevicePort) -> None:
-    """Give every resident without one a device buffer, or its master where the device can use host memory.
-
-    The memory is allocated now, so that the device's free bytes are right; the copies are issued in the first pass.
-    """
+    """Give every resident without one a device buffer, or its master where the device can use host memory. The memory
+    is allocated now, so that the device's free bytes are right; the copies are issued in the first pass."""
     for layer in layers:
         if layer.keep_resident and layer.device_buffer is None:
             if port.shares_host_memory and layer.revision is None:

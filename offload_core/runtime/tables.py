@@ -1,9 +1,8 @@
-"""Embedding tables that stay on the host, where rows are looked up, unless they are used as a whole as well.
+"""Embedding tables that stay on the host for row lookups, unless they are also used as a whole.
 
-The output projection of a language model is often its embedding table, taken as it is when a token's logits are
-computed. Copied for every token that is most of what crosses the link. So the first use of a table as a whole asks for
-it to come to the device, and where the plan that this leads to has room for it, it stays there until the component
-leaves: the modules then hold it like any other weight, and rows are looked up there too.
+The output projection of a language model is often its embedding table. Copying it for every token would be most of the
+traffic. So the first use of a table as a whole asks for a plan with the table on the device; if there is room, it stays
+there until the component is unloaded: the modules then hold it like any other weight, and rows are looked up there too.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from .parts import is_plain, parts_of, plain
 from .weight_file import dtype_of, slice_of
 
 AskForTable = Callable[[str], None]
-"""The name of a table that is about to be used as a whole. It may be on the device when this returns."""
+"""Called with the name of a table about to be used as a whole. The table may be on the device afterwards."""
 
 
 class HostTable:
-    """One table, and the modules that look something up in it."""
+    """One table, and the modules that look up rows in it."""
 
     __slots__ = ("_modules", "_on_device", "name", "parameter", "touches")
 
@@ -39,15 +38,12 @@ class HostTable:
 
     @property
     def on_device(self) -> nn.Parameter | None:
-        """What the modules hold while the table is on the device; None while it is not."""
+        """The parameter that the modules hold while the table is on the device; None otherwise."""
         return self._on_device
 
     def load(self, port: DevicePort) -> None:
-        """Copy the table to the device and hang it into its modules. All of it or nothing.
-
-        Raises FileReadError, and what an allocation raises. A table that another tensor stands for is left alone: it
-        is changed by a patch.
-        """
+        """Copy the table to the device and put it into its modules. All of it or nothing. Raises FileReadError, and
+        errors of allocation. A table that a patch has replaced is left alone."""
         if self._on_device is not None or not self._hangs_everywhere(self.parameter):
             return
         (leaf,) = leaves_of_master(self.parameter)
@@ -61,7 +57,7 @@ class HostTable:
         self._hang(self._on_device)
 
     def take_off(self) -> None:
-        """The modules hold the host's table again, and the device memory is free. Idempotent."""
+        """Put the host's table back and free the device memory. Idempotent."""
         if self._on_device is not None:
             if self._hangs_everywhere(self._on_device):
                 self._hang(self.parameter)
@@ -76,34 +72,34 @@ class HostTable:
 
 
 class HostTables:
-    """The tables of one component. `lend` and `stop_lending` bracket its being loaded."""
+    """The tables of one component. They lend between `lend` and `stop_lending`, while it is loaded."""
 
     def __init__(self, found: Sequence[FoundLayer], port: DevicePort) -> None:
         self._port = port
         modules: dict[int, list[nn.Module]] = {}
-        first: dict[int, FoundLayer] = {}
+        first_entry: dict[int, FoundLayer] = {}
         for entry in found:
             key = id(entry.parameters[0])
             modules.setdefault(key, []).append(entry.module)
-            first.setdefault(key, entry)
-        self._tables = {key: HostTable(entry, modules[key]) for key, entry in first.items()}
+            first_entry.setdefault(key, entry)
+        self._tables = {key: HostTable(entry, modules[key]) for key, entry in first_entry.items()}
         self._modules = [entry.module for entry in found]
 
     def of(self, found: FoundLayer) -> HostTable:
-        """The table that an entry of the discovery stands for."""
+        """The table of an entry of the discovery."""
         return self._tables[id(found.parameters[0])]
 
     def parameter_ids(self) -> set[int]:
         return {id(parameter) for module in self._modules for parameter in module.parameters()}
 
     def touches(self) -> dict[str, int]:
-        """How often each table was used as a whole, by name. Each time cost a copy."""
+        """Number of uses of each table as a whole, by name. Each cost a copy."""
         return {table.name: table.touches.count for table in self._tables.values()}
 
     # ------------------------------------------------------------------ on the host
 
     def lend(self, ask: AskForTable) -> None:
-        """From now on a use of a table as a whole on the device calls `ask`, and gets a copy if that brings nothing."""
+        """Make tables call `ask` when used as a whole; they lend a copy if `ask` does not place them on the device."""
         for table in self._tables.values():
             table.touches.copy_on_device = _asking(ask, table)
         for module in self._modules:
@@ -114,7 +110,7 @@ class HostTables:
                     adopt(parameter, touches, parts_of(parameter))
 
     def stop_lending(self) -> None:
-        """Tables are ordinary parameters on the host again."""
+        """Make the tables ordinary host parameters again."""
         self.take_off()
         for table in self._tables.values():
             table.touches.copy_on_device = no_copy
@@ -125,27 +121,25 @@ class HostTables:
     # ------------------------------------------------------------------ on the device
 
     def on_device(self) -> list[str]:
-        """The names of the tables that are on the device."""
+        """Names of the tables on the device."""
         return [table.name for table in self._tables.values() if table.on_device is not None]
 
     def load(self, names: Collection[str]) -> None:
-        """Bring these tables to the device, those that are not there yet. Raises what `HostTable.load` raises."""
+        """Copy these tables to the device, if not there yet. Raises what `HostTable.load` raises."""
         for table in self._tables.values():
             if table.name in names:
                 table.load(self._port)
 
     def take_off(self, all_but: Collection[str] = ()) -> None:
-        """Take all tables off the device, but those of these names. Idempotent."""
+        """Take all tables but these off the device. Idempotent."""
         for table in self._tables.values():
             if table.name not in all_but:
                 table.take_off()
 
     @contextlib.contextmanager
     def off_device(self) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-        """For a moment the modules hold the host's tables; what was on the device is copied there anew afterwards.
-
-        Gives a function from what the modules held before to what they hold meanwhile.
-        """
+        """Inside the block the modules hold the host's tables; those on the device are copied there again afterwards.
+        Yields a function from a parameter that the modules held before to the one that they hold inside."""
         names = self.on_device()
         hosts = {id(table.on_device): table.parameter for table in self._tables.values() if table.on_device is not None}
         self.take_off()
@@ -159,9 +153,9 @@ def _asking(ask: AskForTable, table: HostTable) -> Callable[[torch.device], torc
     def copy_on_device(device: torch.device) -> torch.Tensor | None:
         if table.on_device is None:
             ask(table.name)
-        there = table.on_device
-        if there is None or there.device.type != device.type or device.index not in (None, there.device.index):
+        copy = table.on_device
+        if copy is None or copy.device.type != device.type or device.index not in (None, copy.device.index):
             return None
-        return there
+        return copy
 
     return copy_on_device

@@ -1,6 +1,6 @@
-"""The host memory of patched layers: what a layer is under its revision, kept so that it is changed once.
+"""The versions of patched layers: host memory with their patched bytes, so that each is patched once.
 
-`revision.py` says what a revision is and what becomes of it.
+`revision.py` explains revisions and versions.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from .layer import Layer
 from .revision import Change, Place, Revision, RevisionKey
 
 _REMEMBERED = 4
-"""Patch sets of a layer whose return is noticed after their version was overwritten."""
+"""Overwritten patch sets remembered per layer, to notice their return."""
 
 
 class Versions:
-    """The revisions of one component's layers that have a version, and the memory of these.
+    """One component's revisions that have a version, and the memory of the versions.
 
-    Host memory for versions is taken, and page-locked, between passes (`reserve`); a pass only fills it (`save`). The
-    version of a patch set that is not in effect gives its memory to that of the next one, page-locks and all: who tries
-    one strength after another needs one version of each layer. Of a layer to which an overwritten patch set comes back,
-    one version more is kept from then on, for people and graphs that go back and forth.
+    Host memory for versions is allocated and page-locked between passes (`reserve`); a pass only fills it (`save`). A
+    version of a patch set no longer in effect passes its memory, page-locks included, to the next patch set: trying one
+    strength after another takes one version per layer. If an overwritten patch set returns to a layer, one more version
+    is kept for it from then on, for graphs that alternate.
     """
 
     def __init__(self, port: DevicePort) -> None:
         self._port = port
         self.may_hold: Callable[[int], bool] = lambda nbytes: True
-        """Asked whether another version of so many bytes may be kept."""
+        """Called with a number of bytes: whether another version of that size may be kept."""
         self._kept: dict[tuple[int, RevisionKey], tuple[Layer, Revision]] = {}
-        """By index of the layer and key; the least recently wanted first."""
+        """(layer index, revision key) -> layer and revision with a version, in LRU order."""
         self._buffers: dict[int, torch.Tensor] = {}
         self._unlocked: set[int] = set()
-        """Those of `_buffers` that are not page-locked."""
+        """Ids of `_buffers` that are not page-locked."""
         self._reserved: dict[int, torch.Tensor] = {}
-        """Memory for a version to come, by index of the layer."""
+        """Layer index -> memory for its next version."""
         self._overwritten: dict[int, deque[int]] = {}
-        """Hashes of the keys whose versions gave their memory to others last, by index of the layer."""
+        """Layer index -> hashes of the keys whose versions were overwritten last."""
         self._wanted_sets: dict[int, int] = {}
-        """How many versions of a layer to keep, by its index, where that is more than one."""
+        """Layer index -> number of versions to keep, where that is more than one."""
         self.outdated = False
         """`reserve` is due."""
         self.refused: set[str] = set()
-        """Names of layers for whose version there was no room when memory was last reserved."""
+        """Names of layers for whose version the last `reserve` found no room."""
         self._close = weakref.finalize(self, _release, port, self._buffers)
         self._close.atexit = False
 
@@ -56,35 +56,33 @@ class Versions:
         return sum(buffer.numel() for buffer in self._buffers.values())
 
     def revision(self, layer: Layer, changes: Sequence[tuple[Place, Change]]) -> Revision:
-        """The revision of `layer` with these changes: the same one as ever, if it is in effect or has a version."""
+        """The revision of `layer` with these changes: the existing one, if it is in effect or has a version."""
         keys = tuple((id(parameters), name, change.key) for (parameters, name), change in changes)
         key = (layer.host.generation, keys)
         kept = self._kept.pop((layer.index, key), None)
         if kept is not None:
             self._kept[layer.index, key] = kept
-            found = kept[1]
+            revision = kept[1]
         elif layer.revision is not None and layer.revision.key == key:
-            found = layer.revision
+            revision = layer.revision
         else:
             overwritten = self._overwritten.get(layer.index)
             if overwritten is not None and hash(key) in overwritten:
                 overwritten.remove(hash(key))
                 self._wanted_sets[layer.index] = self._wanted_sets.get(layer.index, 1) + 1
             return Revision(key, changes)
-        found.changes = changes
-        return found
+        revision.changes = changes
+        return revision
 
     # ------------------------------------------------------------------ memory, between passes
 
     def reserve_later(self) -> None:
-        """A pass is under way: `reserve` is due at its end."""
+        """Have `reserve` called after the pass under way."""
         self.outdated = True
 
     def reserve(self, layers: Sequence[Layer], progress: Callable[[int, int], None] | None = None) -> None:
-        """Have memory for the version of every layer that is changed when it arrives next, as far as there is room.
-
-        `progress(bytes, of_bytes)` is told how far it is, and may end it by an error: what is missing is then due.
-        """
+        """Allocate memory for the version of every layer that will be patched on arrival, as far as there is room.
+        `progress(bytes, of_bytes)` may raise to stop it; `reserve` is then due again."""
         self.outdated = True
         wanting = {
             layer.index: layer
@@ -112,18 +110,18 @@ class Versions:
         self.outdated = False
 
     def _overwrite(self, layer: Layer) -> torch.Tensor | None:
-        """The memory of the layer's version that was wanted least recently, if it has as many as are worth keeping."""
-        mine = [place for place in self._kept if place[0] == layer.index]
-        if len(mine) < self._wanted_sets.get(layer.index, 1):
+        """Take the memory of the layer's LRU version, if it has as many versions as are to be kept; else None."""
+        kept_places = [place for place in self._kept if place[0] == layer.index]
+        if len(kept_places) < self._wanted_sets.get(layer.index, 1):
             return None
-        unwanted = [place for place in mine if layer.revision is not self._kept[place][1]]
+        unwanted = [place for place in kept_places if layer.revision is not self._kept[place][1]]
         if not unwanted:
             return None
-        self._port.drain()  # copies from it, or to it, may be under way
+        self._port.drain()  # copies from or to it may be in flight
         return self._forget_version(unwanted[0])
 
     def _take(self, layer: Layer) -> torch.Tensor | None:
-        """New memory, if need be at the cost of versions of any layer that are not in effect."""
+        """Allocate memory, if need be by freeing versions of any layer that are not in effect; None without room."""
         try:
             while not self.may_hold(layer.nbytes) and (victim := self._unwanted()) is not None:
                 buffer = self._forget_version(victim)
@@ -144,14 +142,14 @@ class Versions:
         return next((place for place, (layer, kept) in self._kept.items() if layer.revision is not kept), None)
 
     def _forget_version(self, place: tuple[int, RevisionKey]) -> torch.Tensor | None:
-        """The version's memory, in which it is no longer looked for."""
+        """Forget a version and return its memory."""
         _, revision = self._kept.pop(place)
         self._overwritten.setdefault(place[0], deque(maxlen=_REMEMBERED)).append(hash(place[1]))
         buffer, revision.version, revision.to_read = revision.version, None, None
         return buffer
 
     def _free(self, buffer: torch.Tensor) -> None:
-        self._port.drain()  # its last copy, either way, may be on its way
+        self._port.drain()  # its last copy, in either direction, may be in flight
         self._port.host_release(buffer)
         self._unlocked.discard(id(buffer))
         del self._buffers[id(buffer)]
@@ -159,10 +157,8 @@ class Versions:
     # ------------------------------------------------------------------ in a pass
 
     def save(self, layer: Layer) -> int:
-        """Copy a changed layer to the host, so that it need not be changed again when it comes next.
-
-        Returns how many bytes are copied: none if no memory was reserved for it.
-        """
+        """Copy a patched layer to the host, so that it need not be patched on its next arrival. Returns the bytes
+        copied: 0 if no memory was reserved for it."""
         revision, changed = layer.revision, layer.device_buffer
         assert revision is not None and changed is not None
         buffer = self._reserved.pop(layer.index, None)
@@ -171,7 +167,7 @@ class Versions:
         layer.saving = True
         self._port.copy_back(buffer, changed, layer.saved)
         if id(buffer) in self._unlocked:
-            self._port.host_waits(layer.saved)  # it is read by other threads, which wait for no event
+            self._port.host_waits(layer.saved)  # it is read by threads that wait for no event
             revision.to_read = MemorySource(buffer)
         revision.version = buffer
         self._kept[layer.index, revision.key] = (layer, revision)
@@ -179,7 +175,7 @@ class Versions:
         return layer.nbytes
 
     def settle(self, layers: Sequence[Layer]) -> None:
-        """Whatever is done from now on, on either lane, comes after what is being copied back."""
+        """Order later work on both lanes after all copies back in flight."""
         for layer in layers:
             if layer.saving:
                 self._port.copy_waits(layer.saved)
@@ -187,7 +183,7 @@ class Versions:
                 layer.saving = False
 
     def forget(self) -> None:
-        """Give all versions back; layers are changed on arrival until others are made. Nothing is in flight."""
+        """Release all versions; layers are patched on arrival until others are made. No copy is in flight."""
         for _, revision in self._kept.values():
             revision.version = revision.to_read = None
         self._kept.clear()
@@ -197,14 +193,14 @@ class Versions:
         _release(self._port, self._buffers)
 
     def close(self) -> None:
-        """Give all versions back. Nothing is in flight."""
+        """Release all versions for good. No copy is in flight."""
         self._kept.clear()
         self._reserved.clear()
         self._close()
 
 
 def _release(port: DevicePort, buffers: dict[int, torch.Tensor]) -> None:
-    """Holds the buffers and nothing else, so that it keeps no module alive."""
+    """Release the buffers. As a finalizer it refers to these only, so that it keeps no module alive."""
     if buffers:
         port.drain()
     for buffer in buffers.values():

@@ -1,9 +1,9 @@
-"""The walks that a component's passes were seen to make: which of them explains the visits so far, which comes next.
+"""The walks that a component's passes have made: which of them fits the visits so far, and which comes next.
 
-Models walk their layers in more than one way: each block twice while a prefix is put into a key/value cache and once
+A model may walk its layers in several ways: each block twice while a prefix is put into a key/value cache and once
 afterwards, without the blocks that a step cache or skip-layer guidance leaves out, by another conditioning. The last
-few different walks are kept. Nothing here is called while visits come as expected: `explaining` on a visit that did
-not, `add` and `after` once a pass. Knows nothing of copies: whatever it answers is a guess, and may be wrong.
+few different walks are kept. Nothing here is called while visits come as expected: `explaining` at an unexpected visit,
+`add` and `after` once a pass. Knows nothing of copies; every answer is a guess, and may be wrong.
 """
 
 from __future__ import annotations
@@ -13,50 +13,50 @@ from collections.abc import Hashable, Sequence
 from .layer import Layer
 
 KEPT = 6
-"""Walks that are kept. The one that was made longest ago goes first."""
+"""Walks that are kept. The least recently made goes first."""
 
 
 class Walk:
-    """The layers that one pass visits, in order. Two walks are the same only if they are one object."""
+    """The layers that one pass visits, in order. Walks are compared by identity."""
 
     __slots__ = ("derived_from", "entry", "passes", "seen", "visits")
 
     def __init__(self, visits: Sequence[Layer], derived_from: Walk | None = None) -> None:
         self.visits = list(visits)
         self.derived_from = derived_from
-        """The walk that this one was made up from; None: it was seen, or planned."""
+        """The walk that this one was derived from; None: it was recorded, or planned."""
         self.seen = False
-        """A pass has made it. Until one has, a plan's guess is kept like a walk that was seen."""
+        """Whether a pass has made it; False for the plan's guess and for derived walks."""
         self.entry: Hashable = None
-        """The method through which the last of its passes began; None: none was told."""
+        """The entry of its last pass; None if that had none."""
         self.passes = 0
-        """How many passes have made it since `count_again`."""
+        """Number of passes that have made it since `count_again`."""
 
     def begins_with(self, trace: list[Layer]) -> bool:
-        """Whether the visits of `trace` are its first ones."""
+        """Whether its first visits are `trace`."""
         count = len(trace)
         return self.visits[count - 1 : count] == trace[-1:] and self.visits[:count] == trace
 
 
 class Walks:
-    """What is known of one component's walks. There is always one, however little is known."""
+    """The known walks of one component, of which there is always at least one."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._kept = [Walk(layers)]
-        """The one that was made last comes first."""
+        """Most recent first."""
         self._before: Walk | None = None
         self.last = self._kept[0]
-        """The walk of the last pass, and the one before it."""
+        """The walk of the last pass; `_before` is that of the pass before it."""
         self._forecasts: dict[tuple[Walk | None, Walk], tuple[Walk, bool]] = {}
-        """By the walks of two passes that follow one another: the walk of the third, and whether it came last time."""
+        """(walk of a pass, walk of the next) -> walk expected after them, and whether it came last time."""
 
     @property
     def seen(self) -> bool:
-        """Whether any pass was seen."""
+        """Whether a pass has been recorded."""
         return self.last.seen
 
     def guess(self, order: Sequence[Layer]) -> None:
-        """The plan's guess. For as long as no pass was seen."""
+        """Set the plan's guess. Ignored once a pass was recorded."""
         if order and not self.seen:
             self._kept = [Walk(order)]
             self.last = self._kept[0]
@@ -64,20 +64,20 @@ class Walks:
     # ------------------------------------------------------------------ what comes next
 
     def expected(self) -> Walk:
-        """The walk of the next pass, most probably."""
+        """The most probable walk of the next pass."""
         return self.after(self._before, self.last)
 
     def through(self, entry: Hashable) -> Walk | None:
-        """The last walk of a pass that began through `entry`. If there is none, the plan's guess, while it is kept."""
+        """The last walk of a pass through `entry`; else the plan's guess, if it is still kept; else None."""
         known = [walk for walk in self._kept if walk.seen and walk.entry == entry]
         return next(iter(known), None) or next((walk for walk in self._kept if not walk.seen), None)
 
     def after(self, before: Walk | None, last: Walk) -> Walk:
-        """What most probably follows a pass `last` that followed a pass `before`.
+        """The most probable walk after a pass `last` that followed a pass `before`.
 
-        That is what followed these two before; else what has always followed `last`; else the same walk again, or the
-        one before it if the last one has left something out. Where there was none before it, and `last` was made by
-        layers that were called by themselves, the plan's guess stands for the one before.
+        That is the walk that followed these two before; else the only one that has followed `last`; else `last` again,
+        or `before` if `last` has fewer visits. If there was none before, and `last` was made by layers called by
+        themselves, the plan's guess stands for `before`.
         """
         forecast = self._forecasts.get((before, last))
         if forecast is not None:
@@ -91,10 +91,10 @@ class Walks:
         return before if shortened and before is not None else last
 
     def add(self, trace: list[Layer], entry: Hashable = None, before: int = 0) -> None:
-        """A pass through `entry` has made the visits of `trace`, of which there is at least one. The list is kept.
+        """Record a pass through `entry` with the visits `trace`, at least one. The list is kept.
 
-        `before`: the first so many of them came before the entry was called, as text goes through a connector once
-        before the steps. The next pass most probably is one without them.
+        `before`: how many of them came before the entry was called, as text goes through a connector once before the
+        steps. The next pass is expected to be one without them.
         """
         walk = self._kept[0]
         if walk.visits != trace:
@@ -121,7 +121,7 @@ class Walks:
         return walk
 
     def _expect_without(self, walk: Walk, before: int) -> None:
-        """Where it is not known what follows, the walk without its first visits does, and the same again."""
+        """Expect the walk without its first `before` visits after it, and again after that, unless more is known."""
         rest = walk.visits[before:]
         follower = next((known for known in self._kept if known.visits == rest), None)
         if follower is None:
@@ -131,7 +131,7 @@ class Walks:
             self._forecasts.setdefault(context, (follower, False))
 
     def _learn(self, walk: Walk) -> None:
-        """A forecast is given up when it was wrong twice in a row: a run's first pass does not change the others'."""
+        """Update the forecast, which is replaced when wrong twice in a row: a run's first pass does not change it."""
         context = (self._before, self.last)
         forecast, held = self._forecasts.get(context, (walk, False))
         if forecast is walk or not held:
@@ -149,10 +149,10 @@ class Walks:
     # ------------------------------------------------------------------ where we are
 
     def explaining(self, trace: list[Layer], current: Walk) -> Walk | None:
-        """A walk that begins with the visits of this pass so far, or None. `current` comes before others.
+        """A walk that begins with the visits of this pass, or None. `current` is preferred.
 
-        Of several others the one in which the last layer comes once more at once: if it does not, having kept its
-        bytes has cost nothing. Else the one that was made last.
+        Of several others, the one in which the last layer comes once more at once, since keeping its bytes costs
+        nothing if it does not; else the most recent one.
         """
         count = len(trace)
         if current.begins_with(trace):
@@ -164,10 +164,8 @@ class Walks:
         return explaining[0] if explaining else self._stretched(trace)
 
     def _stretched(self, trace: list[Layer]) -> Walk | None:
-        """A walk made up from one that is known, with each visit as often as the first one of this pass has come.
-
-        The first pass of a model that fills a cache is like that. Later ones are known from `add`.
-        """
+        """A walk derived from a known one by repeating each visit as often as the first one of this pass was. The first
+        pass of a model that fills a cache is like that. Later ones are known from `add`."""
         first, times = trace[0], len(trace)
         if times < 2 or any(layer is not first for layer in trace):
             return None
@@ -177,17 +175,17 @@ class Walks:
         return None
 
     def is_whole(self, trace: list[Layer]) -> bool:
-        """Whether these visits are a pass of their own: all that one through an entry makes, or the plan's guess."""
+        """Whether these visits are a whole pass: one recorded through an entry, or the plan's guess."""
         return any(walk.visits == trace for walk in self._kept if walk.entry is not None or not walk.seen)
 
     # ------------------------------------------------------------------ what to plan by
 
     def typical(self) -> Walk:
-        """The walk to plan by: the one made most often; of several, the one with most layers, then the last one made.
+        """The walk to plan by: the one made most often; of several, the one with most layers, then the most recent.
 
-        So the first of them that skips layers does not replace the one that has them all. Layers that were called by
-        themselves say little about the passes: until a pass has begun through an entry, the plan's guess stands, unless
-        one of theirs has been made so often that it has as many visits.
+        So the first pass that skips layers does not replace the walk that has them all. Layers called by themselves say
+        little about passes: until one began through an entry, the plan's guess stands, unless one of theirs was made so
+        often that it has as many visits.
         """
         begun = [walk for walk in self._kept if walk.seen and walk.entry is not None]
         if begun:
@@ -195,6 +193,6 @@ class Walks:
         return max(self._kept, key=lambda walk: len(walk.visits) * (walk.passes if walk.seen else 1))
 
     def count_again(self) -> None:
-        """How often which walk was made so far says nothing about the passes to come."""
+        """Reset the counts of passes: they say nothing about the passes to come."""
         for walk in self._kept:
             walk.passes = 0

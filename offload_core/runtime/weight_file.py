@@ -1,9 +1,9 @@
-"""Weights that stay in their file: which file, where each tensor lies in it, and positional reads into buffers.
+"""Weights that stay in their file: the file, the place of each tensor in it, and positional reads into buffers.
 
-The bytes are read, never looked at through a mapping: a file that is truncated while it is mapped ends the process at
-the first touch, a read of it is an error with a name. Before and after every read the file must still be the one that
-was opened, by device, inode, size and time of change, so that a weight is what was loaded or nothing. Any number of
-threads may read at once. Knows nothing about devices, layers or the app.
+Bytes are read, not used through a mapping: if a mapped file is truncated, touching it ends the process, whereas a read
+raises an error that names it. Around every read the file must be the one that was opened, by device, inode, size and
+time of change, so that a weight is what was loaded or an error. Any number of threads may read at once. Knows nothing
+about devices, layers or the app.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .direct_read import DirectFile
 from .written_pages import were_written
 
 READ_BYTES = 8 << 20
-"""One read. Large enough that a disk is busy with it, small enough that the next one is asked for in time."""
+"""Bytes of one read: large enough to keep a disk busy, small enough that the next one is requested in time."""
 
 
 class FileReadError(OffloadError):
-    """Weights could not be read, or are no longer the ones that were loaded. Names the file and the offset."""
+    """Weights could not be read, or have changed since they were loaded. Names the file and the offset."""
 
 
 class FileIdentity(NamedTuple):
-    """What tells one content of a file from another, short of reading it."""
+    """What distinguishes contents of a file without reading it."""
 
     device: int
     inode: int
@@ -50,7 +50,7 @@ class WeightFile:
         """Raises FileReadError if it cannot be opened."""
         self.path = Path(path)
         self.drop_behind = False
-        """What was read will not be read from the page cache again: a cyclic scan larger than memory."""
+        """Drop pages from the page cache after reading them: the file is read cyclically and larger than memory."""
         try:
             self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - lives as long as the weights do
         except OSError as error:
@@ -61,7 +61,7 @@ class WeightFile:
         self.bytes_read = 0
 
     def check(self, offset: int = 0) -> None:
-        """Raise FileReadError unless the file is still, by name and by content, the one that was opened."""
+        """Raise FileReadError unless the file is, by name and content, the one that was opened."""
         try:
             now = FileIdentity.of(os.stat(self.path))
         except FileNotFoundError as error:
@@ -79,7 +79,7 @@ class WeightFile:
         raise self._error("its content was changed since it was loaded", offset)
 
     def read_into(self, address: int, nbytes: int, offset: int) -> None:
-        """Fill `nbytes` of memory at `address` with what lies at `offset` of the file. All of it, or FileReadError."""
+        """Fill `nbytes` of memory at `address` from `offset` of the file. All of it, or FileReadError."""
         if not nbytes:
             return
         view = memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
@@ -100,14 +100,14 @@ class WeightFile:
             self.bytes_read += nbytes
 
     def _read_directly(self, view: memoryview, offset: int) -> int:
-        """As much as can be read around the page cache, which will have no use for it."""
+        """Read around the page cache as far as possible; returns the number of bytes."""
         try:
             with self._lock:
                 if self._direct is None:
                     self._direct = DirectFile(self.path)
                     status = self._direct.status()
                     if status is not None and FileIdentity.of(status) != self.identity:
-                        self._direct.close()  # another file by now: `check` has the words for that
+                        self._direct.close()  # another file: `check` reports it
             return self._direct.read(view, offset)
         except OSError as error:
             raise self._error(_words(error), offset) from error
@@ -115,7 +115,7 @@ class WeightFile:
     def _read(self, view: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):
             return os.preadv(self._file.fileno(), [view], offset)
-        with self._lock:  # a file has one position there
+        with self._lock:  # the file has one position, which the threads share
             self._file.seek(offset)
             return self._file.readinto(view) or 0
 
@@ -138,7 +138,7 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
-    """Where the bytes of one tensor lie in a file, and in which type. `mapped`: a tensor that looks at them there."""
+    """Where one tensor lies in a file, and in which type. `mapped`: a tensor over the mapped bytes."""
 
     file: WeightFile
     offset: int
@@ -147,10 +147,8 @@ class FileSlice:
     mapped: torch.Tensor
 
     def read(self, destination: torch.Tensor, start: int, dtype: torch.dtype | None = None) -> None:
-        """Fill a flat byte tensor of host memory with the tensor's bytes from `start` on.
-
-        dtype: elements are converted to this type, as a loader would; `start` and the length are in its bytes.
-        """
+        """Fill a flat byte tensor of host memory with the tensor's bytes from `start` on. dtype: convert elements to
+        this type, as a loader would; `start` and the length are bytes of that type."""
         if dtype is None or dtype == self.dtype:
             self.file.read_into(destination.data_ptr(), destination.numel(), self.offset + start)
             return
@@ -165,10 +163,8 @@ class FileSlice:
                 target.copy_(raw.view(self.dtype))
 
     def in_memory(self, dtype: torch.dtype) -> torch.Tensor:
-        """The tensor in memory of its own, as `dtype`. Raises FileReadError.
-
-        Read, not copied from the mapping: pages looked at there would count as the process's for as long as it stands.
-        """
+        """A copy of the tensor in memory, as `dtype`. Raises FileReadError. It is read, not copied from the mapping,
+        whose pages would count as the process's memory as long as it stands."""
         if not self.mapped.is_contiguous():
             return self.mapped.to(dtype, copy=True)
         value = torch.empty_strided(self.mapped.shape, self.mapped.stride(), dtype=dtype)
@@ -178,10 +174,8 @@ class FileSlice:
         return value
 
     def was_written(self) -> bool:
-        """Whether the mapped tensor may differ from the file: its pages were written to, by this tensor or a neighbour.
-
-        Where the system does not tell, the two are compared, which reads both. Raises FileReadError.
-        """
+        """Whether the mapped tensor may differ from the file: its pages, which it shares, were written to. Where the
+        system does not tell, both are read and compared. Raises FileReadError."""
         if not self.mapped.is_contiguous():
             return True
         written = were_written(self.mapped.data_ptr(), self.nbytes)
@@ -197,7 +191,7 @@ class FileSlice:
         return False
 
     def __deepcopy__(self, memo: dict[int, object]) -> FileSlice:
-        """A copy of a tensor does not lie in the file, and `slice_of` says so: its address is another one."""
+        """The copied tensor keeps the note, but has another address: `slice_of` returns None for it."""
         return self
 
 
@@ -205,34 +199,32 @@ _ATTRIBUTE = "layerwise_offload_file_slice"
 
 
 def lies_in_file(parameter: torch.Tensor, file_slice: FileSlice, dtype: torch.dtype | None = None) -> None:
-    """Remember, on the parameter itself, where its bytes lie. `dtype`: what it is to become on the device.
-
-    The parameter shows the file's own values, in the file's type, as long as it is left alone.
-    """
+    """Note on the parameter where its bytes lie. `dtype`: the type it is to have on the device. The parameter shows the
+    file's values, in the file's type, until it is given other data."""
     setattr(parameter, _ATTRIBUTE, (file_slice, dtype or file_slice.dtype))
 
 
 def forget_file(parameter: torch.Tensor) -> None:
-    """The parameter has a value of its own from now on."""
+    """Remove the note: the parameter has a value of its own."""
     if hasattr(parameter, _ATTRIBUTE):
         delattr(parameter, _ATTRIBUTE)
 
 
 def slice_of(parameter: torch.Tensor) -> FileSlice | None:
-    """Where the bytes of `parameter` lie in a file; None if they do not, or if somebody has given it others."""
-    found = getattr(parameter, _ATTRIBUTE, None)
-    if found is None or found[0].mapped.data_ptr() != parameter.data_ptr():
+    """Where the bytes of `parameter` lie in a file; None if they do not, or if it was given other data."""
+    note = getattr(parameter, _ATTRIBUTE, None)
+    if note is None or note[0].mapped.data_ptr() != parameter.data_ptr():
         return None
-    return found[0]  # type: ignore[no-any-return]
+    return note[0]  # type: ignore[no-any-return]
 
 
 def dtype_of(parameter: torch.Tensor) -> torch.dtype:
-    """The type of a parameter once it is in memory: of one that lies in a file, what it is to be converted to."""
+    """The type of a parameter in memory: for one that lies in a file, the type it is converted to."""
     return parameter.dtype if slice_of(parameter) is None else getattr(parameter, _ATTRIBUTE)[1]  # type: ignore[no-any-return]
 
 
 def take_out_of_file(parameter: torch.Tensor) -> bool:
-    """Give a parameter that lies in a file memory of its own, in the type it is to have. False: it lies in none."""
+    """Copy a parameter that lies in a file into memory, in the type it is to have. False: it lies in none."""
     part = slice_of(parameter)
     if part is None:
         return False
@@ -244,10 +236,8 @@ def take_out_of_file(parameter: torch.Tensor) -> bool:
 
 
 def keep_what_was_written(parameter: torch.Tensor) -> bool:
-    """Give a parameter memory of its own with the bytes that it shows, if they may not be the file's. False: they are.
-
-    Raises FileReadError: of a file that has shrunk, no page may be touched.
-    """
+    """Copy a parameter's mapped bytes into memory if they may differ from the file's. Returns whether it did. Raises
+    FileReadError: pages of a file that has shrunk must not be touched."""
     part = slice_of(parameter)
     if part is None or not part.was_written():
         return False
@@ -259,7 +249,7 @@ def keep_what_was_written(parameter: torch.Tensor) -> bool:
 
 
 def as_type(flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Flat bytes as elements of `dtype`, whatever the alignment of the storage they are a part of."""
+    """Flat bytes as elements of `dtype`, whatever the alignment of their storage."""
     memory = (ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr())
     memory.owner = flat  # type: ignore[attr-defined]  # keeps the bytes alive
     return torch.frombuffer(memory, dtype=dtype)

@@ -1,8 +1,8 @@
-"""Whether a part of a privately mapped file has been written to, as the system tells it page by page.
+"""Whether part of a privately mapped file was written to, according to the system's page map.
 
-A write into a private mapping gives the process a page of its own in place of the file's. Linux shows of each page
-which of the two it is (`/proc/self/pagemap`, documented in the kernel's `admin-guide/mm/pagemap.rst`), so that a write
-is seen however it was made. Elsewhere there is no such answer. Knows nothing about tensors.
+A write into a private mapping gives the process a page of its own in place of the file's. Linux tells for each page
+which it is (`/proc/self/pagemap`, documented in the kernel's `admin-guide/mm/pagemap.rst`), so a write is seen however
+it was made. Other systems do not tell. Knows nothing about tensors.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import sys
 import threading
 
 _ENTRY_BYTES = 8
-"""An entry of the page map, little-endian."""
+"""Bytes of an entry of the page map, little-endian."""
 
 _PRESENT, _SWAPPED, _OF_THE_FILE = 4, 2, 1
 """The three highest bits of an entry."""
 
 _OWN = frozenset(byte for byte in range(256) if byte >> 5 & (_PRESENT | _SWAPPED) and not byte >> 5 & _OF_THE_FILE)
-"""Highest bytes of the entries of pages that are the process's own."""
+"""Highest bytes of the entries of the process's own pages."""
 
 _CHUNK_PAGES = 1 << 17
 """Entries read at once: 1 MB of them, for 512 MB of memory."""
@@ -30,10 +30,8 @@ _lock = threading.Lock()
 
 
 def were_written(address: int, nbytes: int) -> bool | None:
-    """Whether any page with one of the `nbytes` from `address` on was written to. None: the system does not tell.
-
-    A page is judged as a whole: a neighbour's write on it counts.
-    """
+    """Whether a page with one of the `nbytes` from `address` on was written to. None: the system does not tell. Pages
+    are judged as a whole: a write to a neighbour on the same page counts."""
     if nbytes <= 0:
         return False
     pages = _page_map()
@@ -54,7 +52,7 @@ def _any_written(pages: int, address: int, nbytes: int) -> bool:
 
 @functools.cache
 def _page_map() -> int | None:
-    """A descriptor of the page map, if there is one and it tells a written page from another."""
+    """A descriptor of the page map; None unless there is one that distinguishes written pages."""
     with _lock:
         if sys.byteorder != "little":
             return None
