@@ -13,6 +13,7 @@ import mmap
 import time
 import types
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import torch
 
@@ -43,10 +44,10 @@ _READ_BYTES = 16 << 20
 
 _current_device = torch.accelerator.current_device_index
 # What torch's two public functions call, without their look-up of the device.
-_current_stream: Callable[[int], torch.Stream]
-_current_stream = getattr(torch._C, "_accelerator_getStream", torch.accelerator.current_stream)
-_set_stream: Callable[[torch.Stream], None]
-_set_stream = getattr(torch._C, "_accelerator_setStream", torch.accelerator.set_stream)
+_current_stream: Callable[[int], torch.Stream] = getattr(
+    torch._C, "_accelerator_getStream", torch.accelerator.current_stream
+)
+_set_stream: Callable[[torch.Stream], None] = getattr(torch._C, "_accelerator_setStream", torch.accelerator.set_stream)
 
 
 def has_streams(device: torch.device) -> bool:
@@ -62,8 +63,8 @@ def has_streams(device: torch.device) -> bool:
 
 
 def _queue_bytes(destination: torch.Tensor, source: torch.Tensor) -> None:
-    """Queue a copy of flat bytes on the current stream. The host bytes begin where a buffer of the port begins, or end
-    within its first piece."""
+    """Queue a copy of flat bytes on the current stream. The host bytes begin with a buffer of the port, or end in its
+    first piece."""
     if destination.numel() <= _PIECE_BYTES:
         destination.copy_(source, non_blocking=True)
     else:
@@ -71,10 +72,11 @@ def _queue_bytes(destination: torch.Tensor, source: torch.Tensor) -> None:
         torch._foreach_copy_(*pieces, non_blocking=True)
 
 
-def _wait_until(reached: Callable[[], bool]) -> None:
-    """The host waits without keeping a core busy."""
-    while not reached():
+def _wait_for(work: torch.Stream | torch.Event) -> None:
+    """The host waits for a stream or an event without keeping a core busy."""
+    while not work.query():
         time.sleep(_POLL_S)
+    work.synchronize()
 
 
 def _backend(device: torch.device) -> types.ModuleType:
@@ -167,7 +169,7 @@ class AcceleratorPort(SynchronousPort):
         self._stream = torch.Stream(self.device)
         self._back: torch.Stream | None = None
         """The stream for copies back to the host: links work in both directions at once."""
-        self.pins_in_place = _host_register(self.device) is not None
+        self.pins_in_place = _lock_runtime(self.device) is not None
         self._index = self.device.index
         self._only_device = torch.accelerator.device_count() == 1
         """Otherwise each call asks whether our device is the thread's current one. If it is, calls need no stream
@@ -233,12 +235,10 @@ class AcceleratorPort(SynchronousPort):
     def drain(self) -> None:
         for stream in (self._stream, self._back):
             if stream is not None:
-                _wait_until(stream.query)
-                stream.synchronize()
+                _wait_for(stream)
 
     def host_waits(self, event: Event) -> None:
-        _wait_until(event.query)
-        event.synchronize()
+        _wait_for(event)
 
     def happened(self, event: Event) -> bool:
         return bool(event.query())
@@ -247,8 +247,7 @@ class AcceleratorPort(SynchronousPort):
         """The allocator reuses memory on the stream it was allocated on: if that is another, the host waits."""
         current = _current_stream(self._index)
         if self._allocated_on - {current}:
-            _wait_until(current.query)
-            current.synchronize()
+            _wait_for(current)
 
     def elapsed_ns(self, start: Event, end: Event) -> int | None:
         if not (start.query() and end.query()):
@@ -258,33 +257,35 @@ class AcceleratorPort(SynchronousPort):
     def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
         if not pinned or nbytes == 0:
             return page_aligned_bytes(nbytes), False
-        register = _host_register(self.device)
-        if register is None:
+        runtime = _lock_runtime(self.device)
+        if runtime is None:
             return _pinned_by_torch(nbytes)
         buffer = page_aligned_bytes(nbytes).fill_(0)  # on all cores: locking faults the pages in on one
-        return buffer, self._register(register, buffer)
+        return buffer, self._register(runtime, buffer)
 
     def host_pin(self, buffer: torch.Tensor) -> bool:
-        register = _host_register(self.device)
-        if register is None or not buffer.numel():
+        runtime = _lock_runtime(self.device)
+        if runtime is None or not buffer.numel():
             return False
-        return buffer.data_ptr() in self._pins or self._register(register, buffer)
+        return buffer.data_ptr() in self._pins or self._register(runtime, buffer)
 
-    def _register(self, register: _HostRegister, buffer: torch.Tensor) -> bool:
+    def _register(self, runtime: Any, buffer: torch.Tensor) -> bool:
         """Page-lock the bytes in place, at their exact size, with as few registrations as possible. All or nothing."""
         start, nbytes = buffer.data_ptr(), buffer.numel()
         for most in (_LOCK_BYTES, _LOCK_LESS_BYTES):
             spans = [(start + first, min(most, nbytes - first)) for first in range(0, nbytes, most)]
-            locked = list(itertools.takewhile(lambda span: register.register(*span) == 0, spans))
+            locked = list(
+                itertools.takewhile(lambda span: int(runtime.cudaHostRegister(*span, _LOCK_FLAGS)) == 0, spans)
+            )
             if len(locked) == len(spans):
                 self._pins[start] = [address for address, _ in spans]
                 return True
             self._clear_error()
-            self._unregister(register, [address for address, _ in locked])
+            self._unregister(runtime, [address for address, _ in locked])
         return False
 
-    def _unregister(self, register: _HostRegister, addresses: Iterable[int]) -> None:
-        codes = [register.unregister(address) for address in addresses]
+    def _unregister(self, runtime: Any, addresses: Iterable[int]) -> None:
+        codes = [int(runtime.cudaHostUnregister(address)) for address in addresses]
         if any(codes):
             self._clear_error()
 
@@ -296,14 +297,12 @@ class AcceleratorPort(SynchronousPort):
 
     def host_release(self, buffer: torch.Tensor) -> None:
         addresses = self._pins.pop(buffer.data_ptr(), [])
-        register = _host_register(self.device)
-        if addresses and register is not None:
+        runtime = _lock_runtime(self.device)
+        if addresses and runtime is not None:
             # No copy of ours is in flight. Other code may have queued one on its own stream without waiting for it:
             # torch keeps memory alive for such a copy only if torch page-locked it.
-            current = _current_stream(self._index)
-            _wait_until(current.query)
-            current.synchronize()
-            self._unregister(register, addresses)
+            _wait_for(_current_stream(self._index))
+            self._unregister(runtime, addresses)
 
     def close(self) -> None:
         self.drain()
@@ -335,23 +334,11 @@ def _pinned_by_torch(nbytes: int) -> tuple[torch.Tensor, bool]:
         return page_aligned_bytes(nbytes), False
 
 
-class _HostRegister:
-    """Page-locks existing memory by cudart, or by any back end's runtime with the same two calls. Both return the
-    runtime's error code, 0 for none."""
-
-    def __init__(self, backend: types.ModuleType) -> None:
-        self._runtime = backend.cudart()
-
-    def register(self, address: int, size: int) -> int:
-        return int(self._runtime.cudaHostRegister(address, size, _LOCK_FLAGS))
-
-    def unregister(self, address: int) -> int:
-        return int(self._runtime.cudaHostUnregister(address))
-
-
-def _host_register(device: torch.device) -> _HostRegister | None:
+def _lock_runtime(device: torch.device) -> Any:
+    """The runtime that page-locks existing memory: cudart, or a back end's with the same two calls, which return an
+    error code, 0 for none. None: the back end has none."""
     backend = _backend(device)
-    return _HostRegister(backend) if hasattr(backend, "cudart") else None
+    return backend.cudart() if hasattr(backend, "cudart") else None
 
 
 def _indexed(device: torch.device) -> torch.device:

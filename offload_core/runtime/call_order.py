@@ -3,8 +3,8 @@
 Modules are registered in the order of `__init__`, which is often not that of `forward`: refiners, modulations and side
 blocks are registered last and called first, and a decoder's stages are walked backwards. So the children of a module
 are sorted by where its methods first name them. Code is read, not called. What it does not tell (names made at run
-time, blocks that alternate) stays in the order of registration; a wrong guess costs demand loads in the first pass, and
-nothing else.
+time, blocks that alternate) stays in the order of registration. A wrong guess only costs demand loads in the first
+pass.
 """
 
 from __future__ import annotations

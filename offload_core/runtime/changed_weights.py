@@ -37,8 +37,7 @@ class ChangedWeights:
         self.aside = False
         """Whether a `put_aside` block is under way."""
         self._put_on: dict[str, tuple[Hashable, Place, torch.Tensor, torch.Tensor | None]] = {}
-        """Changes in effect on loose tensors, by name: key, place, tensor before, substitute (None: patched in
-        place)."""
+        """Loose tensors changed, by name: key, place, tensor before, substitute (None: patched in place)."""
         self._marked: list[Callable[[], object]] = []
         """For each marked weight of a layer, the function that restores its attributes."""
         self._marked_loose: list[Callable[[], object]] = []

@@ -338,8 +338,8 @@ class OffloadController:
     def write_master(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Change the value of a layer's or loose parameter. A device copy is fetched again on the next visit.
 
-        `parameter` is what the module holds, on host or device. The host waits for copies in flight. Raises StateError
-        during a pass.
+        `parameter` is the module's, on host or device. The host waits for copies in flight. Raises StateError during a
+        pass.
         """
         self._require_no_pass("to change a weight")
         for layer in self.layers:
@@ -371,8 +371,7 @@ class OffloadController:
             self._revise_layers()
 
     def take_over_replaced(self) -> list[str]:
-        """Take over the values that other code has put in place of layers' parameters, or given them as data, since a
-        load.
+        """Take over values that other code has put in place of layers' parameters, or into their data.
 
         Returns the names of weights whose new value has no effect, because they are patched on the device (`revise`)
         from the old value. Raises StateError during a pass, and for a value of another shape or type.
@@ -501,8 +500,7 @@ class OffloadController:
     # ------------------------------------------------------------------ planning again
 
     def replan_when_measured(self, ask: AskForPlan | None) -> None:
-        """Before the first pass for which every layer has been measured, call `ask` once for a better plan; None:
-        never.
+        """Before a pass, call `ask` once for a better plan, as soon as every layer has been measured; None: never.
 
         `ask`: see `AskForPlan`. Layers then move one by one; what stays resident is not copied again. The host waits
         only if the plan changes. If the device has no room for the new plan, the old one stays. Only for passes through

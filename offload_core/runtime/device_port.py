@@ -48,8 +48,8 @@ class DevicePort(Protocol):
 
     def empty(self, nbytes: int) -> torch.Tensor:
         """A new byte tensor of `nbytes` on the device, from the compute lane's allocator. Its whole reservation
-        (`reserved.py`) is allocated, so that the allocator's figures, which the app uses, do not count the rest of its
-        last segment as free."""
+        (`reserved.py`) is allocated: the allocator's figures, which the app uses, must not count the rest of it as
+        free."""
 
     def trim(self) -> None:
         """Return the allocator's cached memory to the device, so that the next allocation does not come on top of it.
@@ -85,9 +85,8 @@ class DevicePort(Protocol):
         """Queue a copy of bytes on the compute lane: the slow path of a layer for which the ring has no room."""
 
     def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: Event) -> None:
-        """Queue a copy of bytes from the device to a host buffer, beside both lanes: after all work that the compute
-        lane has been given so far. `done` is recorded at its end. For results made on the device, once; never on the
-        hot path."""
+        """Queue a copy of bytes from the device to a host buffer, beside both lanes, after all work that the compute
+        lane has been given. `done` is recorded at its end. For results made on the device, never on the hot path."""
 
     def drain(self) -> None:
         """The host waits until the copy lane is empty and no copy back is in flight. Never on the hot path."""

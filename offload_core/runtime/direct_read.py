@@ -123,8 +123,8 @@ class _Reader:
 
 
 def _huge_buffers(count: int, nbytes: int) -> list[memoryview]:
-    """Buffers on huge pages where there are some: the kernel looks up every page of a request, which with small pages
-    takes longer than the copy."""
+    """Buffers, on huge pages if possible: the kernel looks up each page of a request, which with small ones takes
+    longer than the copy."""
     memory = mmap.mmap(-1, count * nbytes + _HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):

@@ -2,8 +2,7 @@
 
 `layer_walk.py` chooses the layers; this module tells it which modules are mere containers (module lists and
 dictionaries, sequentials, modules without a forward of their own), and what is under a wrapper. The rest of the module
-is *loose*: on the device while the component is in use. Reads shapes and types only; moves nothing and knows nothing
-about devices.
+is *loose*: on the device while the component is in use. Reads shapes and types only, and moves nothing.
 """
 
 from __future__ import annotations
@@ -66,23 +65,20 @@ class Discovery:
     """Indices into `layers` in the guessed order of visits (`call_order.py`)."""
 
     def inventory(self, component: str, segment_bytes: int) -> Inventory:
-        """The inventory for the planner, on a device that allocates memory in multiples of `segment_bytes`. Its order
-        of visits is the guess."""
+        """The inventory for the planner, on a device that allocates memory in multiples of `segment_bytes`."""
         specs = tuple(
             LayerSpec(layer.name, layer.nbytes, keep=layer.keep, in_file=lies_whole_in_file(layer.parameters))
             for layer in self.layers
         )
         tables: dict[int, TableSpec] = {}
         for table in self.tables:
-            by_row = all(_is_read_by_row(table.parameters[0], other.module) for other in self._sharing(table))
-            tables.setdefault(id(table.parameters[0]), TableSpec(table.name, stored_bytes(table.parameters[0]), by_row))
+            weight = table.parameters[0]
+            users = [other.module for other in self.tables if other.parameters[0] is weight]
+            by_row = all(_is_read_by_row(weight, module) for module in users)
+            tables.setdefault(id(weight), TableSpec(table.name, stored_bytes(weight), by_row))
         return Inventory(
             component, specs, self.order, self.loose_bytes, self.notes, segment_bytes, tuple(tables.values())
         )
-
-    def _sharing(self, table: FoundLayer) -> list[FoundLayer]:
-        """The entries of the modules that look up rows of the same table."""
-        return [other for other in self.tables if other.parameters[0] is table.parameters[0]]
 
 
 def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Discovery:
@@ -126,15 +122,11 @@ def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
         bring_written_into_memory(parameter)
     streamed = {id(parameter) for layer in found.layers for parameter in layer.parameters}
     tables = [(id(table.parameters[0]), _is_read_by_row(table.parameters[0], table.module)) for table in found.tables]
-    read_by_row = {key for key, _ in tables} - {key for key, by_row in tables if not by_row}
-    moved = False
-    for parameter in root.parameters():
-        if id(parameter) not in streamed and id(parameter) not in read_by_row:
-            moved |= bring_into_memory(parameter)
-    if not moved:
+    stay = streamed | {key for key, _ in tables} - {key for key, by_row in tables if not by_row}
+    moved = [bring_into_memory(parameter) for parameter in root.parameters() if id(parameter) not in stay]
+    if not any(moved):
         return found
-    streamed |= {id(parameter) for table in found.tables for parameter in table.parameters}
-    return replace(found, loose_bytes=LooseTensors(root, streamed).nbytes)
+    return replace(found, loose_bytes=LooseTensors(root, streamed | {key for key, _ in tables}).nbytes)
 
 
 def _part_of(module: nn.Module, nbytes: dict[int, int], parts: dict[nn.Module, Part[nn.Module]]) -> Part[nn.Module]:

@@ -24,8 +24,7 @@ def _is_rows(table: torch.Tensor) -> bool:
 
 
 def look_up(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-    """The result of a `torch.nn.functional.embedding` call whose table lies in a file; None for any other call. Raises
-    FileReadError."""
+    """The result of a call of `functional.embedding` whose table lies in a file; else None. Raises FileReadError."""
     if func is not torch.nn.functional.embedding:
         return None
     given = dict(zip(("input", "weight"), args)) | dict(kwargs)

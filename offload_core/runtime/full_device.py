@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 AskForRoom = Callable[[Plan, str, bool], Plan | None]
 """(plan in effect, name of the layer that failed, whether it is too late to run it again) -> a plan of fewer device
-bytes, the same plan if others have made room, or None if there is no room. An error it raises replaces the original
-one."""
+bytes, the same plan if others have made room, or None. What it raises replaces the original error."""
 
 
 def when_full(controller: OffloadController, ask: AskForRoom | None, may_repeat: MayRepeat | None = None) -> None:

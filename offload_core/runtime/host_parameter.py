@@ -171,8 +171,7 @@ def is_adopted(parameter: torch.Tensor) -> bool:
 
 
 def twin_of(tensor: torch.Tensor) -> torch.Tensor:
-    """For a lending parameter, an ordinary one over the same bytes, which has the master's value on any device. Returns
-    any other tensor itself."""
+    """For a lending parameter, an ordinary one over the same bytes, with the master's value; else `tensor`."""
     become_value(tensor)
     if not isinstance(tensor, _Lending):
         return tensor
@@ -222,8 +221,7 @@ def release(parameter: torch.Tensor) -> None:
 
 
 def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    """Whether `func` writes into an argument. Then it gets no copy, which would lose the write: torch's own error is
-    right."""
+    """Whether `func` writes into an argument. A copy would lose the write, so torch is left to raise its error."""
     name = getattr(func, "__name__", "")
     if name.startswith("__"):  # x[i] = y and x += y write; x @ y and the like do not
         return name in ("__set__", "__setitem__") or (name.startswith("__i") and name not in _READING_DUNDERS)

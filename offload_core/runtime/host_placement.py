@@ -1,5 +1,4 @@
-"""Moves host masters to the tiers of a plan, layer by layer; page-locks begin and end between passes only. Knows
-nothing about rings."""
+"""Moves host masters to the tiers of a plan, layer by layer; page-locks begin and end between passes only."""
 
 from __future__ import annotations
 
@@ -106,8 +105,7 @@ def _drop_behind(layers: Sequence[Layer], plan: Plan) -> None:
 
 
 def there_bytes(layers: Iterable[Layer]) -> tuple[int, int]:
-    """(copy bytes, page-locked bytes) already in memory: masters of layers that could stay in their file, and all
-    page-locked masters."""
+    """(bytes of masters in memory of layers that could stay in their file, page-locked bytes of all masters)."""
     copies = pinned = 0
     for layer in layers:
         master = layer.host.master

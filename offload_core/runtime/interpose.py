@@ -72,7 +72,7 @@ class Interposed:
 
         If another callable has replaced ours since, it may call ours, so it stays the outer one. The module's own
         method does not: it is left over where a method of the instance was replaced before `install` and restored
-        after.
+        later.
         """
         current = vars(self.module).get(self.method)
         if current is self or (self._installed and current is not None and not self._is_own_method(current)):

@@ -1,7 +1,6 @@
 """One layer at run time: its parameters on host and device, its place on the device, and its events.
 
-A layer swaps its parameters; it issues no copies. The prefetcher orders copies and visits; the plan chooses between
-streamed and resident.
+A layer swaps its parameters and issues no copies. The prefetcher orders copies and visits; the plan chooses residents.
 
 A layer's state follows from four slots, which say what has been *issued*; whether it has happened yet, only events
 tell. `sign` is the summary for displays:

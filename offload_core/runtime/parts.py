@@ -130,8 +130,7 @@ class Parts:
         return built  # type: ignore[no-any-return]
 
     def set_marks(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Set attributes of what is built from now on. Returns the values before. Raises UnmovableTensor for a tensor
-        without such attributes."""
+        """Set attributes of what is built from now on. Returns the values before. Raises UnmovableTensor."""
         if not isinstance(self.recipe, _Marked) or not self.recipe.marks.keys() >= values.keys():
             raise UnmovableTensor(f"a tensor that carries no {', '.join(values)}")
         before = {name: self.recipe.marks[name] for name in values}
@@ -155,7 +154,7 @@ def parts_of(tensor: torch.Tensor) -> Parts:
 
 
 def stored_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of what is stored, in the type it has in memory; for a type that cannot be taken apart, of its shape and
+    """Bytes of what is stored, in the type it has in memory; if it cannot be taken apart, those of its shape and
     type."""
     if is_plain(tensor):
         return tensor.numel() * dtype_of(tensor).itemsize

@@ -51,8 +51,7 @@ _TIMED_EVERY = 8
 first pass, and the first of another shape, do not count for planning: kernels are loaded and selected in them."""
 
 _MISSES_TO_PAUSE = 2
-"""Unexpected visits in a row after which look-ahead pauses until an expected one: unused copies would delay demand
-loads."""
+"""Unexpected visits in a row after which look-ahead pauses: unused copies would delay demand loads."""
 
 
 class Prefetcher:
@@ -502,8 +501,7 @@ class Prefetcher:
     # ------------------------------------------------------------------ times
 
     def recorded_order(self) -> tuple[int, ...]:
-        """Indices of the layers in the order of visits of the walk to plan by (`Walks.typical`); empty before the first
-        pass."""
+        """Layer indices in the order of visits of the walk to plan by (`Walks.typical`); empty before a pass."""
         walk = self._walks.typical()
         return tuple(layer.index for layer in walk.visits) if walk.seen else ()
 

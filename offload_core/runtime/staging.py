@@ -1,8 +1,8 @@
 """Copies from files and from pageable memory, queued on the copy lane like any other, through page-locked slots.
 
 A device copies asynchronously only from page-locked memory. Bytes that lie elsewhere are read, chunk by chunk, into a
-small ring of slots by reader threads, and copied on from there by a courier thread on the same copy lane, in the order
-of the calls.
+small ring of slots by reader threads, and copied on by a courier thread on the same copy lane, in the order of the
+calls.
 
 `StagedPort` wraps a port of any kind. While nothing is staged, every call goes straight to it. While something is, all
 calls for the copy lane (copies, records, waits) are queued for the courier, so that the lane's order, on which the
