@@ -177,10 +177,10 @@ def _check_module(module: nn.Module, component: str) -> None:
             )
 
 
-def _check_device(queue: DeviceQueue, asked: torch.device, component: str) -> None:
+def _check_device(queue: DeviceQueue, wanted: torch.device, component: str) -> None:
     actual = queue.port.device
-    if asked.type != actual.type or asked.index not in (None, actual.index):
-        raise OffloadError(f"{component}: asked for {asked}; found a queue of {actual}; give the queue's device")
+    if wanted.type != actual.type or wanted.index not in (None, actual.index):
+        raise OffloadError(f"{component}: asked for {wanted}; found a queue of {actual}; give the queue's device")
 
 
 def _within_device(inventory: Inventory, budget_bytes: int | None, queue: DeviceQueue) -> tuple[Inventory, int | None]:

@@ -97,13 +97,13 @@ class OffloadController:
         self._tiers_due: TierMoves | None = None
         """Page-locks of the plan that had to wait for the end of the pass in which it took effect."""
         self._progress = progress
-        found = keep_in_memory(root, discovery or discover(root))
-        self.inventory: Inventory = found.inventory(component, queue.port.segment_bytes)
-        self.layers = build_layers(found, queue.port, pinned, progress)
+        discovered = keep_in_memory(root, discovery or discover(root))
+        self.inventory: Inventory = discovered.inventory(component, queue.port.segment_bytes)
+        self.layers = build_layers(discovered, queue.port, pinned, progress)
         holds = [layer.host.hold for layer in self.layers]
         self._close_masters = weakref.finalize(self, close_holds, queue.port, holds)
         self._close_masters.atexit = False
-        self._tables = HostTables(found.tables, queue.port)
+        self._tables = HostTables(discovered.tables, queue.port)
         self._loose = self._find_loose()
         self._weights = ChangedWeights(root, component, self.layers, queue.port)
         self.prefetcher = Prefetcher(queue.port, self.layers)
@@ -119,7 +119,7 @@ class OffloadController:
         self._streamed: list[Layer] = []
         self._interposed: list[Interposed] = [
             *(LayerForward(layer, self.prefetcher) for layer in self.layers),
-            *(HostGather(table.module, self._tables.of(table)) for table in found.tables),
+            *(HostGather(table.module, self._tables.of(table)) for table in discovered.tables),
             *(PassBoundary(module, method, self.prefetcher) for module, method in entries or ((root, "forward"),)),
         ]
 
@@ -212,9 +212,9 @@ class OffloadController:
         """Whether a pass is under way, so that the plan must not change."""
         return self.prefetcher.in_pass or self.is_running()
 
-    def _require_no_pass(self, asked: str) -> None:
+    def _require_no_pass(self, request: str) -> None:
         if self.in_pass():
-            raise StateError(f"{self.component}: asked {asked}; found a pass under way; do it between passes")
+            raise StateError(f"{self.component}: asked {request}; found a pass under way; do it between passes")
 
     # ------------------------------------------------------------------ plan
 
@@ -336,11 +336,8 @@ class OffloadController:
         self._make_room = self._may_repeat = self._plan_for_table = None
 
     def write_master(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
-        """Change the value of a layer's or loose parameter. A device copy is fetched again on the next visit.
-
-        `parameter` is the module's, on host or device. The host waits for copies in flight. Raises StateError during a
-        pass.
-        """
+        """Change a layer's or loose parameter. A device copy is fetched again on the next visit. `parameter` is the
+        module's, on host or device. The host waits for copies in flight. Raises StateError during a pass."""
         self._require_no_pass("to change a weight")
         for layer in self.layers:
             master = layer.master_of(parameter)

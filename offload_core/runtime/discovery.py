@@ -219,10 +219,10 @@ def _choose_parameters(layer: FoundLayer, shared: set[int], gathered: set[int], 
     layer.nbytes = Flattened(layer.parameters).layout.nbytes
 
 
-def _shared_tensors(root: nn.Module, found: list[FoundLayer]) -> set[int]:
+def _shared_tensors(root: nn.Module, layers: list[FoundLayer]) -> set[int]:
     """Ids of tensors whose bytes several layers, or a layer and the rest of the module, share. Judged by addresses, not
     by storages: neighbours in one mapped file share a storage and nothing else."""
-    inside = {module: layer.name for layer in found for module in layer.module.modules()}
+    inside = {module: layer.name for layer in layers for module in layer.module.modules()}
     ranges: list[tuple[int, int, str, int]] = []
     for module in root.modules():
         owner = inside.get(module, "")

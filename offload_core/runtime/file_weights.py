@@ -81,11 +81,8 @@ def tensor_places(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
 
 
 def with_strides(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor | None:
-    """The same elements in the same memory, with other strides; None if these would reorder them.
-
-    Memory formats also differ in the strides of sizes of 1 (1x1 kernels), which move no element but which convolutions
-    use to choose their algorithm.
-    """
+    """The same elements in the same memory, with other strides; None if these would reorder them. Memory formats also
+    differ in the strides of sizes of 1 (1x1 kernels), by which convolutions choose their algorithm."""
     if tensor.stride() == stride:
         return tensor
     laid_out = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device="meta")

@@ -85,16 +85,16 @@ class LooseTensors:
     @contextlib.contextmanager
     def put_aside(self) -> Iterator[None]:
         """Inside the block the modules hold the host tensors."""
-        hung = []
+        replaced = []
         try:
             for place, name, tensor in self._places:
                 shown = self._on_device.get(id(tensor))
                 if shown is not None and place.get(name) is shown:
-                    hung.append((place, name, shown))
+                    replaced.append((place, name, shown))
                     place[name] = tensor
             yield
         finally:
-            for place, name, shown in hung:
+            for place, name, shown in replaced:
                 place[name] = shown
 
     def host_of(self, tensor: torch.Tensor) -> torch.Tensor:

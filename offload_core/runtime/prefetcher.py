@@ -119,11 +119,8 @@ class Prefetcher:
             self._set_out()
 
     def begin_pass(self, entry: Hashable = None) -> None:
-        """A pass begins, through the method with the key `entry`: the order of visits may depend on it.
-
-        Layers that were called by themselves since the last pass, as connectors are, belong to this one. Starts
-        look-ahead where it is not already under way.
-        """
+        """A pass begins, through the method with the key `entry`: the order of visits may depend on it. Layers called
+        by themselves since the last pass, as connectors are, belong to this one. Starts look-ahead."""
         if self.before_pass is not None:
             with self.around_allocations():  # a changed plan takes memory
                 self.before_pass()

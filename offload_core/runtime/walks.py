@@ -91,7 +91,7 @@ class Walks:
         return before if shortened and before is not None else last
 
     def add(self, trace: list[Layer], entry: Hashable = None, before: int = 0) -> None:
-        """Record a pass through `entry` with the visits `trace`, at least one. The list is kept.
+        """Record a pass through `entry` with the visits `trace`, at least one. Keeps the list, not a copy of it.
 
         `before`: how many of them came before the entry was called, as text goes through a connector once before the
         steps. The next pass is expected to be one without them.
@@ -149,11 +149,8 @@ class Walks:
     # ------------------------------------------------------------------ where we are
 
     def explaining(self, trace: list[Layer], current: Walk) -> Walk | None:
-        """A walk that begins with the visits of this pass, or None. `current` is preferred.
-
-        Of several others, the one in which the last layer comes once more at once, since keeping its bytes costs
-        nothing if it does not; else the most recent one.
-        """
+        """A walk that begins with the visits of this pass, or None. `current` is preferred; then one in which the last
+        layer recurs at once, since keeping its bytes costs nothing if it does not; then the most recent."""
         count = len(trace)
         if current.begins_with(trace):
             return current

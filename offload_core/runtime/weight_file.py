@@ -124,9 +124,9 @@ class WeightFile:
             with contextlib.suppress(OSError):
                 os.posix_fadvise(self._file.fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
 
-    def _error(self, found: str, offset: int) -> FileReadError:
+    def _error(self, finding: str, offset: int) -> FileReadError:
         return FileReadError(
-            f"asked to read weights at byte {offset} of {self.path}; found {found}; put the file back as it was, or "
+            f"asked to read weights at byte {offset} of {self.path}; found {finding}; put the file back as it was, or "
             "load the model again"
         )
 
