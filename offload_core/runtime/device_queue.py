@@ -113,7 +113,7 @@ class DeviceQueue:
 
     def fence(self) -> None:
         """Order every kernel issued so far before every copy issued from now on. For memory that changes hands: another
-        lessee, another layout, or a new allocation that a queued kernel may still use."""
+        lessee, another layout, or a new allocation whose memory a queued kernel may still use."""
         self.port.record_compute(self._fence)
         self.port.copy_waits(self._fence)
 

@@ -244,7 +244,7 @@ class Prefetcher:
             self._revise(layer)
 
     def leave(self, layer: Layer) -> None:
-        """After the layer's call: its modules hold host parameters; after `last_read` its range is free."""
+        """After the layer's call: a streamed layer's modules hold host parameters; `last_read` frees its range."""
         self._put_back(layer)
         self._look_ahead()
 
@@ -261,8 +261,8 @@ class Prefetcher:
         return outermost and self.make_room is not None
 
     def retry(self, layer: Layer, too_late: bool) -> bool:
-        """The layer ran out of device memory: undo `enter` and make room. Returns whether to run it again. `too_late`:
-        the layer cannot be run again; room is made for later passes only, and False returned."""
+        """The layer ran out of device memory: undo `enter` and make room. Returns whether to run it again; False if it
+        is `too_late` for that, when room is made for later passes only."""
         self._put_back(layer)
         layer.timed = False
         if self.make_room is None or not self.make_room(layer.name, too_late) or too_late:

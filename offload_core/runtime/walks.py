@@ -26,7 +26,7 @@ class Walk:
         self.derived_from = derived_from
         """The walk that this one was derived from; None: it was recorded, or planned."""
         self.seen = False
-        """Whether a pass has made it; False for the plan's guess and for derived walks."""
+        """Whether a pass has made it; False for the plan's guess and for other predictions."""
         self.entry: Hashable = None
         """The entry of its last pass; None if that had none."""
         self.passes = 0
