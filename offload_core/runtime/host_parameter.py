@@ -66,7 +66,7 @@ class OutsideTouches:
         self.changes: Mapping[int, Callable[[], torch.Tensor]] = {}
         """By id of a parameter that is patched on the device: the function that computes its value there."""
         self.copy_on_device: Callable[[torch.device], torch.Tensor | None] = no_copy
-        """Called before a parameter's value is copied to a device: returns an existing device copy, or None."""
+        """Called before a parameter's value is copied to a device: returns the copy to use there, or None."""
         self.before_write: Callable[[], object] = nothing_to_do
         """Called before the bytes of a parameter change: they may be in use, or shared with other layers."""
         self.lost_writes = False
@@ -158,7 +158,7 @@ class HostParameter(_Lending, nn.Parameter):
 
 
 @functools.cache
-def _lending(kind: type[torch.Tensor]) -> type[torch.Tensor]:
+def _lending_class(kind: type[torch.Tensor]) -> type[torch.Tensor]:
     """The lending class of a tensor type: a subclass of it, so that `isinstance` still holds."""
     if kind is nn.Parameter:
         return HostParameter
@@ -207,7 +207,7 @@ def blank_like(tensor: torch.Tensor) -> torch.Tensor:
 def adopt(parameter: torch.Tensor, touches: OutsideTouches, parts: Parts) -> None:
     """Make `parameter` lend, in place. It is on the CPU; `parts` are its parts."""
     host: Any = parameter
-    host.__class__ = _lending(type(parameter))
+    host.__class__ = _lending_class(type(parameter))
     host.touches = touches
     host.parts = parts
 
