@@ -84,7 +84,7 @@ class OffloadController:
     ) -> None:
         """Attach to `root`, whose parameters are on the CPU.
 
-        entries: the methods that run a pass, by default `root.forward`. `pinned`: ask for page-locked host masters;
+        `entries`: the methods that run a pass, by default `root.forward`. `pinned`: ask for page-locked host masters;
         those that cannot be page-locked are pageable. `progress(bytes, of_bytes)` reports how much of them is filled.
         `around_allocations`: see `Prefetcher`.
         """

@@ -147,7 +147,7 @@ class FileSlice:
     mapped: torch.Tensor
 
     def read(self, destination: torch.Tensor, start: int, dtype: torch.dtype | None = None) -> None:
-        """Fill a flat byte tensor of host memory with the tensor's bytes from `start` on. dtype: convert elements to
+        """Fill a flat byte tensor of host memory with the tensor's bytes from `start` on. `dtype`: convert elements to
         this type, as a loader would; `start` and the length are bytes of that type."""
         if dtype is None or dtype == self.dtype:
             self.file.read_into(destination.data_ptr(), destination.numel(), self.offset + start)
@@ -174,8 +174,8 @@ class FileSlice:
         return value
 
     def was_written(self) -> bool:
-        """Whether the mapped tensor may differ from the file: its pages, which it shares, were written to. Where the
-        system does not tell, both are read and compared. Raises FileReadError."""
+        """Whether the mapped tensor may differ from the file, since something wrote to its pages, shared with
+        neighbours. Where the system does not tell, both are read and compared. Raises FileReadError."""
         if not self.mapped.is_contiguous():
             return True
         written = were_written(self.mapped.data_ptr(), self.nbytes)
