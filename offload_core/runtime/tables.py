@@ -8,6 +8,7 @@ there until the component is unloaded: the modules then hold it like any other w
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
@@ -27,24 +28,20 @@ AskForTable = Callable[[str], None]
 class HostTable:
     """One table, and the modules that look up rows in it."""
 
-    __slots__ = ("_modules", "_on_device", "name", "parameter", "touches")
+    __slots__ = ("_modules", "name", "on_device", "parameter", "touches")
 
     def __init__(self, found: FoundLayer, modules: Sequence[nn.Module]) -> None:
         self.name = found.name
         self.parameter = found.parameters[0]
         self.touches = OutsideTouches()
         self._modules = modules
-        self._on_device: nn.Parameter | None = None
-
-    @property
-    def on_device(self) -> nn.Parameter | None:
+        self.on_device: nn.Parameter | None = None
         """The parameter that the modules hold while the table is on the device; None otherwise."""
-        return self._on_device
 
     def load(self, port: DevicePort) -> None:
         """Copy the table to the device and put it into its modules. All of it or nothing. Raises FileReadError, and
         errors of allocation. A table that a patch has replaced is left alone."""
-        if self._on_device is not None or not self._hangs_everywhere(self.parameter):
+        if self.on_device is not None or not self._is_in_all_modules(self.parameter):
             return
         (leaf,) = leaves_of_master(self.parameter)
         with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
@@ -53,20 +50,29 @@ class HostTable:
             buffer = port.empty(span_bytes(master))
             whole = buffer.view(master.dtype).as_strided(master.shape, master.stride())
             copy_span(whole, master)
-            self._on_device = nn.Parameter(whole, requires_grad=False)
-        self._hang(self._on_device)
+            self.on_device = nn.Parameter(whole, requires_grad=False)
+        self._put_into_modules(self.on_device)
 
     def take_off(self) -> None:
         """Put the host's table back and free the device memory. Idempotent."""
-        if self._on_device is not None:
-            if self._hangs_everywhere(self._on_device):
-                self._hang(self.parameter)
-            self._on_device = None
+        if self.on_device is not None:
+            if self._is_in_all_modules(self.on_device):
+                self._put_into_modules(self.parameter)
+            self.on_device = None
 
-    def _hangs_everywhere(self, parameter: nn.Parameter) -> bool:
+    def copy_for_use(self, ask: AskForTable, device: torch.device) -> torch.Tensor | None:
+        """The copy on `device`, for a use of the table as a whole; `ask` is called if there is none. None: no copy."""
+        if self.on_device is None:
+            ask(self.name)
+        copy = self.on_device
+        if copy is None or copy.device.type != device.type or device.index not in (None, copy.device.index):
+            return None
+        return copy
+
+    def _is_in_all_modules(self, parameter: nn.Parameter) -> bool:
         return all(module._parameters.get("weight") is parameter for module in self._modules)
 
-    def _hang(self, parameter: nn.Parameter) -> None:
+    def _put_into_modules(self, parameter: nn.Parameter) -> None:
         for module in self._modules:
             module._parameters["weight"] = parameter
 
@@ -101,7 +107,7 @@ class HostTables:
     def lend(self, ask: AskForTable) -> None:
         """Make tables call `ask` when used as a whole; they lend a copy if `ask` does not place them on the device."""
         for table in self._tables.values():
-            table.touches.copy_on_device = _asking(ask, table)
+            table.touches.copy_on_device = functools.partial(table.copy_for_use, ask)
         for module in self._modules:
             for parameter in module.parameters():
                 if is_plain(parameter) and isinstance(parameter, nn.Parameter) and parameter.device.type == "cpu":
@@ -147,15 +153,3 @@ class HostTables:
             yield lambda tensor: hosts.get(id(tensor), tensor)
         finally:
             self.load(names)
-
-
-def _asking(ask: AskForTable, table: HostTable) -> Callable[[torch.device], torch.Tensor | None]:
-    def copy_on_device(device: torch.device) -> torch.Tensor | None:
-        if table.on_device is None:
-            ask(table.name)
-        copy = table.on_device
-        if copy is None or copy.device.type != device.type or device.index not in (None, copy.device.index):
-            return None
-        return copy
-
-    return copy_on_device
