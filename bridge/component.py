@@ -72,7 +72,7 @@ class Component:
         self._happened: list[Notice] = [Notice("", what) for what in compat.unheeded()]
         self._to_do: list[Notice] = []
         self.announce: Callable[[Component], None] | None = None
-        """Tells browsers what became of the component; set by the patcher that loads it."""
+        """Tells browsers what became of the component."""
         self.reads_file = False
         """On a device that takes host memory: the weights are in a file and are streamed from there."""
         self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -130,6 +130,15 @@ class Component:
     @property
     def loaded(self) -> bool:
         return self._controller is not None and self._controller.loaded
+
+    def add_patcher(self, patcher: Any, announce: Callable[[Component], None]) -> None:
+        """A patcher over the module has been made. `announce` tells browsers what becomes of the component."""
+        self.patchers.add(patcher)
+        self.announce = announce
+
+    def comes_from(self, file_name: str, reads_file: bool) -> None:
+        """The file of the weights; `reads_file`: the device takes host memory, and they are streamed from the file."""
+        self.source, self.reads_file = file_name, reads_file
 
     def attach(self, model: torch.nn.Module, device: torch.device) -> None:
         """Build the host masters. Weights that are not on the host come there. Idempotent."""

@@ -9,8 +9,6 @@ import comfy.model_management as mm
 import torch
 
 from ..offload_core.runtime import DeviceQueue, device_port, port_for
-from ..offload_core.runtime.cpu_port import ThreadedCpuPort
-from ..offload_core.runtime.staging import StagedPort
 
 _queues: weakref.WeakValueDictionary[str, DeviceQueue] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
@@ -21,9 +19,8 @@ def queue_for(device: torch.device) -> DeviceQueue:
     with _lock:
         queue = _queues.get(str(device))
         if queue is None:
-            port = port_for(device)
-            if isinstance(port, (StagedPort, ThreadedCpuPort)):  # a slow file must not keep a user who has given up
-                port.while_waiting = mm.throw_exception_if_processing_interrupted
+            # a slow file must not keep a user who has given up
+            port = port_for(device, while_waiting=mm.throw_exception_if_processing_interrupted)
             queue = DeviceQueue(port)
             weakref.finalize(queue, port.close)
             _queues[str(device)] = queue

@@ -22,7 +22,7 @@ from ..offload_core.safetensors_header import LengthError, read_safetensors_head
 from . import compat
 from .asked import Asked
 from .device import streams_to, takes_host_memory
-from .file_weights import MappedFiles, settle
+from .file_weights import MappedFiles
 from .memory import host_available_bytes
 from .patcher import LayerwiseModelPatcher, become_ours, weights_stay_in_file
 from .placing import left_to_the_app
@@ -125,8 +125,7 @@ def adopt(
             return
         become_ours(patcher)
     patcher.take(asked)
-    patcher.component.source = file_names(paths)
-    _settle(patcher, asked, files)
+    patcher.component.comes_from(file_names(paths), _settle(patcher, asked, files))
     if reload is not None:
         patcher.cached_patcher_init = (functools.partial(_twin, reload), ())
 
@@ -136,8 +135,9 @@ def _twin(reload: Callable[..., Any], *_args: Any, disable_dynamic: bool = False
     return reload(disable_dynamic=disable_dynamic)
 
 
-def _settle(patcher: LayerwiseModelPatcher, asked: Asked, files: MappedFiles) -> None:
-    """Decide what stays in the file. On the CPU that is what streaming means there; else all is in memory already.
+def _settle(patcher: LayerwiseModelPatcher, asked: Asked, files: MappedFiles) -> bool:
+    """Decide what stays in the file: what is streamed on the CPU; else all is in memory already. Returns whether the
+    component reads its layers from the file.
 
     Where the device takes host memory, what has another type than its file is converted when it is read.
     """
@@ -148,9 +148,8 @@ def _settle(patcher: LayerwiseModelPatcher, asked: Asked, files: MappedFiles) ->
         explicit = asked.value("placement") == "layerwise" or asked.settings.is_explicitly_set("budget_bytes")
         streams = explicit or nbytes > host_available_bytes()
     one_memory = takes_host_memory(patcher.load_device)
-    patcher.component.reads_file = streams and one_memory
-    settle(patcher.model, patcher.built, files, leave=streams, convert=not one_memory)
-    patcher.built = {}
+    patcher.settle_weights(files, leave=streams, convert=not one_memory)
+    return streams and one_memory
 
 
 def check_placement(asked: Asked, at_load: bool = True) -> None:

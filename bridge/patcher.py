@@ -27,7 +27,7 @@ from . import compat, telemetry, true_values, weights
 from .asked import Asked
 from .component import Component
 from .device import streams_to
-from .file_weights import Built, give_memory
+from .file_weights import Built, MappedFiles, give_memory, settle
 from .foreign import Foreign, foreign_of
 from .giving_back import asked_first_bytes
 from .hooks import changes_with
@@ -79,17 +79,22 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         """Only for the length of its own load, where it means: assign what was mapped, we know what to do with it."""
         return bool(self.built) and getattr(_this_load, "maps", False)
 
-    def join_component(self) -> None:
-        """Become one of the patchers of the module's component, with nothing set."""
+    def join_component(self, foreign: Foreign | None = None) -> None:
+        """Become one of the patchers of the module's component, with nothing set; `foreign`: what another pack made."""
+        self.foreign = foreign
         true_values.be_true_in_state_dicts(self.model)
         self.component = Component.of(self.model)
-        self.component.patchers.add(self)
-        self.component.announce = telemetry.tell_resolved
+        self.component.add_patcher(self, telemetry.tell_resolved)
         self.asked = Asked(ComponentSettings(self.component.name))
 
     def take(self, asked: Asked) -> None:
         """What nodes ask from now on. The component keeps the name that it was first asked something under."""
         self.asked = asked.named(self.component.named(asked.component))
+
+    def settle_weights(self, files: MappedFiles, leave: bool, convert: bool) -> None:
+        """The app has assigned the file's weights: bring them into the state expected; see `file_weights.settle`."""
+        settle(self.model, self.built, files, leave, convert)
+        self.built = {}
 
     def as_it_came(self, foreign: Foreign) -> comfy.model_patcher.ModelPatcher:
         """The same object, of the class that it had in another pack: what is left to the app goes that pack's way."""
@@ -359,9 +364,9 @@ def become_ours(patcher: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatc
     """Make a patcher of the app's, or one that is understood, one of ours, in place. OffloadError for others."""
     foreign = foreign_of(patcher)
     patcher.__class__ = LayerwiseModelPatcher
-    patcher.foreign = foreign
-    patcher.join_component()
-    return cast(LayerwiseModelPatcher, patcher)
+    ours = cast(LayerwiseModelPatcher, patcher)
+    ours.join_component(foreign)
+    return ours
 
 
 def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

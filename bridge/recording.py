@@ -20,7 +20,7 @@ class Recording:
         self.trace = Trace()
 
     def close(self) -> None:
-        self.trace.watched = False
+        self.trace.watch(False)
         self.trace.forget()
 
 

@@ -68,7 +68,7 @@ class Subscriptions:
 
     async def _run(self) -> None:
         trace = recording().trace
-        trace.watched = True
+        trace.watch(True)
         cursor, has_told = max(0, trace.written - MAX_EVENTS), False
         try:
             while True:
@@ -83,7 +83,7 @@ class Subscriptions:
                 except Exception:  # a model that is being dropped this moment; the next message will do
                     log.debug("Layerwise Offload: no live message this time", exc_info=True)
         finally:
-            trace.watched = False
+            trace.watch(False)
             self._task = None
 
     async def _tell(self, cursor: int, catching_up: bool) -> int:

@@ -109,12 +109,12 @@ def keep_patched(component: Component, lora_mode: object) -> None:
     controller = component.controller
     versions = controller.versions
     if lora_mode == "on_arrival":
-        versions.may_hold = _keep_none
+        versions.hold_if(None)
         if versions.held_bytes:
             controller.unload()  # nothing is in flight after that
             versions.forget()
     else:
-        versions.may_hold = _keep_what_fits if lora_mode == "host" else _keeps_what_is_reasonable(component)
+        versions.hold_if(_keep_what_fits if lora_mode == "host" else _keeps_what_is_reasonable(component))
 
 
 def _keeps_what_is_reasonable(component: Component) -> Callable[[int], bool]:
@@ -136,10 +136,6 @@ def _keeps_what_is_reasonable(component: Component) -> Callable[[int], bool]:
         return plan.device_bytes + one.controller.versions.held_bytes + nbytes <= budget
 
     return may_keep
-
-
-def _keep_none(nbytes: int) -> bool:
-    return False
 
 
 def _keep_what_fits(nbytes: int) -> bool:
@@ -166,7 +162,7 @@ def not_kept(versions: Versions) -> list[Sentence]:
     """For the report: that patched layers are not kept on the host, if so, and why."""
     if not versions.refused:
         return []
-    on_request = versions.may_hold is _keep_none
+    on_request = versions.may_hold is None
     layers = len(versions.refused)
     return [sentence("patched_on_arrival_asked" if on_request else "patched_on_arrival_short", layers=layers)]
 

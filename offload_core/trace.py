@@ -63,6 +63,10 @@ class Trace:
         self.watched = False
         """Whether a client displays the trace now: writers then measure every pass."""
 
+    def watch(self, watched: bool) -> None:
+        """A client displays the trace from now on, or no longer."""
+        self.watched = watched
+
     @property
     def written(self) -> int:
         """Number of records written so far, which is the number of the next one."""

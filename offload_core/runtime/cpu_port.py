@@ -42,9 +42,9 @@ class ThreadedCpuPort:
     stages_unpinned = False
     segment_bytes = 1
 
-    def __init__(self) -> None:
+    def __init__(self, while_waiting: Callable[[], None] | None = None) -> None:
         self.device = torch.device("cpu")
-        self.while_waiting: Callable[[], None] | None = None
+        self.while_waiting = while_waiting
         """Called every `_POLL_S` while the caller waits for a read; may raise to give up the wait."""
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

@@ -85,7 +85,13 @@ class StagedPort:
     stages_unpinned = True
 
     def __init__(
-        self, inner: DevicePort, *, slot_bytes: int = SLOT_BYTES, slots: int = SLOTS, threads: bool = True
+        self,
+        inner: DevicePort,
+        while_waiting: Callable[[], None] | None = None,
+        *,
+        slot_bytes: int = SLOT_BYTES,
+        slots: int = SLOTS,
+        threads: bool = True,
     ) -> None:
         self.inner = inner
         self.device = inner.device
@@ -93,7 +99,7 @@ class StagedPort:
         self.shares_host_memory = inner.shares_host_memory
         self.pins_in_place = inner.pins_in_place
         self.segment_bytes = inner.segment_bytes
-        self.while_waiting: Callable[[], None] | None = None
+        self.while_waiting = while_waiting
         """Called every `_POLL_S` while the caller waits for a read; may raise to give up the wait."""
         self._slot_bytes, self._slot_count, self._threaded = slot_bytes, slots, threads
         self._slots: list[_Slot] = []

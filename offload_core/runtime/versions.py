@@ -31,8 +31,8 @@ class Versions:
 
     def __init__(self, port: DevicePort) -> None:
         self._port = port
-        self.may_hold: Callable[[int], bool] = lambda nbytes: True
-        """Called with a number of bytes: whether another version of that size may be kept."""
+        self.may_hold: Callable[[int], bool] | None = lambda nbytes: True
+        """Called with a number of bytes: whether another version of that size may be kept. None: no version is."""
         self._kept: dict[tuple[int, RevisionKey], tuple[Layer, Revision]] = {}
         """(layer index, revision key) -> layer and revision with a version, in LRU order."""
         self._buffers: dict[int, torch.Tensor] = {}
@@ -50,6 +50,13 @@ class Versions:
         """Names of layers for whose version the last `reserve` found no room."""
         self._close = weakref.finalize(self, _release, port, self._buffers)
         self._close.atexit = False
+
+    def hold_if(self, may_hold: Callable[[int], bool] | None) -> None:
+        """Keep further versions only if `may_hold`, called with their bytes, says so; None: keep none."""
+        self.may_hold = may_hold
+
+    def _has_room(self, nbytes: int) -> bool:
+        return self.may_hold is not None and self.may_hold(nbytes)
 
     @property
     def held_bytes(self) -> int:
@@ -123,11 +130,11 @@ class Versions:
     def _take(self, layer: Layer) -> torch.Tensor | None:
         """Allocate memory, if need be by freeing versions of any layer that are not in effect; None without room."""
         try:
-            while not self.may_hold(layer.nbytes) and (victim := self._unwanted()) is not None:
+            while not self._has_room(layer.nbytes) and (victim := self._unwanted()) is not None:
                 buffer = self._forget_version(victim)
                 if buffer is not None:
                     self._free(buffer)
-            if not self.may_hold(layer.nbytes):
+            if not self._has_room(layer.nbytes):
                 return None
             with torch.inference_mode(False):
                 buffer, locked = self._port.host_empty(layer.nbytes, layer.host.pinned)

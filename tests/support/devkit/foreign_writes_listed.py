@@ -53,12 +53,6 @@ ON_PURPOSE: tuple[tuple[str, str, str, str], ...] = (
 )
 
 TO_CURE: dict[str, int] = {
-    "bridge/device.py": 1,
-    "bridge/loading.py": 3,
-    "bridge/patcher.py": 2,
-    "bridge/recording.py": 1,
-    "bridge/telemetry.py": 2,
-    "bridge/weights.py": 2,
     "offload_core/name_tree.py": 5,
     "offload_core/runtime/changed_weights.py": 1,
     "offload_core/runtime/controller.py": 20,
