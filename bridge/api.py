@@ -1,4 +1,4 @@
-"""What the nodes may use: one import for them, one place to look for what the bridge promises."""
+"""The interface of the bridge for the nodes, which import nothing else of it."""
 
 from ..offload_core.errors import OffloadError, SettingsError
 from ..offload_core.groups import GROUPS

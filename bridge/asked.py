@@ -1,7 +1,8 @@
-"""What nodes, and what is connected to them or said about the whole graph, ask of one component. Knows no model.
+"""Requests for one component, merged from the node's widgets, options nodes, graph options and user settings. Knows no
+model.
 
-`Word` is what one source says about any number of components, by name, loaded or not: an options node, the graph's
-options, the user's ComfyUI settings. `Asked` is what a patcher carries: what concerns its own component.
+`Word` is the request of one source for any number of components by name, whether they are loaded or not. `Asked` is
+the merged request for a single component; a patcher carries it.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What one source says. `mode` None and `selection` None: it says nothing about them.
+    """The request of one source. `mode` None and `selection` None: not set by this source.
 
-    `selection_text` is the selection as it was written: `default` there may miss some of its groups.
+    `selection_text` is the selection as typed, before `default` was expanded: a graph may lack some of its groups.
     """
 
     source: str = Source.OPTIONS
@@ -37,7 +38,7 @@ class Word:
 
     @classmethod
     def of(cls, source: str, mode: str, selection: str, wishes: list[tuple[str, str, object]]) -> Word:
-        """From values as people write them; `wishes`: (name, setting, value). SettingsError if not understood."""
+        """From user input; `wishes`: (component, setting, value). Raises SettingsError for an invalid value."""
         check_mode(mode)
         word = cls(
             source,
@@ -47,25 +48,25 @@ class Word:
             selection,
         )
         for wish in word.wishes:
-            settings_for(wish.component, [wish])  # understood, whatever components there are
+            settings_for(wish.component, [wish])  # raises for an invalid value, also of an absent component
         return word
 
     def names(self) -> tuple[str, ...]:
-        """The selectors that its wishes speak of; values on auto speak of nothing."""
-        said = [wish.component for wish in self.wishes if list(settings_for(wish.component, [wish]))]
-        return tuple(dict.fromkeys(said))
+        """Selectors with at least one value that is not auto, in order of first appearance."""
+        selectors = [wish.component for wish in self.wishes if list(settings_for(wish.component, [wish]))]
+        return tuple(dict.fromkeys(selectors))
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """All that was asked of one component. `selection` None: nobody listed components to stream."""
+    """The merged request for one component. `selection` None: no source lists components to stream."""
 
     settings: ComponentSettings = field(default_factory=ComponentSettings)
     modes: tuple[tuple[str, str], ...] = ()
-    """(source, mode) of everybody who chose one, strongest first."""
+    """(source, mode) of each source that sets one, strongest source first."""
     selection: tuple[str, ...] | None = None
     nodes: tuple[str, ...] = ()
-    """Ids of the graph's nodes that asked."""
+    """Ids of the graph nodes whose requests were merged."""
 
     @property
     def component(self) -> str:
@@ -73,7 +74,7 @@ class Asked:
 
     @property
     def mode(self) -> str | None:
-        """The strongest source's mode; None if nobody chose one."""
+        """The mode of the strongest source; None if no source sets one."""
         return self.modes[0][1] if self.modes else None
 
     @property
@@ -87,40 +88,41 @@ class Asked:
         return self.settings.value(name)
 
     def named(self, component: str) -> Asked:
-        """The same, asked of a component of another name."""
+        """The same request under another component name."""
         return replace(self, settings=replace(self.settings, component=component))
 
 
 def ask(
     settings: ComponentSettings, words: Sequence[Word] = (), mode: str = AUTO, before: Asked | None = None
 ) -> Asked:
-    """What a node asks of a component: its widgets in `settings` and `mode`, and the `words` of weaker sources.
+    """A node's request for a component: its widgets in `settings` and `mode`, merged with `words` of weaker sources.
 
-    `before` is what the node in front of an Apply node asked of the same component. Its widgets give way to those of
-    the later node; any other source that contradicts itself between the two is an error, for neither is stronger.
+    `before` is the request of the node upstream of an Apply node for the same component. The downstream node's widgets
+    override its widgets; any other source that sets different values at the two nodes raises SettingsError.
     """
-    said = Asked(ComponentSettings(settings.component))
+    merged = Asked(ComponentSettings(settings.component))
     if before is not None:
-        modes = tuple(one for one in before.modes if one[0] != Source.NODE)
-        said = Asked(before.settings.without(Source.NODE), modes, before.selection)
+        modes = tuple((source, value) for source, value in before.modes if source != Source.NODE)
+        merged = Asked(before.settings.without(Source.NODE), modes, before.selection)
     for word in words:
-        theirs = settings_for(said.component, word.wishes)
-        selection = _agreed("selection", word.source, said.selection, word.selection)
-        said = Asked(said.settings.merged(theirs), _with_mode(said.modes, word.source, word.mode), selection)
-    modes = _with_mode(said.modes, Source.NODE, None if mode == AUTO else check_mode(mode))
-    return Asked(said.settings.merged(replace(settings, component=said.component)), modes, said.selection)
+        settings_of_word = settings_for(merged.component, word.wishes)
+        selection = _agreed("selection", word.source, merged.selection, word.selection)
+        modes = _with_mode(merged.modes, word.source, word.mode)
+        merged = Asked(merged.settings.merged(settings_of_word), modes, selection)
+    modes = _with_mode(merged.modes, Source.NODE, None if mode == AUTO else check_mode(mode))
+    return Asked(merged.settings.merged(replace(settings, component=merged.component)), modes, merged.selection)
 
 
 def _with_mode(modes: tuple[tuple[str, str], ...], source: str, mode: str | None) -> tuple[tuple[str, str], ...]:
-    chosen = dict(modes)
-    agreed = _agreed("mode", source, chosen.get(source), mode)
+    mode_by_source = dict(modes)
+    agreed = _agreed("mode", source, mode_by_source.get(source), mode)
     if agreed is not None:
-        chosen[source] = agreed
-    return tuple(sorted(chosen.items(), key=lambda item: SOURCES.index(item[0])))
+        mode_by_source[source] = agreed
+    return tuple(sorted(mode_by_source.items(), key=lambda item: SOURCES.index(item[0])))
 
 
 def _agreed(what: str, source: str, first: T | None, second: T | None) -> T | None:
-    """The one that is set; an error if the same source set different ones at two nodes, one behind the other."""
+    """The value that is set. Raises SettingsError if the same source sets different values at two chained nodes."""
     if first is not None and second is not None and first != second:
         where = {
             Source.OPTIONS: ("Layerwise Offload Options nodes", "connect the same node to both"),
@@ -135,7 +137,7 @@ def _agreed(what: str, source: str, first: T | None, second: T | None) -> T | No
 
 
 def widget_settings(slot: Slot, inputs: Mapping[str, object], component: str) -> ComponentSettings:
-    """What a node's widgets ask of the component in `slot`. Raises SettingsError for what is not understood."""
+    """The settings that a node's widgets make for the component in `slot`. Raises SettingsError."""
     settings = ComponentSettings(component)
     for setting, widget in slot.widgets.items():
         settings = settings.with_value(setting, _value(widget, inputs.get(widget, AUTO)), Source.NODE)
@@ -143,7 +145,7 @@ def widget_settings(slot: Slot, inputs: Mapping[str, object], component: str) ->
 
 
 def options_word(inputs: Mapping[str, Any]) -> Word:
-    """What the widgets of an options node say. Raises SettingsError."""
+    """The request in the widgets of an options node. Raises SettingsError."""
     wishes = [
         (selector, setting, _value(widget, inputs.get(widget, AUTO)))
         for widget, (selector, setting) in OPTIONS_WIDGETS.items()

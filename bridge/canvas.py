@@ -1,7 +1,7 @@
-"""A picture to draw on: boxes, lines and text that stays inside. By Pillow, which the app brings. Knows no offloading.
+"""An image with boxes, lines and clipped text, drawn by Pillow, which the app depends on. Knows no offloading.
 
-Sizes are pixels. Text is drawn in Pillow's own font, so that a picture looks alike on every machine; what that font
-has no letter for (it knows Western European ones) is shown as a question mark.
+Sizes are pixels. Text is drawn in Pillow's built-in font, so that the image is the same on every machine; characters
+outside Latin-1 are drawn as question marks.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ DARK_TEXT = "#15171a"
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     try:
         return ImageFont.load_default(size)
-    except TypeError:  # before Pillow 10.1 it comes in one size
+    except TypeError:  # before Pillow 10.1 the font has a fixed size
         return ImageFont.load_default()
 
 
 class Canvas:
-    """`width` by `height`, drawn from the top. Text boxes are kept, so that a test can look for clipped ones."""
+    """`width` by `height` pixels, origin at the top left. `texts` keeps the text boxes for tests of clipping."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -35,7 +35,7 @@ class Canvas:
         self.texts: list[tuple[str, tuple[float, float, float, float]]] = []
 
     def box(self, x: float, y: float, width: float, height: float, fill: Colour | None, outline: str = "") -> None:
-        """At least one pixel wide."""
+        """At least one pixel wide and high. `fill` None: outline only."""
         right, bottom = max(x, x + width - 1), max(y, y + height - 1)
         self._draw.rectangle((round(x), round(y), round(right), round(bottom)), fill=fill, outline=outline or None)
 
@@ -43,7 +43,7 @@ class Canvas:
         self._draw.line((x, y, x2, y2), fill=colour, width=width)
 
     def text(self, x: float, y: float, text: str, size: int = 14, colour: Colour = TEXT, room: float = 1e9) -> float:
-        """Top left at (x, y), cut to `room` and to the picture. Returns its width."""
+        """Top left at (x, y), cut to `room` pixels and to the image. Returns the width drawn."""
         text = fitted(text, size, min(room, self.width - x))
         box = self._draw.textbbox((x, y), text, font=_font(size))
         self._draw.text((x, y), text, fill=colour, font=_font(size))
@@ -51,11 +51,11 @@ class Canvas:
         return text_width(text, size)
 
     def text_right(self, right: float, y: float, text: str, size: int = 14, colour: Colour = TEXT) -> None:
-        """Ends at `right`."""
+        """Right-aligned at `right`."""
         self.text(max(0.0, right - text_width(_known(text), size)), y, text, size, colour)
 
     def text_centred(self, x: float, y: float, text: str, size: int = 14, colour: Colour = TEXT) -> None:
-        """Its middle at `x`, but inside the picture."""
+        """Centred at `x`, shifted to stay inside the image."""
         width = text_width(_known(text), size)
         self.text(min(max(0.0, x - width / 2), self.width - width), y, text, size, colour)
 
@@ -77,13 +77,11 @@ def text_width(text: str, size: int) -> float:
 
 
 def fitted(text: str, size: int, room: float) -> str:
-    """`text`, cut in the middle if it needs more than `room` pixels: beginnings and ends of file names both matter."""
+    """`text`, cut in the middle if wider than `room` pixels: beginnings and ends of file names both matter."""
     text = _known(text)
     if text_width(text, size) <= room:
         return text
-    kept = len(text)
-    while kept > 1:
-        kept -= 1
+    for kept in range(len(text) - 1, 0, -1):
         cut = f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
         if text_width(cut, size) <= room:
             return cut
@@ -91,6 +89,6 @@ def fitted(text: str, size: int, room: float) -> str:
 
 
 def readable_on(colour: Colour) -> Colour:
-    """Dark or light text, whichever can be read on `colour`."""
+    """The text colour, dark or light, with enough contrast on `colour` (#rrggbb)."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return DARK_TEXT if 0.3 * red + 0.6 * green + 0.1 * blue > 125 else TEXT

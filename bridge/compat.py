@@ -1,12 +1,11 @@
-"""What the running app has and what it lacks: the one place that asks ComfyUI for features instead of relying on them.
+"""Feature detection of the running ComfyUI. No other module tests for features of the app.
 
-Three kinds. `NEEDED` and `NEEDED_OF_A_PATCHER` are names without which nothing of ours can work: they are looked for
-once, when the app loads the pack, and if one is missing the log says so, and so does every node that would load or
-take over a model. Parameters that a newer app has added to methods that ours replace are looked for then as well
-(`compare`): the pack works without them, and the log and every node of ours say which they are. The functions below
-the tables are features that some tested version lacks, or that a later one may drop; each says what it answers then.
-Shapes of single objects (has this ControlNet weights of its own?) are no features of the app and stay where they are
-asked.
+Three kinds. `NEEDED` and `NEEDED_OF_A_PATCHER` are required names: they are looked up once, when the app loads the
+pack; if one is missing, the log and every node that would load or take over a model say so. Parameters that a newer
+app has added to methods that ours override are looked up then as well (`compare`): the pack works without them, and
+the log and our nodes list them. The functions at the end are optional features, which some tested version lacks or a
+later one may drop; each docstring says what is returned then. Properties of single objects (whether a ControlNet has
+weights) are not features of the app and are tested where they are needed.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from ..offload_core.sentences import Sentence, sentence
 log = logging.getLogger(__name__)
 
 TESTED = ("0.16.3", "0.18.2", "0.24.1", "0.27.0", "0.30.0")
-"""The ComfyUI versions that `python3 dev.py versions` runs the pack in; the first is pyproject's `requires-comfyui`."""
+"""The ComfyUI versions of `python3 dev.py versions`; the first is pyproject's `requires-comfyui`."""
 
 NEWEST_RUN = "0.33.0"
-"""The newest version that the pack was run in, by `--comfyui PATH`: the README's table says with which tests."""
+"""The newest version that the pack was run in, by `--comfyui PATH`; the README's table lists the tests run."""
 
 NODE_API = "comfy_api.v0_0_2"
 """The version of the app's node interface that our nodes are written for."""
@@ -94,7 +93,7 @@ NEEDED = (
     "folder_paths.get_filename_list",
     "folder_paths.get_full_path_or_raise",
 )
-"""Dotted names, with a parameter in parentheses where a function needs one. All are in every tested version."""
+"""Dotted names, with the required parameter of a function in parentheses. Every tested version has all of them."""
 
 NEEDED_OF_A_PATCHER = (
     *("backup", "current_hooks", "force_cast_weights", "forced_hooks", "load_device", "model", "model.device"),
@@ -102,7 +101,7 @@ NEEDED_OF_A_PATCHER = (
     *("model.model_lowvram", "object_patches_backup", "offload_device", "patches", "patches_uuid", "size"),
     *("weight_inplace_update", "weight_wrapper_patches"),
 )
-"""Attributes that the app's constructor of patchers gives a patcher and its model, and that ours reads or sets."""
+"""Attributes that the app's ModelPatcher constructor sets on patcher and model, and that ours reads or sets."""
 
 _missing: tuple[str, ...] = ()
 _unknown: tuple[str, ...] = ()
@@ -120,13 +119,13 @@ _ABSENT = object()
 
 
 def find(name: str) -> Any:
-    """What a dotted name stands for in the app; None if it is not there, or its function lacks the parameter."""
+    """The object of a dotted name in the app; None if it is absent, or its function lacks the parameter."""
     value = _look_up(name)
     return None if value is _ABSENT else value
 
 
 def has(name: str) -> bool:
-    """Whether the app has the name, whatever it stands for, and its function the parameter."""
+    """Whether the app has the name, be its value None, and its function the parameter."""
     return _look_up(name) is not _ABSENT
 
 
@@ -135,22 +134,22 @@ def _look_up(name: str) -> Any:
     parts = path.split(".")
     for count in range(len(parts), 0, -1):
         try:
-            found: Any = importlib.import_module(".".join(parts[:count]))
+            value: Any = importlib.import_module(".".join(parts[:count]))
         except ImportError:
             continue
         for part in parts[count:]:
-            found = getattr(found, part, _ABSENT)
-        if found is not _ABSENT and parameter and parameter not in inspect.signature(found).parameters:
+            value = getattr(value, part, _ABSENT)
+        if value is not _ABSENT and parameter and parameter not in inspect.signature(value).parameters:
             return _ABSENT
-        return found
+        return value
     return _ABSENT
 
 
 def look() -> tuple[str, ...]:
-    """The needed names that this app lacks. Called when the app loads the pack; says in the log what it finds."""
+    """The required names that this app lacks, which are also logged. Called when the app loads the pack."""
     global _missing
-    lacking = [name for name in (NODE_API, *NEEDED) if not has(name)]
-    _missing = tuple(lacking or _lacking_of_a_patcher())
+    missing = [name for name in (NODE_API, *NEEDED) if not has(name)]
+    _missing = tuple(missing or _missing_of_a_patcher())
     if _missing:
         log.error("Layerwise Offload: %s", _refusal())
     elif _number(app_version()) > _number(NEWEST_RUN):
@@ -160,15 +159,13 @@ def look() -> tuple[str, ...]:
     return _missing
 
 
-def _lacking_of_a_patcher() -> list[str]:
-    """What a patcher lacks that the app builds over a model without weights."""
+def _missing_of_a_patcher() -> list[str]:
+    """The required attributes that a ModelPatcher over an empty module lacks."""
     kind = find("comfy.model_patcher.ModelPatcher")
     cpu = torch.device("cpu")
     try:
         patcher = kind(torch.nn.Module(), load_device=cpu, offload_device=cpu)
-    except (
-        Exception
-    ) as error:  # another app's error is what is missing here, not a reason to keep the app from starting
+    except Exception as error:  # reported as missing: the app must start all the same
         return [f"comfy.model_patcher.ModelPatcher(model, load_device, offload_device): {error}"]
     return [f"ModelPatcher(...).{name}" for name in NEEDED_OF_A_PATCHER if not _has_attribute(patcher, name)]
 
@@ -182,10 +179,10 @@ def _has_attribute(value: Any, name: str) -> bool:
 
 
 def compare(ours: type, replaced: Sequence[str]) -> tuple[str, ...]:
-    """The parameters of the app's methods, as `load(name)`, without effect where those of `ours` run in their place.
+    """The parameters of the app's methods, as `load(name)`, that the overriding methods of `ours` ignore.
 
-    `ours`: our subclass of the app's ModelPatcher. `replaced`: names of its methods that do the work in place of the
-    app's. Called once, after `look`. Logs what it finds; `unheeded` returns it as a sentence for reports and nodes.
+    `ours`: our subclass of the app's ModelPatcher. `replaced`: names of the overriding methods. Called once, after
+    `look`. The result is logged; `unheeded` returns it as a sentence for reports and nodes.
     """
     global _unknown
     app = find("comfy.model_patcher.ModelPatcher")
@@ -202,20 +199,21 @@ def compare(ours: type, replaced: Sequence[str]) -> tuple[str, ...]:
 
 
 def _names(function: Any) -> tuple[str, ...]:
-    """The parameters of a function that have names: less `*args` and `**kwargs`."""
-    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return tuple(name for name, found in inspect.signature(function).parameters.items() if found.kind not in many)
+    """The names of a function's parameters, without `*args` and `**kwargs`."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters
+    return tuple(name for name, parameter in parameters.items() if parameter.kind not in variadic)
 
 
 def unheeded() -> list[Sentence]:
-    """For people, in one sentence or none: what this app passes to our patchers without effect on streamed layers."""
+    """At most one sentence, for the user: parameters of this app that have no effect on streamed layers."""
     if not _unknown:
         return []
     return [sentence("unheeded", version=app_version(), newest=NEWEST_RUN, names=", ".join(_unknown))]
 
 
 def newer_than_the_pack(asked: str, error: BaseException) -> OffloadError:
-    """The error to show where the app has called ours in a way that the pack does not know."""
+    """The error for a call by the app with arguments that the pack does not accept."""
     return OffloadError(
         f"asked {asked}; found that ComfyUI {app_version()} calls the pack in a way that it does not know "
         f"({error}): this ComfyUI is newer than the pack, which was run in ComfyUI up to {NEWEST_RUN}; update the "
@@ -224,7 +222,7 @@ def newer_than_the_pack(asked: str, error: BaseException) -> OffloadError:
 
 
 def require() -> None:
-    """Raise OffloadError if the app lacks something without which nothing of ours can work."""
+    """Raise OffloadError if the app lacks a required name."""
     if _missing:
         raise OffloadError(_refusal())
 
@@ -245,71 +243,69 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def server() -> Any | None:
-    """The running server; None in a process that has none."""
+    """The app's server; None in a process without one."""
     return getattr(find("server.PromptServer"), "instance", None)
 
 
 def fill_in_weight() -> Callable[[Any, str], None] | None:
-    """The app's way to give a weight its value that no file brought; None where the app builds weights with values
-    (before 0.24)."""
-    found: Callable[[Any, str], None] | None = find("comfy.ops.disable_weight_init._zero_init_parameter")
-    return found
+    """The app's initialisation of a weight missing from the file; None where layers are built with values (before
+    0.24)."""
+    zero_init: Callable[[Any, str], None] | None = find("comfy.ops.disable_weight_init._zero_init_parameter")
+    return zero_init
 
 
 def detect_text_encoder() -> Callable[[Any], Any] | None:
-    """The app's detection of text encoders by names and shapes; None where it is not to be had: others judge then."""
-    found: Callable[[Any], Any] | None = find("comfy.sd.detect_te_model")
-    return found
+    """The app's detection of text encoders by names and shapes; None in versions without it."""
+    detect: Callable[[Any], Any] | None = find("comfy.sd.detect_te_model")
+    return detect
 
 
 def patched_shape() -> Callable[[Any, Any, str], Any] | None:
-    """The app's word on the shape that patches give a weight; None where it has none: the patching tells then."""
-    found: Callable[[Any, Any, str], Any] | None = find("comfy.lora.calculate_shape")
-    return found
+    """The app's function for the shape of a weight under patches; None in versions without it."""
+    calculate_shape: Callable[[Any, Any, str], Any] | None = find("comfy.lora.calculate_shape")
+    return calculate_shape
 
 
 def saves_lazily() -> bool:
-    """Whether the app computes the patched values of text encoders weight by weight while it saves (from 0.24 on)."""
+    """Whether the app computes patched text encoder weights one by one while it saves (from 0.24 on)."""
     return find("comfy.model_patcher.ModelPatcher.model_state_dict_for_saving") is not None
 
 
 def running_prompts() -> frozenset[object]:
-    """What the app is executing at this moment, as far as it can be told apart; empty between prompts."""
+    """The queue's entries of the prompts that are executing; empty between prompts."""
     queue = getattr(server(), "prompt_queue", None)
     return frozenset(getattr(queue, "currently_running", None) or ())
 
 
 def app_ram_reserve_bytes() -> int:
-    """The host memory that the app leaves free when it page-locks, by its own rule; 0 where it has none and
-    between prompts."""
+    """Bytes of host memory that the app keeps free when it page-locks; 0 between prompts and in versions without such
+    a reserve."""
     return int(find("comfy.memory_management.RAM_CACHE_HEADROOM") or 0) // 2
 
 
 def count_pins(nbytes: int) -> None:
-    """Add to the app's account of page-locked memory what we have locked, or take off what we have let go."""
+    """Add `nbytes`, negative after unlocking, to the app's count of page-locked bytes."""
     if nbytes and app_pin_room_bytes() is not None:
         management = find("comfy.model_management")
         management.TOTAL_PINNED_MEMORY = max(0, management.TOTAL_PINNED_MEMORY + nbytes)
 
 
 def app_pin_room_bytes() -> int | None:
-    """How many more bytes may be page-locked by the app's own account; None where it keeps none.
-
-    Looked up at each call: the app's total is rebound as it counts.
-    """
+    """Bytes that may still be page-locked below the app's ceiling, negative above it; None where it has no ceiling."""
     ceiling = find("comfy.model_management.MAX_PINNED_MEMORY")
     if ceiling is None or ceiling <= 0:
         return None
-    return int(ceiling - (find("comfy.model_management.TOTAL_PINNED_MEMORY") or 0))
+    return int(ceiling - (find("comfy.model_management.TOTAL_PINNED_MEMORY") or 0))  # rebound by the app as it counts
 
 
 def outside_the_apps_graph() -> Callable[[], AbstractContextManager[Any]]:
-    """The app's own way to allocate device memory beside its compiler's memory graph (from 0.34 on): a context manager
-    for each call. It raises where the graph has failed. One that does nothing where the app has no such graph."""
+    """A factory of context managers in which device memory is allocated outside the app's memory graph (from 0.34 on).
+
+    They raise if the graph has failed; `nullcontext` where the app has no such graph."""
     return find("comfy.model_prefetch.pause_malloc_graph") or nullcontext
 
 
 def apps_graph_is_active() -> bool:
-    """Whether the calling thread runs inside the app's memory graph, in which nothing that failed can be repeated."""
+    """Whether the calling thread runs inside the app's memory graph, where a failed call cannot be repeated."""
     graphs = find("comfy.model_prefetch.MALLOC_GRAPHS")
     return bool(graphs) and getattr(graphs.get(threading.get_ident()), "_comfy_active", False) is True

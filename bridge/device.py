@@ -1,4 +1,4 @@
-"""One device queue per device, shared by every component that streams there, gone with the last of them."""
+"""One device queue per device, shared by the components that stream there and freed with the last of them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _lock = threading.Lock()
 
 
 def queue_for(device: torch.device) -> DeviceQueue:
-    """The queue of `device`. Components hold it; nobody else does."""
+    """The queue of `device`. Only components hold strong references to it."""
     with _lock:
         queue = _queues.get(str(device))
         if queue is None:
-            # a slow file must not keep a user who has given up
+            # the user's interrupt must end a slow read
             port = port_for(device, while_waiting=mm.throw_exception_if_processing_interrupted)
             queue = DeviceQueue(port)
             weakref.finalize(queue, port.close)
@@ -28,23 +28,23 @@ def queue_for(device: torch.device) -> DeviceQueue:
 
 
 def ring_there(device: torch.device) -> int:
-    """Bytes of the ring on `device`, whoever leases it; 0 where there is none yet."""
+    """Bytes of the ring arena on `device`, leased or not; 0 if none is allocated."""
     queue = _queues.get(str(device))
     return 0 if queue is None else queue.arena_bytes
 
 
 def streams_to(device: torch.device) -> bool:
-    """Whether there is anything to stream to: a device with memory of its own."""
+    """Whether `device` has memory of its own to stream into."""
     return not mm.is_device_cpu(device)
 
 
 def takes_host_memory(device: torch.device) -> bool:
-    """Whether what lies on `device` lies in the host's memory: on the CPU, and on Apple's GPUs."""
+    """Whether memory of `device` is host memory: the CPU, and unified memory (Apple's GPUs)."""
     return not streams_to(device) or device_port.is_unified(device)
 
 
 def segment_bytes(device: torch.device) -> int:
-    """In multiples of what memory is taken of `device`."""
+    """The granularity, in bytes, in which the allocator of `device` reserves memory."""
     return device_port.segment_bytes_of(device)
 
 

@@ -1,7 +1,7 @@
-"""What a model file looks like by the names in its header: which component it is for, and how many bytes it brings.
+"""Detects from the tensor names in a file's header which component the file is for, and how many bytes it has.
 
-Only there to refuse a file in the wrong slot, which the app would load with a warning in the log and garbage in the
-picture, and to load large files first. A file that looks like nothing known is the app's to judge.
+Used to refuse a file in the wrong slot, which the app would load with a warning in the log and a broken picture, and
+to load large files first. Files of unknown kind pass: the app decides.
 """
 
 from __future__ import annotations
@@ -17,25 +17,22 @@ from . import compat
 
 
 def kinds_of(files: Iterable[ModelFile]) -> set[str]:
-    """The components these files may be for. Empty: nothing known."""
+    """The kinds of component that these files may be for; empty if unknown."""
     tensors = {tensor.name: tensor for file in files for tensor in file.tensors}
-    kinds = kinds_by_names(tensors)
-    if _app_knows_encoder(tensors):
-        kinds.add("text_encoder")
-    return kinds
+    return kinds_by_names(tensors) | ({"text_encoder"} if _app_knows_encoder(tensors) else set())
 
 
 def _app_knows_encoder(tensors: Mapping[str, TensorInfo]) -> bool:
-    """The app's own detection, which looks at names and shapes only; not there in every version."""
+    """Whether the app's detection, by names and shapes, finds a text encoder; False in versions without it."""
     detect = compat.detect_text_encoder()
     try:
         return detect is not None and detect(tensors) is not None
-    except Exception:  # it wanted values: then it has found something
+    except Exception:  # it asked for values, which it does only for an encoder that it has detected
         return True
 
 
 def read(paths: Sequence[str]) -> list[ModelFile]:
-    """What the headers say; empty if one cannot be read: the app then says what is wrong with the file."""
+    """The headers of the files; empty if one cannot be read: the app then reports what is wrong with the file."""
     try:
         return read_models(Path(path) for path in paths)
     except (OffloadError, OSError):
@@ -43,13 +40,13 @@ def read(paths: Sequence[str]) -> list[ModelFile]:
 
 
 def require_kind(paths: Sequence[str], wanted: str, what: str) -> None:
-    """Raise OffloadError, naming the file, if one is clearly for another component."""
+    """Raise OffloadError if a file is detected as another kind than `wanted`; `what` names that kind to the user."""
     for path in paths:
         kinds = kinds_of(read([path]))
         if kinds and wanted not in kinds:
-            found = " or ".join(sorted(_WORDS[kind] for kind in kinds))
+            detected = " or ".join(sorted(_WORDS[kind] for kind in kinds))
             raise OffloadError(
-                f"asked to load {Path(path).name} as a {what}; found that it is a {found}; choose a {what}, or load "
+                f"asked to load {Path(path).name} as a {what}; found that it is a {detected}; choose a {what}, or load "
                 "this file with the loader for its kind"
             )
 
@@ -58,7 +55,7 @@ _AUDIO_VAE_NAMES = ("decoder.layers.1.layers.", "decoder.layers.3.transformers."
 
 
 def kind_of_vae(path: str) -> str:
-    """The component that a VAE file is for: `audio_vae` if it decodes sound, else `vae`."""
+    """The kind of component in a VAE file: `audio_vae` or `vae`, from its tensor names."""
     names = [tensor.name for file in read([path]) for tensor in file.tensors]
     return "audio_vae" if any(name.startswith(_AUDIO_VAE_NAMES) for name in names) else "vae"
 
@@ -73,5 +70,5 @@ _WORDS = {
 
 
 def payloads(files: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Payload bytes by component name, from the headers; 0 where one cannot be read."""
+    """Tensor bytes by component name, from the headers; 0 where a header cannot be read."""
     return {name: sum(file.bytes for file in read(paths)) for name, paths in files.items()}

@@ -1,9 +1,8 @@
-"""Lets the app's loaders leave weights in the mapped file, and says of each parameter where it lies there.
+"""Makes the app's loaders leave weights in the mapped file, and locates each parameter in its file.
 
-With `is_dynamic()` true during a load (see `patcher.py`) the app assigns the tensors of the file instead of copying.
-What it reads files with is watched for the length of the load, so that a parameter's address tells file and offset.
-Afterwards every parameter is given the type and the memory format that it was built with, as the app's own copy into it
-would have done.
+With `is_dynamic()` true during a load (see `patcher.py`) the app assigns the file's tensors instead of copying them.
+The app's reader is wrapped for the length of the load, so that a parameter's address gives file and offset. After the
+load every parameter gets the type and the strides that it was built with, as the app's own copy would give it.
 """
 
 from __future__ import annotations
@@ -34,13 +33,12 @@ from . import compat
 
 log = logging.getLogger(__name__)
 
-
 _READER = "load_torch_file"
-"""The app's function for any weight file; one module has taken the name over."""
+"""The app's reader of weight files; `comfy.clip_vision` has imported the name."""
 
 
 class Built(NamedTuple):
-    """What a tensor of a model was before the file's was assigned: the app's own copy into it would have kept all."""
+    """Type, shape and strides of a model's tensor before the file's was assigned; a copy into it would keep them."""
 
     dtype: torch.dtype
     shape: torch.Size
@@ -51,14 +49,14 @@ class Built(NamedTuple):
         return cls(tensor.dtype, tensor.shape, tensor.stride())
 
     def for_file(self, tensor: torch.Tensor) -> Built:
-        """The same for a tensor of the file, whose own shape and strides count where the model's cannot be kept."""
+        """The layout for a tensor of the file: the file's shape and strides where they differ in shape or are empty."""
         if self.shape == tensor.shape and 0 not in self.stride:
             return self
         return Built(self.dtype, tensor.shape, tensor.stride())
 
 
 class MappedFiles:
-    """Where tensors that the app has mapped during one load lie, by their addresses."""
+    """The tensors that the app has mapped during one load, by address."""
 
     def __init__(self) -> None:
         self._slices: list[tuple[int, int, FileSlice]] = []
@@ -66,12 +64,12 @@ class MappedFiles:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Note what the app's loaders read, for the length of the block. One load at a time: see `patcher_class`."""
+        """In the block, record what the app's loaders read. One load at a time (`patcher_class`). FileReadError."""
         load = comfy.utils.load_torch_file
         places = [place for place in (comfy.utils, comfy.clip_vision) if getattr(place, _READER, None) is load]
 
         def noting(ckpt: Any, *args: Any, **kwargs: Any) -> Any:
-            opened = _open(ckpt)  # before the app reads: what is read later has to be the same
+            opened = _open(ckpt)  # before the app reads, so that a later change of the file is noticed
             try:
                 result = load(ckpt, *args, **kwargs)
             except (RuntimeError, OSError, MemoryError) as error:
@@ -107,7 +105,7 @@ class MappedFiles:
         self._files.append(file)
 
     def slice_of(self, tensor: torch.Tensor) -> FileSlice | None:
-        """Where the bytes of `tensor` lie; None if they are not those of a mapped tensor, or not one piece of one."""
+        """The part of a file that holds `tensor`; None if it is not a contiguous range of one mapped tensor."""
         if type(tensor) not in (torch.Tensor, nn.Parameter) or not tensor.numel() or tensor.device.type != "cpu":
             return None
         start = tensor.data_ptr()
@@ -128,7 +126,7 @@ class MappedFiles:
 
 
 def _open(path: Any) -> tuple[WeightFile, dict[str, tuple[int, int]]] | None:
-    """The file and its tensors; None for what is no safetensors file, of which the app will say what it thinks."""
+    """The file and (offset, bytes) of its tensors by name; None if it is no readable safetensors file."""
     if not str(path).lower().endswith((".safetensors", ".sft")):
         return None
     try:
@@ -139,12 +137,12 @@ def _open(path: Any) -> tuple[WeightFile, dict[str, tuple[int, int]]] | None:
 
 
 def settle(model: nn.Module, built: Mapping[str, Built], files: MappedFiles, leave: bool, convert: bool) -> None:
-    """Bring the parameters of a freshly loaded model into the state that the engine, or the app, expects.
+    """Give the mapped parameters of a freshly loaded model their built type and strides, in the file or in memory.
 
-    built: what parameters and buffers were before the file's were assigned. leave: weights may stay in the file, else
-    each gets memory of its own. convert: those of another type than the file has are converted now; else when they are
-    read. Those whose elements the file has in another order (`--force-channels-last`) are copied into memory here.
-    Raises FileReadError.
+    built: the layouts of parameters and buffers before the file's were assigned. leave: weights may stay in the file;
+    otherwise all are copied into memory. convert: weights of another type than the file's are converted now; otherwise
+    when they are read. Weights whose strides differ from the file's (`--force-channels-last`) and buffers are copied
+    into memory. Raises FileReadError.
     """
     for owner_name, owner in model.named_modules():
         for name, parameter in list(owner._parameters.items()):
@@ -152,21 +150,21 @@ def settle(model: nn.Module, built: Mapping[str, Built], files: MappedFiles, lea
                 continue
             full = f"{owner_name}.{name}" if owner_name else name
             if is_plain(parameter):
-                # Where the app builds a layer without its weight (for Dynamic VRAM), it notes the type beside it.
-                noted = getattr(owner, f"{name}_comfy_model_dtype", None) or parameter.dtype
-                before = built.get(full, Built.of(parameter)._replace(dtype=noted))
-                _settle_one(parameter, before.for_file(parameter), files, leave, convert)
+                # A layer that the app builds without its weight (for Dynamic VRAM) has the type in this attribute.
+                dtype = getattr(owner, f"{name}_comfy_model_dtype", None) or parameter.dtype
+                before = built.get(full, Built.of(parameter)._replace(dtype=dtype))
+                _settle_tensor(parameter, before.for_file(parameter), files, leave, convert)
                 continue
-            with contextlib.suppress(UnmovableTensor):  # what cannot be taken apart stays as the app has it
+            with contextlib.suppress(UnmovableTensor):  # a tensor type that cannot be taken apart stays as loaded
                 for leaf in parts_of(parameter).leaves:
-                    _settle_one(leaf, Built.of(leaf), files, leave, convert)
+                    _settle_tensor(leaf, Built.of(leaf), files, leave, convert)
         for name, buffer in owner._buffers.items():
             if buffer is not None and is_plain(buffer) and files.maps(buffer):
                 full = f"{owner_name}.{name}" if owner_name else name
                 owner._buffers[name] = _in_memory(buffer, built.get(full, Built.of(buffer)).for_file(buffer), files)
 
 
-def _settle_one(tensor: torch.Tensor, built: Built, files: MappedFiles, leave: bool, convert: bool) -> None:
+def _settle_tensor(tensor: torch.Tensor, built: Built, files: MappedFiles, leave: bool, convert: bool) -> None:
     if not files.maps(tensor):
         return
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
@@ -182,7 +180,10 @@ def _settle_one(tensor: torch.Tensor, built: Built, files: MappedFiles, leave: b
 
 
 def _in_memory(tensor: torch.Tensor, built: Built, files: MappedFiles) -> torch.Tensor:
-    """Read where it can be: looked at through the mapping, its pages would stay part of the process."""
+    """A copy of `tensor` in memory, of the built type and strides.
+
+    Read from the file where possible: pages that are touched through the mapping would stay resident.
+    """
     part = files.slice_of(tensor)
     value = tensor.to(built.dtype, copy=True) if part is None else part.in_memory(built.dtype)
     as_built = with_strides(value, built.stride)
@@ -192,7 +193,7 @@ def _in_memory(tensor: torch.Tensor, built: Built, files: MappedFiles) -> torch.
 
 
 def fill_in_missing(model: nn.Module) -> None:
-    """Give weights that no file brought their values, as the app does when it loads a module."""
+    """Initialise weights that no file had, as the app does when it loads a module."""
     zero_init = compat.fill_in_weight()
     if zero_init is not None:
         for module in model.modules():
@@ -203,6 +204,6 @@ def fill_in_missing(model: nn.Module) -> None:
 
 
 def give_memory(model: nn.Module) -> None:
-    """Take all weights out of their file: the app is about to use the model its own way."""
+    """Copy all weights out of their file into memory, for a model that the app is about to move itself."""
     for parameter in model.parameters():
         bring_into_memory(parameter)

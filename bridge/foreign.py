@@ -1,9 +1,9 @@
-"""Patchers of other packs that we can take over: those that only change how a weight is patched, not how it moves.
+"""Takes over patchers of other packs that override how a weight is patched, but not how it is moved.
 
-The GGUF packs' is of that kind: its quantised weights are tensors that carry their patches as an attribute, and the
-pack's own operations apply them whenever they make a weight out of the stored bytes. We move the bytes, and leave to
-the pack's own method what becomes of patches: it is called on a stand-in, and we look at what it has done. Known by the
-methods a class replaces and by the attributes of the tensors, so that no such pack is needed, nor known by name.
+GGUF packs have such patchers: their quantised weights are tensors that carry their patches in an attribute, and the
+pack's operations apply them when they dequantise. We move the bytes; the pack's `patch_weight_to_device` is called on a
+stand-in, and its result is used. Such patchers are recognised by the methods that the class overrides and by the
+attributes of the tensors, not by the pack's name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..offload_core.runtime import blank_like
 _PLAIN = comfy.model_patcher.ModelPatcher
 _PATCHES = "patch_weight_to_device"
 _UNDERSTOOD = frozenset({_PATCHES, "unpatch_model", "pin_weight_to_device", "load", "clone"})
-"""What such a class may replace. Its `load` and `unpatch_model` serve the moving of weights, which is then ours."""
+"""Methods that such a class may override. Its `load` and `unpatch_model`, which move weights, are not called."""
 
 Homes = tuple[torch.device, torch.device]
 
@@ -32,18 +32,18 @@ CARRIER = "patches"
 
 @dataclass(frozen=True)
 class Foreign:
-    """How a patcher that we have taken over patches weights. Carried by our patcher and its clones."""
+    """The patching of another pack's patcher that was taken over. Carried by our patcher and its clones."""
 
     kind: type
     own: Mapping[str, Any] = field(default_factory=dict)
-    """Its attributes that the app's patchers do not have (whether patches lie on the device, say)."""
+    """Class attributes that the app's patcher does not have, and their values (`patch_on_device`, say)."""
     quantised: bool = True
-    """Whether there are weights of the pack's own type. Its loaders give ordinary files the same patcher."""
+    """Whether the model has weights of the pack's tensor type. The pack's loaders use the patcher for any file."""
 
     def patched(
         self, weight: torch.Tensor, key: str, patches: list[Any], device: torch.device, homes: Homes
     ) -> torch.Tensor:
-        """What its class makes of a weight under `patches`. `homes`: the patcher's load and offload device."""
+        """A weight as the class patches it, on `device`. `homes`: the patcher's load and offload device."""
         owner = holder = types.SimpleNamespace()
         *path, name = key.split(".")
         for part in path:
@@ -51,23 +51,23 @@ class Foreign:
             holder = getattr(holder, part)
         setattr(holder, name, weight)
         self.kind.patch_weight_to_device(_StandIn(self, owner, {key: patches}, homes), key, device)  # type: ignore[attr-defined]
-        made: torch.Tensor = getattr(holder, name)
-        return made
+        patched_weight: torch.Tensor = getattr(holder, name)
+        return patched_weight
 
     def carried(self, weight: torch.Tensor, key: str, patches: list[Any], homes: Homes) -> dict[str, Any]:
-        """The attributes by which a quantised weight carries `patches`. Moves no byte of the weight."""
-        found = self.patched(blank_like(weight), key, patches, torch.device("cpu"), homes)
-        return {CARRIER: list(getattr(found, CARRIER))}
+        """The attributes by which a quantised weight carries `patches`; the weight's bytes are not moved."""
+        carrier = self.patched(blank_like(weight), key, patches, torch.device("cpu"), homes)
+        return {CARRIER: list(getattr(carrier, CARRIER))}
 
     def undo(self, model: torch.nn.Module) -> None:
-        """Take off the patches that quantised weights carry, while the module is an ordinary one on the host."""
+        """Remove the patches that quantised weights carry. The module must be unloaded."""
         for parameter in model.parameters():
             if is_quantised(parameter) and getattr(parameter, CARRIER):
                 setattr(parameter, CARRIER, [])
 
 
 class _StandIn:
-    """As much of a patcher as its `patch_weight_to_device` reads. A backup of the weight is there already."""
+    """The attributes of a patcher that `patch_weight_to_device` reads; `backup` already has an entry for each key."""
 
     def __init__(self, foreign: Foreign, model: Any, patches: dict[str, Any], homes: Homes) -> None:
         self.__dict__.update(foreign.own)
@@ -82,34 +82,34 @@ class _StandIn:
 
 
 def is_quantised(weight: Any) -> bool:
-    """Whether a weight carries its patches beside its bytes."""
+    """Whether a weight is packed and carries its patches in an attribute."""
     return getattr(weight, "tensor_type", None) is not None and hasattr(weight, CARRIER) and _is_packed(weight)
 
 
 def _is_packed(weight: torch.Tensor) -> bool:
-    """Whether the stored tensor is another one than the weight that it stands for."""
+    """Whether the stored tensor differs in shape from the weight that it encodes, or is not of floating point."""
     return tuple(weight.size()) != tuple(weight.tensor_shape) or not weight.is_floating_point()  # type: ignore[attr-defined]
 
 
 def foreign_of(patcher: comfy.model_patcher.ModelPatcher) -> Foreign | None:
-    """How to patch the weights of a patcher that is to become ours; None: as the app does.
+    """The patching of a patcher that is to become ours; None if it is the app's own.
 
-    Raises OffloadError for one that moves weights its own way.
+    Raises OffloadError for a patcher that moves weights itself.
     """
     kind = type(patcher)
     if kind is _PLAIN:
         return None
-    ours = {name for base in kind.__mro__ if base is not _PLAIN and issubclass(base, _PLAIN) for name in vars(base)}
-    replaced = {name for name in ours if callable(getattr(_PLAIN, name, None)) and not name.startswith("__")}
+    names = {name for base in kind.__mro__ if base is not _PLAIN and issubclass(base, _PLAIN) for name in vars(base)}
+    replaced = {name for name in names if callable(getattr(_PLAIN, name, None)) and not name.startswith("__")}
     quantised = _has_quantised(patcher.model)
-    only_patches = "__init__" not in ours and replaced <= _UNDERSTOOD
+    only_patches = "__init__" not in names and replaced <= _UNDERSTOOD
     if not only_patches or not (quantised or _PATCHES in replaced):
         raise OffloadError(
             f"asked to apply layerwise offload to a {kind.__name__}; found that this patcher moves weights "
             "its own way; use it without layerwise offload, or load the model by another loader"
         )
     own = {
-        name: getattr(patcher, name) for name in ours if not (name.startswith("__") or callable(getattr(kind, name)))
+        name: getattr(patcher, name) for name in names if not (name.startswith("__") or callable(getattr(kind, name)))
     }
     return Foreign(kind, own, quantised)
 

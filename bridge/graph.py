@@ -1,9 +1,8 @@
-"""Looks at the prompt, in API form: which components our nodes bring, under which names. Knows our nodes by
-the table of nodes.
+"""Names the components that our nodes bring in a prompt in API form. Our nodes are those in `node_table.py`.
 
-The first component of a kind in a graph has the kind's name, the second one `_2` behind it, and so on, by the order of
-node ids: two experts are `dit` and `dit_2`, so that settings can tell them apart. What an Apply node takes over from
-one of our loaders is no component of its own.
+The first component of a kind, in the order of node ids, has the kind's name; the second has the suffix `_2`, and so on:
+two experts are `dit` and `dit_2`, so that settings can distinguish them. A component that an Apply node takes over from
+one of our loaders keeps the loader's name.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from ..offload_core.node_table import APPLY, DECLARED_AS, NODES, Slot
 from .asked import Word
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
-"""What is read as a number in a node's id: an id is any text that a client has sent."""
+"""The parts of a node id that are sorted as numbers; an id may be any text that a client sends."""
 
 Place = tuple[str, str]
-"""A node's id and a kind of component that it brings."""
+"""A node's id and the kind of a component that it brings."""
 
 
 def slots_of(node: Mapping[str, Any]) -> tuple[Slot, ...]:
-    """The slots of a node of ours; none for another node."""
+    """The slots of a node of ours; empty for any other node."""
     return NODES.get(node.get("class_type", ""), ())
 
 
 def names_in(prompt: Mapping[str, Any]) -> dict[Place, str]:
-    """The name of every component that our nodes bring."""
+    """Component names by node id and kind."""
     names: dict[Place, str] = {}
     counts: dict[str, int] = {}
     taken_over = []
@@ -55,7 +54,7 @@ def _next_name(kind: str, counts: dict[str, int]) -> str:
 
 
 def _loader_before(prompt: Mapping[str, Any], node_id: str, slot: Slot) -> Place | None:
-    """The place of ours from which an Apply node gets its component, through any number of other nodes."""
+    """The slot of our loader from which an Apply node gets its component, directly or through other nodes, or None."""
     seen = set()
     while node_id not in seen:
         seen.add(node_id)
@@ -70,24 +69,25 @@ def _loader_before(prompt: Mapping[str, Any], node_id: str, slot: Slot) -> Place
 
 
 def wire_of(prompt: Mapping[str, Any], node_id: str, name: str) -> tuple[str, int] | None:
-    """Node and output from which an input comes; None if it is not connected to a node of the prompt."""
+    """(node id, output index) that an input is connected to; None if that is no output of a node of the prompt."""
     wire = prompt[node_id].get("inputs", {}).get(name)
     if not (isinstance(wire, list) and len(wire) == 2 and str(wire[0]) in prompt):
         return None
-    if not isinstance(wire[1], int) or wire[1] < 0:
-        return None  # no output has such a number
-    return str(wire[0]), int(wire[1])
+    return (str(wire[0]), int(wire[1])) if isinstance(wire[1], int) and wire[1] >= 0 else None
 
 
 def _natural(node_id: str) -> tuple[tuple[int, str], ...]:
-    """Node ids in the order of their numbers; those of subgraphs are several, joined by colons."""
+    """Sort key: numeric parts as numbers, before text. Ids in subgraphs have several parts, joined by colons."""
     parts = re.split(r"[:.]", str(node_id))
     return tuple((int(part), "") if _NUMBER.fullmatch(part) else (10**9, part) for part in parts)
 
 
 def check_known(word: Word, names: list[str], where: str) -> None:
-    """Raise SettingsError if the word names a component that is not among `names`, nor what one may turn out to be."""
-    possible = [*names, *_other_names(names)]
+    """Raise SettingsError if `word` names a component that is not in `names` and cannot be one of them once loaded.
+
+    `where`: the source of the word, for the error.
+    """
+    possible = [*names, *_names_once_loaded(names)]
     select(word.selection_text, possible)
     for selector in word.names():
         if selector not in possible and not match(selector, possible):
@@ -98,7 +98,8 @@ def check_known(word: Word, names: list[str], where: str) -> None:
             )
 
 
-def _other_names(names: list[str]) -> Iterator[str]:
+def _names_once_loaded(names: list[str]) -> Iterator[str]:
+    """Names that components get if their file turns out to be of another kind than declared (an audio VAE)."""
     for name in names:
         base, number = numbered_base(name)
         for kind, declared in DECLARED_AS.items():
@@ -109,11 +110,8 @@ def _other_names(names: list[str]) -> Iterator[str]:
 def check_options(options: Word, prompt: Mapping[str, Any] | None, node_id: str | None) -> None:
     """Raise SettingsError if an options node names a component that none of the nodes connected to it brings."""
     if not prompt or node_id is None or node_id not in prompt:
-        return  # a node that another one made while running: its connections are not in the prompt
-    connected = {user for user, node in prompt.items() if _is_from(node.get("inputs", {}).get("options"), node_id)}
+        return  # a node that another node expanded to at run time: its connections are not in the prompt
+    wires = {user: wire_of(prompt, user, "options") for user in prompt}
+    connected = {user for user, wire in wires.items() if wire is not None and wire[0] == node_id}
     names = {name for (user, _), name in names_in(prompt).items() if user in connected}
     check_known(options, sorted(names), "Layerwise Offload Options")
-
-
-def _is_from(wire: object, node_id: str) -> bool:
-    return isinstance(wire, list) and len(wire) == 2 and str(wire[0]) == str(node_id)

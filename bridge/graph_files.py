@@ -1,7 +1,6 @@
-"""What a prompt asks of which files, before it runs: for each component of ours its files and what every source asks
-of it.
+"""The components that a prompt would load, with their files and the requests of every source, before it runs.
 
-Reads the prompt alone, in API form, as a browser has it; widgets that come from other nodes say nothing yet.
+Reads only the prompt, in API form, as a browser has it; inputs that are connected to other nodes have no value yet.
 """
 
 from __future__ import annotations
@@ -16,23 +15,27 @@ from ..offload_core.groups import DIT, group_of
 from ..offload_core.node_table import APP_LOADERS, APPLY, OPTIONS, Slot
 from ..offload_core.resolver import settings_for
 from ..offload_core.settings import ComponentSettings, Setting, Source
-from .asked import AUTO, Asked, Word, options_word, widget_settings
+from .asked import AUTO, Asked, options_word, widget_settings
 from .graph import Place, names_in, slots_of, wire_of
 from .surroundings import Surroundings
 
 MAX_NODES = 4000
 MAX_STEPS = 200
-"""Nodes between an Apply node and the loader in front of it."""
+"""Limit of the Apply nodes between a node and its loader."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One component that a run of the prompt would load. `files` empty: they are seen only when it runs."""
+    """One component that a run of the prompt would load. `files` empty: they are known only when it runs.
+
+    `near`: its node's context. `before`: the same component at the node of ours upstream. `nodes`: the ids of its
+    nodes, the loader's first.
+    """
 
     kind: str
     near: Surroundings
     settings: ComponentSettings
-    """The widgets' word."""
+    """Set by the node's widgets."""
     mode: str
     before: Wanted | None
     folder: str
@@ -40,20 +43,20 @@ class Wanted:
     nodes: tuple[str, ...]
     own_dtype: str
     budget_widget: str
-    """The name of the node's widget for its budget; it may not have one."""
+    """The name of the node's budget widget, whether the node has one or not."""
     options_node: str
     """The id of the options node that is connected to the node; empty if there is none."""
     taken_over: bool
-    """An Apply node asks for it, and no node of ours in front of that."""
+    """An Apply node brings it. If `before` is None, no node of ours is upstream."""
 
     @property
     def weight_dtype(self) -> str:
-        """The type in which a loader of ours keeps a diffusion model's weights; default: the file's own."""
+        """The loader's weight_dtype of a diffusion model; `default`: the file's own type."""
         return self.own_dtype if self.before is None else self.before.weight_dtype
 
     @property
     def by_the_app(self) -> bool:
-        """Whether a loader of the app's brings it, which copies the weights out of their file."""
+        """Whether another loader than ours loads it, which copies the weights out of their file."""
         return self.taken_over if self.before is None else self.before.by_the_app
 
     @property
@@ -61,15 +64,15 @@ class Wanted:
         return self.near.name(self.kind)
 
     def asked(self, turned_out: str | None = None) -> Asked:
-        """All that is asked of it; `turned_out`: what its file says it is."""
+        """The merged request of all sources; `turned_out`: the kind detected in its file. Raises SettingsError."""
         settings = ComponentSettings(self.near.name(self.kind, turned_out)).merged(self.settings)
         before = self.before.asked(turned_out) if self.before is not None else None
         return self.near.ask(settings, self.mode, before)
 
     def budget_widgets(self, component: str, source: str | None) -> tuple[tuple[str, str], ...]:
-        """(node, widget) of each widget by which `source` set the budget of the component; none if no widget did.
+        """(node id, widget) of each widget by which `source` set the budget of the component; empty if no widget did.
 
-        Of loader and Apply nodes the last one counts; of the options nodes connected to them, each that says it.
+        Of loader and Apply nodes the last one counts; of the options nodes connected to them, each that sets a budget.
         """
         if source == Source.NODE:
             return ((self.near.node_id, self.budget_widget),)
@@ -77,29 +80,29 @@ class Wanted:
         if source != Source.OPTIONS or group is None:
             return ()
         before = self.before.budget_widgets(component, source) if self.before is not None else ()
-        says = any(
+        is_set = any(
             settings_for(component, word.wishes).is_explicitly_set("budget_bytes")
             for word in self.near.words
             if word.source == Source.OPTIONS
         )
-        mine = ((self.options_node, f"{group}_budget_gb"),) if says else ()
-        return tuple(dict.fromkeys((*before, *mine)))
+        widgets = ((self.options_node, f"{group}_budget_gb"),) if is_set else ()
+        return tuple(dict.fromkeys((*before, *widgets)))
 
 
 def wanted_in(prompt: Mapping[str, Any]) -> list[Wanted]:
-    """The components of a prompt, in the order of their names. Raises SettingsError."""
+    """The components of a prompt, sorted by name, each at its last node of ours. Raises SettingsError."""
     check_prompt(prompt)
     last: dict[str, Wanted] = {}
-    made: dict[Place, Wanted] = {}
+    known: dict[Place, Wanted] = {}
     for (node_id, kind), name in names_in(prompt).items():
-        one = _wanted(prompt, node_id, kind, made)
-        if name not in last or len(one.nodes) > len(last[name].nodes):
-            last[name] = one
+        component = _wanted(prompt, node_id, kind, known)
+        if name not in last or len(component.nodes) > len(last[name].nodes):
+            last[name] = component
     return [last[name] for name in sorted(last)]
 
 
 def check_prompt(prompt: object) -> None:
-    """Raise SettingsError for what is no prompt in API form."""
+    """Raise SettingsError if `prompt` is not a prompt in API form."""
     if not isinstance(prompt, dict) or len(prompt) > MAX_NODES:
         raise SettingsError(f"asked with a prompt that is no object of at most {MAX_NODES} nodes; send the API form")
     for node_id, node in prompt.items():
@@ -113,23 +116,24 @@ def check_prompt(prompt: object) -> None:
                 )
 
 
-def _wanted(prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, Wanted], steps: int = 0) -> Wanted:
-    """`made`: those that are known already, each made once however many Apply nodes stand behind it."""
-    if (node_id, kind) not in made:
-        made[node_id, kind] = _made(prompt, node_id, kind, made, steps)
-    return made[node_id, kind]
+def _wanted(prompt: Mapping[str, Any], node_id: str, kind: str, known: dict[Place, Wanted], steps: int = 0) -> Wanted:
+    """The component of `kind` at a node. `known`: a cache, for any number of Apply nodes downstream of one node."""
+    if (node_id, kind) not in known:
+        known[node_id, kind] = _read_node(prompt, node_id, kind, known, steps)
+    return known[node_id, kind]
 
 
-def _made(prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, Wanted], steps: int) -> Wanted:
+def _read_node(prompt: Mapping[str, Any], node_id: str, kind: str, known: dict[Place, Wanted], steps: int) -> Wanted:
     node = prompt[node_id]
     (slot,) = (slot for slot in slots_of(node) if slot.kind == kind)
     inputs = _plain(node)
-    context = Surroundings.of(
-        SimpleNamespace(prompt=prompt, unique_id=node_id), _options(prompt, node), inputs.get("graph_options", "")
-    )
+    options_node = _options_node(prompt, node_id)
+    options = options_word(_plain(prompt[options_node])) if options_node else None
+    hidden = SimpleNamespace(prompt=prompt, unique_id=node_id)
+    context = Surroundings.of(hidden, options, inputs.get("graph_options", ""))
     before, folder, files = None, slot.folder, _files(slot, node)
     if node["class_type"] == APPLY:
-        before, folder, files = (None, "", ()) if steps > MAX_STEPS else _behind(prompt, node_id, slot, made, steps)
+        before, folder, files = (None, "", ()) if steps > MAX_STEPS else _upstream(prompt, node_id, slot, known, steps)
         if steps > MAX_STEPS or (before is not None and len(before.nodes) > MAX_STEPS):
             raise SettingsError(f"asked about node {shown(node_id)}; found more than {MAX_STEPS} Apply nodes before it")
     return Wanted(
@@ -143,15 +147,18 @@ def _made(prompt: Mapping[str, Any], node_id: str, kind: str, made: dict[Place, 
         (*(before.nodes if before is not None else ()), node_id),
         str(inputs.get("weight_dtype", "default")) if kind == DIT else "default",
         slot.widgets[Setting.BUDGET_BYTES],
-        _options_node(prompt, node),
+        options_node,
         node["class_type"] == APPLY,
     )
 
 
-def _behind(
-    prompt: Mapping[str, Any], node_id: str, slot: Slot, made: dict[Place, Wanted], steps: int
+def _upstream(
+    prompt: Mapping[str, Any], node_id: str, slot: Slot, known: dict[Place, Wanted], steps: int
 ) -> tuple[Wanted | None, str, tuple[str, ...]]:
-    """What an Apply node gets its component from: a node of ours, or a loader of the app's, through any other nodes."""
+    """(component, folder, files) at the loader or Apply node from which an Apply node gets its component.
+
+    Other nodes between them are passed. Component None: a loader of the app's; folder and files empty: none found.
+    """
     seen = {node_id}
     wire = wire_of(prompt, node_id, slot.needs)
     while wire is not None and wire[0] not in seen:
@@ -164,32 +171,24 @@ def _behind(
                 break
             if not ours:
                 return None, slots[output].folder, _files(slots[output], node)
-            before = _wanted(prompt, source, slot.kind, made, steps + 1)
+            before = _wanted(prompt, source, slot.kind, known, steps + 1)
             return before, before.folder, before.files
         wire = wire_of(prompt, source, slot.needs)
     return None, "", ()
 
 
 def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of a node that have a value, and do not come from another node."""
+    """The inputs of a node that are values, not connections."""
     return {name: value for name, value in node["inputs"].items() if not isinstance(value, list)}
 
 
 def _files(slot: Slot, node: Mapping[str, Any]) -> tuple[str, ...]:
-    """The files that a node's widgets name; none at all if one of the names comes from another node."""
+    """The files that a node's widgets name; empty if one of the names is a connection."""
     names = slot.names(node["inputs"])
     return () if any(isinstance(name, list) for name in names) else tuple(map(str, names))
 
 
-def _options_node(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> str:
+def _options_node(prompt: Mapping[str, Any], node_id: str) -> str:
     """The id of the options node that is connected to a node; empty if there is none."""
-    wire = node["inputs"].get("options")
-    source = prompt.get(str(wire[0])) if isinstance(wire, list) else None
-    return str(wire[0]) if source is not None and source["class_type"] == OPTIONS else ""
-
-
-def _options(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> Word | None:
-    node_id = _options_node(prompt, node)
-    if not node_id:
-        return None
-    return options_word(_plain(prompt[node_id]))
+    wire = wire_of(prompt, node_id, "options")
+    return wire[0] if wire is not None and prompt[wire[0]]["class_type"] == OPTIONS else ""

@@ -1,9 +1,8 @@
-"""Weight hooks (a scheduled LoRA): weights that change between passes, as changes that the engine applies on arrival.
+"""Weight hooks (a scheduled LoRA), which change weights between passes, as changes that the engine applies on arrival.
 
-In the app's fully loaded model a hook's patches are computed from the weight that hangs in the module, LoRAs included,
-in float32, and written over it; a copy of the weight puts it back. Here the masters keep the untouched values, and a
-layer is in one state or another when it arrives: nothing is written over and nothing has to be put back. Which hooks
-are in effect when is the app's business.
+In the app's fully loaded model a hook's patches are applied in float32 to the module's weight, LoRAs included, in
+place; a backup restores it. Here the masters keep the unpatched values and each layer is patched when it arrives, so
+that nothing is overwritten or restored. The app decides which hooks are active at which step.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from . import weights
 
 
 def changes_with(patcher: Any, hooks: Any, device: torch.device) -> dict[str, Change]:
-    """The patcher's changes, and on top of them those of the hooks that are in effect in `hooks`."""
+    """The patcher's changes by key, with the active patches of `hooks` on top. Raises OffloadError."""
     changes = weights.changes_of(patcher, device)
     hooked = patcher.get_combined_hook_patches(hooks)
     if hooked and patcher.foreign is not None:
@@ -34,23 +33,23 @@ def changes_with(patcher: Any, hooks: Any, device: torch.device) -> dict[str, Ch
             "unscheduled, or a loader that is not of a GGUF pack"
         )
     for key, patches in hooked.items():
-        under = changes.get(key)
+        base = changes.get(key)
         own = list(patcher.patches.get(key, ()))
         changes[key] = Change(
-            key=("hooked", under and under.key, weights.identity(patches)),
+            key=("hooked", base and base.key, weights.identity(patches)),
             compute=functools.partial(_hooked, patcher.model, key, own, patches, device),
-            shape=None if under is None else under.shape,
+            shape=None if base is None else base.shape,
         )
     return changes
 
 
 def _hooked(model: torch.nn.Module, key: str, own: list[Any], patches: list[Any], device: torch.device) -> torch.Tensor:
-    """The value of a weight under `own` patches and the hooks' `patches`, from what hangs in the module now."""
+    """The module's current weight under its `own` patches and the hooks' `patches`, on `device`."""
     weight, set_weight, convert = comfy.model_patcher.get_key_weight(model, key)
     own, patches = weights.untouched(own), weights.untouched(patches)
-    original = [(weight, convert or _as_it_is), *own]
-    under = weights.patched(model, key, own, device) if own else mm.cast_to_device(weight, device, weight.dtype)
-    value = mm.cast_to_device(under, device, torch.float32, copy=True)
+    original = [(weight, convert or _unchanged), *own]
+    base = weights.patched(model, key, own, device) if own else mm.cast_to_device(weight, device, weight.dtype)
+    value = mm.cast_to_device(base, device, torch.float32, copy=True)
     if convert is not None:
         value = convert(value, inplace=True)
     value = comfy.lora.calculate_weight(patches, value, key, original_weights={key: original})
@@ -62,5 +61,5 @@ def _hooked(model: torch.nn.Module, key: str, own: list[Any], patches: list[Any]
     return written
 
 
-def _as_it_is(weight: torch.Tensor, **options: Any) -> torch.Tensor:
+def _unchanged(weight: torch.Tensor, **options: Any) -> torch.Tensor:
     return weight

@@ -1,9 +1,9 @@
-"""Host memory of all components together: what of it is page-locked in the app's account, what outlives its component
-for the rest of a prompt, and who gives some back when the host is short.
+"""Host memory of all components together: its share in the app's count of page-locked bytes, masters that outlive their
+component for the rest of a prompt, and eviction from host memory when the host is short.
 
-The app asks a patcher for device memory, never for host memory: it drops patchers instead (ours then free what nobody
-else uses), and takes page-locked memory back from its Dynamic VRAM models only. So we look ourselves, whenever one of
-ours is loaded or leaves the device. Decisions 110 to 112.
+The app asks a patcher to free device memory, never host memory: it drops patchers instead (ours then free the masters
+that no other component uses), and unlocks memory of its Dynamic VRAM models only. So host memory is checked here
+whenever one of our components is loaded or unloaded. Decisions 110 to 112.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from .memory import host_available_bytes
 from .recording import bytes_progress
 
 RESERVE_SHARE = 8
-"""The host is short when less than 2 GiB are available, or an eighth of what the machine has where that is less."""
+"""The host is short when less than 2 GiB, or an eighth of the machine's memory if that is less, are available."""
 
 _POLL_S = 0.02
 _LOOKS_EVERY = 10
-"""While something lingers: how often a thread asks whether the prompt has ended, and how many times for each look
-whether the host is short: a loader of the app's tells nobody what it is going to take."""
+"""While masters linger, a thread checks every `_POLL_S` seconds whether the prompt has ended, and every `_LOOKS_EVERY`
+checks whether the host is short: the app's loaders do not announce what they allocate."""
 
 
 class HostMemory:
-    """Owner of what lingers. Knows the controllers that are attached, and keeps none of them."""
+    """Owns the lingering masters. References the attached controllers weakly."""
 
     def __init__(self) -> None:
         self._controllers: weakref.WeakSet[OffloadController] = weakref.WeakSet()
@@ -47,21 +47,21 @@ class HostMemory:
         self._watcher: threading.Thread | None = None
         self._counted_bytes = 0
         self._changed: weakref.WeakSet[OffloadController] = weakref.WeakSet()
-        """Whose plan we have changed, and who have not been planned again since."""
+        """Controllers whose plan was changed here and not recomputed since."""
         self._relieving = False
 
     def close(self) -> None:
-        """Nothing lingers, nothing is in the app's account."""
+        """Free the lingering masters and remove our bytes from the app's count."""
         self._controllers.clear()
         self.let_linger_no_more()
 
-    # ------------------------------------------------------------------ who there is, and the app's account
+    # ------------------------------------------------------------------ components, and the app's count
 
     def joined(self, controller: OffloadController) -> None:
         self._controllers.add(controller)
 
     def left(self, controller: OffloadController) -> None:
-        """It is about to be detached. In the middle of a prompt, what it has of files stays for who comes next."""
+        """Call before detaching. During a prompt, its masters of file-backed layers linger for later components."""
         self._controllers.discard(controller)
         prompts = compat.running_prompts()
         if not prompts or self.short_bytes() > 0:
@@ -70,12 +70,11 @@ class HostMemory:
         self._lingering += [hold.share() for hold in holds]
         self._prompts |= prompts
         if self._lingering and self._watcher is None:
-            self._watcher = threading.Thread(
-                target=self._until_they_end, name="layerwise-offload-lingering", daemon=True
-            )
+            name = "layerwise-offload-lingering"
+            self._watcher = threading.Thread(target=self._free_after_prompts, name=name, daemon=True)
             self._watcher.start()
 
-    def _until_they_end(self) -> None:
+    def _free_after_prompts(self) -> None:
         for turn in itertools.count():
             if not self._prompts & compat.running_prompts() or (turn % _LOOKS_EVERY == 0 and self.short_bytes() > 0):
                 break
@@ -84,23 +83,26 @@ class HostMemory:
         self.let_linger_no_more()
 
     def let_linger_no_more(self, but: OffloadController | None = None) -> bool:
-        """Free what is kept for nobody. `but`: not what this one would share. Whether there was anything."""
-        wanted = {id(layer.host.master) for layer in but.layers} if but is not None else set()
-        holds, self._lingering = self._lingering, [hold for hold in self._lingering if id(hold.master) in wanted]
-        gone = [hold for hold in holds if id(hold.master) not in wanted]
-        for hold in gone:
+        """Free the lingering masters, except those that `but` shares. Returns True if any were freed."""
+        shared = {id(layer.host.master) for layer in but.layers} if but is not None else set()
+        holds, self._lingering = self._lingering, [hold for hold in self._lingering if id(hold.master) in shared]
+        dropped = [hold for hold in holds if id(hold.master) not in shared]
+        for hold in dropped:
             hold.drop()
         self.settle()
-        return bool(gone)
+        return bool(dropped)
 
     def makes_room(self, controller: OffloadController, copies_budget_bytes: int | None) -> bool:
-        """Whether memory has come free for a component that may have so much of it, and could do with more."""
-        wanted = sum(layer.nbytes for layer in controller.layers if layer.host.in_file)
-        short = copies_budget_bytes is not None and copies_budget_bytes < wanted
+        """Free lingering masters if the copies budget is below the component's bytes in files. True if any were freed.
+
+        copies_budget_bytes: host memory for copies of layers that lie in a file; None: unlimited.
+        """
+        in_file_bytes = sum(layer.nbytes for layer in controller.layers if layer.host.in_file)
+        short = copies_budget_bytes is not None and copies_budget_bytes < in_file_bytes
         return short and self.let_linger_no_more(but=controller)
 
     def settle(self) -> None:
-        """Tell the app what is page-locked now: every buffer once, whoever shares it."""
+        """Update our bytes in the app's count of page-locked memory; a shared buffer counts once."""
         locked = sum(master.nbytes for master in distinct(self._holds()) if master.locked)
         compat.count_pins(locked - self._counted_bytes)
         self._counted_bytes = locked
@@ -111,7 +113,7 @@ class HostMemory:
             yield from (layer.host.hold for layer in controller.layers)
 
     def in_use(self) -> dict[HostTier, int]:
-        """Bytes by tier, of everybody: what is in memory once, whoever shares it."""
+        """Bytes by tier of all components and lingering masters; a shared buffer counts once."""
         layers = [layer for controller in list(self._controllers) for layer in controller.layers]
         return bytes_in_use(layers, list(self._lingering))
 
@@ -119,13 +121,13 @@ class HostMemory:
 
     @staticmethod
     def short_bytes() -> int:
-        """How much is missing to what should be left for everybody else, the app's own reserve included."""
+        """Bytes by which available host memory is below the reserve, which is at least the app's; negative above it."""
         total: int = psutil.virtual_memory().total
         reserve = max(min(RESERVE_BYTES, total // RESERVE_SHARE), compat.app_ram_reserve_bytes())
         return reserve - host_available_bytes()
 
     def look(self, controller: OffloadController) -> bool:
-        """Before a component is loaded: see to it that the host is not short. Whether it has to be planned again."""
+        """Call before a load: free host memory if short. Returns True if the component's plan must be recomputed."""
         over = _pins_over_bytes() > 0
         self.relieve(controller)
         changed = over or controller in self._changed or self.short_bytes() > 0
@@ -133,10 +135,10 @@ class HostMemory:
         return changed
 
     def relieve(self, but: OffloadController | None = None) -> None:
-        """Give memory back if the host or the app's ceiling for page-locked memory is short. `but`: not from this one.
+        """Free host memory if it is short, and unlock if page-locked bytes exceed the app's ceiling; not of `but`.
 
-        What lingers goes first; then layers of who is in no pass, those that are not loaded before the others, and
-        what is worth least first: to their file where they lie in one, else only their page-lock ends.
+        Lingering masters are freed first. Then layers of components outside a pass, unloaded components first and
+        layers of least worth first, are evicted to their file, or unlocked if they lie in none.
         """
         self._relieving = True
         try:
@@ -145,8 +147,8 @@ class HostMemory:
             self._relieving = False
 
     def moved(self, mover: OffloadController | None) -> None:
-        """Masters of `mover` have moved, perhaps in a run: the app's account is made true, and its ceiling
-        is kept, for other components may have page-locked other layers than those that `mover` locks now."""
+        """Call after masters of `mover` have changed tier. Updates the app's count; above the ceiling, layers of other
+        components are unlocked."""
         self.settle()
         if _pins_over_bytes() > 0 and not self._relieving:
             self.relieve(but=mover)
@@ -154,26 +156,25 @@ class HostMemory:
     def _relieve(self, but: OffloadController | None) -> None:
         if self._lingering and self.short_bytes() > 0:
             self.let_linger_no_more()
-        idle = [one for one in list(self._controllers) if one is not but and not one.in_pass()]
-        for controller in sorted(idle, key=lambda one: one.loaded):
-            missing = self.short_bytes()
-            pins = _pins_over_bytes()
-            if missing <= 0 and pins <= 0:
+        idle = [other for other in list(self._controllers) if other is not but and not other.in_pass()]
+        for controller in sorted(idle, key=lambda other: other.loaded):
+            short_bytes, pins_over_bytes = self.short_bytes(), _pins_over_bytes()
+            if short_bytes <= 0 and pins_over_bytes <= 0:
                 break
-            tiers = _less(controller, missing, pins)
+            tiers = _lower_tiers(controller, short_bytes, pins_over_bytes)
             if tiers:
-                _move(controller, tiers)
+                _move_to_tiers(controller, tiers)
                 self._changed.add(controller)
                 self.settle()
 
 
 def _pins_over_bytes() -> int:
-    """By how much the app's account of page-locked memory is above its ceiling."""
+    """Bytes by which the app's count of page-locked memory exceeds its ceiling; 0 or negative below it."""
     return -(compat.app_pin_room_bytes() or 0)
 
 
-def _less(controller: OffloadController, missing: int, pins: int) -> dict[int, HostTier]:
-    """The layers of one component that are to move so that `missing` bytes come free, or `pins` bytes unlocked."""
+def _lower_tiers(controller: OffloadController, short_bytes: int, pins_over_bytes: int) -> dict[int, HostTier]:
+    """New tiers by layer index that free `short_bytes` and unlock `pins_over_bytes`, or as much as there is."""
     tiers: dict[int, HostTier] = {}
     residents = frozenset(index for index, layer in enumerate(controller.layers) if layer.keep_resident)
     for index in least_worth_first(controller.measured_inventory(), residents):
@@ -181,37 +182,38 @@ def _less(controller: OffloadController, missing: int, pins: int) -> dict[int, H
         master = layer.host.hold.master
         if master is None or layer.is_in_place:
             continue
-        if missing > 0 and layer.host.in_file and not master.is_shared():
+        if short_bytes > 0 and layer.host.in_file and not master.is_shared():
             tiers[index] = "mapped"
-        elif pins > 0 and layer.host.pinned:
+        elif pins_over_bytes > 0 and layer.host.pinned:
             tiers[index] = "pageable"
         else:
             continue
-        missing -= layer.nbytes if tiers[index] == "mapped" else 0
-        pins -= layer.nbytes if layer.host.pinned else 0
+        short_bytes -= layer.nbytes if tiers[index] == "mapped" else 0
+        pins_over_bytes -= layer.nbytes if layer.host.pinned else 0
     return tiers
 
 
-def _move(controller: OffloadController, tiers: dict[int, HostTier]) -> None:
+def _move_to_tiers(controller: OffloadController, tiers: dict[int, HostTier]) -> None:
     plan = controller.plan
     if plan is None:
         for index, tier in tiers.items():
             controller.layers[index].host.move_to(tier)
         return
-    layers = tuple(replace(one, host_tier=tiers.get(index, one.host_tier)) for index, one in enumerate(plan.layers))
+    layers = tuple(replace(spec, host_tier=tiers.get(index, spec.host_tier)) for index, spec in enumerate(plan.layers))
     controller.change_to(replace(plan, layers=layers))
 
 
 def moved_bytes(mover: Callable[[], OffloadController | None]) -> Callable[[int, int], None]:
-    """The app's progress of building and moving the masters of `mover()`, and `HostMemory.moved` at its end."""
+    """A callback (done, total bytes) for building and moving the masters of `mover()`: shows the app's progress, and
+    calls `HostMemory.moved` at the end."""
     show = bytes_progress()
 
-    def moved(done: int, of: int) -> None:
-        if done == of:
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        if done_bytes == total_bytes:
             host_memory().moved(mover())
-        show(done, of)
+        show(done_bytes, total_bytes)
 
-    return moved
+    return progress
 
 
 @functools.cache

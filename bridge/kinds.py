@@ -1,6 +1,6 @@
-"""What kind of component an app model is: its name in settings and reports, where its passes begin, how often it runs.
+"""The kind of component of an app model: its name in settings and reports, where its passes begin, how often it runs.
 
-Told from the model object itself, so that one patcher class serves whatever the app's loaders build.
+Detected from the model object, so that one patcher class serves all of the app's loaders.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Kind:
     """A kind of component.
 
     name            the component's name
-    methods         the model's methods that run a pass, those it has; of the inner model for diffusion models
+    methods         methods that run a pass, as far as the model has them; of the inner model for diffusion models
     passes          passes to plan for in one use, until they have been counted
-    asks_for_ring   without a budget, ask the app for the room of the ring only, so that no model is evicted for it
+    asks_for_ring   without a budget, request memory for the ring only from the app, so that no model is evicted
     """
 
     name: str
@@ -33,7 +33,7 @@ class Kind:
 
     @property
     def declared_as(self) -> str:
-        """The kind under which its loader node declares it: its name, but for what is known only from the file."""
+        """The kind that its loader node declares: `vae` for audio VAEs, which a VAE loader brings; else `name`."""
         return DECLARED_AS.get(self.name, self.name)
 
 
@@ -46,28 +46,27 @@ CONTROLNET = Kind("controlnet", passes=20, asks_for_ring=False)
 OTHER = Kind("model")
 
 _AUDIO = re.compile(r"audio|mmaudio|dcae")
-"""What the app calls the classes and modules of its audio VAEs."""
+"""In the lower-case names of the app's modules and classes of audio VAEs."""
 
 
 def kind_of(model: torch.nn.Module) -> Kind:
-    """The kind of an app model. `OTHER` is streamed like an encoder."""
+    """The kind of an app model; `OTHER`, which is streamed like an encoder, if none is recognised."""
     if isinstance(model, comfy.model_base.BaseModel):
         return DIT
     if hasattr(model, "encode_token_weights"):
         return TEXT_ENCODER
-    if hasattr(model, "vision_model") or type(model).__module__.startswith(
-        ("comfy.clip_model", "comfy.image_encoders")
-    ):
+    module = type(model).__module__
+    if hasattr(model, "vision_model") or module.startswith(("comfy.clip_model", "comfy.image_encoders")):
         return IMAGE_ENCODER
     if hasattr(model, "decode") and hasattr(model, "encode"):
-        return AUDIO_VAE if _AUDIO.search(f"{type(model).__module__}.{type(model).__name__}".lower()) else VAE
-    if "controlnet" in type(model).__module__.lower() or type(model).__module__.startswith("comfy.cldm"):
+        return AUDIO_VAE if _AUDIO.search(f"{module}.{type(model).__name__}".lower()) else VAE
+    if "controlnet" in module.lower() or module.startswith("comfy.cldm"):
         return CONTROLNET
     return OTHER
 
 
 def entries_of(model: torch.nn.Module, kind: Kind) -> list[Entry]:
-    """Where a pass over the model's layers begins: inside a compiled wrapper, which may be there for a while only."""
-    inner = getattr(model, "diffusion_model", model) if kind is DIT else model
-    inner = unwrapped(inner)
+    """(module, method) at which a pass over the model's layers begins. The module is the one inside a compiled wrapper,
+    which may be removed later."""
+    inner = unwrapped(getattr(model, "diffusion_model", model) if kind is DIT else model)
     return [(inner, method) for method in kind.methods if callable(getattr(inner, method, None))]

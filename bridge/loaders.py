@@ -1,12 +1,13 @@
-"""One function for each kind of file: the app's own loader with our patcher, settings attached, errors with a name.
+"""One function per kind of file: the app's loader with our patcher class, settings attached, file names in errors.
 
-What each returns is what the app's loader node returns: a MODEL, CLIP, VAE, CLIP_VISION or CONTROL_NET.
+Each returns what the app's loader node returns (a MODEL, CLIP, VAE, CLIP_VISION or CONTROL_NET) and raises
+OffloadError or SettingsError.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.clip_vision
@@ -27,11 +28,11 @@ _WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
     "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
     "fp8_e5m2": {"dtype": torch.float8_e5m2},
 }
-"""The choices of the app's own loader node and what they mean to its loading function."""
+"""The choices of the app's loader node, with the model options that they stand for."""
 
 WEIGHT_DTYPES = tuple(_WEIGHT_DTYPES)
 CLIP_TYPES = tuple(clip_type.name.lower() for clip_type in comfy.sd.CLIPType)
-"""What the encoders of a CLIP loader are for: every value the app knows."""
+"""Every CLIP type of the app, in lower case."""
 
 _VAE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VAE_PRECISIONS = ("auto", *_VAE_DTYPES)
@@ -39,12 +40,12 @@ _CPU = torch.device("cpu")
 
 
 def _maps(asked: Asked) -> bool:
-    """Whether weights may be left in the file: not where the app is to have them its own way."""
+    """Whether weights may be left in the file: not if the app moves them itself."""
     return not left_to_the_app(asked)
 
 
 def load_diffusion_model(path: str, weight_dtype: str, asked: Asked, disable_dynamic: bool = False) -> Any:
-    """A MODEL from a diffusion model file. `disable_dynamic`: the app asks for an ordinary patcher of its own."""
+    """A MODEL from a diffusion model file. `disable_dynamic`: load an ordinary patcher of the app instead."""
     options = dict(_WEIGHT_DTYPES[weight_dtype])
     if disable_dynamic:
         return comfy.sd.load_diffusion_model(path, model_options=options, disable_dynamic=True)
@@ -56,7 +57,7 @@ def load_diffusion_model(path: str, weight_dtype: str, asked: Asked, disable_dyn
 
 
 def load_clip(paths: Sequence[str], clip_type: str, asked: Asked, embeddings: list[str] | None = None) -> comfy.sd.CLIP:
-    """A CLIP from one to four text encoder files, in the order in which the app's loaders take them."""
+    """A CLIP from one to four text encoder files, in the order of the app's loaders."""
     check_placement(asked)
     require_kind(paths, "text_encoder", "text encoder")
     with app_load("text encoder", paths, _maps(asked)) as files:
@@ -74,7 +75,7 @@ def load_clip(paths: Sequence[str], clip_type: str, asked: Asked, embeddings: li
 def _encoder_options(asked: Asked) -> dict[str, torch.device]:
     if asked.value("placement") == "cpu":
         return {"load_device": _CPU, "offload_device": _CPU}
-    # Left alone, the app builds a large encoder on the device, all of it, before anybody has said what may be there.
+    # By default the app builds a large encoder on the device, before a plan exists.
     return {} if left_to_the_app(asked) else {"initial_device": _CPU}
 
 
@@ -88,7 +89,7 @@ def _clip_patcher(
 
 
 def load_vae(path: str, asked: Asked, disable_dynamic: bool = False) -> comfy.sd.VAE:
-    """A VAE. Precision on auto is what the app chooses, which leaves a bf16 file bf16; an explicit one wins."""
+    """A VAE. With precision on auto the app chooses the type, which leaves a bf16 file bf16."""
     check_placement(asked)
     require_kind([path], "vae", "VAE")
     precision = asked.value("precision")
@@ -103,13 +104,15 @@ def load_vae(path: str, asked: Asked, disable_dynamic: bool = False) -> comfy.sd
         device = _CPU if asked.value("placement") == "cpu" else None
         vae = comfy.sd.VAE(sd=content, metadata=metadata, device=device, dtype=dtype)
         vae.throw_exception_if_invalid()
-    adopt(vae.patcher, asked, [path], files, functools.partial(_vae_patcher, path, asked))
+    adopt(vae.patcher, asked, [path], files, functools.partial(_new_patcher, load_vae, "patcher", path, asked))
     return vae
 
 
-def _vae_patcher(path: str, asked: Asked, disable_dynamic: bool = False) -> Any:
-    """A twin of the VAE's patcher. Ours is never dynamic, so there is nothing to disable."""
-    return load_vae(path, asked).patcher
+def _new_patcher(
+    load: Callable[[str, Asked], Any], attribute: str, path: str, asked: Asked, disable_dynamic: bool = False
+) -> Any:
+    """A patcher over a model read anew. Ours is never dynamic, so `disable_dynamic` has no effect."""
+    return getattr(load(path, asked), attribute)
 
 
 def load_clip_vision(path: str, asked: Asked) -> comfy.clip_vision.ClipVisionModel:
@@ -120,16 +123,13 @@ def load_clip_vision(path: str, asked: Asked) -> comfy.clip_vision.ClipVisionMod
         vision = comfy.clip_vision.load(path)
     if vision is None:
         raise _not_a(path, "CLIP vision model")
-    adopt(vision.patcher, asked, [path], files, functools.partial(_clip_vision_patcher, path, asked))
+    reload = functools.partial(_new_patcher, load_clip_vision, "patcher", path, asked)
+    adopt(vision.patcher, asked, [path], files, reload)
     return vision
 
 
-def _clip_vision_patcher(path: str, asked: Asked, disable_dynamic: bool = False) -> Any:
-    return load_clip_vision(path, asked).patcher
-
-
 def load_controlnet(path: str, asked: Asked) -> Any:
-    """A CONTROL_NET that brings weights of its own."""
+    """A CONTROL_NET with weights of its own."""
     check_placement(asked)
     require_kind([path], "controlnet", "ControlNet")
     with app_load("ControlNet", [path], _maps(asked)) as files:
@@ -142,27 +142,23 @@ def load_controlnet(path: str, asked: Asked) -> Any:
             f"asked to load {file_names([path])} for layerwise offload; found a {type(control).__name__}, which has no "
             "weights of its own to stream; use Load ControlNet Model"
         )
-    adopt(patcher, asked, [path], files, functools.partial(_controlnet_patcher, path, asked))
+    reload = functools.partial(_new_patcher, load_controlnet, "control_model_wrapped", path, asked)
+    adopt(patcher, asked, [path], files, reload)
     return control
 
 
-def _controlnet_patcher(path: str, asked: Asked, disable_dynamic: bool = False) -> Any:
-    return load_controlnet(path, asked).control_model_wrapped
-
-
 def load_checkpoint(path: str, asked: dict[str, Asked], embeddings: list[str] | None = None) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of a checkpoint; None for a part that it does not bring. `asked` by component name."""
-    for one in asked.values():
-        check_placement(one, at_load=False)
+    """MODEL, CLIP and VAE of a checkpoint; None for a part that it lacks. `asked` by component name."""
+    for request in asked.values():
+        check_placement(request, at_load=False)
     encoder = _encoder_options(asked["text_encoder"])
     with app_load("checkpoint", [path], all(map(_maps, asked.values()))) as files:
         model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
             path, embedding_directory=embeddings, te_model_options=encoder
         )
     if vae is not None and getattr(vae, "first_stage_model", None) is None:
-        vae = None  # the app hands out an empty one that fails when used
-    patchers = {"dit": model, "text_encoder": clip and clip.patcher, "vae": vae and vae.patcher}
-    for name, patcher in patchers.items():
+        vae = None  # the app returns an empty VAE that fails when used
+    for name, patcher in _patchers_by_name(model, clip, vae).items():
         if patcher is not None:
             reload = functools.partial(_checkpoint_patcher, path, name, asked, embeddings)
             adopt(patcher, asked[name], [path], files, reload)
@@ -172,9 +168,12 @@ def load_checkpoint(path: str, asked: dict[str, Asked], embeddings: list[str] | 
 def _checkpoint_patcher(
     path: str, name: str, asked: dict[str, Asked], embeddings: list[str] | None, disable_dynamic: bool = False
 ) -> Any:
-    """A twin of one part of a checkpoint, which is read anew."""
-    model, clip, vae = load_checkpoint(path, asked, embeddings)
-    return {"dit": model, "text_encoder": clip and clip.patcher, "vae": vae and vae.patcher}[name]
+    """A patcher over one part of the checkpoint, which is read anew."""
+    return _patchers_by_name(*load_checkpoint(path, asked, embeddings))[name]
+
+
+def _patchers_by_name(model: Any, clip: Any, vae: Any) -> dict[str, Any]:
+    return {"dit": model, "text_encoder": clip and clip.patcher, "vae": vae and vae.patcher}
 
 
 def _not_a(path: str, what: str) -> OffloadError:

@@ -1,7 +1,7 @@
-"""Makes the app's own loaders build our patcher, and takes over what they built.
+"""Makes the app's loaders build our patcher class, and takes over what they built.
 
-The app's loaders take their patcher class from `comfy.model_patcher.CoreModelPatcher`, the name that the app itself
-re-points when it turns Dynamic VRAM on. For the duration of one load, and no longer, that name is ours.
+The app's loaders take their patcher class from `comfy.model_patcher.CoreModelPatcher`, which the app itself rebinds
+when it turns Dynamic VRAM on. It is rebound to our class for the duration of one load.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .placing import left_to_the_app
 _swap_lock = threading.Lock()
 
 MAX_ERROR_CHARACTERS = 400
-"""Of an error of the app's that we pass on."""
+"""Limit for the text of an app error that is quoted in ours."""
 
 _NO_KNOWN_MODEL = "check that the file is complete and a {what} that this ComfyUI knows"
 
@@ -52,9 +52,9 @@ def patcher_class(cls: type[comfy.model_patcher.ModelPatcher]) -> Iterator[None]
 
 @contextlib.contextmanager
 def app_load(what: str, paths: Sequence[str], maps: bool) -> Iterator[MappedFiles]:
-    """One load by the app, with our patcher class; its errors get the files' names and a way out.
+    """One load by the app with our patcher class. Raises its errors as OffloadError with the files' names and a remedy.
 
-    maps: weights are left in the file, as far as the app's loader takes them as they are. `adopt` does the rest.
+    maps: weights stay in the mapped file, as far as the app's loader uses them unchanged. Call `adopt` afterwards.
     """
     compat.require()
     files = MappedFiles()
@@ -76,25 +76,25 @@ def app_load(what: str, paths: Sequence[str], maps: bool) -> Iterator[MappedFile
 
 
 def _of_another_length(paths: Sequence[str]) -> str:
-    """What is to be done about the first file that has more or fewer bytes than its header says; empty if none has."""
+    """The error of the first file whose size differs from what its header says; empty if there is none."""
     for path in paths:
         read = read_gguf_header if path.lower().endswith(".gguf") else read_safetensors_header
         try:
             read(Path(path))
         except LengthError as error:
             return str(error).replace(str(Path(path)), Path(path).name)
-        except (OffloadError, OSError):  # no such file, or something else is wrong with it
+        except (OffloadError, OSError):  # no such file, or another fault in it
             continue
     return ""
 
 
 def is_refused_by_ours(error: BaseException) -> bool:
-    """Whether the app has called our patcher with other arguments than it takes. No file is to blame for that."""
+    """Whether the error is a call of our patcher with arguments that it does not accept, not a fault of a file."""
     return isinstance(error, TypeError) and LayerwiseModelPatcher.__name__ in str(error)
 
 
 def _short(error: Exception) -> str:
-    """The beginning of a message: torch lists every weight that does not fit. All of it is in the log."""
+    """The first two lines of a message: torch lists every weight that does not fit. The log has all of it."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
     text = " ".join(lines[:2])
     more = len(lines) - 2
@@ -113,10 +113,10 @@ def adopt(
     files: MappedFiles,
     reload: Callable[..., Any] | None,
 ) -> None:
-    """Give a freshly loaded patcher its settings. `reload(disable_dynamic=False)` makes a twin of it for the app.
+    """Give a freshly loaded patcher its settings. `reload(disable_dynamic=False)` loads another one for the app.
 
-    For models that it will not move in parts the app builds a patcher of its own. That one is left as it is, unless
-    streaming was asked for explicitly: layers that move whole are no parts to its operations.
+    For models that it does not load partially the app builds a patcher of its own. That one is kept, unless placement,
+    budget or selection are set explicitly: streaming moves whole layers, so it works for these models too.
     """
     check_placement(asked)
     if not isinstance(patcher, LayerwiseModelPatcher):
@@ -131,15 +131,16 @@ def adopt(
 
 
 def _twin(reload: Callable[..., Any], *_args: Any, disable_dynamic: bool = False, **_kwargs: Any) -> Any:
-    """What the app calls for a twin of the patcher. What a newer app wants besides has no meaning to our loaders."""
+    """Called by the app for another patcher over the same files. Other arguments of a newer app are ignored."""
     return reload(disable_dynamic=disable_dynamic)
 
 
 def _settle(patcher: LayerwiseModelPatcher, asked: Asked, files: MappedFiles) -> bool:
-    """Decide what stays in the file: what is streamed on the CPU; else all is in memory already. Returns whether the
-    component reads its layers from the file.
+    """Settle the weights in the file or in memory. Returns whether the component reads its layers from the file.
 
-    Where the device takes host memory, what has another type than its file is converted when it is read.
+    On a device with memory of its own, weights of streamed models stay in the file. On the CPU they stay there only if
+    placement or budget are explicit, or the model exceeds available host memory. Where device memory is host memory,
+    weights of another type than the file's are converted when they are read.
     """
     has_memory = streams_to(patcher.load_device)
     streams = not left_to_the_app(asked)
@@ -153,7 +154,7 @@ def _settle(patcher: LayerwiseModelPatcher, asked: Asked, files: MappedFiles) ->
 
 
 def check_placement(asked: Asked, at_load: bool = True) -> None:
-    """Refuse `cpu` where the app has no such way."""
+    """Raise SettingsError for the placement `cpu` where the app cannot compute the component on the CPU."""
     if asked.value("placement") == "cpu" and not (at_load and group_of(asked.component) in _ON_THE_CPU):
         where = "for this component" if at_load else "after it has been loaded"
         raise SettingsError(

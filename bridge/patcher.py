@@ -1,11 +1,10 @@
-"""The patcher that the app sees: an ordinary ModelPatcher whose weights are streamed instead of moved.
+"""A ModelPatcher that streams weights instead of moving them.
 
-Clones carry settings and patches; everything that belongs to the weights hangs on the component behind the module. With
-the placement `whole`, or on a device without memory of its own, every method is the app's.
+Clones carry settings and patches; the state of the weights belongs to the component, one per module. With the placement
+`whole`, or on a device without memory of its own, every method calls the app's.
 
-Every method takes more arguments than it names and hands them to the app's, for a newer app may pass one more
-(decision 164). What the methods in `REPLACED` do not name has no effect on layers that are streamed; `compat.compare`
-says so at start.
+Every override accepts further arguments and passes them on, since a newer app may add some (decision 164). Arguments
+that an override in `REPLACED` does not name have no effect on streamed layers; `compat.compare` logs them at start.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ REPLACED = (
     *("is_dynamic", "load", "loaded_size", "model_size", "partially_load", "partially_unload"),
     *("patch_hooks", "unpatch_hooks", "unpatch_model"),
 )
-"""The methods in whose place ours runs while layers are streamed; in all others the app's own does the work."""
+"""The methods that replace the app's while layers are streamed; all other overrides call the app's method."""
 
 
 @contextlib.contextmanager
 def weights_stay_in_file() -> Iterator[None]:
-    """The app assigns the tensors of a file, mapped, to models that it loads in this block, instead of copying them."""
+    """In the block, the app assigns the mapped tensors of a file to the models that it loads, instead of copying."""
     _this_load.maps = True
     try:
         yield
@@ -58,9 +57,9 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     """A ModelPatcher that keeps the weights on the host and streams them layer by layer."""
 
     built: Mapping[str, Built] = MappingProxyType({})
-    """While the app loads the file: the types and strides that the model was built with."""
+    """During a load: the layouts by tensor name that the model was built with."""
     foreign: Foreign | None = None
-    """How weights are patched, if this was a patcher of another pack."""
+    """The patching of another pack, if its patcher was taken over."""
 
     def __init__(
         self,
@@ -76,11 +75,11 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         self.join_component()
 
     def is_dynamic(self, *args: Any, **kwargs: Any) -> bool:
-        """Only for the length of its own load, where it means: assign what was mapped, we know what to do with it."""
+        """True only during its own load, where it makes the app assign mapped tensors."""
         return bool(self.built) and getattr(_this_load, "maps", False)
 
     def join_component(self, foreign: Foreign | None = None) -> None:
-        """Become one of the patchers of the module's component, with nothing set; `foreign`: what another pack made."""
+        """Register with the module's component, with default settings; `foreign`: what it was in another pack."""
         self.foreign = foreign
         true_values.be_true_in_state_dicts(self.model)
         self.component = Component.of(self.model)
@@ -88,7 +87,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         self.asked = Asked(ComponentSettings(self.component.name))
 
     def take(self, asked: Asked) -> None:
-        """What nodes ask from now on. The component keeps the name that it was first asked something under."""
+        """Set the nodes' request. The component keeps the name of its first request."""
         self.asked = asked.named(self.component.named(asked.component))
 
     def settle_weights(self, files: MappedFiles, leave: bool, convert: bool) -> None:
@@ -97,7 +96,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         self.built = {}
 
     def as_it_came(self, foreign: Foreign) -> comfy.model_patcher.ModelPatcher:
-        """The same object, of the class that it had in another pack: what is left to the app goes that pack's way."""
+        """Undo the take-over in place: the patcher gets back its class and attributes of the other pack."""
         self.component.patchers.discard(self)
         for name in ("component", "asked", "foreign"):
             self.__dict__.pop(name, None)
@@ -107,21 +106,21 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
     @property
     def streams(self) -> bool:
-        """Whether this patcher does anything but what the app's does."""
-        there_is_a_way = streams_to(self.load_device) or self.component.reads_file
-        return there_is_a_way and not left_to_the_app(self.asked)
+        """Whether weights are streamed; otherwise every method calls the app's."""
+        can_stream = streams_to(self.load_device) or self.component.reads_file
+        return can_stream and not left_to_the_app(self.asked)
 
     def clone(self, *args: Any, **kwargs: Any) -> LayerwiseModelPatcher:
         clone: LayerwiseModelPatcher = super().clone(*args, **kwargs)
         clone.asked, clone.foreign = self.asked, self.foreign
-        clone.size = self.size  # the app has filled in what we hold now, which is not the size of the model
+        clone.size = self.size  # the app has set it to the bytes loaded now, not to the model's size
         return clone
 
     def deepclone_multigpu(self, new_load_device: torch.device | None = None, *args: Any, **kwargs: Any) -> Any:
-        """A patcher for another device: over a model read anew, or for text encoders over the same one.
+        """A patcher for another device: over a model read anew; for text encoders over the same module.
 
-        The app's node for CLIPs takes the patcher and goes on computing with the module that the CLIP was loaded with:
-        over a second module our ring would lie idle there while the first one's weights were cast one by one.
+        The app's node for CLIPs takes the patcher but computes with the CLIP's original module: with a second module
+        our ring would be idle, and the weights of the first would be cast one by one.
         """
         if self.component.kind is TEXT_ENCODER and self.streams and new_load_device is not None:
             clone = self.clone()
@@ -129,12 +128,12 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             return clone
         return super().deepclone_multigpu(new_load_device, *args, **kwargs)
 
-    # ------------------------------------------------------------------ sizes, as the app's accounting wants them
+    # ------------------------------------------------------------------ sizes for the app's accounting
 
     def model_size(self, *args: Any, **kwargs: Any) -> int:
-        """Device bytes this model wants: what it holds once loaded, so that nobody is evicted for more.
+        """Device bytes that the model needs; once loaded, those that it holds, so that no model is evicted for more.
 
-        And a few that are not there, by which the app knows whom to ask for room first (see `giving_back`).
+        Loaded models that are not `resident` add `asked_first_bytes`, by which the app orders its requests to unload.
         """
         if not self.streams:
             apps: int = super().model_size(*args, **kwargs)
@@ -146,7 +145,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         return component.freeable_bytes() + (0 if whole else asked_first_bytes(component.kind.passes))
 
     def loaded_size(self, *args: Any, **kwargs: Any) -> int:
-        """Device bytes that come free when it is unloaded."""
+        """Device bytes that unloading frees."""
         return self.component.freeable_bytes() if self.streams else super().loaded_size(*args, **kwargs)
 
     # ------------------------------------------------------------------ loading and unloading
@@ -170,9 +169,9 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             self.unpatch_hooks()
             component = self.component
             if not component.loaded:
-                self._undo_what_others_patched()
+                self._undo_foreign_patches()
             if component.attached and component.device != self.load_device:
-                self._take_off_device()  # a clone of this patcher was for another device: queue and masters go
+                self._take_off_device()  # a clone was loaded on another device: release its queue and masters
                 component.detach()
             component.attach(self.model, self.load_device)
             weights.keep_patched(component, self.asked.value("lora_mode"))
@@ -186,18 +185,18 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             self.apply_hooks(self.forced_hooks, force_apply=True)
             telemetry.tell_resolved(component)
 
-    def _undo_what_others_patched(self) -> None:
-        """Another patcher over the module, which writes patches where weights hang, may have been loaded before."""
+    def _undo_foreign_patches(self) -> None:
+        """Restore the weights that another patcher over the module has patched in place."""
         if self.foreign is not None:
             self.foreign.undo(self.model)
         if self.backup or self.model.model_lowvram:
-            objects = dict(self.object_patches_backup)  # these are ours, in place already
+            objects = dict(self.object_patches_backup)  # our object patches stay applied
             self.object_patches_backup.clear()
             super().unpatch_model(self.offload_device, unpatch_weights=True)
             self.object_patches_backup.update(objects)
 
     def _prepare_modules(self, device: torch.device) -> None:
-        """What the app does to each module it loads whole: weights cast where asked, weight functions in place."""
+        """Set up each module as the app's full load does: forced casts and weight functions."""
         for name, module in self.model.named_modules():
             if not hasattr(module, "comfy_cast_weights"):
                 continue
@@ -211,9 +210,10 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 if functions:
                     getattr(module, f"{kind}_function").extend(functions)
             comfy.model_patcher.move_weight_functions(module, device)
-            vars(module).pop("comfy_patched_weights", None)  # patched on arrival: the masters, which are saved, are not
+            vars(module).pop("comfy_patched_weights", None)  # the masters, which savers read, are unpatched
 
     def _tell_model(self, device: torch.device) -> None:
+        """Set the attributes of a loaded model that the app reads."""
         model = self.model
         model.device = device
         model.model_lowvram = False
@@ -235,7 +235,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             return apps
         with self.use_ejected(skip_and_inject_on_exit_only=True):
             before, held = self.loaded_size(), self.component.device_bytes()
-            super().unpatch_model(None, unpatch_weights=False)  # another clone's objects, not its weights
+            super().unpatch_model(None, unpatch_weights=False)  # object patches of another clone; weights stay
             self.patch_model(load_weights=False)
             try:
                 self.load(device_to, held + extra_memory, force_patch_weights)
@@ -263,7 +263,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         self, device_to: torch.device | None = None, unpatch_weights: bool = True, *args: Any, **kwargs: Any
     ) -> None:
         if not self.streams:
-            if self.component.loaded:  # by a clone that streams: what the app believes to be loaded no longer is
+            if self.component.loaded:  # by a clone that streams; the app counts the module as unloaded
                 self._take_off_device()
             super().unpatch_model(device_to, unpatch_weights, *args, **kwargs)
             return
@@ -275,7 +275,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         super().unpatch_model(None, False, *args, **kwargs)
 
     def _take_off_device(self) -> None:
-        """Give the device back. The masters hold the untouched values."""
+        """Release the component's device memory. The masters hold the unpatched values."""
         component, model = self.component, self.model
         component.unload()
         model.current_weight_patches_uuid = None
@@ -288,39 +288,42 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             return
         component.patchers.discard(self)
         self.eject_model()
-        # Not by the set's length: what a collection of cycles takes together stays in it, dead.
+        # Not by the set's length: patchers that die in one collection of a reference cycle are still counted.
         if component.attached and not any(other is not self for other in component.patchers):
             self._take_off_device()
             component.close()
 
-    # ------------------------------------------------------------------ true values for whoever reads weights
+    # ------------------------------------------------------------------ true values for code that reads weights
 
     @contextlib.contextmanager
     def _true_values(self, *of: torch.Tensor) -> Iterator[None]:
-        """The module holds its untouched weights, and the files in which they (or `of` them) lie are what they were."""
+        """In the block, the module shows its unpatched weights. Raises FileReadError if a file of theirs has changed.
+
+        of: check the files of these tensors only.
+        """
         with self.component.controller.masters_shown() if self.component.loaded else contextlib.nullcontext():
             check_files(of or self.model.parameters())
             yield
 
     def get_key_patches(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The untouched weights with the patches that are to go onto them: for merges, LoRA extraction and the like."""
+        """Each unpatched weight with its patches, for merges and LoRA extraction."""
         with self._true_values():
-            found: dict[str, Any] = super().get_key_patches(*args, **kwargs)
+            key_patches: dict[str, Any] = super().get_key_patches(*args, **kwargs)
         return {
-            key: [(true_values.to_be_used_later(weight), convert), *rest]
-            for key, [(weight, convert), *rest] in found.items()
+            key: [(true_values.to_be_used_later(weight), convert), *patches]
+            for key, [(weight, convert), *patches] in key_patches.items()
         }
 
     def patch_weight_to_device(self, key: str, *args: Any, **kwargs: Any) -> Any:
-        with self._true_values(comfy.utils.get_attr(self.model, key)), contextlib.ExitStack() as while_it_is_read:
+        with self._true_values(comfy.utils.get_attr(self.model, key)), contextlib.ExitStack() as stack:
             if kwargs.get("return_weight"):
-                while_it_is_read.enter_context(true_values.read_from_file(self.model, key))
+                stack.enter_context(true_values.read_from_file(self.model, key))
             return super().patch_weight_to_device(key, *args, **kwargs)
 
     def model_state_dict_for_saving(
         self, model: torch.nn.Module | None = None, prefix: str = "", *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """As the app's, of which our models differ in one thing: nothing that hangs in the module is patched."""
+        """The app's state dict, with patched values where the app expects the module's weights to be patched."""
         if self.foreign is not None and self.foreign.quantised:
             raise OffloadError(
                 f"asked to save a model that came as a {self.foreign.kind.__name__}; found quantised weights that only "
@@ -332,18 +335,18 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             return true_values.fill_in_patched(self, state, prefix) if ours else state
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Apps before 0.24 make lazy weights here, of what hangs in the module; later ones ask the method above."""
-        with contextlib.ExitStack() as while_it_is_read:
+        """Before 0.24 the app makes lazy weights from the module here; later versions call the method above."""
+        with contextlib.ExitStack() as stack:
             if not compat.saves_lazily():
-                while_it_is_read.enter_context(self._true_values())
-                while_it_is_read.enter_context(true_values.in_their_types(self.model))
+                stack.enter_context(self._true_values())
+                stack.enter_context(true_values.in_their_types(self.model))
             state: dict[str, Any] = super().state_dict_for_saving(*args, **kwargs)
             return state
 
     # ------------------------------------------------------------------ weight hooks
 
     def patch_hooks(self, hooks: Any, *args: Any, **kwargs: Any) -> None:
-        """Put the hooks (a scheduled LoRA) into effect: layers arrive with their weights from now on."""
+        """Activate the hooks (a scheduled LoRA): from the next arrival on, layers have their weights."""
         if not self.streams:
             super().patch_hooks(hooks, *args, **kwargs)
             return
@@ -361,7 +364,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
 
 def become_ours(patcher: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatcher:
-    """Make a patcher of the app's, or one that is understood, one of ours, in place. OffloadError for others."""
+    """Take over a patcher in place, of the app's class or one that `foreign_of` supports. Raises OffloadError."""
     foreign = foreign_of(patcher)
     patcher.__class__ = LayerwiseModelPatcher
     ours = cast(LayerwiseModelPatcher, patcher)

@@ -1,6 +1,6 @@
-"""The report as a picture: memory of each device and of the host, and for each component placement, figures, timeline.
+"""The report as a picture: memory of each device and of the host; placement, figures and timeline of each component.
 
-Drawn from the report's own documents, nothing is asked of anybody. Colours are those of `docs/formats.md`.
+Drawn from the report document alone. Colours are those of `docs/formats.md`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Timeline = tuple[Sequence[Event], bool]
 
 
 def draw_report(document: Mapping[str, Any], timelines: Mapping[str, Timeline]) -> Canvas:
-    """The picture of a report document (`report.live_document`) with one pass of each component, by id."""
+    """The picture of a report document (`report.live_document`); `timelines`: one pass of each component, by its id."""
     shown = [*document["components"], *document["expected"]]
     more, shown = shown[MAX_COMPONENTS:], shown[:MAX_COMPONENTS]
     notes = _notes(document, more)
@@ -50,9 +50,9 @@ def draw_report(document: Mapping[str, Any], timelines: Mapping[str, Timeline]) 
         y += _LADDER
     _host(canvas, y, document["host"])
     y += _LADDER
-    for one in shown:
-        _component(canvas, y, one, timelines.get(one["id"], ((), False)))
-        y += _height(one)
+    for component in shown:
+        _component(canvas, y, component, timelines.get(component["id"], ((), False)))
+        y += _height(component)
     for note in notes:
         canvas.text(MARGIN, y, note, 14, QUIET, ROOM)
         y += _NOTE
@@ -62,17 +62,18 @@ def draw_report(document: Mapping[str, Any], timelines: Mapping[str, Timeline]) 
 
 
 def _summary(document: Mapping[str, Any]) -> str:
-    loaded = sum(one["loaded"] for one in document["components"])
+    loaded = sum(component["loaded"] for component in document["components"])
     count = len(document["components"]) + len(document["expected"])
     return f"{count} component{'' if count == 1 else 's'} under layerwise offload, {loaded} loaded"
 
 
 def _notes(document: Mapping[str, Any], more: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = [
-        f"ComfyUI's own way: {one['component']}, {one['model']}: {one['reason']}" for one in document["bystanders"]
+        f"ComfyUI's own way: {model['component']}, {model['model']}: {model['reason']}"
+        for model in document["bystanders"]
     ]
     if more:
-        notes.append(f"and {len(more)} more: {', '.join(one['component'] for one in more)}")
+        notes.append(f"and {len(more)} more: {', '.join(component['component'] for component in more)}")
     if not document["components"] and not document["expected"]:
         notes.insert(0, "No component has been loaded yet.")
     return notes
@@ -82,8 +83,12 @@ def _notes(document: Mapping[str, Any], more: Sequence[Mapping[str, Any]]) -> li
 
 
 def _device(canvas: Canvas, y: float, device: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) -> None:
-    mine = [one for one in components if one["loaded"] and one["device"] == device["name"]]
-    budget = min(device["total_bytes"], sum(one["budget_bytes"] or 0 for one in mine))
+    budgets = [
+        component["budget_bytes"] or 0
+        for component in components
+        if component["loaded"] and component["device"] == device["name"]
+    ]
+    budget = min(device["total_bytes"], sum(budgets)) if budgets else None
     parts = [
         ("residents", device["resident_bytes"], RESIDENT),
         ("loose", device["loose_bytes"], LOOSE),
@@ -91,7 +96,7 @@ def _device(canvas: Canvas, y: float, device: Mapping[str, Any], components: Seq
         ("others", device["others_bytes"], OTHERS),
         ("free", device["free_bytes"], PANEL),
     ]
-    _ladder(canvas, y, device["name"], device["total_bytes"], parts, budget if mine else None)
+    _ladder(canvas, y, device["name"], device["total_bytes"], parts, budget)
 
 
 def _host(canvas: Canvas, y: float, host: Mapping[str, int]) -> None:
@@ -115,7 +120,7 @@ def _ladder(
     parts: Sequence[tuple[str, int, str]],
     budget_bytes: int | None,
 ) -> None:
-    """One stacked bar; what there is of each part stands below it, the budget above."""
+    """A stacked bar of the (name, bytes, colour) parts, their sizes below it, the budget above."""
     title = canvas.text(MARGIN, y, name, 15)
     canvas.text(MARGIN + title + 10, y, size_text(total_bytes), 15, QUIET)
     top, high = y + 24, 22
@@ -127,13 +132,13 @@ def _ladder(
             canvas.box(x, top, max(2.0, nbytes * scale), high, colour)
         x += nbytes * scale
     if budget_bytes is not None:
-        held = sum(nbytes for what, nbytes, _ in parts if what in ("residents", "loose", "ring"))
-        over = held > budget_bytes
+        used = sum(nbytes for what, nbytes, _ in parts if what in ("residents", "loose", "ring"))
+        colour = STALL if used > budget_bytes else TEXT
         mark = MARGIN + min(ROOM - 1.0, budget_bytes * scale)
-        canvas.line(mark, top - 5, mark, top + high + 4, STALL if over else TEXT, 2)
+        canvas.line(mark, top - 5, mark, top + high + 4, colour, 2)
         text = f"budget {size_text(budget_bytes)}"
         left = max(mark - text_width(text, 13) / 2, MARGIN + title + 100)
-        canvas.text(min(left, WIDTH - MARGIN - text_width(text, 13)), y + 2, text, 13, STALL if over else TEXT)
+        canvas.text(min(left, WIDTH - MARGIN - text_width(text, 13)), y + 2, text, 13, colour)
     _legend(canvas, top + high + 8, [(f"{what} {size_text(nbytes)}", colour) for what, nbytes, colour in parts])
 
 
@@ -147,62 +152,61 @@ def _legend(canvas: Canvas, y: float, entries: Sequence[tuple[str, str]]) -> Non
 # ---------------------------------------------------------------------- components
 
 
-def _height(one: Mapping[str, Any]) -> int:
-    """What has no layers, or no plan, has nothing to draw either."""
-    return _COMPONENT if (one.get("plan") or {}).get("layers") else _SHORT
+def _height(component: Mapping[str, Any]) -> int:
+    """Pixels; a component without a plan or without layers gets text only."""
+    return _COMPONENT if (component.get("plan") or {}).get("layers") else _SHORT
 
 
-def _component(canvas: Canvas, y: float, one: Mapping[str, Any], timeline: Timeline) -> None:
+def _component(canvas: Canvas, y: float, component: Mapping[str, Any], timeline: Timeline) -> None:
     canvas.line(MARGIN, y, WIDTH - MARGIN, y, LINE)
-    name = canvas.text(MARGIN, y + 12, one["component"], 19)
-    canvas.text(MARGIN + name + 12, y + 15, one["model"], 15, QUIET, 420)
-    said = _said(one)
-    canvas.text_right(WIDTH - MARGIN, y + 15, said, 15, QUIET)
-    plan = one.get("plan")
+    name_width = canvas.text(MARGIN, y + 12, component["component"], 19)
+    canvas.text(MARGIN + name_width + 12, y + 15, component["model"], 15, QUIET, 420)
+    canvas.text_right(WIDTH - MARGIN, y + 15, _placement_text(component), 15, QUIET)
+    plan = component.get("plan")
     if plan is None:
-        canvas.text(MARGIN, y + 48, one.get("error", ""), 14, STALL, ROOM)
+        canvas.text(MARGIN, y + 48, component.get("error", ""), 14, STALL, ROOM)
         return
-    canvas.text(MARGIN, y + 40, _plan_line(one), 14, QUIET, ROOM)
+    canvas.text(MARGIN, y + 40, _plan_line(component), 14, QUIET, ROOM)
     layers = plan["layers"]
     if not layers:
         return
-    states = one.get("layer_states") or "".join("r" if layer["placement"] == "resident" else "O" for layer in layers)
-    _placement_map(canvas, y + 64, layers, states)
-    _figures(canvas, y + 98, one)
+    planned = "".join("r" if layer["placement"] == "resident" else "O" for layer in layers)
+    _placement_map(canvas, y + 64, layers, component.get("layer_states") or planned)
+    _figures(canvas, y + 98, component)
     _timeline(canvas, y + 150, timeline)
 
 
-def _said(one: Mapping[str, Any]) -> str:
-    placement = one.get("settings", {}).get("placement")
+def _placement_text(component: Mapping[str, Any]) -> str:
+    placement = component.get("settings", {}).get("placement")
     if placement is None or placement["value"] is None:
-        return "not loaded yet: as things stand now" if "settings" not in one else ""
+        return "not loaded yet: as things stand now" if "settings" not in component else ""
     source = {"node": "the node's widget", "options": "the options node", "graph": "the graph's options"}
     words = source | {"settings": "your settings", "selection": "the selection", "policy": "the policy"}
-    state = "" if one["loaded"] else ", not on the device now"
+    state = "" if component["loaded"] else ", not on the device now"
     return f"{placement['value']}, by {words.get(placement['source'], placement['source'])}{state}"
 
 
-def _plan_line(one: Mapping[str, Any]) -> str:
-    plan = one["plan"]
+def _plan_line(component: Mapping[str, Any]) -> str:
+    plan = component["plan"]
     if not plan["layers"]:
         return f"nothing in it is large enough to be streamed: {size_text(plan['loose_bytes'])} stay on the device"
     resident = sum(layer["placement"] == "resident" for layer in plan["layers"])
     streamed = len(plan["layers"]) - resident
-    parts = [f"{len(plan['layers'])} layers, {size_text(sum(layer['bytes'] for layer in plan['layers']))}"]
-    parts.append(f"{resident} resident")
-    parts.append(
-        f"{streamed} streamed through a ring of {size_text(plan['ring_bytes'])}" if streamed else "none streamed"
-    )
-    if one.get("budget_bytes") is not None:
-        parts.append(f"budget {size_text(one['budget_bytes'])}")
-    warnings = len(one.get("warnings", ()))
+    parts = [
+        f"{len(plan['layers'])} layers, {size_text(sum(layer['bytes'] for layer in plan['layers']))}",
+        f"{resident} resident",
+        f"{streamed} streamed through a ring of {size_text(plan['ring_bytes'])}" if streamed else "none streamed",
+    ]
+    if component.get("budget_bytes") is not None:
+        parts.append(f"budget {size_text(component['budget_bytes'])}")
+    warnings = len(component.get("warnings", ()))
     if warnings:
         parts.append(f"{warnings} warning{'s' if warnings > 1 else ''}, see the text")
     return "  ·  ".join(parts)
 
 
 def _placement_map(canvas: Canvas, y: float, layers: Sequence[Mapping[str, Any]], states: str) -> None:
-    """A cell a layer, as wide as it has bytes; letters where there is room."""
+    """One cell per layer, its width by its bytes; the state's letter where the cell is wide enough."""
     total = sum(layer["bytes"] for layer in layers) or 1
     narrowest = min(6.0, ROOM / max(1, len(layers)))
     free = ROOM - narrowest * len(layers)
@@ -217,18 +221,18 @@ def _placement_map(canvas: Canvas, y: float, layers: Sequence[Mapping[str, Any]]
         x += width
 
 
-def _figures(canvas: Canvas, y: float, one: Mapping[str, Any]) -> None:
-    """The five numbers; before a run those that the plan predicts, said to be so."""
-    numbers = one.get("numbers") or {}
-    predicted = one["plan"]["predicted"]
-    streamed = any(layer["placement"] == "streamed" for layer in one["plan"]["layers"])
+def _figures(canvas: Canvas, y: float, component: Mapping[str, Any]) -> None:
+    """The five numbers of the last run; without a run the plan's predictions, labelled as planned."""
+    numbers = component.get("numbers") or {}
+    predicted = component["plan"]["predicted"]
+    streamed = any(layer["placement"] == "streamed" for layer in component["plan"]["layers"])
     stall, moved = numbers.get("stall_pct"), numbers.get("bytes_per_pass")
     rate, hits, headroom = (numbers.get(name) for name in ("copy_bytes_per_s", "hit_rate", "headroom_bytes"))
     figures = [
-        ("waiting for copies", f"{stall:.1f} %") if stall is not None else _planned("waiting", _stall_pct(predicted)),
-        ("moved per pass", size_text(moved))
-        if moved is not None
-        else _planned("moved per pass", size_text(predicted["bytes_per_pass"])),
+        ("waiting, as planned", _stall_pct(predicted)) if stall is None else ("waiting for copies", f"{stall:.1f} %"),
+        ("moved per pass, as planned", size_text(predicted["bytes_per_pass"]))
+        if moved is None
+        else ("moved per pass", size_text(moved)),
         ("copy rate", "not measured" if rate is None else f"{size_text(rate)}/s"),
         ("fetched ahead", f"{hits:.1%}" if hits is not None else "not run yet" if streamed else "none streamed"),
         ("free on the device", "not known" if headroom is None else size_text(headroom)),
@@ -239,10 +243,6 @@ def _figures(canvas: Canvas, y: float, one: Mapping[str, Any]) -> None:
         canvas.text(MARGIN + number * width, y + 16, value, 19, TEXT, width - 8)
 
 
-def _planned(what: str, value: str) -> tuple[str, str]:
-    return f"{what}, as planned", value
-
-
 def _stall_pct(predicted: Mapping[str, int]) -> str:
     return f"{100 * predicted['stall_ns'] / predicted['pass_ns']:.1f} %" if predicted["pass_ns"] else "0.0 %"
 
@@ -251,17 +251,17 @@ def _stall_pct(predicted: Mapping[str, int]) -> str:
 
 
 def _timeline(canvas: Canvas, y: float, timeline: Timeline) -> None:
-    """Copies over compute, one pass wide, stalls red."""
+    """Lanes of copies and of compute in one pass, with stalls in red."""
     events, measured = timeline
-    lane = [e for e in events if e.kind in ("visit", "stall")]
-    if not lane:
+    compute = [event for event in events if event.kind in ("visit", "stall")]
+    if not compute:
         canvas.text(MARGIN, y + 20, "No timeline: no pass has been measured, and none can be predicted.", 14, QUIET)
         return
-    start, end = min(e.start_ns for e in lane), max(e.end_ns for e in lane)
+    start, end = min(event.start_ns for event in compute), max(event.end_ns for event in compute)
     span = max(1, end - start)
     left, room = _LANE_LEFT, WIDTH - MARGIN - _LANE_LEFT
     caption = f"one pass, {'measured' if measured else 'as the simulator expects it'}: {time_text(span)}"
-    stalled = sum(e.end_ns - e.start_ns for e in lane if e.kind == "stall")
+    stalled = sum(event.end_ns - event.start_ns for event in compute if event.kind == "stall")
     canvas.text(left, y, caption, 14, TEXT)
     canvas.text_right(WIDTH - MARGIN, y, f"compute waits {time_text(stalled)}", 14, STALL if stalled else QUIET)
     lanes = (("copy", y + 20, FLIGHT), ("compute", y + 46, USE))
@@ -279,7 +279,7 @@ def _timeline(canvas: Canvas, y: float, timeline: Timeline) -> None:
 
 
 def _axis(canvas: Canvas, y: float, left: float, room: float, span_ns: int) -> None:
-    """Marks at round times, eight at most, all in one unit."""
+    """At most nine ticks, at round times, labelled in one unit."""
     steps = (digit * 10**power for power in range(15) for digit in (1, 2, 5))
     step = next(step for step in steps if span_ns / step <= 8)
     unit, word = next((u, w) for u, w in ((10**9, "s"), (10**6, "ms"), (1000, "us"), (1, "ns")) if span_ns >= u)
@@ -290,7 +290,7 @@ def _axis(canvas: Canvas, y: float, left: float, room: float, span_ns: int) -> N
 
 
 def size_text(nbytes: float) -> str:
-    """In GB, MB or kB, of 10^9, 10^6 and 10^3 bytes, with as many digits as are worth reading."""
+    """In GB, MB or kB (10^9, 10^6, 10^3 bytes)."""
     if nbytes >= 1e8:
         return f"{nbytes / 1e9:.2f} GB" if nbytes < 1e11 else f"{nbytes / 1e9:.0f} GB"
     if nbytes >= 1e5:

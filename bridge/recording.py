@@ -1,6 +1,6 @@
-"""The one trace into which all components write, for as long as the process lives, and the progress bars of loading.
+"""The trace that all components write to, one per process, and the progress bars of loading.
 
-It is made when the first component is attached or the first browser looks, not at import.
+The trace is created when the first component is attached or the first browser reads it, not at import.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..offload_core.trace import Trace
 
 
 class Recording:
-    """Owner of the trace. `close` forgets what was recorded; components that are alive go on writing."""
+    """Owns the trace. `close` drops the recorded events; attached components continue to write."""
 
     def __init__(self) -> None:
         self.trace = Trace()
@@ -29,22 +29,22 @@ def recording() -> Recording:
     return Recording()
 
 
-# The app's progress on the node that runs now. The app raises its interrupt from these calls when somebody wants to
-# stop: whoever reports must clean up in `finally`.
+# The app's progress on the node that is running. The app raises its interrupt from these calls: callers must clean up
+# in `finally`.
 
 
 def step_progress(total: int) -> Callable[[int], None]:
-    """For a few steps that take long: call it with how many of `total` are done. Each one is shown.
+    """For few, long steps: a callback for the number of steps done out of `total`. Every call is shown.
 
-    The app leaves out what a bar says within a tenth of a second of what it has said before, so each step gets a bar.
+    The app drops updates of a bar within 0.1 s of the previous one, so each step gets a bar of its own.
     """
     return lambda done: comfy.utils.ProgressBar(total).update_absolute(done)
 
 
 def bytes_progress() -> Callable[[int, int], None]:
-    """For many small steps: call it with how many of how many are done. The app shows as many as make sense.
+    """For many small steps: a callback for (bytes done, total bytes). The app limits how often it shows them.
 
-    A bar says nothing less than it has said, so what begins anew gets a new one.
+    A bar never goes back, so a callback with fewer bytes or another total starts a new one.
     """
     bar, last = None, 0
 
@@ -59,7 +59,7 @@ def bytes_progress() -> Callable[[int, int], None]:
 
 
 def count_progress(total: int) -> Callable[[], None]:
-    """For what happens here and there, `total` times: call it each time. What comes after that is not shown."""
+    """For `total` scattered steps: a callback for each step; calls beyond `total` are ignored."""
     show, done = bytes_progress(), 0
 
     def count() -> None:

@@ -1,6 +1,6 @@
-"""A budget that is too small, as data: whose budget it is, who set it and in which widgets, and what would be enough.
+"""A budget that is too small, as data: its component, the source and widgets that set it, and the smallest that works.
 
-The planner knows none of this but the last; it is put together where the settings of the component are at hand.
+The planner knows only the last; the rest comes from the component's settings.
 """
 
 from __future__ import annotations
@@ -20,18 +20,14 @@ Widget = tuple[str, str]
 
 
 class RefusedBudget(BudgetError):
-    """A BudgetError about one component, with the same text, that knows who set the budget."""
+    """A BudgetError of one component, with the planner's text and the source and widgets of the budget."""
 
     def __init__(
-        self,
-        error: BudgetError,
-        settings: ComponentSettings,
-        device: torch.device,
-        widgets: Iterable[Widget] = (),
+        self, error: BudgetError, settings: ComponentSettings, device: torch.device, widgets: Iterable[Widget] = ()
     ) -> None:
         explicit = settings.source(Setting.BUDGET_BYTES) in EXPLICIT_SOURCES
-        asked = settings.value(Setting.BUDGET_BYTES) if explicit else None
-        asked_bytes = asked if isinstance(asked, int) else error.asked_bytes
+        budget_bytes = settings.value(Setting.BUDGET_BYTES) if explicit else None
+        asked_bytes = budget_bytes if isinstance(budget_bytes, int) else error.asked_bytes
         super().__init__(str(error), asked_bytes=asked_bytes, smallest_bytes=error.smallest_bytes)
         self.component = settings.component
         self.source = settings.source(Setting.BUDGET_BYTES) if explicit else None
@@ -40,7 +36,7 @@ class RefusedBudget(BudgetError):
 
     @property
     def smallest_gb(self) -> float | None:
-        """What to set it to; None if no budget would help: nobody set one, or the device is too small."""
+        """The smallest widget value that works, in GB; None if no source set a budget or the device is too small."""
         return widget_gb_at_least(self.smallest_bytes) if self.source is not None and self.fits_device else None
 
     def to_json(self) -> dict[str, Any]:
@@ -55,5 +51,5 @@ class RefusedBudget(BudgetError):
 
 
 def error_members(error: OffloadError) -> dict[str, Any]:
-    """The members of a document that say what is in the way: `error`, and `budget` where that is a budget."""
+    """The members of a document for a refusal: `error`, and `budget` for a RefusedBudget."""
     return {"error": str(error), **({"budget": error.to_json()} if isinstance(error, RefusedBudget) else {})}

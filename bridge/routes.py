@@ -1,7 +1,7 @@
-"""HTTP routes of the pack. JSON in and out; the only files they write are traces, in the app's output folder.
+"""HTTP routes of the pack. JSON in and out; the only files written are traces, in the app's output folder.
 
-The app's own middleware stands before them: on a loopback address it answers 403 to a request whose Origin is another
-host's, whatever the method, and to one that a browser marks as cross-site.
+The app's middleware runs first: on a loopback address it answers 403 to requests of any method whose Origin is another
+host, and to those that a browser marks as cross-site.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .report_ahead import ahead_document
 from .telemetry import Subscriptions, stored_events
 
 FOLDER = "layerwise_offload"
-"""In the app's output folder."""
+"""Subfolder of the app's output folder."""
 
 MAX_BODY_BYTES = 4096
 MAX_PROMPT_BYTES = 1 << 20
@@ -33,7 +33,7 @@ MAX_SAVED_FILES = 1000
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
-"""Names that are devices on Windows, with any ending."""
+"""Device names on Windows, with any extension."""
 
 
 def register() -> None:
@@ -50,12 +50,12 @@ def register() -> None:
 
 
 class Routes:
-    """The handlers, and the subscriptions that they change."""
+    """The request handlers."""
 
     def __init__(self, subscriptions: Subscriptions) -> None:
         self._subscriptions = subscriptions
-        self._one_plans = asyncio.Lock()
-        """Files are read for one page at a time."""
+        self._planning = asyncio.Lock()
+        """Serialises the reading of model files."""
 
     async def report(self, request: web.Request) -> web.Response:
         return web.json_response(await _in_thread(live_document))
@@ -66,7 +66,7 @@ class Routes:
             check_prompt(prompt)
         except SettingsError as error:
             return _refused(str(error))
-        async with self._one_plans:
+        async with self._planning:
             return web.json_response(await _in_thread(ahead_document, prompt))
 
     async def events(self, request: web.Request) -> web.Response:
@@ -100,16 +100,16 @@ class Routes:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether `name` is a plain name: no folders, no hidden file, nothing that any system takes for something else."""
+    """Whether `name` is a plain file name on every system: no folder, no hidden file, no device name."""
     return bool(_NAME.fullmatch(name)) and not name.endswith(".") and ".." not in name and not _RESERVED.match(name)
 
 
 def save(name: str) -> str:
-    """Write the trace under a name that is free. Answers the file's name relative to the output folder."""
+    """Write the trace to a new file. Returns its path relative to the output folder. Raises OSError."""
     output = Path(folder_paths.get_output_directory()).resolve()
     folder = output / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    if folder.resolve() != folder:  # a link to somewhere else
+    if folder.resolve() != folder:  # a symbolic link
         raise OSError(0, f"{FOLDER} in the output folder leads out of it")
     stem = name.removesuffix(".json")
     text = json.dumps(_document())
@@ -131,12 +131,12 @@ def _document() -> dict[str, Any]:
 
 
 async def _in_thread(function: Any, *arguments: Any) -> Any:
-    """What may take some milliseconds must not keep the app's event loop."""
+    """Run `function` in a thread: calls that take milliseconds must not block the app's event loop."""
     return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
 
 async def _body(request: web.Request, most_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
-    """The JSON object in a request; an HTTP 400 for anything else."""
+    """The JSON object in a request. Raises HTTPBadRequest for anything else."""
     data = b""
     while len(data) <= most_bytes and (more := await request.content.read(most_bytes + 1 - len(data))):
         data += more

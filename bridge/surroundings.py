@@ -1,4 +1,4 @@
-"""What a node of ours knows beyond its own widgets: the options connected to it, the graph's options, its place in it.
+"""The context of a node of ours beyond its widgets: connected options, graph options, and its component names.
 
 The browser part of the pack writes the options of the whole graph and the user's ComfyUI settings into the input
 `graph_options` of our nodes, as one JSON text, so that the app's cache and runs without a browser see them too:
@@ -32,7 +32,7 @@ _SOURCES = {"graph": Source.GRAPH, "settings": Source.SETTINGS}
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What is said to one node by weaker sources than its widgets, and the names of the components it brings."""
+    """The requests of sources weaker than a node's widgets, and the names of the components that the node brings."""
 
     words: tuple[Word, ...] = ()
     node_id: str = ""
@@ -41,7 +41,7 @@ class Surroundings:
 
     @classmethod
     def of(cls, hidden: Any, options: Word | None, graph_options: str) -> Surroundings:
-        """`hidden` is the node's: its id and the prompt, as far as they are known. Raises SettingsError."""
+        """`hidden`: the node's hidden inputs, of which `unique_id` and `prompt` may be None. Raises SettingsError."""
         words = parse_graph_options(graph_options)
         prompt, node_id = getattr(hidden, "prompt", None) or {}, str(getattr(hidden, "unique_id", None) or "")
         names = names_in(prompt)
@@ -49,11 +49,11 @@ class Surroundings:
             for word in words:
                 if word.source == Source.GRAPH:
                     check_known(word, sorted(set(names.values())), SOURCE_WORDS[Source.GRAPH])
-        mine = {kind: name for (user, kind), name in names.items() if user == node_id}
-        return cls((*((options,) if options is not None else ()), *words), node_id, mine)
+        own_names = {kind: name for (user, kind), name in names.items() if user == node_id}
+        return cls(words if options is None else (options, *words), node_id, own_names)
 
     def name(self, kind: str, turned_out: str | None = None) -> str:
-        """The name of the component that the node brings of `kind`; `turned_out`: what its file says it is."""
+        """The name of the node's component of `kind`; `turned_out`: the kind detected in its file."""
         name = self.names.get(kind, kind)
         if turned_out is None or turned_out == kind:
             return name
@@ -61,14 +61,16 @@ class Surroundings:
         return turned_out if number == 1 else f"{turned_out}_{number}"
 
     def ask(self, settings: ComponentSettings, mode: str = AUTO, before: Asked | None = None) -> Asked:
-        """What the node's widgets in `settings` and `mode` and everybody weaker ask of a component."""
-        asked = ask(settings, self.words, mode, before)
-        nodes = (*(before.nodes if before is not None else ()), *((self.node_id,) if self.node_id else ()))
-        return replace(asked, nodes=tuple(dict.fromkeys(nodes)))
+        """The merged request of the node's widgets (`settings`, `mode`) and weaker sources. Raises SettingsError.
+
+        before: the request of the node upstream for the same component.
+        """
+        nodes = (*(before.nodes if before is not None else ()), *([self.node_id] if self.node_id else []))
+        return replace(ask(settings, self.words, mode, before), nodes=tuple(dict.fromkeys(nodes)))
 
 
 def parse_graph_options(text: str) -> tuple[Word, ...]:
-    """The words in a `graph_options` text; none for an empty one. Raises SettingsError, naming what it cannot use."""
+    """The requests in a `graph_options` text; none if it is empty. Raises SettingsError, naming the invalid part."""
     if not isinstance(text, str):
         raise _refused(text, f"is {type(text).__name__}, not text")
     if not text.strip():
@@ -87,10 +89,10 @@ def parse_graph_options(text: str) -> tuple[Word, ...]:
     return tuple(_word(_SOURCES[key], content[key]) for key in _SOURCES if content.get(key) is not None)
 
 
-def _word(source: str, said: object) -> Word:
-    if not isinstance(said, dict) or set(said) - {"mode", "components"}:
-        raise _refused(said, f"({SOURCE_WORDS[source]}) is not an object of mode and components")
-    mode, components = said.get("mode", AUTO), said.get("components", {})
+def _word(source: str, content: object) -> Word:
+    if not isinstance(content, dict) or set(content) - {"mode", "components"}:
+        raise _refused(content, f"({SOURCE_WORDS[source]}) is not an object of mode and components")
+    mode, components = content.get("mode", AUTO), content.get("components", {})
     if not isinstance(components, dict):
         raise _refused(components, f"({SOURCE_WORDS[source]}) is not an object of components")
     wishes = []

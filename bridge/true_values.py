@@ -1,8 +1,8 @@
-"""What code that reads a streamed model's weights is shown: what the app's own loaded model would show, or an error.
+"""Gives code that reads a streamed model's weights the values that the app's own loaded model would give, or an error.
 
-A streamed layer's module holds unpatched masters. They may lie in a file, in the file's type, and the file may have
-come to harm. Of a loaded model the masters themselves show what they are on the device (`host_parameter.py`). Here is
-what is to be untouched instead: savers, merges and extraction take it by the patcher's methods.
+A streamed layer's module holds unpatched masters, which may lie in a file, in the file's type; the file may have
+changed. Masters of a loaded model lend their values on the device (`host_parameter.py`). This module serves readers of
+unpatched values: savers, merges and LoRA extraction, which use the patcher's methods.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _TRUE_IN_STATE_DICTS = "layerwise_offload_true_in_state_dicts"
 
 @contextlib.contextmanager
 def in_their_types(model: nn.Module) -> Iterator[None]:
-    """In the block, weights whose file has another type than they are to have lie in memory, as the app's do.
+    """In the block, weights of another type than their file's are converted copies in memory, as the app's are.
 
-    What is taken from the module in the block stays there.
+    Tensors taken from the module in the block stay valid afterwards.
     """
     changed = []
     try:
@@ -38,22 +38,22 @@ def in_their_types(model: nn.Module) -> Iterator[None]:
             if part is not None and dtype_of(parameter) != part.dtype:
                 value = part.in_memory(dtype_of(parameter))
                 changed.append((parameter, part.mapped))
-                _show(parameter, value)
+                _set_data(parameter, value)
         yield
     finally:
         for parameter, mapped in changed:
-            _show(parameter, mapped)
+            _set_data(parameter, mapped)
 
 
-def _show(parameter: nn.Parameter, value: torch.Tensor) -> None:
-    # Parameters made in inference mode take no data made outside of it.
+def _set_data(parameter: nn.Parameter, value: torch.Tensor) -> None:
+    # A parameter made in inference mode accepts only data made in it.
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():
         parameter.data = value
 
 
 @contextlib.contextmanager
 def read_from_file(model: nn.Module, key: str) -> Iterator[None]:
-    """In the block, one weight is what its file has at this moment, in the type that it is to have."""
+    """In the block, the weight `key` is a copy read from its file, in the model's type. Raises FileReadError."""
     owner, _, name = key.rpartition(".")
     parameters = model.get_submodule(owner)._parameters
     weight = parameters.get(name)
@@ -69,23 +69,24 @@ def read_from_file(model: nn.Module, key: str) -> Iterator[None]:
 
 
 def to_be_used_later(weight: torch.Tensor) -> torch.Tensor:
-    """A weight as it goes into a merge: it does not lend what it is on the device, and has the values of its type.
+    """A weight as an input of a merge: a tensor of its unpatched value, which never lends the value on the device.
 
-    Where it lies in a file it is marked so: ours read it when it is used (`weights.untouched`).
+    If it lies in a file it is marked as such, and read when it is used (`weights.untouched`); if its type cannot
+    represent the file's values, it is read and converted now.
     """
     part = slice_of(weight)
     if part is None:
         return twin_of(weight)
     dtype = dtype_of(weight)
-    if not _holds_all_of(dtype, part.dtype):
+    if not _represents(dtype, part.dtype):
         return part.in_memory(dtype)
     twin = twin_of(weight)
     lies_in_file(twin, part, dtype)
     return twin
 
 
-def _holds_all_of(dtype: torch.dtype, other: torch.dtype) -> bool:
-    """Whether each value of `other` is one of `dtype` as well."""
+def _represents(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether `dtype` represents every value of `other` exactly."""
     if dtype == other or not (dtype.is_floating_point and other.is_floating_point):
         return dtype == other
     wide, narrow = torch.finfo(dtype), torch.finfo(other)
@@ -93,26 +94,27 @@ def _holds_all_of(dtype: torch.dtype, other: torch.dtype) -> bool:
 
 
 def be_true_in_state_dicts(model: nn.Module) -> None:
-    """Have the module's state dict, which savers take for the loaded weights, refuse files that came to harm.
+    """Install hooks on the module's state dict: it raises FileReadError if a file of its weights has changed.
 
-    And show what the app's would show of models that it saves by nothing else. Of the others it takes mostly the names.
+    For models that the app saves by the state dict alone it also gives the values that the app's model would give; for
+    the others the app uses mostly its names.
     """
     if not vars(model).get(_TRUE_IN_STATE_DICTS):
         vars(model)[_TRUE_IN_STATE_DICTS] = True
         model.register_state_dict_pre_hook(_check_files)
-        model.register_state_dict_post_hook(_show_true_values)
+        model.register_state_dict_post_hook(_fill_in_true_values)
 
 
 def _check_files(model: nn.Module, _prefix: str, _keep_vars: bool) -> None:
     check_files(model.parameters())
 
 
-def _show_true_values(model: nn.Module, state: dict[str, Any], _prefix: str, _metadata: object) -> None:
+def _fill_in_true_values(model: nn.Module, state: dict[str, Any], _prefix: str, _metadata: object) -> None:
     component = Component.of(model)
     if component.kind is DIT or (component.kind is TEXT_ENCODER and compat.saves_lazily()):
         return
     for name, parameter in model.named_parameters():
-        if is_adopted(parameter):  # of a loaded model: a reader's own, which becomes what it is on the device
+        if is_adopted(parameter):  # of a loaded model: lends its value on the device to the reader
             continue
         part = slice_of(parameter) if name in state else None
         if part is not None and dtype_of(parameter) != part.dtype:
@@ -120,19 +122,17 @@ def _show_true_values(model: nn.Module, state: dict[str, Any], _prefix: str, _me
 
 
 def fill_in_patched(patcher: Any, state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """A state dict with the patched value of each patched weight for which the app does not ask by itself.
+    """Replace in a state dict the patched weights that the app's saver takes for patched already. Returns it.
 
-    Who saves asks for the patched values of the app's own casting layers, one by one. Anything else it takes for
-    patched already, which under layerwise offload it is not.
+    The saver patches weights of the app's casting layers itself, one by one. It expects all others to be patched in
+    place, which under layerwise offload they are not.
     """
+    model = patcher.model
     for name in state:
         key = prefix + name
-        if key not in patcher.patches or not app_patches(patcher.model, key):
-            continue
-        if _is_cast_by_the_app(patcher.model, key):
-            continue
-        weight = patcher.patch_weight_to_device(key, device_to=patcher.load_device, return_weight=True)
-        state[name] = weight.to("cpu")
+        if key in patcher.patches and app_patches(model, key) and not _is_cast_by_the_app(model, key):
+            weight = patcher.patch_weight_to_device(key, device_to=patcher.load_device, return_weight=True)
+            state[name] = weight.to("cpu")
     return state
 
 

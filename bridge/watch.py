@@ -1,4 +1,4 @@
-"""Two methods of an app model that a component has to know the calls of, while it is attached or loaded."""
+"""Interposes two methods of an app model while its component is attached or loaded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from ..offload_core.runtime.interpose import Interposed
 
 
 class ForeignMove(Interposed):
-    """Before anybody else moves the whole module, the device is given back and the module made an ordinary one.
+    """Calls `unload`, which releases device memory and restores the ordinary module, before `module.to` moves it.
 
-    The app's own patchers over the same module (a MODEL that went into our Apply node and also elsewhere) do that.
-    `unload` takes the module off the device.
+    The app's own patchers move a module that is also ours (a MODEL that went into our Apply node and also elsewhere).
     """
 
     __slots__ = ("unload",)
@@ -30,7 +29,7 @@ class ForeignMove(Interposed):
 
 
 class ShapeWatch(Interposed):
-    """Tells `seen` the shape for which the app estimates memory, right before it loads the model for a run."""
+    """Calls `seen` with the input shape for which the app estimates memory, right before it loads the model."""
 
     __slots__ = ("seen",)
 

@@ -1,9 +1,9 @@
 """Patch sets (LoRA and the like) as changes that the engine applies on arrival, by the app's own arithmetic.
 
-The app's fully loaded model is the reference: each weight is patched once, on the device, with the app's
-`patch_weight_to_device`, its intermediate type and its stochastic rounding. So the streamed picture equals the loaded
-one to the bit. The host masters keep the untouched values. Which patches are the same is told by what they are made
-of, not by the objects: the app makes new ones each time a LoRA is loaded or its strength changes.
+The reference is the app's fully loaded model: each weight is patched once, on the device, by the app's
+`patch_weight_to_device`, with its intermediate type and stochastic rounding, so that the streamed picture equals the
+loaded one to the bit. The host masters keep the unpatched values. Patches are compared by content, not by object: the
+app makes new objects each time a LoRA is loaded or its strength changes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from .recording import count_progress
 
 
 def changes_of(patcher: Any, device: torch.device, shows_progress: bool = False) -> dict[str, Change]:
-    """What the patcher's patches make of which weights. Raises OffloadError for what cannot be patched.
+    """The patcher's patches as changes by key. Raises OffloadError if a weight cannot be patched.
 
-    shows_progress: on the node that runs when weights are changed, which is as their layers arrive for the first time.
+    shows_progress: on the running node, while layers are patched as they arrive for the first time.
     """
     changes: dict[str, Change] = {}
     keys = [key for key in patcher.patches if app_patches(patcher.model, key)]
@@ -54,16 +54,16 @@ def changes_of(patcher: Any, device: torch.device, shows_progress: bool = False)
 
 
 def _by_its_pack(patcher: Any, foreign: Foreign, key: str, own: list[Any], device: torch.device) -> Change:
-    """A change as the patcher's former class makes it: beside the bytes of a quantised weight, or in place."""
+    """A change by another pack's class: attributes of a quantised weight (`marks`), or a patched value."""
     homes = (patcher.load_device, patcher.offload_device)
     weight = comfy.utils.get_attr(patcher.model, key)
     if is_quantised(weight):
-        there = functools.partial(comfy.utils.get_attr, patcher.model, key)
-        return Change(key=identity(own), compute=there, marks=foreign.carried(weight, key, own, homes))
+        current = functools.partial(comfy.utils.get_attr, patcher.model, key)
+        return Change(key=identity(own), compute=current, marks=foreign.carried(weight, key, own, homes))
 
     def compute() -> torch.Tensor:
-        found = foreign.patched(comfy.utils.get_attr(model, key), key, own, device, homes)
-        return torch.Tensor.as_subclass(found, torch.Tensor)  # what it made of its own type lacks the attributes
+        value = foreign.patched(comfy.utils.get_attr(model, key), key, own, device, homes)
+        return torch.Tensor.as_subclass(value, torch.Tensor)  # a result of the pack's type lacks its attributes
 
     model = patcher.model
     return Change(key=identity(own), compute=compute, shape=_other_shape(model, key, own))
@@ -76,9 +76,9 @@ def patched(
     device: torch.device,
     count: Callable[[], None] | None = None,
 ) -> torch.Tensor:
-    """The value of a weight of `model` under `patches`, on `device`, from what hangs in the module now.
+    """The current weight `key` of `model` under `patches`, on `device`. `count` is called when it has been computed.
 
-    The app's method reads of its patcher only what is given here, and so no patcher has to be kept alive.
+    The app's method reads only the attributes of this stand-in, so that no patcher has to be kept alive.
     """
     own = untouched(patches)
     stand_in = types.SimpleNamespace(model=model, patches={key: own}, weight_inplace_update=False, backup={})
@@ -91,10 +91,10 @@ def patched(
 
 
 def untouched(patches: Any) -> Any:
-    """The same with ordinary tensors for the weights in it that are somebody's masters, as those of a merge are.
+    """The same patches with each tensor replaced by an ordinary one of its unpatched value. Raises FileReadError.
 
-    Masters lend what they are on the device, changes included. What is merged is the weight itself. Those that lie in a
-    file are read: a touch of mapped pages that are gone ends the process. Raises FileReadError.
+    Patches of a merge may contain masters, which lend their value on the device, patched. Tensors that lie in a file
+    are read: access to a mapped page that no longer exists would end the process.
     """
     if isinstance(patches, torch.Tensor):
         part = slice_of(patches)
@@ -105,35 +105,35 @@ def untouched(patches: Any) -> Any:
 
 
 def keep_patched(component: Component, lora_mode: object) -> None:
-    """Say what becomes of patched layers, as `lora_mode` has it. What is kept and no longer to be is given back."""
+    """Set by `lora_mode` whether patched layers are kept on the host; `on_arrival` frees those that are kept."""
     controller = component.controller
     versions = controller.versions
     if lora_mode == "on_arrival":
         versions.hold_if(None)
         if versions.held_bytes:
-            controller.unload()  # nothing is in flight after that
+            controller.unload()  # ends all copies in flight
             versions.forget()
     else:
-        versions.hold_if(_keep_what_fits if lora_mode == "host" else _keeps_what_is_reasonable(component))
+        versions.hold_if(_keep_what_fits if lora_mode == "host" else _keep_within_budgets(component))
 
 
-def _keeps_what_is_reasonable(component: Component) -> Callable[[int], bool]:
-    """Tells whether so many bytes more of host memory for a patched layer of a component are reasonable now.
+def _keep_within_budgets(component: Component) -> Callable[[int], bool]:
+    """A predicate: whether a patched layer of so many bytes fits the host budget now.
 
-    Where its budget is one of host memory, versions are within it, beside ring and residents.
+    On a device that uses host memory it must also fit the component's budget, beside ring and residents.
     """
     reference = weakref.ref(component)
 
     def may_keep(nbytes: int) -> bool:
         if nbytes > host_budget(host_available_bytes()).copies_bytes:
             return False
-        one = reference()
-        if one is None or not one.attached or not takes_host_memory(one.device) or one.request is None:
+        owner = reference()
+        if owner is None or not owner.attached or not takes_host_memory(owner.device) or owner.request is None:
             return True
-        plan, budget = one.controller.plan, one.request.budget_bytes
+        plan, budget = owner.controller.plan, owner.request.budget_bytes
         if plan is None or budget is None:
             return True
-        return plan.device_bytes + one.controller.versions.held_bytes + nbytes <= budget
+        return plan.device_bytes + owner.controller.versions.held_bytes + nbytes <= budget
 
     return may_keep
 
@@ -143,7 +143,7 @@ def _keep_what_fits(nbytes: int) -> bool:
 
 
 def check_room(controller: OffloadController, component: str, lora_mode: object) -> None:
-    """Raise SettingsError if all patched layers that are streamed are to be kept on the host, and there is no room."""
+    """Raise SettingsError if `lora_mode` is host and available host memory is too small for the patched layers."""
     if lora_mode != "host":
         return
     needed = sum(
@@ -159,7 +159,7 @@ def check_room(controller: OffloadController, component: str, lora_mode: object)
 
 
 def not_kept(versions: Versions) -> list[Sentence]:
-    """For the report: that patched layers are not kept on the host, if so, and why."""
+    """For the report: at most one line with the reason why patched layers are not kept on the host."""
     if not versions.refused:
         return []
     on_request = versions.may_hold is None
@@ -170,8 +170,8 @@ def not_kept(versions: Versions) -> list[Sentence]:
 def app_patches(model: torch.nn.Module, key: str) -> bool:
     """Whether the app patches this weight when it loads the model.
 
-    It does not where a weight hangs in a module beside modules with weights of their own (Wan's `modulation`): it
-    takes these for values that no file brought. A merge writes patches for them, and the app's picture has none.
+    It skips weights of a module whose submodules have weights of their own (Wan's `modulation`): a merge may have
+    patches for them, but the app's picture is made without these.
     """
     module = model.get_submodule(key.rpartition(".")[0])
     own = {name for name, _ in module.named_parameters(recurse=False)}
@@ -179,7 +179,7 @@ def app_patches(model: torch.nn.Module, key: str) -> bool:
 
 
 def _other_shape(model: torch.nn.Module, key: str, patches: list[Any]) -> tuple[int, ...] | None:
-    """The shape that patches give a weight, if it is not its own (some control LoRAs widen an input)."""
+    """The shape of a weight under patches (some control LoRAs widen an input); None if unchanged. OffloadError."""
     weight, _, _ = comfy.model_patcher.get_key_weight(model, key)
     if not isinstance(weight, torch.Tensor):
         raise OffloadError(
@@ -192,7 +192,7 @@ def _other_shape(model: torch.nn.Module, key: str, patches: list[Any]) -> tuple[
 
 
 def identity(value: Any) -> Hashable:
-    """Equal for patches that are made of the same tensors and numbers. Meaningful for as long as these are alive."""
+    """A key that is equal for patches of the same tensors and numbers. Valid while these are alive."""
     if value is None or isinstance(value, (str, bytes, bool, int, float, torch.dtype)):
         return (type(value).__name__, value)
     if isinstance(value, (list, tuple)):

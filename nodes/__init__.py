@@ -8,7 +8,7 @@ log = logging.getLogger(__name__)
 
 
 class LayerwiseOffloadExtension(ComfyExtension):
-    """What the app loads: the node list, and the routes before the server starts."""
+    """The entry point of the app: the node list, and the HTTP routes, registered before the server starts."""
 
     async def on_load(self) -> None:
         from ..bridge import compat, patcher, routes

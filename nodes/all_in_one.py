@@ -1,4 +1,4 @@
-"""The loader of a whole pipeline in one node."""
+"""The loader node of a whole pipeline."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Apply nodes: stand behind any loader and take over what it loaded."""
+"""The Apply node, which takes over models that any loader has loaded."""
 
 from typing import Any
 
@@ -16,16 +16,11 @@ from ..bridge.api import (
     wrap_vae,
 )
 from .parts import surroundings
-from .widgets import (
-    HIDDEN,
-    placement_input,
-    placement_inputs,
-    shared_inputs,
-)
+from .widgets import HIDDEN, placement_input, placement_inputs, shared_inputs
 
 
 class LayerwiseOffloadApply(io.ComfyNode):
-    """Layerwise offload for what other nodes have loaded."""
+    """Layerwise offload for models that other nodes have loaded."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -77,8 +72,8 @@ _WRAP = {
 
 
 def _wrapped(slot: Slot, inputs: dict[str, Any], context: Surroundings) -> Any:
-    """What is connected for a kind of component, taken over; None if nothing is."""
-    connected = inputs.get(slot.needs)
-    if connected is None:
+    """The input of `slot`, taken over; None if it is not connected."""
+    model = inputs.get(slot.needs)
+    if model is None:
         return None
-    return _WRAP[slot.kind](connected, slot.kind, widget_settings(slot, inputs, context.name(slot.kind)), context)
+    return _WRAP[slot.kind](model, slot.kind, widget_settings(slot, inputs, context.name(slot.kind)), context)

@@ -1,4 +1,4 @@
-"""Loader nodes for one file each: stand where the app's loaders stand."""
+"""Loader nodes that replace the app's loaders, one per kind of file."""
 
 from typing import Any
 

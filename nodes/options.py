@@ -1,4 +1,4 @@
-"""The options node: settings for many components in one place, weaker than the widgets of the nodes themselves."""
+"""The options node: settings for many components, weaker than the widgets of loader and Apply nodes."""
 
 from typing import Any
 

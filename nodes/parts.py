@@ -1,6 +1,6 @@
-"""What a node of ours loads or takes over: for each of its components the files and the settings, and how it is loaded.
+"""Turns a node's inputs into files and requests of its components, and loads them.
 
-Which widgets speak of which component is in `offload_core/node_table.py`.
+`offload_core/node_table.py` assigns the widgets to the components.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,12 +37,12 @@ class Part:
 
 
 def surroundings(node: type[io.ComfyNode], inputs: Mapping[str, Any]) -> Surroundings:
-    """What weaker sources than its widgets say to a node, which has asked for `widgets.HIDDEN`."""
+    """The context of a node, whose schema needs `widgets.HIDDEN`. Raises SettingsError."""
     return Surroundings.of(node.hidden, inputs.get("options"), inputs.get("graph_options", ""))
 
 
 def parts_of(node: type[io.ComfyNode], node_id: str, inputs: Mapping[str, Any]) -> list[Part]:
-    """The components that a loader node brings, in the order of its outputs. Raises for a file that is not there."""
+    """The components of a loader node, in the order of its outputs. Raises FileNotFoundError, SettingsError."""
     context = surroundings(node, inputs)
     slots = [slot for slot in NODES[node_id] if slot.is_brought(inputs)]
     paths = [[folder_paths.get_full_path_or_raise(slot.folder, name) for name in slot.names(inputs)] for slot in slots]
@@ -55,7 +55,7 @@ def parts_of(node: type[io.ComfyNode], node_id: str, inputs: Mapping[str, Any]) 
 
 
 def load_parts(node: type[io.ComfyNode], node_id: str, inputs: Mapping[str, Any]) -> io.NodeOutput:
-    """Every component of a loader node, each from files of its own, at the node's outputs; None for one not chosen."""
+    """Load every component of a loader node, each from its own files. Outputs without a chosen file are None."""
     parts = {part.kind: part for part in parts_of(node, node_id, inputs)}
     order = load_order(payloads({kind: part.paths for kind, part in parts.items()})) if len(parts) > 1 else list(parts)
     show_progress = step_progress(len(order))
@@ -78,4 +78,4 @@ _LOAD: dict[str, Callable[[Part, Mapping[str, Any]], Any]] = {
     "image_encoder": lambda part, inputs: load_clip_vision(part.paths[0], part.asked),
     "controlnet": lambda part, inputs: load_controlnet(part.paths[0], part.asked),
 }
-"""By kind: what the app's own loader node for it returns."""
+"""Loading functions by kind; each returns what the app's loader node returns."""

@@ -1,4 +1,4 @@
-"""The report node: what was planned, on whose word, and what it cost."""
+"""The report node: settings with their sources, plans, and the measurements of the last run."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ..bridge.api import live_document, report_image, report_json, report_text
 
 
 class LayerwiseOffloadReport(io.ComfyNode):
-    """Passes anything through and shows the plan and the last run of every component."""
+    """Passes its input through and shows the plan and the last run of every component."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -41,12 +41,12 @@ class LayerwiseOffloadReport(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **kwargs: Any) -> float:
-        return float("nan")  # what it reports changes with every run, its inputs need not
+        return float("nan")  # never cached: the report changes with every run
 
     @classmethod
     def execute(cls, value: Any) -> io.NodeOutput:
         document = live_document()
         text = report_text(document)
         image = report_image(document)
-        # Shown by our own page (web/node_widgets.js). The app's progress text is gone from a node when its job ends.
+        # Shown by web/node_widgets.js: the app clears a node's progress text when its job ends.
         return io.NodeOutput(value, text, report_json(document), image, ui=ui.PreviewText(text))

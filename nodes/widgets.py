@@ -1,4 +1,4 @@
-"""The widgets that several nodes share. A widget on auto (or 0) says nothing."""
+"""Widgets shared by several nodes. A widget on auto (or 0) sets nothing."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ _PRECISION_TOOLTIP = "The type the VAE is kept and computed in. auto: what Comfy
 
 OPTIONS = io.Custom("LAYERWISE_OFFLOAD_OPTIONS")
 HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
-"""What a node needs to know its place in the graph."""
+"""Hidden inputs from which a node knows its place in the graph."""
 
 
 def placement_input(component: str, what: str, name: str = "placement", cpu: bool = False, **kwargs: Any) -> io.Input:
@@ -82,19 +82,12 @@ def placement_input(component: str, what: str, name: str = "placement", cpu: boo
 def gb_input(name: str, tooltip: str = _BUDGET_TOOLTIP, advanced: bool | None = None) -> io.Input:
     """A number of GB, 0 for auto. Optional, so that saved API prompts stay valid when inputs are added."""
     return io.Float.Input(
-        name,
-        default=0.0,
-        min=0.0,
-        max=1024.0,
-        step=0.01,
-        optional=True,
-        advanced=advanced,
-        tooltip=tooltip,
+        name, default=0.0, min=0.0, max=1024.0, step=0.01, optional=True, advanced=advanced, tooltip=tooltip
     )
 
 
 def placement_inputs(component: str = "dit", what: str = "model", cpu: bool = False, **kwargs: Any) -> list[io.Input]:
-    """Placement, budget and ring of the one component of a node."""
+    """Placement, budget and ring widgets of a node's main component."""
     return [
         placement_input(component, what, cpu=cpu, **kwargs),
         gb_input("budget_gb"),
@@ -103,7 +96,7 @@ def placement_inputs(component: str = "dit", what: str = "model", cpu: bool = Fa
 
 
 def file_input(name: str, folder: str, tooltip: str = "", optional: bool = False) -> io.Input:
-    """A file in one of the app's folders; an optional one may be left out."""
+    """A choice of the files in one of the app's folders; with `none` if optional."""
     files = folder_paths.get_filename_list(folder)
     tooltip = tooltip or f"A file in models/{folder}."
     if optional:
@@ -112,7 +105,7 @@ def file_input(name: str, folder: str, tooltip: str = "", optional: bool = False
 
 
 def further_encoder_inputs(tooltip: str) -> list[io.Input]:
-    """The text encoders after the first."""
+    """File widgets for the second to fourth text encoder."""
     return [file_input(f"clip_name{number}", "text_encoders", tooltip, optional=True) for number in (2, 3, 4)]
 
 
@@ -134,7 +127,7 @@ def precision_input(name: str, **kwargs: Any) -> io.Input:
 
 
 def shared_inputs(loras: bool = False) -> list[io.Input]:
-    """What every node that brings components has at its end; `loras`: some of them take LoRAs."""
+    """The last inputs of every node that brings components; `loras`: some of these take LoRAs."""
     return [
         OPTIONS.Input("options", optional=True, tooltip=_OPTIONS_TOOLTIP),
         io.String.Input("graph_options", default="", optional=True, advanced=True, tooltip=_GRAPH_OPTIONS_TOOLTIP),
