@@ -1,22 +1,22 @@
-// Small helpers for making and updating elements. Text only ever goes in as text. Knows nothing about the pack.
+// Helpers that create and update elements. Text is never parsed as HTML. Knows nothing about the pack.
 
-/** An element with properties (`class`, `text`, `title`, `on…` listeners, attributes, `style` properties) and children. */
+/** Creates an element. `properties`: `class`, `text`, `value`, `style` (an object), `on…` listeners; the rest are attributes. */
 export function element(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
+  const created = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (value === null || value === undefined || value === false) continue;
-    if (name === 'class') made.className = value;
-    else if (name === 'text') made.textContent = value;
-    else if (name === 'style') for (const [key, one] of Object.entries(value)) made.style.setProperty(key, one);
-    else if (name.startsWith('on')) made.addEventListener(name.slice(2), value);
-    else if (name === 'value') made.value = value;
-    else made.setAttribute(name, value === true ? '' : String(value));
+    if (name === 'class') created.className = value;
+    else if (name === 'text') created.textContent = value;
+    else if (name === 'style') for (const [key, text] of Object.entries(value)) created.style.setProperty(key, text);
+    else if (name.startsWith('on')) created.addEventListener(name.slice(2), value);
+    else if (name === 'value') created.value = value;
+    else created.setAttribute(name, value === true ? '' : String(value));
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
-  return made;
+  created.append(...children.filter((child) => child !== null && child !== undefined));
+  return created;
 }
 
-/** Sets an element's text, class or attribute only where it differs: an update that changes nothing costs nothing. */
+// These write to the page only if the value differs: live updates call them for every element.
 export function setText(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
@@ -30,7 +30,7 @@ export function setAttribute(target, name, value) {
   else if (target.getAttribute(name) !== value) target.setAttribute(name, value);
 }
 
-/** Arrow keys, Home and End move the focus among `items()` (one tab stop for all of them); `moved(item)` follows. */
+/** Arrow keys, Home and End move the focus among `items()`, which are one tab stop; then `moved(item)` is called. */
 export function rovingFocus(container, items, moved = () => {}) {
   container.addEventListener('keydown', (event) => {
     const all = items();
@@ -40,7 +40,7 @@ export function rovingFocus(container, items, moved = () => {}) {
     event.preventDefault();
     event.stopPropagation(); // the app's canvas listens to arrow keys as well
     const next = all[Math.min(all.length - 1, Math.max(0, steps[event.key]))];
-    for (const one of all) one.tabIndex = one === next ? 0 : -1;
+    for (const item of all) item.tabIndex = item === next ? 0 : -1;
     next.focus();
     moved(next);
   });

@@ -1,4 +1,4 @@
-// Numbers as people read them. GB are 10⁹ bytes, as in every text of the pack. Pure.
+// Formats quantities for display. GB are 10⁹ bytes, as in every text of the pack. Pure.
 
 export const GB = 1e9;
 export const UNKNOWN = '–';
@@ -15,7 +15,7 @@ export function rate(bytesPerSecond) {
   return Number.isFinite(bytesPerSecond) ? `${(bytesPerSecond / GB).toFixed(bytesPerSecond >= 9.95 * GB ? 1 : 2)} GB/s` : UNKNOWN;
 }
 
-/** A percentage that is given in percent. */
+/** `value` is in percent. */
 export function percent(value) {
   if (!Number.isFinite(value)) return UNKNOWN;
   return `${value.toFixed(value !== 0 && Math.abs(value) < 9.95 ? 1 : 0)} %`;
@@ -28,7 +28,7 @@ export function duration(nanoseconds) {
   return `${milliseconds.toFixed(milliseconds >= 9.95 ? 0 : 2)} ms`;
 }
 
-/** A setting's value for people: bytes as GB, `UNKNOWN` for what is left to the planner. */
+/** A setting's value as text: bytes as GB, `UNKNOWN` if it is left to the planner. */
 export function settingValue(name, value) {
   if (value === null || value === undefined) return UNKNOWN;
   return name.endsWith('_bytes') && Number.isFinite(value) ? bytes(value) : String(value);

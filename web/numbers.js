@@ -1,4 +1,4 @@
-// Five numbers about one component, each with what the plan says where nothing has been measured yet.
+// Five numbers about one component; the plan's prediction stands in for a number that has not been measured yet.
 import { element, setAttribute, setText } from './dom.js';
 import { UNKNOWN, bytes, duration, percent, rate } from './format.js';
 
@@ -20,7 +20,7 @@ export function numberTiles(say) {
     const tile = element('div', { class: 'lwo-tile', title: say(`number.${name}.tip`) }, element('span', { class: 'lwo-label', text: say(`number.${name}`) }), value, note);
     return { shown, tile, value, note };
   });
-  const root = element('section', { class: 'lwo-numbers' }, caption, element('div', { class: 'lwo-tiles' }, ...tiles.map((one) => one.tile)));
+  const root = element('section', { class: 'lwo-numbers' }, caption, element('div', { class: 'lwo-tiles' }, ...tiles.map(({ tile }) => tile)));
   return {
     root,
     update(component) {

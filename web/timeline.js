@@ -1,4 +1,4 @@
-// The overlap timeline: copies above, compute below, over the last passes of one component; stalls are red.
+// The overlap timeline of one component's last passes: copies above, compute below, stalls in red.
 import { element, setAttribute, setText } from './dom.js';
 import { duration } from './format.js';
 import { lastPasses } from './model.js';
@@ -6,9 +6,9 @@ import { lastPasses } from './model.js';
 const LANE = 20;
 const GAP = 6;
 const AXIS = 16;
-export const HEIGHT = 2 * LANE + GAP + AXIS;
+const HEIGHT = 2 * LANE + GAP + AXIS;
 
-/** A canvas with its words; `update(state, component)` draws. It draws again when its width or the theme changes. */
+/** The canvas with its legend and totals; `update(state, component)` draws. Redraws when the width changes. */
 export function timeline(say) {
   const canvas = element('canvas', { class: 'lwo-canvas', role: 'img' });
   const summary = element('span', { class: 'lwo-summary' });
@@ -53,8 +53,8 @@ function colours(root) {
   return { copy: get('--lwo-flight'), visit: get('--lwo-use'), stall: get('--lwo-stall'), lane: get('--lwo-surface'), text: get('--lwo-muted'), font: style.fontFamily };
 }
 
-/** Draws `passes` ({events, start_ns, end_ns}) over the whole width of the canvas, sharp on any display. */
-export function paint(canvas, passes, colour) {
+/** Draws `passes` ({events, start_ns, end_ns}) over the full width of the canvas, in device pixels. */
+function paint(canvas, passes, colour) {
   const width = canvas.clientWidth;
   if (!width) return;
   const scale = window.devicePixelRatio || 1;
@@ -73,14 +73,14 @@ export function paint(canvas, passes, colour) {
     for (const [name, , , start, end] of passes.events) {
       if (name !== kind) continue;
       const left = Math.max(0, x(start));
-      const gap = kind === 'stall' ? 0 : Math.min(1, (x(end) - left) / 4); // neighbours stay apart
+      const gap = kind === 'stall' ? 0 : Math.min(1, (x(end) - left) / 4); // a visible gap between neighbours
       context.fillRect(left, top, Math.max(0.75, x(end) - left - gap), LANE);
     }
   }
   axis(context, span, width, colour);
 }
 
-/** Ticks at round times: 1, 2 or 5 of a power of ten, a hundred pixels apart or more. */
+/** The time between two ticks, in nanoseconds: 1, 2 or 5 times a power of ten, and at least 100 pixels. */
 export function tickStep(span_ns, width) {
   const least = (span_ns * 100) / Math.max(1, width);
   const power = 10 ** Math.floor(Math.log10(least));

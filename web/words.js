@@ -1,26 +1,27 @@
-// The pack's own words on the page, one table a language in words/. What the app translates itself (settings, commands,
-// nodes) is in the pack's locales/ instead. English stands in for a language or a key that is missing.
+// The pack's texts on the page, one table per language in words/. What the app translates itself (settings, commands,
+// nodes) is in the pack's locales/ instead. A missing language or key falls back to English.
 
 const LANGUAGES = ['en', 'zh', 'ja'];
 const loaded = new Map();
 
 const load = async (language) => (await fetch(new URL(`words/${language}.json`, import.meta.url))).json();
 
-/** The language of ours that serves the app's locale best: `zh-TW` is served by `zh`, anything unknown by `en`. */
+/** The language to use for one of the app's locales: `zh` for `zh-TW`, `en` for an unknown one. */
 export function languageFor(locale) {
   const base = String(locale).toLowerCase().split(/[-_]/)[0];
   return LANGUAGES.includes(base) ? base : 'en';
 }
 
-/** `say(key, values, unknown)`: the text of `key`, `{name}` replaced from `values`; else `unknown`. Loads each table once. */
+/** Returns the `speaker` of a locale's table; loads each table once. */
 export async function wordsFor(locale) {
   const language = languageFor(locale);
-  for (const table of new Set(['en', language])) {
-    if (!loaded.has(table)) loaded.set(table, await load(table));
+  for (const name of new Set(['en', language])) {
+    if (!loaded.has(name)) loaded.set(name, await load(name));
   }
   return speaker(loaded.get(language), loaded.get('en'));
 }
 
+/** Returns `say(key, values, unknown)`: the text of `key`, each `{name}` replaced from `values`; `unknown` if it has none. */
 export function speaker(table, english = table) {
   return (key, values = {}, unknown = key) => {
     const text = table[key] ?? english[key];
