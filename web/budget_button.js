@@ -1,12 +1,11 @@
-// The button that sets a budget which is enough, where the server says that the one that was asked for is too small.
+// The button that sets the smallest sufficient budget, shown when the server refuses a budget as too small.
 import { element, setText } from './dom.js';
 import { changed } from './graph_options.js';
 import { widgetOf } from './prompt.js';
 
 /**
- * Where the budget of a document with `budget` (docs/formats.md) can be set: {widgets: [{node, widget}]}, {options: component}
- * for the options of the graph, or null. What the user's settings say is not changed, for it is about every workflow: the
- * graph's options are stronger.
+ * Where `budget` (docs/formats.md) can be set: {widgets: [{node, widget}]}, {options: component} for the options of the
+ * graph, or null. The user's settings hold for every workflow, so they are not changed: the graph's options override them.
  */
 export function placeOf(budget, active) {
   if (!budget?.smallest_gb) return null;
@@ -15,7 +14,7 @@ export function placeOf(budget, active) {
   return widgets.length && widgets.every(Boolean) ? { widgets } : null;
 }
 
-/** The button, hidden where there is nothing to set; `update(budget)` with what the server said last, or null. */
+/** The button, hidden if there is nothing to set; `update(budget)` takes the `budget` of the server's last answer, or null. */
 export function budgetButton(say, contact) {
   let budget = null;
   const set = () => {
@@ -27,20 +26,20 @@ export function budgetButton(say, contact) {
   const root = element('button', { class: 'lwo-button lwo-primary', type: 'button', hidden: true, onclick: set });
   return {
     root,
-    update(given) {
-      budget = given;
+    update(next) {
+      budget = next;
       const place = budget && placeOf(budget, contact.activeNodes());
       root.hidden = !place;
       if (!place) return;
       setText(root, say('empty.set', { size: `${budget.smallest_gb.toFixed(2)} GB` }));
-      root.title = whatItSets(say, budget, place);
+      root.title = tooltip(say, budget, place);
     },
   };
 }
 
-function whatItSets(say, { component, source }, { widgets }) {
+function tooltip(say, { component, source }, { widgets }) {
   if (!widgets) return say(source === 'settings' ? 'empty.set_instead' : 'empty.set_graph', { component });
-  const names = (list) => [...new Set(list)].join(', ');
-  const node = names(widgets.map((one) => one.node.title ?? one.node.type));
-  return say('empty.set_widget', { widget: names(widgets.map((one) => one.widget.label || one.widget.name)), node });
+  const distinct = (names) => [...new Set(names)].join(', ');
+  const node = distinct(widgets.map((entry) => entry.node.title ?? entry.node.type));
+  return say('empty.set_widget', { widget: distinct(widgets.map(({ widget }) => widget.label || widget.name)), node });
 }

@@ -1,15 +1,15 @@
-// The form for the options of the whole graph: a mode, and for each component a placement, a budget, a ring and where its
-// streamed layers wait on the host.
+// The form for the options of a graph: its mode, and for each component the placement, the budget, the ring, and the host
+// tier and page-locked memory of streamed layers.
 import { element } from './dom.js';
-import { changed, said } from './graph_options.js';
+import { changed, withoutUnset } from './graph_options.js';
 import { HOST_TIERS, MODES, PLACEMENTS } from './tables.js';
 
-// The settings of the form, and their words.
+// The setting of each column, and its key in words/.
 const COLUMNS = { placement: 'placement', budget_gb: 'budget', ring_gb: 'ring', host_tier: 'host', pin_budget_gb: 'pins' };
 
 /**
- * `update(options, names)` draws the form for the components `names` of the graph; a component that only the options
- * name is shown too, for the run will refuse it. `save(options)` is called with every change.
+ * `update(options, names)` draws the form for the components `names` of the graph, and for those that only the options name:
+ * the server refuses them. `save(options)` is called after every change.
  */
 export function graphOptionsForm(say, save) {
   const root = element('div', { class: 'lwo-form' });
@@ -17,20 +17,20 @@ export function graphOptionsForm(say, save) {
   let options = null;
   return {
     root,
-    update(given, names) {
-      const now = JSON.stringify([given, names]);
-      if (now === drawn) return; // keeps the focus where the user is typing
-      drawn = now;
-      options = given;
+    update(saved, names) {
+      const current = JSON.stringify([saved, names]);
+      if (current === drawn) return; // the input that the user types in keeps the focus
+      drawn = current;
+      options = saved;
       const clear = element('button', { class: 'lwo-button', type: 'button', text: say('form.clear'), onclick: () => (keep(null), this.update(null, names)) });
       const keep = (next) => {
         options = next;
         drawn = next ? JSON.stringify([next, names]) : '';
-        clear.hidden = !said(next);
+        clear.hidden = !withoutUnset(next);
         save(next);
       };
-      clear.hidden = !said(options);
-      root.replaceChildren(...content(say, given, names, (...change) => keep(changed(options, ...change)), clear));
+      clear.hidden = !withoutUnset(options);
+      root.replaceChildren(...content(say, saved, names, (...change) => keep(changed(options, ...change)), clear));
     },
   };
 }
@@ -59,30 +59,30 @@ function row(say, selector, settings, isUnknown, set) {
       type: 'number', min: 0, max: 1024, step: 0.01, placeholder: 'auto', value: settings?.[name] || '',
       'aria-label': nameOf(name), title: tip(say, name),
       onchange: (event) => event.target.reportValidity() && set(selector, name, Number(event.target.value)),
-      onkeydown: (event) => event.stopPropagation(), // the app has keys of its own
+      onkeydown: (event) => event.stopPropagation(), // the app's shortcuts
     });
-  const word = (name, values) => choice(nameOf(name), values, settings?.[name] ?? 'auto', (value) => set(selector, name, value), tip(say, name));
+  const select = (name, values) => choice(nameOf(name), values, settings?.[name] ?? 'auto', (value) => set(selector, name, value), tip(say, name));
   const note = isUnknown ? element('span', { class: 'lwo-warning', text: say('form.unknown') }) : null;
   return element(
     'tr',
     { 'data-selector': selector },
     element('th', { scope: 'row' }, label, note),
-    element('td', {}, word('placement', PLACEMENTS)),
+    element('td', {}, select('placement', PLACEMENTS)),
     element('td', {}, number('budget_gb')),
     element('td', {}, number('ring_gb')),
-    element('td', {}, word('host_tier', HOST_TIERS)),
+    element('td', {}, select('host_tier', HOST_TIERS)),
     element('td', {}, number('pin_budget_gb')),
   );
 }
 
-/** What a column is about, where its heading does not say it. */
+/** The tooltip of a column whose heading needs an explanation; null for the others. */
 const tip = (say, name) => (['host_tier', 'pin_budget_gb'].includes(name) ? say(`form.${COLUMNS[name]}.tip`) : null);
 
-function choice(label, values, value, changedTo, title = null) {
+function choice(label, values, value, onChoice, title = null) {
   const select = element(
     'select',
-    { 'aria-label': label, title, onchange: (event) => changedTo(event.target.value), onkeydown: (event) => event.stopPropagation() },
-    ...values.map((one) => element('option', { value: one, text: one })),
+    { 'aria-label': label, title, onchange: (event) => onChoice(event.target.value), onkeydown: (event) => event.stopPropagation() },
+    ...values.map((text) => element('option', { value: text, text })),
   );
   select.value = value;
   return select;

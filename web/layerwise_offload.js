@@ -1,4 +1,4 @@
-// Registers the pack's part of the page with the app: panel, settings, command, and what our nodes show.
+// Registers the pack's extension with the app: the panel, the settings, the command, and the texts on our nodes.
 import * as app_contact from './app_contact.js';
 import { SCHEMA, carriedPart } from './graph_options.js';
 import { nodeWidgets } from './node_widgets.js';
@@ -15,17 +15,17 @@ const contact = {
   words: () => wordsFor(app_contact.locale()),
   graphChanged: () => panel.graphChanged(),
   readGraphOptions: () => app_contact.savedGraphOptions() ?? carriedPart(app_contact.activeNodes()),
-  // What nodes brought with them would speak again if nothing were saved.
+  // If nothing were saved, the options that nodes carry would apply again.
   writeGraphOptions: (options) => app_contact.writeGraphOptions(options ?? (carriedPart(app_contact.activeNodes()) && { schema: SCHEMA })),
 };
 const panel = createPanel(contact);
 const nodes = nodeWidgets(contact);
 
-/** Turns the panel to the reasons for the selected node; says what to do if there is no such node, or it has not run. */
+/** Shows the reasons for the selected node in the panel; a toast says what to do if none is selected or it has not run. */
 async function explainPlacement() {
   const say = await contact.words();
-  const ours = contact.selectedItems().filter((node) => isOurs(node.comfyClass ?? node.type));
-  const selected = contact.activeNodes().find(({ node }) => ours.includes(node));
+  const items = contact.selectedItems();
+  const selected = contact.activeNodes().find(({ node }) => isOurs(node) && items.includes(node));
   if (!selected) return contact.toast('info', say('command.select'));
   contact.showPanel(PANEL);
   if (!(await panel.explain(selected.id))) contact.toast('info', say('command.run_first', { node: selected.node.title }));
@@ -33,8 +33,8 @@ async function explainPlacement() {
 
 contact.register({
   name: 'LayerwiseOffload',
-  // The app calls before it has stored the value, and for every setting when the page is opened.
-  settings: definitions().map((one) => ({ ...one, onChange: () => setTimeout(panel.graphChanged) })),
+  // The app calls onChange before it stores the value, and for every setting when the page opens.
+  settings: definitions().map((definition) => ({ ...definition, onChange: () => setTimeout(panel.graphChanged) })),
   commands: [{ id: EXPLAIN, label: 'Layerwise Offload: explain placement', icon: 'pi pi-info-circle', function: explainPlacement }],
   bottomPanelTabs: [{ id: PANEL, title: 'Layerwise Offload', type: 'custom', render: (place) => panel.mount(place), destroy: () => panel.unmount() }],
   async init() {
@@ -47,7 +47,7 @@ contact.register({
     await nodes.ready();
     contact.onMessage('resolved', (message) => nodes.resolved(message));
     contact.onRunEnd(() => nodes.fillMissing());
-    contact.onMessage('live', () => {}); // the app complains of messages that nobody has asked for
+    contact.onMessage('live', () => {}); // the app warns about messages without a listener
   },
   nodeCreated: (node) => nodes.created(node),
   onNodeOutputsUpdated: (outputs) => nodes.restored(outputs),

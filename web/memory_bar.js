@@ -1,45 +1,45 @@
-// Memory bars: one for each device and one for the host, with what is in them and a mark where our budgets end.
+// Memory bars, one for each device and one for the host: their contents, and a mark at the sum of our budgets.
 import { element, setAttribute, setText } from './dom.js';
 import { bytes } from './format.js';
 
 const DEVICE_PARTS = ['resident', 'loose', 'ring', 'others'];
 const HOST_PARTS = ['pinned', 'pageable', 'mapped', 'others'];
 
-/** A place for the bars; `update(state)` draws them anew from the devices, the host and the components' budgets. */
+/** The element with all bars. */
 export function memoryBars(say) {
   const root = element('div', { class: 'lwo-memory' });
   const bars = new Map();
   const bar = (key, parts) => {
-    if (!bars.has(key)) bars.set(key, oneBar(say, parts));
+    if (!bars.has(key)) bars.set(key, memoryBar(say, parts));
     return bars.get(key);
   };
   return {
     root,
-    /** `component`: the one in the focus; while it is only planned, its device is shown as it will be in its use. */
+    /** `component`: the focused one; while it is only planned, its device is shown as predicted for its run. */
     update(state, component) {
       const shown = [];
       for (const device of state.devices) {
-        const one = bar(`device ${device.name}`, DEVICE_PARTS);
+        const deviceBar = bar(`device ${device.name}`, DEVICE_PARTS);
         const planned = component?.planned && component.device === device.name;
-        one.update(planned ? plannedPart(device, component, say) : devicePart(device, state.components));
-        shown.push(one.root);
+        deviceBar.update(planned ? plannedPart(device, component, say) : devicePart(device, state.components));
+        shown.push(deviceBar.root);
       }
       if (state.host) {
-        const one = bar('host', HOST_PARTS);
-        one.update(hostPart(state.host, say));
-        shown.push(one.root);
+        const hostBar = bar('host', HOST_PARTS);
+        hostBar.update(hostPart(state.host, say));
+        shown.push(hostBar.root);
       }
-      if (shown.length !== root.children.length || shown.some((one, index) => root.children[index] !== one)) {
+      if (shown.length !== root.children.length || shown.some((child, index) => root.children[index] !== child)) {
         root.replaceChildren(...shown);
       }
     },
   };
 }
 
-/** Bytes and ceiling of a device's bar. The ceiling is where all budgets of loaded components end; null without one. */
+/** The contents of a device's bar in bytes. `ceiling`: the sum of the loaded components' budgets; null without one. */
 export function devicePart(device, components) {
-  const loaded = components.filter((one) => one.loaded && one.device === device.name && Number.isFinite(one.budget_bytes));
-  const ceiling = loaded.reduce((sum, one) => sum + one.budget_bytes, 0);
+  const loaded = components.filter((component) => component.loaded && component.device === device.name && Number.isFinite(component.budget_bytes));
+  const ceiling = loaded.reduce((sum, component) => sum + component.budget_bytes, 0);
   return {
     title: device.name,
     total: device.total_bytes,
@@ -49,7 +49,7 @@ export function devicePart(device, components) {
   };
 }
 
-/** As `devicePart`, while a component that is not loaded yet will be in use; what others hold then is what they hold now. */
+/** As `devicePart`, predicted for the run of a planned component; what others hold is assumed to stay the same. */
 export function plannedPart(device, component, say) {
   const { resident_bytes, loose_bytes, ring_bytes } = component.plan;
   const others = device.total_bytes - device.free_bytes;
@@ -63,7 +63,7 @@ export function plannedPart(device, component, say) {
   };
 }
 
-/** Bytes of the host's bar. Files that are only mapped do not count as used: the system takes their pages back. */
+/** The contents of the host's bar in bytes. Mapped files do not count as used: the system can reclaim their pages. */
 export function hostPart(host, say) {
   const ours = host.pinned_bytes + host.pageable_bytes;
   const others = Math.max(0, host.total_bytes - host.available_bytes - ours);
@@ -76,7 +76,7 @@ export function hostPart(host, say) {
   };
 }
 
-function oneBar(say, names) {
+function memoryBar(say, names) {
   const title = element('span', { class: 'lwo-bar-title' });
   const free = element('span', { class: 'lwo-bar-free' });
   const segments = names.map((name) => element('span', { class: `lwo-segment lwo-${name}` }));
@@ -94,7 +94,7 @@ function oneBar(say, names) {
     { class: 'lwo-bar' },
     element('div', { class: 'lwo-bar-head' }, title, free),
     track,
-    element('div', { class: 'lwo-keys' }, ...legend.map((one) => one.item), ceilingKey),
+    element('div', { class: 'lwo-keys' }, ...legend.map(({ item }) => item), ceilingKey),
   );
   return {
     root,

@@ -1,53 +1,56 @@
-// What is known about the components: the last report, and the live messages that came after it. Pure; no page, no app.
+// The panel's state: the last report, updated by the live messages after it, and the plan of what has not run yet. Pure.
 //
-// A report and a live message speak of the same components by `id`. A live message knows no layer names, no settings and
-// no predictions: those stay as the last report said them.
+// Reports and live messages identify components by `id`. A live message has no layer names, settings or predictions: those
+// of the last report are kept. An event is [kind, component id, layer index, start_ns, end_ns, bytes].
 import { APPLY, NODES } from './tables.js';
 
 export const KEPT_EVENTS = 4000;
 const KEPT_NS = 30e9;
-export const LIVE_FIELDS = ['loaded', 'running', 'layer_states', 'numbers', 'pass'];
+const LIVE_FIELDS = ['loaded', 'running', 'layer_states', 'numbers', 'pass'];
 
 export function emptyState() {
   return { known: false, components: [], bystanders: [], devices: [], host: null, events: [], ahead: null, problem: null, budget: null };
 }
 
-/** The state after a report. Events and live fields are kept where the component is still the same one. */
+/** The state after a report. Events are kept. */
 export function withReport(state, report) {
   return withPlanned({
     ...state,
     known: true,
-    components: report.components.map((one) => ({ pass: null, ...one })),
+    components: report.components.map((component) => ({ pass: null, ...component })),
     bystanders: report.bystanders ?? [],
     devices: report.devices ?? [],
     host: report.host ?? null,
   });
 }
 
-/** The state after the server has said what the graph would come to if it ran now; null: there is nothing of ours in it. */
+/** The state after the server's plan for the graph as it is now; `ahead` is null if the graph has none of our nodes. */
 export function withAhead(state, ahead) {
   return withPlanned({ ...state, ahead, problem: ahead?.error ?? null, budget: ahead?.budget ?? null });
 }
 
-/** What has been loaded is shown as it is; beside it, as planned, what the graph will load. */
+/** The state with what the report has, followed by what the graph will load, marked as `planned`. */
 function withPlanned(state) {
-  const components = state.components.filter((one) => !one.planned);
-  const bystanders = state.bystanders.filter((one) => !one.planned);
-  const isThere = (one) => [...components, ...bystanders].some((each) => sameComponent(each, one));
-  const marked = (list) => (list ?? []).filter((one) => !isThere(one)).map((one) => ({ ...one, planned: true }));
-  const planned = marked(state.ahead?.components).map((one) => ({ ...one, pass: null, loaded: false, running: false }));
+  const components = state.components.filter((component) => !component.planned);
+  const bystanders = state.bystanders.filter((component) => !component.planned);
+  const isLoaded = (planned) => [...components, ...bystanders].some((loaded) => sameComponent(loaded, planned));
+  const marked = (list) => (list ?? []).filter((component) => !isLoaded(component)).map((component) => ({ ...component, planned: true }));
+  const planned = marked(state.ahead?.components).map((component) => ({ ...component, pass: null, loaded: false, running: false }));
   return { ...state, components: [...components, ...planned], bystanders: [...bystanders, ...marked(state.ahead?.bystanders)] };
 }
 
-/** Whether two reports are of one component of a graph: of one file, or of nodes that took it over from another loader. */
-function sameComponent(a, b) {
-  if (a.component !== b.component) return false;
-  const isFile = (one) => /\.\w+$/.test(one.model);
-  const shared = (a.nodes ?? []).some((id) => (b.nodes ?? []).map(String).includes(String(id)));
-  return a.model === b.model || (shared && !(isFile(a) && isFile(b)));
+/** Whether the node with the id `id` brought a component. */
+export const isOfNode = (component, id) => (component.nodes ?? []).map(String).includes(String(id));
+
+/** Whether two entries are the same component: from the same file, or of the same node if one of them names no file. */
+function sameComponent(first, second) {
+  if (first.component !== second.component) return false;
+  const isFile = ({ model }) => /\.\w+$/.test(model);
+  const isShared = (first.nodes ?? []).some((id) => isOfNode(second, id));
+  return first.model === second.model || (isShared && !(isFile(first) && isFile(second)));
 }
 
-/** The state with what the server still remembers of earlier passes, for a page that comes late. */
+/** The state with the events that the server has stored, for a panel that is opened after a run. */
 export function withStored(state, events) {
   const keyOf = ([kind, id, layer, start]) => `${kind} ${id} ${layer} ${start}`;
   const known = new Set(state.events.map(keyOf));
@@ -55,16 +58,16 @@ export function withStored(state, events) {
   return { ...state, events: keptEvents(added, state.events) };
 }
 
-/** The state after a live message; `stale` is set when it speaks of a component or layers that the report did not have. */
+/** The state after a live message; `stale` if the message has a component, layers or a plan that the last report does not have. */
 export function withLive(state, message) {
-  const fresh = new Map((message.components ?? []).map((one) => [one.id, one]));
+  const fresh = new Map((message.components ?? []).map((component) => [component.id, component]));
   let stale = false;
-  const components = state.components.map((one) => {
-    const live = fresh.get(one.id);
-    if (!live) return one;
-    fresh.delete(one.id);
-    stale ||= (live.layer_states ?? '').length !== (one.plan?.layers ?? []).length;
-    return { ...one, ...Object.fromEntries(LIVE_FIELDS.filter((name) => name in live).map((name) => [name, live[name]])) };
+  const components = state.components.map((component) => {
+    const live = fresh.get(component.id);
+    if (!live) return component;
+    fresh.delete(component.id);
+    stale ||= (live.layer_states ?? '').length !== (component.plan?.layers ?? []).length;
+    return { ...component, ...Object.fromEntries(LIVE_FIELDS.filter((name) => name in live).map((name) => [name, live[name]])) };
   });
   return {
     ...state,
@@ -82,86 +85,83 @@ function keptEvents(old, added) {
   return all.filter((event) => event[4] >= latest - KEPT_NS).slice(-KEPT_EVENTS);
 }
 
-/** The component that numbers and timeline are about: the chosen one, else the running one, else the largest. */
+/** The component that numbers and timeline show: the chosen one, else the running one, else the largest; null if there is none. */
 export function focused(state, chosenId) {
-  const bytes = (one) => (one.plan?.layers ?? []).reduce((sum, layer) => sum + layer.bytes, 0);
-  const rank = (one) => (one.planned ? 1 : 0); // what has been loaded comes before what will be
+  const bytes = (component) => (component.plan?.layers ?? []).reduce((sum, layer) => sum + layer.bytes, 0);
+  const rank = (component) => (component.planned ? 1 : 0); // loaded before planned
   return (
-    state.components.find((one) => one.id === chosenId) ??
-    state.components.find((one) => one.running) ??
+    state.components.find((component) => component.id === chosenId) ??
+    state.components.find((component) => component.running) ??
     [...state.components].sort((a, b) => rank(a) - rank(b) || bytes(b) - bytes(a))[0] ??
     null
   );
 }
 
 /**
- * The events of the last `passes` passes of a component, its copies and stalls with them: {events, start_ns, end_ns}. Only
- * passes that follow one another: of those that nobody watched, every eighth is measured.
+ * The visits, copies and stalls of a component's last `passes` passes: {events, start_ns, end_ns}; null without visits. Fewer
+ * passes if these do not follow one another: while no page listens, only every eighth pass is measured.
  */
 export function lastPasses(events, id, passes = 2) {
-  const mine = events.filter((event) => event[1] === id);
-  const visits = mine.filter(([kind]) => kind === 'visit').sort((a, b) => a[3] - b[3]);
+  const ofComponent = events.filter((event) => event[1] === id);
+  const visits = ofComponent.filter(([kind]) => kind === 'visit').sort((a, b) => a[3] - b[3]);
   if (!visits.length) return null;
   const first = Math.min(...visits.map((event) => event[2]));
   const starts = visits.filter((event) => event[2] === first).map((event) => event[3]);
   let from = starts.length - 1;
   while (from > 0 && from > starts.length - passes && follows(visits, starts[from - 1], starts[from], starts[from + 1])) from -= 1;
   const start_ns = starts[from];
-  const shown = mine.filter((event) => event[4] > start_ns);
+  const shown = ofComponent.filter((event) => event[4] > start_ns);
   return { events: shown, start_ns, end_ns: shown.reduce((most, event) => Math.max(most, event[4]), start_ns) };
 }
 
-/** Whether the pass that began at `before` led to the one at `start`: the pause between them is no longer than a pass. */
+/** Whether the pass that began at `start` follows the one at `before`: the pause between them is not longer than the longer pass. */
 function follows(visits, before, start, next = Infinity) {
   const ended = Math.max(...visits.filter((event) => event[3] >= before && event[3] < start).map((event) => event[4]));
   const last = Math.max(...visits.filter((event) => event[3] >= start && event[3] < next).map((event) => event[4]));
   return start - ended <= Math.max(ended - before, last - start);
 }
 
-// ---- the components of a graph, before anything has been loaded
+// ---- the components of a graph before it has run
 
-const typeOf = (node) => String(node.comfyClass ?? node.type);
+export const typeOf = (node) => String(node.comfyClass ?? node.type);
 const slotsOf = (node) => NODES[typeOf(node)] ?? [];
 const valueOf = (node, name) => node.widgets?.find((widget) => widget.name === name)?.value;
 
-export const isOurs = (type) => type in NODES;
+/** Whether a node brings components of ours. */
+export const isOurs = (node) => typeOf(node) in NODES;
 
-/** Whether the input `name` of a node gets its value by a wire. */
+/** Whether the input `name` of a node is connected. */
 export function isWired(node, name) {
   const slot = (node.inputs ?? []).findIndex((input) => input.name === name);
   return slot >= 0 && node.isInputConnected(slot);
 }
 
-/** The kinds of components that a node brings: without those for which an Apply node has no wire, or a loader no file. */
+/** The kinds of components that a node brings, without those whose input is unconnected (Apply) or set to no file (loader). */
 export function kindsOf(node) {
-  const isThere = ({ needs }) => !needs || isWired(node, needs) || ![undefined, null, '', 'none'].includes(valueOf(node, needs));
-  return slotsOf(node).filter(isThere).map(({ kind }) => kind);
+  const isPresent = ({ needs }) => !needs || isWired(node, needs) || ![undefined, null, '', 'none'].includes(valueOf(node, needs));
+  return slotsOf(node).filter(isPresent).map(({ kind }) => kind);
 }
 
-/** What a node's placement widget for a component of `kind` is set to; null if it has none. */
+/** The value of a node's placement widget for the component of `kind`; null if it has none. */
 export function placementWidget(node, kind) {
-  const slot = slotsOf(node).find((each) => each.kind === kind);
+  const slot = slotsOf(node).find((candidate) => candidate.kind === kind);
   return (slot && valueOf(node, slot.placement)) ?? null;
 }
 
 /**
- * The names of the components of a graph, as the server will give them: a kind's second component is `kind_2`, by the
- * order of node ids. `active`: [{id, node}]. An Apply node behind one of our own loaders adds none; where it gets its
- * model from another node of ours cannot be told here across subgraphs, so its components count only if no loader of ours
- * brings one of that kind.
+ * The names that the server will give to the components of a graph: the second one of a kind is `kind_2`, in the order of
+ * node ids. `active`: [{id, node}]. An Apply node behind one of our own loaders adds no component. Links across subgraphs are
+ * not followed here, so an Apply node's kinds count only if no loader of ours brings them.
  */
 export function componentNames(active) {
   const natural = ({ id }) => id.split(':').map((part) => part.padStart(12, '0')).join(':');
   const ordered = [...active].sort((a, b) => (natural(a) < natural(b) ? -1 : 1));
-  const counts = {};
+  const kindsIn = (entries) => entries.flatMap(({ node }) => kindsOf(node));
   const isApply = ({ node }) => typeOf(node) === APPLY;
-  for (const one of ordered.filter((each) => !isApply(each))) {
-    for (const kind of kindsOf(one.node)) counts[kind] = (counts[kind] ?? 0) + 1;
-  }
-  const loaded = new Set(Object.keys(counts));
-  for (const one of ordered.filter(isApply)) {
-    for (const kind of kindsOf(one.node)) if (!loaded.has(kind)) counts[kind] = (counts[kind] ?? 0) + 1;
-  }
+  const loaded = kindsIn(ordered.filter((entry) => !isApply(entry)));
+  const applied = kindsIn(ordered.filter(isApply)).filter((kind) => !loaded.includes(kind));
+  const counts = {};
+  for (const kind of [...loaded, ...applied]) counts[kind] = (counts[kind] ?? 0) + 1;
   return Object.entries(counts).flatMap(([kind, count]) =>
     Array.from({ length: count }, (_, index) => (index ? `${kind}_${index + 1}` : kind)),
   );

@@ -1,44 +1,43 @@
-// What our nodes carry in the browser: a text widget, and the hidden input with the options of the whole graph.
-// Gets the app's node objects from its hooks; all other contact with the app is by `contact`.
+// The widgets that our nodes have in the browser: a text, and the hidden input with the options of the graph.
+// The app's hooks pass its node objects in; everything else goes through `contact`.
 import { graphPart, optionsText } from './graph_options.js';
-import { isOurs, isWired, kindsOf } from './model.js';
+import { isOfNode, isOurs, isWired, kindsOf, typeOf } from './model.js';
 import { MARGIN, REPORT_HEIGHT, fromReport, heightFor, kindOf, nodeText, reportText } from './node_text.js';
-import { word } from './settings.js';
+import { defaultOptions } from './settings.js';
 import { noticeLines } from './words.js';
 
 const TEXT_WIDGET = 'layerwise_offload_text';
 const OPTIONS_WIDGET = 'graph_options';
-const WIDTH = 380; // of a new node: what `auto` came to is read without its tooltip
+const WIDTH = 380; // of a new node: the resolved placement is readable without the tooltip
 const REPORT = 'LayerwiseOffloadReport';
-const REPORT_SIZE = [560, 420]; // of a new one: its text has many lines, of a hundred characters
-const TOGETHER_MS = 500; // what comes within this time is said in one toast
+const REPORT_SIZE = [560, 420]; // of a new one: its text has many lines of about 100 characters
+const TOGETHER_MS = 500; // messages within this time share one toast
 
-/** Looks after the nodes of the graph. `say` must be ready before nodes are made; see `ready`. */
+/** The handlers for the app's hooks and messages about nodes. `ready` must have finished before a node is created. */
 export function nodeWidgets(contact) {
   const shown = new WeakMap(); // node -> {text, resolved: Map by component}
   const reports = new WeakMap(); // Report node -> its text
   let say = null;
-  const told = new Set();
+  const toasted = new Set();
   const pending = [];
 
   const put = (node, list) => {
     const entry = shown.get(node);
     if (!entry) return;
-    entry.resolved = new Map(list.map((one) => [one.component, one]));
+    entry.resolved = new Map(list.map((resolved) => [resolved.component, resolved]));
     entry.text.show(list);
   };
-  const find = (id) => contact.activeNodes().find((one) => one.id === String(id))?.node;
+  const find = (id) => contact.activeNodes().find((entry) => entry.id === String(id))?.node;
   const textNodes = () => contact.activeNodes().filter(({ node }) => shown.has(node));
   const nodes = {
-    /** Has the words of the app's language at hand: before any node is made, and again for each workflow. */
+    /** Loads the texts in the app's language; called again for each workflow. */
     async ready() {
       say = await contact.words();
     },
-    /** A node has been made: by hand, by loading, or by pasting. */
+    /** After a node was created by hand, by loading or by pasting. */
     created(node) {
-      const type = node.comfyClass ?? node.type;
       const speak = (...words) => say(...words);
-      if (type === REPORT) {
+      if (typeOf(node) === REPORT) {
         const text = reportText(speak);
         reports.set(node, text);
         carryText(node, text.root, REPORT_SIZE, () => REPORT_HEIGHT);
@@ -48,53 +47,53 @@ export function nodeWidgets(contact) {
           text.show(textOf(output));
         };
       }
-      if (!isOurs(type)) return;
+      if (!isOurs(node)) return;
       carryOptions(contact, node);
       const text = nodeText(speak, node);
       shown.set(node, { text, resolved: new Map() });
       const height = () => heightFor(node);
       carryText(node, text.root, [WIDTH, 0], height, height);
     },
-    /** The app has put back what nodes of this workflow showed: another tab has been opened, or a run of the history. */
+    /** After the app has restored the outputs of the workflow's nodes: a tab or a run of the history was opened. */
     restored(outputs) {
       for (const { node, graph, parent } of contact.activeNodes()) {
         const output = outputs?.[parent ? `${graph.id}:${node.id}` : node.id];
         if (output) reports.get(node)?.show(textOf(output));
       }
     },
-    /** The message that a component has been placed. Warnings stay on the node; what the user has to do is one toast. */
+    /** After the message that a component was placed. Warnings are shown on the node, what the user has to do in a toast. */
     resolved(message) {
       const node = find(message.node);
       if (node && shown.has(node) && namesFile(node, message.model ?? '')) put(node, [...stillThere(node, shown.get(node).resolved, message), message]);
-      const fresh = noticeLines(say, message.to_do_notices, message.to_do).map((text) => `${message.component}: ${text}`).filter((text) => !told.has(text));
+      const fresh = noticeLines(say, message.to_do_notices, message.to_do).map((text) => `${message.component}: ${text}`).filter((text) => !toasted.has(text));
       if (!fresh.length) return;
-      fresh.forEach((text) => told.add(text));
+      fresh.forEach((text) => toasted.add(text));
       if (!pending.length) setTimeout(() => contact.toast('warn', pending.splice(0).join('\n')), TOGETHER_MS);
       pending.push(...fresh);
     },
-    /** After a reload: what the last runs came to, for nodes that still load the same files. `missing`: of what says nothing. */
+    /** Fills nodes from the report, as after a reload, if they still load the same files. `missing`: only kinds without a text. */
     async fill(active = textNodes(), missing = false) {
       if (!active.length) return;
       await this.ready();
       for (const { node } of active) put(node, [...shown.get(node).resolved.values()]);
       const report = await contact.fetchReport().catch(() => null);
       if (!report) return;
-      const ids = new Set(contact.activeNodes().map((one) => one.id));
+      const ids = new Set(contact.activeNodes().map((entry) => entry.id));
       for (const { id, node } of active) {
         const kept = missing ? [...shown.get(node).resolved.values()] : [];
-        const list = resolvedOf(report, node, id, ids).filter((one) => !kept.some((each) => kindOf(each.component) === kindOf(one.component)));
+        const list = resolvedOf(report, node, id, ids).filter(({ component }) => !showsKind(kept, kindOf(component)));
         if (list.length) put(node, [...kept, ...list]);
       }
     },
-    /** After a run: what the app found in its cache has had no message: a whole node, as a loader put into a subgraph, or a part. */
-    fillMissing: () => nodes.fill(textNodes().filter(({ node }) => saysNothingOfSome(node, shown.get(node).resolved)), true),
+    /** After a run: components from the app's cache had no message, for example of a loader that was moved into a subgraph. */
+    fillMissing: () => nodes.fill(textNodes().filter(({ node }) => isMissingSome(node, shown.get(node).resolved)), true),
   };
   return nodes;
 }
 
 /**
- * Puts a text on a node: its last widget, in no prompt and in no saved workflow. `size`: what a new node has at least;
- * `least()` and `most()`: the text's height, without a `most` what the node has left.
+ * Adds a text as the last widget of a node; it is in no prompt and no saved workflow. `size`: the least size of a new node;
+ * `least()` and `most()`: limits of the text's height. Without `most` it takes the free height of the node.
  */
 function carryText(node, root, size, least, most) {
   const before = [...node.size];
@@ -110,45 +109,45 @@ function carryText(node, root, size, least, most) {
   widget.serialize = false; // nor into the workflow; being last, it leaves no hole there
   widget.computeLayoutSize = () => ({ minHeight: least(), maxHeight: most?.(), minWidth: 0 });
   const needed = node.computeSize();
-  node.setSize([0, 1].map((side) => Math.max(before[side], needed[side], size[side]))); // a saved one gets its own size after this
+  node.setSize([0, 1].map((side) => Math.max(before[side], needed[side], size[side]))); // a saved node gets its own size later
 }
 
-/** The report in what the Report node gave to the page. */
+/** The text in the Report node's output. */
 const textOf = (output) => (output?.text ?? []).join('\n');
 
-/** What a node shows beside a new message: of each kind it brings one, so an earlier name and a file taken out are gone. */
+/** The entries that stay beside a new message: one per kind that the node brings, so old names and removed files go. */
 function stillThere(node, resolved, message) {
   const kinds = kindsOf(node).filter((kind) => kind !== kindOf(message.component));
-  return [...resolved.values()].filter((one) => kinds.includes(kindOf(one.component)));
+  return [...resolved.values()].filter(({ component }) => kinds.includes(kindOf(component)));
 }
 
-const saysNothingOfSome = (node, resolved) => kindsOf(node).some((kind) => ![...resolved.values()].some((one) => kindOf(one.component) === kind));
+const showsKind = (list, kind) => list.some(({ component }) => kindOf(component) === kind);
+const isMissingSome = (node, resolved) => kindsOf(node).some((kind) => !showsKind([...resolved.values()], kind));
 
-/** What the report says of a node: by its id, else by its files, if the nodes that asked are no longer in the graph. */
+/** A node's components in the report: by its id, else by its files, from nodes that are no longer in the graph (`ids`). */
 function resolvedOf(report, node, id, ids) {
-  const named = (one) => namesFile(node, one.model);
-  const mine = (one) => (one.nodes ?? []).map(String).includes(id);
-  const gone = (one) => !(one.nodes ?? []).some((each) => ids.has(String(each))) && kindsOf(node).includes(kindOf(one.component));
-  const pick = (list, test) => (list ?? []).filter((one) => test(one) && named(one)).map((one) => ({ ...one, nodes: [id] }));
-  for (const test of [mine, gone]) {
-    const found = fromReport({ components: pick(report.components, test), bystanders: pick(report.bystanders, test) }, node, id);
-    if (found.length) return found;
+  const ofThisNode = (component) => isOfNode(component, id);
+  const ofRemovedNodes = ({ component, nodes }) => !(nodes ?? []).some((other) => ids.has(String(other))) && kindsOf(node).includes(kindOf(component));
+  const pick = (list, test) => (list ?? []).filter((component) => test(component) && namesFile(node, component.model)).map((component) => ({ ...component, nodes: [id] }));
+  for (const test of [ofThisNode, ofRemovedNodes]) {
+    const resolved = fromReport({ components: pick(report.components, test), bystanders: pick(report.bystanders, test) }, node, id);
+    if (resolved.length) return resolved;
   }
   return [];
 }
 
-/** The `graph_options` input: filled when the prompt is made, never shown, its own value left as it came. */
+/** Hides the `graph_options` input and fills it when the prompt is made; the value of the widget itself is not changed. */
 function carryOptions(contact, node) {
-  const widget = node.widgets?.find((one) => one.name === OPTIONS_WIDGET);
-  if (!widget) return; // a server side without it
+  const widget = node.widgets?.find(({ name }) => name === OPTIONS_WIDGET);
+  if (!widget) return; // the server's version of the node has no such input
   widget.hidden = true;
   widget.options = { ...(widget.options ?? {}), hidden: true, advanced: false };
-  widget.serializeValue = () => optionsText(contact.savedGraphOptions() ?? graphPart(widget.value), word(contact.settingValue));
+  widget.serializeValue = () => optionsText(contact.savedGraphOptions() ?? graphPart(widget.value), defaultOptions(contact.settingValue));
 }
 
 /**
- * Another workflow may use the same node id: a component is this node's only if one of its widgets names its file. What a
- * widget gets from another node is not known here.
+ * Whether a widget of the node names the file `model`: another workflow may use the same node id. True where that cannot be
+ * known: without file names, or if another node provides one.
  */
 function namesFile(node, model) {
   const isFile = (name) => typeof name === 'string' && /\.\w+$/.test(name);

@@ -1,16 +1,16 @@
-// The placement map: a strip for each component, a cell for each layer, as wide as its bytes, coloured by where it is.
-// A cell's name is read out on the line below when it is pointed at or has the focus.
+// The placement map: a strip per component with a cell per layer; a cell's width is the layer's size, its colour its state.
+// A cell that is hovered or focused is described in the readout beside the legend.
 import { element, rovingFocus, setAttribute, setClass, setText } from './dom.js';
 import { bytes } from './format.js';
 
-export const STATES = { R: 'resident', r: 'arriving', U: 'in_use', F: 'in_flight', C: 'used', O: 'offloaded' };
+const STATES = { R: 'resident', r: 'arriving', U: 'in_use', F: 'in_flight', C: 'used', O: 'offloaded' };
 
-/** The state letters of a component's layers; from its plan alone where nothing is known of them yet. */
+/** The state letters of a component's layers, derived from its plan if the server has reported none. */
 export function statesOf(component) {
   const layers = component.plan?.layers ?? [];
   if (component.layer_states?.length === layers.length) return component.layer_states;
-  const there = component.loaded ? 'R' : component.planned ? 'r' : 'O';
-  return layers.map((layer) => (layer.placement === 'resident' ? there : 'O')).join('');
+  const resident = component.loaded ? 'R' : component.planned ? 'r' : 'O';
+  return layers.map((layer) => (layer.placement === 'resident' ? resident : 'O')).join('');
 }
 
 /** `update(state, focusedId)` draws; `choose(id)` is called when the user picks a component. */
@@ -28,7 +28,7 @@ export function placementMap(say, choose) {
   return {
     root,
     update(state, focusedId) {
-      const ids = new Set(state.components.map((one) => one.id));
+      const ids = new Set(state.components.map(({ id }) => id));
       for (const [id, row] of rows) {
         if (!ids.has(id)) {
           row.root.remove();
@@ -55,11 +55,11 @@ function mapRow(say, choose, read) {
   let component = null;
   let cells = [];
   pick.addEventListener('click', () => choose(component.id));
-  const tell = (event) => {
+  const readCell = (event) => {
     const index = cells.indexOf(event.target);
     if (index >= 0) read(cellText(say, component, index));
   };
-  for (const kind of ['pointerover', 'focusin']) strip.addEventListener(kind, tell);
+  for (const kind of ['pointerover', 'focusin']) strip.addEventListener(kind, readCell);
   for (const kind of ['pointerleave', 'focusout']) strip.addEventListener(kind, () => read(''));
   rovingFocus(strip, () => cells);
 
@@ -78,9 +78,8 @@ function mapRow(say, choose, read) {
       setText(name, next.component);
       setText(model, next.model);
       model.title = next.model;
-      const still = next.planned ? 'map.planned' : next.loaded ? 'map.loaded' : 'map.unloaded';
-      const working = next.running ? say('map.pass', { pass: next.pass ?? 0 }) : say(still);
-      setText(status, working);
+      const idle = next.planned ? 'map.planned' : next.loaded ? 'map.loaded' : 'map.unloaded';
+      setText(status, next.running ? say('map.pass', { pass: next.pass ?? 0 }) : say(idle));
       setClass(root, `lwo-map-row${isFocused ? ' lwo-focused' : ''}${next.running ? ' lwo-running' : ''}`);
       setAttribute(pick, 'aria-pressed', String(isFocused));
       const states = statesOf(next);

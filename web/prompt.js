@@ -1,26 +1,26 @@
-// The part of a graph that says which files our nodes will load, as a prompt in API form, without asking the app for one:
-// making a real prompt may draw seeds or send pictures, which must not happen because a panel is open. Pure.
-import { isOurs } from './model.js';
+// The part of a graph that determines which files our nodes will load, as a prompt in API form. The app is not asked for the
+// prompt: making one may draw seeds or upload images, which an open panel must not cause. Pure.
+import { isOurs, typeOf } from './model.js';
 import { APP_LOADERS, OPTIONS } from './tables.js';
 
 const CONSTANTS = ['PrimitiveInt', 'PrimitiveFloat', 'PrimitiveString', 'PrimitiveStringMultiline', 'PrimitiveBoolean'];
-const NEVER = 2, BYPASS = 4; // modes of a node
-const FROM_OUTSIDE = '-10'; // the id that a subgraph's own inputs have in its links; a number in older frontends
-const MAX_STEPS = 200; // of a wire through nodes that are not in the prompt
+const NEVER = 2, BYPASS = 4; // values of a node's `mode`
+const FROM_OUTSIDE = '-10'; // origin_id of links from a subgraph's own inputs; a number in older frontends
+const MAX_STEPS = 200; // of one connection, through nodes that are not in the prompt
 
 /**
- * `active`: [{id, node, graph, parent}], every node that would run. Of our nodes and the app's loaders the widgets come with
- * it, of all nodes the links, as they are when the app has taken out what never runs: reroutes, bypassed nodes, the borders of
- * subgraphs, constants. `graphOptions`: what our nodes will carry. null if there is none of ours.
+ * The prompt for `active` ([{id, node, graph, parent}], every node that would run); null if none of them is ours. It has the
+ * links of all nodes, resolved as the app resolves them (through reroutes, bypassed nodes, subgraphs and constants), but widget
+ * values only of our nodes and of the app's loaders. `graphOptions`: the value of our nodes' `graph_options`.
  */
 export function promptOf(active, graphOptions = '') {
-  if (!active.some(({ node }) => isOurs(typeOf(node)))) return null;
+  if (!active.some(({ node }) => isOurs(node))) return null;
   const prompt = {};
   for (const entry of active) {
     const { id, node } = entry;
     if (node.isVirtualNode || node.subgraph) continue;
     const type = typeOf(node);
-    const read = isOurs(type) || type === OPTIONS || APP_LOADERS.includes(type);
+    const read = isOurs(node) || type === OPTIONS || APP_LOADERS.includes(type);
     const inputs = {};
     for (const widget of read ? node.widgets ?? [] : []) {
       if (isPlain(widget.value)) inputs[widget.name] = widget.value;
@@ -31,45 +31,44 @@ export function promptOf(active, graphOptions = '') {
       else if (source && read && isPlain(source.value)) inputs[input.name] = source.value;
     }
     delete inputs.layerwise_offload_text;
-    if (isOurs(type)) inputs.graph_options = graphOptions;
+    if (isOurs(node)) inputs.graph_options = graphOptions;
     prompt[id] = { class_type: type, inputs };
   }
   return prompt;
 }
 
-const typeOf = (node) => String(node.comfyClass ?? node.type);
 const isPlain = (value) => ['string', 'number', 'boolean'].includes(typeof value);
-const prefixOf = (id) => id.replace(/[^:]*$/, '');
-const widgetNamed = (node, name) => node.widgets?.find((one) => one.name === name);
-const held = (node, widget) => ({ value: widget?.value, node, widget });
+const widgetNamed = (node, name) => node.widgets?.find((widget) => widget.name === name);
+const valueIn = (node, widget) => ({ value: widget?.value, node, widget });
 
 /**
- * Where the user would set the widget `name` of the node with the id `id`: {node, widget}, which is another node's if the
- * value comes from a constant, or from the subgraph around it; null if it is nobody's to set.
+ * The widget that sets the input `name` of the node `id`: {node, widget}, of another node if the value comes from a constant
+ * or from the surrounding subgraph; null if no widget sets it.
  */
 export function widgetOf(active, id, name) {
-  const entry = active.find((one) => one.id === String(id));
+  const entry = active.find((candidate) => candidate.id === String(id));
   if (!entry) return null;
   const slot = (entry.node.inputs ?? []).findIndex((input) => input.name === name);
-  const { node, widget } = linkInto(entry, slot) ? sourceOf(entry, slot) ?? {} : held(entry.node, widgetNamed(entry.node, name));
+  const { node, widget } = linkInto(entry, slot) ? sourceOf(entry, slot) ?? {} : valueIn(entry.node, widgetNamed(entry.node, name));
   return widget ? { node, widget } : null;
 }
 
-/** The link that an input gets its value by, or null. */
+/** The link into an input, or null. */
 function linkInto({ node, graph }, slot) {
   if (slot < 0) return null;
   if (!node.subgraph) return node.getInputLink(slot);
-  // a subgraph's node answers that with a link inside it
+  // getInputLink of a subgraph's node returns a link inside the subgraph
   const isInto = (link) => String(link.target_id) === String(node.id) && link.target_slot === slot;
   return [...graph.links.values()].find(isInto) ?? null;
 }
 
-/** What an input of a node that runs gets: {wire: [id, slot]}, {value, node, widget}, or null for nothing. */
+/** The source of an input: {wire: [id, slot]} for an output in the prompt, {value, node, widget} for a widget, or null. */
 function sourceOf(entry, slot, steps = 0) {
   const link = linkInto(entry, slot);
   return link && follow(entry, link, steps);
 }
 
+/** As `sourceOf`, for a link in `entry.graph`. */
 function follow(entry, link, steps) {
   if (steps > MAX_STEPS) return null;
   const { graph, parent } = entry;
@@ -77,9 +76,9 @@ function follow(entry, link, steps) {
     const outer = parent?.node.inputs?.[link.origin_slot];
     if (!outer) return null;
     if (linkInto(parent, link.origin_slot)) return sourceOf(parent, link.origin_slot, steps + 1);
-    return outer.widget ? held(parent.node, widgetNamed(parent.node, outer.widget.name)) : null;
+    return outer.widget ? valueIn(parent.node, widgetNamed(parent.node, outer.widget.name)) : null;
   }
-  const id = prefixOf(entry.id) + link.origin_id;
+  const id = entry.id.replace(/[^:]*$/, '') + link.origin_id;
   const node = graph.getNodeById?.(link.origin_id);
   const origin = { id, node, graph, parent };
   if (node?.mode === NEVER) return null;
@@ -88,18 +87,18 @@ function follow(entry, link, steps) {
     const inner = node.subgraph.getLink(node.subgraph.outputs?.[link.origin_slot]?.linkIds?.[0]);
     return inner && follow({ id: `${id}:`, graph: node.subgraph, parent: origin }, inner, steps + 1);
   }
-  if (node?.type === 'PrimitiveNode') return steps ? null : held(node, node.widgets?.[0]); // the app hands it on no further
+  if (node?.type === 'PrimitiveNode') return steps ? null : valueIn(node, node.widgets?.[0]); // the app does not pass its value on
   if (node && CONSTANTS.includes(typeOf(node)) && !node.inputs?.some((_, slot) => linkInto(origin, slot))) {
-    return held(node, widgetNamed(node, 'value'));
+    return valueIn(node, widgetNamed(node, 'value'));
   }
   if (node?.isVirtualNode) {
-    const before = node.getInputLink?.(link.origin_slot); // some packs' pairs of nodes hand over a link of another node
+    const before = node.getInputLink?.(link.origin_slot); // paired nodes of some packs return a link of their partner
     return before ? follow(origin, before, steps + 1) : null;
   }
   return { wire: [id, link.origin_slot] };
 }
 
-/** The slot of the input that a bypassed node hands on at an output: of the same type, in the same place if there is one. */
+/** The slot of the input that a bypassed node passes to the output `slot`: the same slot if its type fits, else the first of that type. */
 function passedThrough(node, slot) {
   const type = node.outputs?.[slot]?.type;
   const same = (input) => input && (input.type === type || input.type === '*' || type === '*');

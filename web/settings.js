@@ -1,4 +1,4 @@
-// The user's defaults: which settings there are, and what they say as one source. Pure; the app keeps the values.
+// The settings with the user's defaults, and their values in the form of graph options. Pure; the app keeps the values.
 import { COMPUTED_ON_CPU, GROUPS, HOST_TIERS, MODES, PLACEMENTS } from './tables.js';
 
 const CATEGORY = 'Layerwise Offload';
@@ -14,7 +14,7 @@ const PIN_BUDGET_ID = `${PREFIX}.PinBudgetGB`;
 
 const SIZE = { type: 'number', attrs: { min: 0, max: 1024, step: 0.1, minFractionDigits: 0, maxFractionDigits: 2 }, defaultValue: 0 };
 
-/** The settings to register. The app shows a category's sections and entries in the reverse of this order. */
+/** The settings to register, in reverse: the app shows the sections and entries of a category from last to first. */
 export function definitions() {
   const mode = {
     id: MODE_ID,
@@ -62,8 +62,8 @@ export function definitions() {
   return [...groups.reverse(), pinBudget, hostTier, mode];
 }
 
-/** What the settings say, in the shape of a graph option; `read(id)` gives a setting's value. */
-export function word(read) {
+/** The user's defaults in the form of graph options; `read(id)` returns a setting's value. */
+export function defaultOptions(read) {
   const components = Object.fromEntries(
     GROUPS.map((group) => [group, { placement: read(placementId(group)), budget_gb: read(budgetId(group)) }]),
   );

@@ -18,11 +18,11 @@ class WebFault:
 MODULES = (
     WebFault(
         *("planned beside the real ones", "model.js"),
-        *("filter((one) => !isThere(one))", "filter(() => true)"),
+        *("filter((component) => !isLoaded(component))", "filter(() => true)"),
     ),
     WebFault(
         *("another file taken for the same component", "model.js"),
-        *("return a.model === b.model || (shared && !(isFile(a) && isFile(b)));", "return true;"),
+        *("return first.model === second.model || (isShared && !(isFile(first) && isFile(second)));", "return true;"),
     ),
     WebFault("events without end", "model.js", ".slice(-KEPT_EVENTS)", ""),
     WebFault("stored events twice", "model.js", "!known.has(keyOf(event))", "true"),
@@ -32,10 +32,10 @@ MODULES = (
     ),
     WebFault("passes that do not follow are drawn as one", "model.js", "return start - ended <= ", "return true || "),
     WebFault("everybody's widgets are sent", "prompt.js", "of read ? node.widgets ?? [] : []", "of node.widgets ?? []"),
-    WebFault("links of subgraphs lead outside", "prompt.js", "id.replace(/[^:]*$/, '') + ", "'' + "),
+    WebFault("links of subgraphs lead outside", "prompt.js", "entry.id.replace(/[^:]*$/, '') + ", "'' + "),
     WebFault(
         *("options in the order in which they were set", "graph_options.js"),
-        *("content[name] = sorted(word)", "content[name] = word"),
+        *("content[name] = sorted(options)", "content[name] = options"),
     ),
     WebFault("a GB of 1024", "format.js", "1e9", "2 ** 30"),
     WebFault(

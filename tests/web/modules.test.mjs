@@ -4,14 +4,14 @@ import { readFileSync } from 'node:fs';
 import test from 'node:test';
 
 import * as format from '../../web/format.js';
-import { changed, graphPart, optionsText, said } from '../../web/graph_options.js';
+import { changed, graphPart, optionsText, withoutUnset } from '../../web/graph_options.js';
 import { devicePart, hostPart, plannedPart } from '../../web/memory_bar.js';
 import { KEPT_EVENTS, componentNames, emptyState, focused, lastPasses, withAhead, withLive, withReport, withStored } from '../../web/model.js';
 import { fromReport, line } from '../../web/node_text.js';
 import { statesOf } from '../../web/placement_map.js';
 import { placeOf } from '../../web/budget_button.js';
 import { promptOf, widgetOf } from '../../web/prompt.js';
-import { definitions, word } from '../../web/settings.js';
+import { defaultOptions, definitions } from '../../web/settings.js';
 import { tickStep } from '../../web/timeline.js';
 import { languageFor, noticeLines, sentence, speaker } from '../../web/words.js';
 import { leftToApp, whatIfLines } from '../../web/explain.js';
@@ -37,7 +37,7 @@ test('numbers are read by people', () => {
 });
 
 test('what is on auto or 0 is not said', () => {
-  assert.equal(said({ mode: 'auto', components: { dit: { placement: 'auto', budget_gb: 0 } } }), null);
+  assert.equal(withoutUnset({ mode: 'auto', components: { dit: { placement: 'auto', budget_gb: 0 } } }), null);
   assert.equal(optionsText(null, { mode: 'auto' }), '');
   const text = optionsText({ components: { dit: { ring_gb: 0.5, placement: 'layerwise', lora_mode: 'host', host_tier: 'pageable', pin_budget_gb: 4, colour: 1 } } }, { mode: 'memory' });
   assert.deepEqual(JSON.parse(text), { schema: 1, graph: { components: { dit: { placement: 'layerwise', lora_mode: 'host', host_tier: 'pageable', ring_gb: 0.5, pin_budget_gb: 4 } } }, settings: { mode: 'memory' } });
@@ -47,7 +47,7 @@ test('the same options are the same text, whatever their order', () => {
   const one = { components: { vae: { placement: 'whole' }, dit: { budget_gb: 8, placement: 'layerwise' } } };
   const other = { components: { dit: { placement: 'layerwise', budget_gb: 8 }, vae: { placement: 'whole' } } };
   assert.equal(optionsText(one, null), optionsText(other, null));
-  assert.deepEqual(graphPart(optionsText(one, null)), said(one));
+  assert.deepEqual(graphPart(optionsText(one, null)), withoutUnset(one));
   assert.equal(graphPart('{'), null);
 });
 
@@ -61,12 +61,12 @@ test('a change keeps what else was said; the last one undone leaves nothing', ()
 
 test('settings say nothing until somebody sets one', () => {
   const values = Object.fromEntries(definitions().map((one) => [one.id, one.defaultValue]));
-  assert.equal(said(word((id) => values[id])), null);
+  assert.equal(withoutUnset(defaultOptions((id) => values[id])), null);
   values['LayerwiseOffload.Vae.BudgetGB'] = 2;
-  assert.deepEqual(said(word((id) => values[id])), { components: { vae: { budget_gb: 2 } } });
+  assert.deepEqual(withoutUnset(defaultOptions((id) => values[id])), { components: { vae: { budget_gb: 2 } } });
   values['LayerwiseOffload.HostTier'] = 'pageable';
   values['LayerwiseOffload.PinBudgetGB'] = 4;
-  assert.deepEqual(said(word((id) => values[id])).components.all, { host_tier: 'pageable', pin_budget_gb: 4 });
+  assert.deepEqual(withoutUnset(defaultOptions((id) => values[id])).components.all, { host_tier: 'pageable', pin_budget_gb: 4 });
 });
 
 test('components are named as the server names them', () => {
