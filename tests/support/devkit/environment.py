@@ -1,10 +1,9 @@
 """The Python side of set-up: virtual environment, torch, the app's requirements, tools for tests.
 
-The one trap, and the reason for most of what is here: the registry's torchvision and torchaudio are CUDA builds. On a
-torch with CUDA (or ROCm) the matching ones are installed in the ordinary way. On a CPU torch they would drag in several
-gigabytes of CUDA torch, or not load at all; there, builds that use torch's stable C interface are installed without
-their dependencies, and three do-nothing libraries (cuda_stubs/stubs.c) take the place of the ones they link to. Their
-CPU kernels then run for real.
+Most of this file exists because the registry's torchvision and torchaudio are CUDA builds. With a CUDA (or ROCm) torch
+the matching builds are installed as usual. With a CPU torch they would pull in several gigabytes of CUDA torch, or fail
+to load; there, builds that use torch's stable C interface are installed without their dependencies, and three stub
+libraries (cuda_stubs/stubs.c) replace those that they link to. Their CPU kernels are real.
 """
 
 import json
@@ -63,7 +62,7 @@ def needs_stubs() -> bool:
 
 
 def make_venv(log: Log):
-    """A fresh environment; it sees the system's packages only where those hold a torch for the machine's GPU."""
+    """Makes the environment; it sees the system's packages only if these have a torch for the machine's GPU."""
     shutil.rmtree(paths.VENV, ignore_errors=True)
     system = _ask_torch(sys.executable)
     share = ["--system-site-packages"] if system and (system["cuda"] or system["hip"]) else []
@@ -89,8 +88,7 @@ def pinned_requirements(tree: Path) -> dict[str, str]:
 
 
 def wanted_requirements(tree: Path) -> tuple[list[str], list[str]]:
-    """What is installed for the app: the lines that pip resolves, and those of the UI's packages, which bring nothing
-    else with them."""
+    """The app's requirements: those that pip resolves, and the UI's packages, installed without dependencies."""
     lines = [line.strip() for line in (tree / "requirements.txt").read_text().splitlines()]
     resolved = [line for line in lines if line and not line.startswith("#") and not SKIPPED_REQUIREMENT.match(line)]
     pins = pinned_requirements(tree)
@@ -98,7 +96,7 @@ def wanted_requirements(tree: Path) -> tuple[list[str], list[str]]:
 
 
 def install_requirements(log: Log, tree: Path, venv: Path | None = None):
-    """Into `venv`, or into the common environment."""
+    """Installs the app's requirements into `venv`, by default the common environment."""
     resolved, alone = wanted_requirements(tree)
     file, python = (paths.DEV, paths.PYTHON) if venv is None else (venv, paths.python_in(venv))
     file /= "requirements-app.txt"
@@ -109,8 +107,8 @@ def install_requirements(log: Log, tree: Path, venv: Path | None = None):
 
 
 def layered_venv(log: Log, folder: Path, *lines: str):
-    """A fresh environment over the common one: it sees all packages of that one, pip included, and what is installed
-    into it comes first and changes nothing below. `lines` are run whenever its interpreter starts."""
+    """Makes an environment that also sees the packages of the common one, pip included; its own come first.
+    `lines` run whenever its interpreter starts."""
     shutil.rmtree(folder, ignore_errors=True)
     log.run(paths.PYTHON, "-m", "venv", "--without-pip", folder)
     ask = "import json, site; print(json.dumps(site.getsitepackages()))"
@@ -129,13 +127,13 @@ def tree_venv(tree: Path) -> Path:
 
 
 def make_tree_venv(log: Log, tree: Path):
-    """An environment for `tree`, of which only what differs from the common one takes time and space. Its interpreter
-    keeps what it compiles out of the tree."""
+    """Makes the environment of `tree`: only what differs from the common one is installed. Its interpreter writes no
+    bytecode into the tree."""
     venv = tree_venv(tree)
     pycache = str(venv.parent / "pycache")
     layered_venv(log, venv, f"import sys; sys.pycache_prefix = None if sys.dont_write_bytecode else {pycache!r}")
     install_requirements(log, tree, venv)
-    # the stubbed builds below name another torch than ours, so pip has put others over them; it takes away only these
+    # the common environment's stubbed builds require another torch, so pip has installed others over them: those go
     log.run(paths.python_in(venv), "-m", "pip", "uninstall", "-q", "-y", "torchvision", "torchaudio")
 
 
@@ -182,15 +180,15 @@ def _build_stubs(log: Log, compiler: str):
 
 
 def install_tools(log: Log):
-    """What tests and lint need; the peers that we are compared with bring no dependencies of their own."""
+    """Installs what tests and lint need, and without dependencies the peers that we are compared with."""
     pip(log, "-c", paths.CONSTRAINTS, "-r", TEST_REQUIREMENTS)
     pip(log, "--no-deps", "-r", PEER_REQUIREMENTS)
     log.run(paths.PYTHON, "-c", "import pytest, hypothesis, transformers, accelerate, diffusers.hooks")
 
 
 def install_newest_kitchen(log: Log):
-    """Into a folder of its own, for tests that put it first on the path. Its build for any device: 1 MB, torch kernels
-    only; the one with the GPUs' libraries is 200 MB."""
+    """Installs comfy-kitchen into its own folder, which tests put first on the path. The build for any platform has
+    torch kernels only (1 MB); the one with the GPU libraries has 200 MB."""
     shutil.rmtree(paths.NEWEST_KITCHEN, ignore_errors=True)
     target = ("--target", paths.NEWEST_KITCHEN, "--no-deps", "--platform", "any", "--only-binary", ":all:")
     pip(log, *target, f"comfy-kitchen=={versions.NEWEST_KITCHEN}")
@@ -211,7 +209,7 @@ def steps_after_app(steps: Steps, tree: Path):
 
 
 def step_tree_venv(steps: Steps, tree: Path, default_tree: Path):
-    """After `steps_after_app`: the environment lies over the one that these make of the default app's requirements."""
+    """Runs after `steps_after_app`, which make the environment that this one extends."""
     venv = tree_venv(tree)
     inputs = [*map(str, wanted_requirements(tree)), default_tree / "requirements.txt", paths.TORCH_FACTS, sys.version]
     steps.run(f"tree-{venv.parent.name}", inputs, lambda log: make_tree_venv(log, tree), makes=paths.python_in(venv))

@@ -1,10 +1,10 @@
-"""A rule of the pack's code that ruff does not have: no object's attribute is written by another object.
+"""A lint rule that ruff does not have: no object writes an attribute of another object.
 
-A function may write attributes of `self` and `cls`, and of what it has made itself: of names that it binds to nothing
-but calls which make an object. So the state of an object changes in one file. Looked at are assignments, deletions,
-`setattr` and its like, and writes to `vars(x)` and `x.__dict__`. What a method does to its object is not looked at.
+A function may write attributes of `self` and `cls`, and of objects that it has made: of names that it binds only to
+calls that make an object. So the state of an object changes in one file. Checked are assignments, deletions, `setattr`
+and its like, and writes to `vars(x)` and `x.__dict__`; method calls that change an object are not.
 
-`foreign_writes_listed.py` has what is written on purpose, and how much there is besides: that may only become less.
+`foreign_writes_listed.py` lists the deliberate writes and counts the others per file: a count may only fall.
 `python -m tests.support.devkit.foreign_writes` runs it, as `dev.py lint` does.
 """
 
@@ -21,7 +21,7 @@ FOLDERS = ("offload_core", "bridge", "nodes")
 LISTS = "tests/support/devkit/foreign_writes_listed.py"
 
 MAKERS = ("__new__", "copy", "deepcopy", "clone", "replace")
-"""Calls by these names, and by names that begin with a capital, make an object."""
+"""Calls of functions with these names, or with a capitalised name, make an object."""
 
 OWN = ("self", "cls")
 _WRITES = "writes to attributes of other objects"
@@ -40,7 +40,7 @@ def _makes(value: ast.expr | None) -> bool:
 
 
 def _made_in(function: ast.AST) -> set[str]:
-    """Names that are bound in `function` to what it has made, and to nothing else."""
+    """Names that `function` binds only to objects that it has made."""
     bound = [node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
     bound += [node.arg for node in ast.walk(function) if isinstance(node, ast.arg)]
     made = []
@@ -52,7 +52,7 @@ def _made_in(function: ast.AST) -> set[str]:
 
 
 def _owner(node: ast.AST) -> tuple[ast.expr, str] | None:
-    """Whose attribute `node` writes, and which; None if it writes none."""
+    """(object, attribute) that `node` writes; None if it writes no attribute."""
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)):
         return node.value, node.attr
     if isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del)):
@@ -66,7 +66,7 @@ def _owner(node: ast.AST) -> tuple[ast.expr, str] | None:
 
 
 def _of_dictionary(value: ast.expr) -> tuple[ast.expr, str] | None:
-    """For `vars(x)` and `x.__dict__`: x."""
+    """(x, "*") for `vars(x)` and `x.__dict__`, else None."""
     if isinstance(value, ast.Attribute) and value.attr == "__dict__":
         return value.value, "*"
     if isinstance(value, ast.Call) and _last_name(value.func) == "vars" and value.args:
@@ -93,7 +93,7 @@ def _is_meant(entry: tuple[str, str, str, str], file: str, owner: str, attribute
 
 
 def problems(found: Mapping[str, Iterable[tuple[int, str, str]]]) -> Iterator[str]:
-    """What is to be said about the writes that were found, by file, against the two lists."""
+    """Error lines: unlisted writes, listed ones that no longer exist, and wrong counts. `found`: writes by file."""
     unused, counts = set(ON_PURPOSE), {}
     for file, writes in found.items():
         rest = []

@@ -1,7 +1,7 @@
 """`dev.py gpu-kit DIR`: packs what a GPU machine without network needs beside its own Python and CUDA torch.
 
-The app's tree without what only a server needs, wheels of its requirements and of the peers that have no CUDA builds of
-their own, and this checkout. Weights are never carried: they are generated there, in full size. `DIR/run.sh` runs it.
+The kit has the app's tree without the parts that only a server needs, wheels of its requirements and of the peers
+without CUDA builds, and this checkout; weights are generated on the GPU machine in full size. `DIR/run.sh` runs it.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def pinned(package: str, *files: Path) -> str:
 
 
 def download(log: Log, folder: Path, tree: Path) -> dict[str, str]:
-    """The wheels, as {file name: module}."""
+    """Downloads the wheels into `folder`; returns {file name: module}."""
     files = (tree / "requirements.txt", paths.ROOT / "tests/requirements-peers.txt")
     files += (paths.ROOT / "tests/requirements-test.txt",)
     wheels = {}
@@ -87,7 +87,7 @@ def _without_caches(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def checkout_files() -> list[Path]:
-    """What git tracks and what is new here; ignored files, `.dev` above all, stay behind."""
+    """Tracked and untracked files of the checkout, without ignored ones such as `.dev`."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=paths.ROOT,
@@ -109,7 +109,7 @@ def commit() -> str:
 
 
 def pack(kit: Path, app: apps.App, wheels: dict[str, str]) -> None:
-    """Everything but the wheels, which are in `kit` already. Needs no network."""
+    """Writes everything but the wheels, which are in `kit` already. Needs no network."""
     pack_app(app.tree, kit / "app.tar.gz")
     pack_checkout(kit / "pack.tar.gz")
     sums = {
@@ -124,7 +124,7 @@ def pack(kit: Path, app: apps.App, wheels: dict[str, str]) -> None:
 
 
 def write(folder: Path, app: apps.App) -> int:
-    """Pack into `folder`, which is made anew. Its size in bytes."""
+    """Writes the kit to `folder`, replacing an older one; returns its size in bytes."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         kit = Path(temporary) / "kit"
         (kit / "wheels").mkdir(parents=True)
@@ -136,7 +136,7 @@ def write(folder: Path, app: apps.App) -> int:
 
 
 def main(arguments) -> int:
-    """`arguments`: what dev.py parsed, with `dir` and `comfyui`."""
+    """`arguments`: as parsed by dev.py, with `dir` and `comfyui`. Returns the exit code."""
     folder = Path(arguments.dir).resolve()
     if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
         print(f"{folder} is neither empty nor an older kit: give another folder", file=sys.stderr)

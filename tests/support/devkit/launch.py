@@ -1,4 +1,4 @@
-"""Commands that run inside the environment: the demo and the served app. This side only sets up and hands over."""
+"""Starts the demo and the served app in the environment, after set-up."""
 
 import subprocess
 import sys

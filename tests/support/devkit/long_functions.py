@@ -1,6 +1,6 @@
-"""A rule of the pack's code that ruff does not have: a function has 60 lines at most below its docstring.
+"""A lint rule that ruff does not have: a function has at most 60 lines below its docstring.
 
-ruff counts statements, of which one may be long. A node's schema is a table, and may be longer.
+ruff counts statements, and one statement may be long. A node's schema is a table and may be longer.
 `python -m tests.support.devkit.long_functions` runs it, as `dev.py lint` does.
 """
 

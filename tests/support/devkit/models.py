@@ -9,11 +9,11 @@ GENERATOR = paths.SUPPORT / "tiny_models"
 
 
 def step(steps: Steps, version: str):
-    """Shapes come from the app's classes, but are the same in every version, so one set serves all."""
+    """Makes one set of files with the app's classes of `version`; their shapes are the same in every version."""
     tree = paths.app_tree(version)
 
     def make(log: Log):
-        shutil.rmtree(paths.MODELS, ignore_errors=True)  # also those that tests had made on demand
+        shutil.rmtree(paths.MODELS, ignore_errors=True)  # including those that tests made on demand
         command = ("-m", "tests.support.tiny_models", "--app", tree, "--out", paths.MODELS, "--blocks")
         log.run(paths.PYTHON, *command, cwd=paths.ROOT)
 

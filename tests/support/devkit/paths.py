@@ -1,4 +1,4 @@
-"""Where things lie. Everything that set-up makes is under one git-ignored folder, `.dev` (or LAYERWISE_DEV_DIR)."""
+"""Paths. Everything that set-up makes is in one git-ignored folder, `.dev` or LAYERWISE_DEV_DIR."""
 
 import os
 import sys
@@ -34,7 +34,7 @@ def app_tree(version: str) -> Path:
 
 
 def tree_environment(digest: str) -> Path:
-    """Where the environment of trees with the requirements of this digest is."""
+    """The folder of the environment for trees whose requirements have this digest."""
     return DEV / "trees" / digest
 
 

@@ -1,4 +1,4 @@
-"""What the package index has that is newer than what the project knows. Asked through pip, by the user's own index."""
+"""Finds versions on the package index newer than those the project knows. Uses pip with its configured index."""
 
 import os
 import re
@@ -12,11 +12,11 @@ TIMEOUT_S = 60
 
 
 class NoAnswer(RuntimeError):
-    """The index cannot be reached, or does not have the package; the message says what pip said."""
+    """The index cannot be reached, or lacks the package; the message has pip's error."""
 
 
 def versions_of(package: str) -> list[str]:
-    """All final versions of `package` on the index, whatever Python they ask for; the newest first. Raises NoAnswer."""
+    """All final versions of `package` on the index, for any Python, newest first. Raises NoAnswer."""
     command = [str(paths.PYTHON), "-m", "pip", "index", "versions", package, "--ignore-requires-python"]
     command += ["--disable-pip-version-check", "--no-input", "--retries", "0", "--timeout", "20"]
     try:
@@ -33,7 +33,7 @@ def versions_of(package: str) -> list[str]:
 
 
 def newer_than(known: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Of (package, newest known version) pairs, those of which the index has a newer one: {package: newest}."""
+    """{package: newest version} for the (package, newest known version) pairs that the index has a newer one of."""
     found = {}
     for package, version in known:
         newest = versions_of(package)[0]

@@ -1,4 +1,4 @@
-"""Brings everything up, each step once. See environment.py for the order's reasons."""
+"""Runs all set-up steps in order, each once. environment.py explains the order of its steps."""
 
 import sys
 
@@ -8,8 +8,8 @@ from .versions import DEFAULT_APP
 
 
 def set_up(*names: str, web: bool = False) -> Steps:
-    """All steps that the default app, the named ones (apps.find) and (on request) the browser tests need. Ends the
-    program with one readable message if a step fails; what the machine lacks is in the result's `missing`."""
+    """Runs the steps for the default app, the named apps (apps.find) and, with `web`, the browser tests. Exits with one
+    message if a step fails; `missing` of the result says what the machine lacks."""
     chosen = [apps.find(name) for name in names]
     if sys.platform == "win32":
         stop("set-up runs on Linux and macOS; on Windows use WSL")
@@ -24,7 +24,7 @@ def set_up(*names: str, web: bool = False) -> Steps:
 
 def _all_steps(steps: Steps, chosen: list[apps.App], web: bool):
     environment.steps_before_app(steps)
-    # one environment serves every known version of the app: the default one's requirements, which are the newest
+    # every known version of the app runs in one environment, made from the default version's requirements, the newest
     versions = [app.version for app in chosen if not app.is_own_tree]
     for version in dict.fromkeys((DEFAULT_APP, *versions)):
         app_tree.step_tree(steps, version)

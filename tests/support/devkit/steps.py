@@ -1,7 +1,7 @@
 """Runs set-up steps: each once, with its own log, one quiet line per step. Knows nothing about what the steps do.
 
-A step is done when its stamp holds the digest of the step's inputs; a change of the inputs runs it again. `Missing` is
-how a step says that the machine lacks something that it cannot do without; set-up then goes on and the line is kept.
+A step is done if its stamp has the digest of its inputs; changed inputs run it again. A step raises `Missing` if the
+machine lacks something that it needs; set-up then continues and keeps the message.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ NETWORK_SIGNS = (
 
 
 class StepFailed(RuntimeError):
-    """A step failed; the message is ready to be shown."""
+    """A step failed; the message is for the user."""
 
 
 class Missing(RuntimeError):
@@ -65,7 +65,7 @@ class Log:
 
 
 def digest(*inputs) -> str:
-    """One digest of strings and of files' contents (a Path that is a folder counts with every file in it)."""
+    """One digest of strings and of the contents of files and folders (Path)."""
     total = hashlib.sha256()
     for item in inputs:
         if isinstance(item, Path):
@@ -88,7 +88,7 @@ class Steps:
         self.missing: dict[str, str] = {}
 
     def run(self, name: str, inputs: Iterable, action: Callable[[Log], None], makes: Path | None = None) -> bool:
-        """Do the step unless its stamp fits and what it `makes` still exists. Returns False if something is missing."""
+        """Runs the step unless its stamp matches and `makes` still exists. False if the machine lacks something."""
         stamp, wanted = paths.STAMPS / name, digest(*inputs)
         if stamp.is_file() and stamp.read_text() == wanted and (makes is None or makes.exists()):
             return True
@@ -121,7 +121,7 @@ def say(line: str):
 
 @contextmanager
 def exclusive():
-    """One set-up at a time per `.dev` folder; a second one waits, and says so."""
+    """Allows one set-up at a time per `.dev` folder; a second one prints that it waits."""
     paths.DEV.mkdir(parents=True, exist_ok=True)
     with (paths.DEV / "lock").open("w") as file:
         try:

@@ -1,7 +1,7 @@
 """Runs lint and the test tiers, one pytest run per tier, and sums them up.
 
 A tier is a folder under tests/. Every tier runs even if an earlier one failed. A tier that cannot run on this machine
-is reported as not run; that is a failure only on CI, which has everything.
+is reported as not run, which is a failure only on CI.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ TIERS = ("lint", "core", "runtime", "app", "web", "gpu")
 NO_TESTS = 5  # pytest's exit code
 TEST_TIMEOUT_S = 300
 MAX_APP_WORKERS = 4
-"""Each has servers of its own, of 1 to 2 GB."""
+"""Each worker has its own servers, of 1 to 2 GB."""
 
 
 @dataclass
@@ -42,9 +42,9 @@ class Outcome:
 
 
 def child_environment(app_name: str) -> dict:
-    """What test processes see. Nothing may look for models on a hub.
+    """The environment variables of test processes. Model hubs are offline.
 
-    One thread each: the models are small, and threads that wait for each other by spinning starve the other processes.
+    One compute thread each: the models are small, and spinning threads would starve the other processes.
     """
     return {
         "OMP_NUM_THREADS": "1",
@@ -92,9 +92,9 @@ def passes(name: str, module: tuple[str, ...], folder: Path) -> bool:
 
 @contextlib.contextmanager
 def as_package() -> Iterator[Path]:
-    """A folder in which this checkout, whatever its own name, is the package `layerwise_offload`, as in pyproject.toml.
+    """A folder in which this checkout is the package `layerwise_offload`, whatever its folder is called.
 
-    bridge/ and nodes/ import from the folder above them, which to mypy has to be a package, and a package has a name.
+    bridge/ and nodes/ import from their parent folder, so mypy needs it to be a package with a name.
     """
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "layerwise_offload").symlink_to(paths.ROOT, target_is_directory=True)
@@ -161,7 +161,7 @@ def main(arguments, extra: list[str]) -> int:
 
 
 def versions_main(arguments, extra: list[str]) -> int:
-    """The pack in every version of the app that set-up knows; or in the tree that is named, and in no other."""
+    """Tests the pack in every version of the app that set-up knows, or only in the tree that is named."""
     selected = ["tests/app/test_versions.py"]
     if apps.find(arguments.comfyui).is_own_tree:
         set_up(arguments.comfyui)

@@ -13,7 +13,7 @@ NEWEST_FRONTEND = "1.58.1"
 NEWEST_FRONTEND_SHA256 = "37912597537a731a8f421179618a736c24184c5bdbfa327f38b2fb7c291852d9"
 
 NEWEST_KITCHEN = "0.2.40"
-"""Of comfy-kitchen, the app's quantised types. Beside the one that the default app pins, for the types it lacks."""
+"""Of comfy-kitchen, the app's quantised types; tested besides the default app's version, which lacks some types."""
 
 COMFY_CLI = "1.23.0"
 COMFY_MANAGER = "4.2.2"  # what the default app pins
@@ -49,9 +49,9 @@ APP_RELEASES = {
 }
 
 OLDEST_APP = "0.16.3"
-"""Every run of the app tier tries this one as well; the others are for `dev.py versions` and `--long`."""
+"""Every run of the app tier also tests this version; the others are for `dev.py versions` and `--long`."""
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """For comparing versions: (0, 30, 0) of "0.30.0", and of "0.30.0rc1"."""
+    """A version as a comparable tuple: (0, 30, 0) for "0.30.0" and for "0.30.0rc1"."""
     return tuple(int(part) for part in re.match(r"[0-9.]*[0-9]", version)[0].split("."))
