@@ -35,7 +35,7 @@ function listen(names, listener) {
 /** Calls `handler(content)` for every message of `kind`, `live` or `resolved`; returns the function that stops it. */
 export const onMessage = (kind, handler) => listen([MESSAGES[kind]], (event) => handler(event.detail));
 
-/** Calls `handler()` after each run, whether it succeeded or not, and after a reconnection; returns the function that stops it. */
+/** Calls `handler()` after each run, failed ones included, and after a reconnection; returns the function that stops it. */
 export const onRunEnd = (handler) => listen(RUN_ENDS, handler);
 
 /** Calls `handler()` after the user has changed the graph; returns the function that stops it. */

@@ -22,7 +22,7 @@ export function withoutUnset(options) {
   return Object.keys(result).length ? result : null;
 }
 
-/** A copy of `options` in which `selector`'s setting `name` has `value`, or the mode if `selector` is null; null if all is unset. */
+/** A copy of `options` with one change: of `selector`'s setting `name`, or of the mode if `selector` is null. Null if all is unset. */
 export function changed(options, selector, name, value) {
   const copy = { mode: options?.mode, components: { ...options?.components } };
   if (selector === null) copy.mode = value;
@@ -31,7 +31,7 @@ export function changed(options, selector, name, value) {
   return kept && { schema: SCHEMA, ...kept };
 }
 
-/** The value of the nodes' `graph_options` input; '' if all is unset. Keys are sorted, so that equal options hit the app's cache. */
+/** The value of the nodes' `graph_options` input; '' if all is unset. Sorted keys let equal options hit the app's cache. */
 export function optionsText(graph, settings) {
   const parts = { graph: withoutUnset(graph), settings: withoutUnset(settings) };
   if (!parts.graph && !parts.settings) return '';

@@ -58,7 +58,7 @@ export function withStored(state, events) {
   return { ...state, events: keptEvents(added, state.events) };
 }
 
-/** The state after a live message; `stale` if the message has a component, layers or a plan that the last report does not have. */
+/** The state after a live message; `stale` if the message has a component, layers or a plan that the last report lacks. */
 export function withLive(state, message) {
   const fresh = new Map((message.components ?? []).map((component) => [component.id, component]));
   let stale = false;
@@ -85,7 +85,7 @@ function keptEvents(old, added) {
   return all.filter((event) => event[4] >= latest - KEPT_NS).slice(-KEPT_EVENTS);
 }
 
-/** The component that numbers and timeline show: the chosen one, else the running one, else the largest; null if there is none. */
+/** The component that numbers and timeline show: the chosen one, else the running one, else the largest, else null. */
 export function focused(state, chosenId) {
   const bytes = (component) => (component.plan?.layers ?? []).reduce((sum, layer) => sum + layer.bytes, 0);
   const rank = (component) => (component.planned ? 1 : 0); // loaded before planned
@@ -114,7 +114,7 @@ export function lastPasses(events, id, passes = 2) {
   return { events: shown, start_ns, end_ns: shown.reduce((most, event) => Math.max(most, event[4]), start_ns) };
 }
 
-/** Whether the pass that began at `start` follows the one at `before`: the pause between them is not longer than the longer pass. */
+/** Whether the pass that began at `start` follows the one at `before`: the pause is not longer than the longer pass. */
 function follows(visits, before, start, next = Infinity) {
   const ended = Math.max(...visits.filter((event) => event[3] >= before && event[3] < start).map((event) => event[4]));
   const last = Math.max(...visits.filter((event) => event[3] >= start && event[3] < next).map((event) => event[4]));

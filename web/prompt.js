@@ -98,7 +98,7 @@ function follow(entry, link, steps) {
   return { wire: [id, link.origin_slot] };
 }
 
-/** The slot of the input that a bypassed node passes to the output `slot`: the same slot if its type fits, else the first of that type. */
+/** The input that a bypassed node passes to the output `slot`: the one in the same slot if its type fits, else the first that fits. */
 function passedThrough(node, slot) {
   const type = node.outputs?.[slot]?.type;
   const same = (input) => input && (input.type === type || input.type === '*' || type === '*');
