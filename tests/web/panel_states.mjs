@@ -78,7 +78,7 @@ await scenario(async (page, task) => {
   }, [task.prompt, task.loader, task.options]);
   const carried = () => inPage(async (id) => (await app.graphToPrompt()).output[id].inputs.graph_options, loader);
   await page.click('#lwo-tab-options');
-  const placement = page.locator('tr[data-selector="dit"] select');
+  const placement = page.getByLabel('dit: Placement');
   await page.waitForTimeout(600);
   seen.form = await placement.inputValue();
   seen.carried = await carried();
