@@ -41,7 +41,7 @@ SAID = [
     (f"{path.relative_to(paths.ROOT)}:{line}", code, names)
     for path in FILES
     for line, codes, names in calls(ast.parse(path.read_text(encoding="utf-8")))
-    for code in codes
+    for code in sorted(codes)
 ]
 
 
