@@ -78,7 +78,7 @@ await scenario(async (page, task) => {
   // options of the graph, by the form
   await page.click('#lwo-tab-options');
   const row = page.locator('tr[data-selector="dit"]');
-  await row.locator('select').selectOption('layerwise');
+  await row.getByLabel('dit: Placement').selectOption('layerwise');
   await row.locator('input').first().fill('0.03');
   await row.locator('input').first().press('Tab');
   seen.carried = JSON.parse(await inPage((id) => verbs.carried(id), loader));
