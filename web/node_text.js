@@ -3,7 +3,7 @@
 // Makes elements and texts; where they go on the node is app-side business of layerwise_offload.js.
 import { element } from './dom.js';
 import { bytes } from './format.js';
-import { kindsOf, placementWidget } from './model.js';
+import { isOfNode, kindsOf, placementWidget } from './model.js';
 import { DECLARED_AS } from './tables.js';
 import { noticeLines, sentence } from './words.js';
 
@@ -75,13 +75,13 @@ export const heightFor = (node) => 2 * MARGIN + LINE_HEIGHT * Math.max(1, kindsO
 
 /** What the report says about the components of `node`, whose id in the prompt is `id`, as the `resolved` message would. */
 export function fromReport(report, node, id) {
-  const isOfNode = (entry) => (entry.nodes ?? []).map(String).includes(id);
-  const ours = report.components.filter(isOfNode).map(({ component, settings, summary, budget_bytes, warnings, notices }) => {
+  const isOfThis = (component) => isOfNode(component, id);
+  const ours = report.components.filter(isOfThis).map(({ component, settings, summary, budget_bytes, warnings, notices }) => {
     const { value = 'layerwise', source = null, reason = '', why = null } = settings?.placement ?? {};
     const device_bytes = summary?.peak_device_bytes ?? null;
     return { component, placement: value, source, reason, why, budget_bytes, device_bytes, warnings, notices };
   });
-  const others = (report.bystanders ?? []).filter(isOfNode).map(({ component, reason, why }) => {
+  const others = (report.bystanders ?? []).filter(isOfThis).map(({ component, reason, why }) => {
     const widget = placementWidget(node, kindOf(component));
     const isSet = widget !== null && widget !== 'auto'; // the report of a bystander has its reason, and no source
     return { component, placement: isSet ? widget : 'whole', source: isSet ? 'node' : null, reason, why, warnings: [] };
