@@ -5,7 +5,7 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint() -> object:
     """The pack's nodes, imported when the app asks and not before. What this app lacks for them is said in its log."""
-    from .bridge import compat
+    from .bridge.app import compat
 
     compat.look()
     from .nodes import LayerwiseOffloadExtension

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from offload_core.planner import PlanRequest, make_plan, smallest_budget
+from offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
 
 WARM_UP_STEPS = 3
 """One records the order, two are measured."""

@@ -84,7 +84,7 @@ def make(name: str, path: Path, blocks: int, folder: Path, join: Callable[[], No
     Who has to hold the whole model once, to copy it or because that is what is measured, may do so before.
     """
     from offload_core.runtime import attach
-    from offload_core.runtime.file_weights import weights_from_file
+    from offload_core.runtime.tensors.safetensors_map import weights_from_file
 
     if name not in ("accelerate", "compute"):
         join()

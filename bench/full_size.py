@@ -426,8 +426,8 @@ def vae_ltx_v2() -> nn.Module:
 def describe(module: nn.Module) -> dict[str, Any]:
     """The figures of the table, and the layers by name and bytes."""
     from bench.full_size_advised import advised
-    from offload_core.planner import usual_budget
-    from offload_core.runtime.discovery import discover
+    from offload_core.planning.planner import usual_budget
+    from offload_core.runtime.layers.discovery import discover
 
     found = discover(module)
     sizes = [layer.nbytes for layer in found.layers]

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from offload_core.model_shape import Compute, inventory_of
-from offload_core.planner import smallest_budget
-from offload_core.safetensors_header import TensorInfo
+from offload_core.files.model_shape import Compute, inventory_of
+from offload_core.files.safetensors_header import TensorInfo
+from offload_core.planning.planner import smallest_budget
 
 
 def tensor_infos(module: nn.Module) -> list[TensorInfo]:

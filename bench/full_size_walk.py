@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench import full_size
-from offload_core.runtime.discovery import Discovery, discover
+from offload_core.runtime.layers.discovery import Discovery, discover
 
 Run = Callable[[nn.Module], Any]
 

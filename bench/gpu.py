@@ -116,7 +116,7 @@ class Bench:
         """What the copy lane does with page-locked memory, by the engine's own port."""
         if self.device.module is None:
             return 1e9  # nothing is copied on the CPU
-        from offload_core.runtime.accelerator_port import AcceleratorPort
+        from offload_core.runtime.device.accelerator_port import AcceleratorPort
 
         port = AcceleratorPort(self.device.name)
         try:

@@ -107,17 +107,17 @@ def load_app(path: str) -> dict[str, Any]:
 
 
 def load_ours(path: str) -> dict[str, Any]:
-    asked_module, component_module = pack_module("bridge.asked"), pack_module("bridge.component")
-    loaders, planner = pack_module("bridge.loaders"), pack_module("offload_core.planner")
-    component_settings = pack_module("offload_core.settings").ComponentSettings("dit")
+    asked_module, component_module = pack_module("bridge.requests.requested"), pack_module("bridge.component.component")
+    loaders, planner = pack_module("bridge.load.loaders"), pack_module("offload_core.planning.planner")
+    component_settings = pack_module("offload_core.settings.component_settings").ComponentSettings("dit")
     settings = component_settings.with_value("placement", "layerwise", "node")
     with Peak() as peak:
         began = time.perf_counter()
-        patcher = loaders.load_diffusion_model(path, "default", asked_module.Asked(settings))
+        patcher = loaders.load_diffusion_model(path, "default", asked_module.Requested(settings))
         component = component_module.Component.of(patcher.model)
         component.attach(patcher.model, patcher.load_device)
         budget = planner.smallest_budget(component.controller.inventory)
-        asked = asked_module.Asked(settings.with_value("budget_bytes", budget, "node"))
+        asked = asked_module.Requested(settings.with_value("budget_bytes", budget, "node"))
         device = budget  # the simulated device's memory is memory of this process: not the host's
         component.load(asked, budget)
         seconds = time.perf_counter() - began

@@ -31,8 +31,8 @@ import torch
 
 from bench.host_overhead import processor
 from offload_core.runtime import OffloadController, attach
-from offload_core.runtime.layer import Layer
-from offload_core.runtime.versions import Versions
+from offload_core.runtime.layers.layer import Layer
+from offload_core.runtime.patches.versions import Versions
 from tests.support import simdev
 from tests.support.clocked_model import RATE, equal_layers
 from tests.support.hand_plan import hand_plan

@@ -167,7 +167,7 @@ class Probe:
 
     @contextlib.contextmanager
     def streamed(self, around: Callable[[], Any], patched: bool) -> Iterator[Any]:
-        from offload_core.planner import PlanRequest, make_plan
+        from offload_core.planning.planner import PlanRequest, make_plan
         from offload_core.runtime import Change, DeviceQueue, OffloadController, discover, port_for
 
         queue = DeviceQueue(port_for(str(self.device)))

@@ -1,6 +1,8 @@
-"""The only part of the pack that imports ComfyUI's internals.
+"""The only part of the pack that imports ComfyUI's internals. The nodes import `api`.
 
-`patcher.py` is what the app sees; `component.py` is what stands behind it, one per underlying module. `loading.py`
-makes the app's own loaders build our patcher, `loaders.py` has one function for each kind of file, `wrapping.py` takes
-over what others have loaded. `asked.py` is what the nodes want of a component, `placing.py` fills in the rest.
+`load` makes the app's own loaders build our patcher, which is what the app sees; behind it stands one `component` per
+underlying module. `requests` says what users have set for it, `planning` makes a plan of that, within `memory`.
+`report` and `server` are what can be seen of it. `app` is what all of them ask of the app.
 """
+
+__all__ = ["api"]

@@ -1,15 +1,14 @@
 """The interface of the bridge for the nodes, which import nothing else of it."""
 
 from ..offload_core.errors import OffloadError, SettingsError
-from ..offload_core.groups import GROUPS
-from ..offload_core.load_order import load_order
-from ..offload_core.node_table import COMPUTED_ON_CPU, NODES, Slot
-from ..offload_core.policy import MODES
-from ..offload_core.settings import HOST_TIERS, LORA_MODES, PLACEMENTS, ComponentSettings
-from .asked import Asked, Word, options_word, widget_settings
-from .file_kinds import kind_of_vae, payloads
-from .graph import check_options
-from .loaders import (
+from ..offload_core.settings.component_settings import HOST_TIERS, LORA_MODES, PLACEMENTS, ComponentSettings
+from ..offload_core.settings.groups import GROUPS
+from ..offload_core.settings.load_order import load_order
+from ..offload_core.settings.node_table import COMPUTED_ON_CPU, NODES, Slot
+from ..offload_core.settings.policy import MODES
+from .app.recording import step_progress
+from .load.file_kinds import kind_of_vae, payloads
+from .load.loaders import (
     CLIP_TYPES,
     VAE_PRECISIONS,
     WEIGHT_DTYPES,
@@ -20,11 +19,12 @@ from .loaders import (
     load_diffusion_model,
     load_vae,
 )
-from .recording import step_progress
-from .report import live_document, report_image
-from .report_text import report_json, report_text
-from .surroundings import Surroundings
-from .wrapping import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
+from .load.wrapping import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
+from .report.document import live_document, report_image
+from .report.text import report_json, report_text
+from .requests.graph import check_options
+from .requests.node_context import NodeContext
+from .requests.requested import Requested, SourceRequest, options_request, widget_settings
 
 __all__ = [
     "CLIP_TYPES",
@@ -37,13 +37,13 @@ __all__ = [
     "PLACEMENTS",
     "VAE_PRECISIONS",
     "WEIGHT_DTYPES",
-    "Asked",
     "ComponentSettings",
+    "NodeContext",
     "OffloadError",
+    "Requested",
     "SettingsError",
     "Slot",
-    "Surroundings",
-    "Word",
+    "SourceRequest",
     "check_options",
     "kind_of_vae",
     "live_document",
@@ -54,7 +54,7 @@ __all__ = [
     "load_diffusion_model",
     "load_order",
     "load_vae",
-    "options_word",
+    "options_request",
     "payloads",
     "report_image",
     "report_json",

@@ -11,10 +11,9 @@ class LayerwiseOffloadExtension(ComfyExtension):
     """The entry point of the app: the node list, and the HTTP routes, registered before the server starts."""
 
     async def on_load(self) -> None:
-        from ..bridge import compat, patcher, routes
+        from ..bridge.server.start import start
 
-        compat.compare(patcher.LayerwiseModelPatcher, patcher.REPLACED)
-        routes.register()
+        start()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         try:

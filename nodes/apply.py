@@ -6,8 +6,8 @@ from comfy_api.v0_0_2 import io
 
 from ..bridge.api import (
     NODES,
+    NodeContext,
     Slot,
-    Surroundings,
     widget_settings,
     wrap_clip,
     wrap_clip_vision,
@@ -15,7 +15,7 @@ from ..bridge.api import (
     wrap_model,
     wrap_vae,
 )
-from .parts import surroundings
+from .parts import node_context
 from .widgets import HIDDEN, placement_input, placement_inputs, shared_inputs
 
 
@@ -58,7 +58,7 @@ class LayerwiseOffloadApply(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        context = surroundings(cls, inputs)
+        context = node_context(cls, inputs)
         return io.NodeOutput(*(_wrapped(slot, inputs, context) for slot in NODES["LayerwiseOffloadApply"]))
 
 
@@ -71,7 +71,7 @@ _WRAP = {
 }
 
 
-def _wrapped(slot: Slot, inputs: dict[str, Any], context: Surroundings) -> Any:
+def _wrapped(slot: Slot, inputs: dict[str, Any], context: NodeContext) -> Any:
     """The input of `slot`, taken over; None if it is not connected."""
     model = inputs.get(slot.needs)
     if model is None:

@@ -195,5 +195,7 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         parts = parts_of(cls, "LayerwiseOffloadCheckpointLoader", inputs)
-        asked = {part.kind: part.asked for part in parts}
-        return io.NodeOutput(*load_checkpoint(parts[0].paths[0], asked, folder_paths.get_folder_paths("embeddings")))
+        requested = {part.kind: part.requested for part in parts}
+        return io.NodeOutput(
+            *load_checkpoint(parts[0].paths[0], requested, folder_paths.get_folder_paths("embeddings"))
+        )

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import COMPUTED_ON_CPU, GROUPS, check_options, options_word
+from ..bridge.api import COMPUTED_ON_CPU, GROUPS, check_options, options_request
 from .widgets import HIDDEN, OPTIONS, gb_input, host_tier_input, lora_mode_input, mode_input, placement_input
 
 _GROUPS = dict(zip(GROUPS, ("diffusion model", "text encoder", "image encoder", "VAE")))
@@ -64,6 +64,6 @@ class LayerwiseOffloadOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        options = options_word(inputs)
+        options = options_request(inputs)
         check_options(options, cls.hidden.prompt, cls.hidden.unique_id)
         return io.NodeOutput(options)

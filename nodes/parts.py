@@ -1,6 +1,6 @@
 """Turns a node's inputs into files and requests of its components, and loads them.
 
-`offload_core/node_table.py` assigns the widgets to the components.
+`offload_core/settings/node_table.py` assigns the widgets to the components.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,8 +12,8 @@ from comfy_api.v0_0_2 import io
 
 from ..bridge.api import (
     NODES,
-    Asked,
-    Surroundings,
+    NodeContext,
+    Requested,
     kind_of_vae,
     load_clip,
     load_clip_vision,
@@ -33,17 +33,17 @@ class Part:
 
     kind: str
     paths: list[str]
-    asked: Asked
+    requested: Requested
 
 
-def surroundings(node: type[io.ComfyNode], inputs: Mapping[str, Any]) -> Surroundings:
+def node_context(node: type[io.ComfyNode], inputs: Mapping[str, Any]) -> NodeContext:
     """The context of a node, whose schema needs `widgets.HIDDEN`. Raises SettingsError."""
-    return Surroundings.of(node.hidden, inputs.get("options"), inputs.get("graph_options", ""))
+    return NodeContext.of(node.hidden, inputs.get("options"), inputs.get("graph_options", ""))
 
 
 def parts_of(node: type[io.ComfyNode], node_id: str, inputs: Mapping[str, Any]) -> list[Part]:
     """The components of a loader node, in the order of its outputs. Raises FileNotFoundError, SettingsError."""
-    context = surroundings(node, inputs)
+    context = node_context(node, inputs)
     slots = [slot for slot in NODES[node_id] if slot.is_brought(inputs)]
     paths = [[folder_paths.get_full_path_or_raise(slot.folder, name) for name in slot.names(inputs)] for slot in slots]
     parts = []
@@ -68,14 +68,16 @@ def load_parts(node: type[io.ComfyNode], node_id: str, inputs: Mapping[str, Any]
 
 def _load_clip(part: Part, inputs: Mapping[str, Any]) -> Any:
     clip_type = inputs["clip_type"] if "clip_type" in inputs else inputs["type"]
-    return load_clip(part.paths, clip_type, part.asked, folder_paths.get_folder_paths("embeddings"))
+    return load_clip(part.paths, clip_type, part.requested, folder_paths.get_folder_paths("embeddings"))
 
 
 _LOAD: dict[str, Callable[[Part, Mapping[str, Any]], Any]] = {
-    "dit": lambda part, inputs: load_diffusion_model(part.paths[0], inputs.get("weight_dtype", "default"), part.asked),
+    "dit": lambda part, inputs: load_diffusion_model(
+        part.paths[0], inputs.get("weight_dtype", "default"), part.requested
+    ),
     "text_encoder": _load_clip,
-    "vae": lambda part, inputs: load_vae(part.paths[0], part.asked),
-    "image_encoder": lambda part, inputs: load_clip_vision(part.paths[0], part.asked),
-    "controlnet": lambda part, inputs: load_controlnet(part.paths[0], part.asked),
+    "vae": lambda part, inputs: load_vae(part.paths[0], part.requested),
+    "image_encoder": lambda part, inputs: load_clip_vision(part.paths[0], part.requested),
+    "controlnet": lambda part, inputs: load_controlnet(part.paths[0], part.requested),
 }
 """Loading functions by kind; each returns what the app's loader node returns."""

@@ -1,4 +1,4 @@
-// Made by `python3 -m tests.support.tables` from offload_core/node_table.py and settings.py: change it there.
+// Made by `python3 -m tests.support.tables` from `offload_core/settings`: change it there.
 /** The components that our nodes bring, in the order of their outputs, by node id. */
 export const NODES = {
   LayerwiseOffloadDiffusionModelLoader: [{ kind: 'dit', placement: 'placement' }],

@@ -102,7 +102,7 @@ class Flow:
         return clip
 
     def _asked(self, component: str, placement: str) -> Any:
-        return self.api.Asked(self.api.ComponentSettings(component).with_value("placement", placement, "node"))
+        return self.api.Requested(self.api.ComponentSettings(component).with_value("placement", placement, "node"))
 
     def encode(self, text: str, times: dict[str, Any]) -> Any:
         with app_process.node(self.device, times, "encode_s"):
@@ -235,14 +235,14 @@ class Flow:
     def _components(self) -> list[Any]:
         if self.api is None:
             return []
-        return list(pack_module("bridge.component").live_components())
+        return list(pack_module("bridge.component.component").live_components())
 
     def plans(self) -> None:
         """What our engine did, by component."""
         for one in self._components():
             if one.plan is not None:
                 facts = {
-                    "plan": pack_module("offload_core.plan_text").plan_to_text(one.plan)[:3000],
+                    "plan": pack_module("offload_core.planning.plan_text").plan_to_text(one.plan)[:3000],
                     "counters": one.controller.counters.as_dict(),
                 }
                 facts |= {"link": one.controller.link_bytes_per_s(), "host_bytes": one.controller.host_bytes()}

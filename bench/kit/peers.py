@@ -55,7 +55,7 @@ class Peers:
     def _link(self) -> float | None:
         if self.device.module is None:
             return None
-        from offload_core.runtime.accelerator_port import AcceleratorPort
+        from offload_core.runtime.device.accelerator_port import AcceleratorPort
 
         return self.device.link_bytes_per_s(AcceleratorPort(self.device.name), 64 << 20)
 

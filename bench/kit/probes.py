@@ -18,7 +18,7 @@ import torch
 
 from bench.device import KINDS, Device
 from bench.kit.rows import open_rows
-from offload_core.runtime.accelerator_port import AcceleratorPort, page_aligned_bytes
+from offload_core.runtime.device.accelerator_port import AcceleratorPort, page_aligned_bytes
 
 GIB = 1 << 30
 LAYER_BYTES = (9_437_184 + 512, 141_000_192, 283_213_824, 679_477_248)

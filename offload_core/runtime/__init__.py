@@ -1,16 +1,17 @@
 """The engine: what carries a plan out. The only part of `offload_core` that imports torch.
 
-Start reading at `prefetcher.py` (what is issued when, and why that is enough), then `controller.py`.
+`engine` obeys a plan: start reading there. It moves `layers` and applies `patches`, between `host` memory or `files`
+and the `device`; `tensors` says how a tensor is bytes. What programs without the app need is imported here.
 """
 
-from .attach import Attachment, attach
-from .controller import OffloadController
-from .device_port import DevicePort
-from .device_queue import DeviceQueue
-from .discovery import discover
-from .host_parameter import blank_like, twin_of
-from .ports import port_for
-from .revision import Change
+from .device.device_port import DevicePort
+from .device.device_queue import DeviceQueue
+from .device.ports import port_for
+from .engine.attach import Attachment, attach
+from .engine.controller import OffloadController
+from .host.host_parameter import blank_like, twin_of
+from .layers.discovery import discover
+from .layers.patched_layers import Change
 
 __all__ = [
     "Attachment",

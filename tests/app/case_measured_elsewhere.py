@@ -11,10 +11,10 @@ from bench.pack import pack_module
 
 
 def main(path: str) -> None:
-    asked_module, component_module = pack_module("bridge.asked"), pack_module("bridge.component")
-    settings = pack_module("offload_core.settings").ComponentSettings("dit")
-    asked = asked_module.Asked(settings.with_value("placement", "layerwise", "node"))
-    patcher = pack_module("bridge.loaders").load_diffusion_model(path, "default", asked)
+    asked_module, component_module = pack_module("bridge.requests.requested"), pack_module("bridge.component.component")
+    settings = pack_module("offload_core.settings.component_settings").ComponentSettings("dit")
+    asked = asked_module.Requested(settings.with_value("placement", "layerwise", "node"))
+    patcher = pack_module("bridge.load.loaders").load_diffusion_model(path, "default", asked)
     component = component_module.Component.of(patcher.model)
     component.attach(patcher.model, patcher.load_device)
     component.load(asked, 1 << 30)

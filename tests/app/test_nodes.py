@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from offload_core import node_table
+from offload_core.settings import node_table
 from tests.support.devkit import paths
 from tests.support.workflows import all_in_one, build, node, with_our_loaders
 

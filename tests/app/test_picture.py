@@ -7,10 +7,10 @@ import types
 
 import pytest
 
-from offload_core.cost_model import compute_times
-from offload_core.planner import make_plan
-from offload_core.request import PlanRequest
-from offload_core.simulate import steady_events
+from offload_core.planning.cost_model import compute_times
+from offload_core.planning.planner import make_plan
+from offload_core.planning.request import PlanRequest
+from offload_core.planning.simulate import steady_events
 from tests.core.shapes import GB, flux
 from tests.support.devkit import paths
 
@@ -21,7 +21,7 @@ def picture():
     package = types.ModuleType("pack_without_app")
     package.__path__ = [str(paths.ROOT)]
     sys.modules[package.__name__] = package
-    yield importlib.import_module("pack_without_app.bridge.picture")
+    yield importlib.import_module("pack_without_app.bridge.report.picture")
     for name in [name for name in sys.modules if name.split(".")[0] == package.__name__]:
         del sys.modules[name]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from offload_core.inventory import Inventory, LayerSpec
-from offload_core.reserved import SEGMENT_BYTES
+from offload_core.planning.inventory import Inventory, LayerSpec
+from offload_core.planning.reserved import SEGMENT_BYTES
 
 MB = 10**6
 GB = 10**9

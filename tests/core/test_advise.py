@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from offload_core.advise import GPUS, Machine, advise, budget_curve
-from offload_core.check import check_plan
-from offload_core.model_files import ModelFile, read_models
-from offload_core.model_shape import Compute, components_of, inventory_of
-from offload_core.safetensors_header import TensorInfo
+from offload_core.cli.adviser import GPUS, Machine, advise, budget_curve
+from offload_core.files.model_files import ModelFile, read_models
+from offload_core.files.model_shape import Compute, components_of, inventory_of
+from offload_core.files.safetensors_header import TensorInfo
+from offload_core.planning.check import check_plan
 from tests.core.shapes import GB
 from tests.core.test_headers import gguf, safetensors, with_header
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload_core.check import check_plan
-from offload_core.inventory import Inventory, LayerSpec
-from offload_core.plan import Plan
-from offload_core.planner import PlanRequest, make_plan
+from offload_core.planning.check import check_plan
+from offload_core.planning.inventory import Inventory, LayerSpec
+from offload_core.planning.plan import Plan
+from offload_core.planning.planner import PlanRequest, make_plan
 from tests.core.shapes import MB, inventories
 
 INVENTORY = Inventory(

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from offload_core.check import check_plan
-from offload_core.cli_plan import request_from_json
+from offload_core.cli.plan import request_from_json
 from offload_core.errors import PlanError
-from offload_core.plan import Plan
+from offload_core.planning.check import check_plan
+from offload_core.planning.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 REQUEST: dict[str, Any] = {

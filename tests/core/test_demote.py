@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload_core.check import check_plan
-from offload_core.demote import demoted
-from offload_core.inventory import Inventory
-from offload_core.plan import Plan
-from offload_core.planner import PlanRequest, make_plan, smallest_budget
-from offload_core.simulate import copy_ns
+from offload_core.planning.check import check_plan
+from offload_core.planning.inventory import Inventory
+from offload_core.planning.plan import Plan
+from offload_core.planning.plan_change import demoted
+from offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
+from offload_core.planning.simulate import copy_ns
 from tests.core.shapes import GB, flux, inventories, qwen_image
 
 

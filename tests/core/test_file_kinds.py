@@ -2,7 +2,7 @@
 
 import pytest
 
-from offload_core.file_kinds import kinds_by_names
+from offload_core.files.file_kinds import kinds_by_names
 
 FILES = {
     "Stable Cascade stage A": (

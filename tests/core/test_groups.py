@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from offload_core.errors import SettingsError
-from offload_core.groups import (
+from offload_core.settings.groups import (
     DEFAULT_GROUPS,
     GROUPS,
     group_of,

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload_core.gguf_header import read_gguf_header
-from offload_core.model_files import read_models
-from offload_core.safetensors_header import HeaderError, read_safetensors_header
+from offload_core.files.gguf_header import read_gguf_header
+from offload_core.files.model_files import read_models
+from offload_core.files.safetensors_header import HeaderError, read_safetensors_header
 
 WIDTH = {"F32": 4, "BF16": 2, "F8_E4M3": 1}
 

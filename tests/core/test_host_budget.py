@@ -2,7 +2,7 @@
 
 import pytest
 
-from offload_core import host_budget as hb
+from offload_core.planning import host_budget as hb
 
 GB = 10**9
 GIB = 1 << 30

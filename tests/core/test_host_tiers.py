@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from offload_core.check import check_plan
-from offload_core.host_tiers import host_tiers, out_of_tier
-from offload_core.inventory import Inventory, LayerSpec
-from offload_core.planner import PlanRequest, make_plan
+from offload_core.planning.check import check_plan
+from offload_core.planning.host_tiers import host_tiers, out_of_tier
+from offload_core.planning.inventory import Inventory, LayerSpec
+from offload_core.planning.planner import PlanRequest, make_plan
 
 MB = 10**6
 

@@ -37,8 +37,56 @@ def imports(path: Path):
             yield statement.level, statement.module or ""
 
 
+ENTRY = "core/__main__.py"
+FOLDERS = {  # folder: the folders that it may import, and does; `core` is offload_core, `runtime` the one in it
+    "core": "",
+    "core/trace": "core",
+    "core/settings": "core",
+    "core/planning": "core core/trace",
+    "core/files": "core core/planning",
+    "core/cli": "core core/files core/planning core/settings core/trace",
+    "runtime/files": "core",
+    "runtime/tensors": "core core/files runtime/files",
+    "runtime/device": "core core/planning runtime/files runtime/tensors",
+    "runtime/host": "core/planning runtime/device runtime/files runtime/tensors",
+    "runtime/layers": "core core/files core/planning runtime/device runtime/files runtime/host runtime/tensors",
+    "runtime/patches": "core runtime/device runtime/layers runtime/tensors",
+    "runtime/engine": (
+        "core core/files core/planning core/trace runtime/device runtime/host runtime/layers runtime/patches "
+        "runtime/tensors"
+    ),
+    "runtime": "runtime/device runtime/engine runtime/host runtime/layers",
+    "bridge/app": "core core/settings core/trace runtime runtime/device runtime/engine runtime/layers",
+    "bridge/requests": "core core/settings",
+    "bridge/memory": "bridge/app core core/planning core/settings runtime runtime/engine runtime/host runtime/layers",
+    "bridge/planning": "bridge/app bridge/memory bridge/requests core core/planning core/settings runtime/layers",
+    "bridge/component": (
+        "bridge/app bridge/memory bridge/planning bridge/requests core core/files core/planning core/settings "
+        "runtime runtime/engine runtime/files runtime/host runtime/layers runtime/patches runtime/tensors"
+    ),
+    "bridge/report": (
+        "bridge/app bridge/component bridge/memory bridge/planning bridge/requests core core/planning "
+        "core/settings core/trace"
+    ),
+    "bridge/load": (
+        "bridge/app bridge/component bridge/memory bridge/planning bridge/report bridge/requests core core/files "
+        "core/settings runtime/host"
+    ),
+    "bridge/server": (
+        "bridge/app bridge/component bridge/load bridge/memory bridge/planning bridge/report bridge/requests core "
+        "core/files core/planning core/settings core/trace"
+    ),
+    "bridge": "bridge/app bridge/load bridge/report bridge/requests core core/settings",
+    "nodes": "bridge bridge/server",
+    ENTRY: "core/cli",
+}
+
+
 def files(layer: str):
-    return sorted((ROOT / layer).glob("*.py"))
+    """The Python files of a layer, in all of its folders; those of the runtime are a layer of their own."""
+    inner = ROOT / "offload_core" / "runtime"
+    paths = sorted((ROOT / layer).rglob("*.py"))
+    return [path for path in paths if layer != "offload_core" or inner not in path.parents]
 
 
 @pytest.mark.parametrize("layer", ALLOWED)
@@ -58,7 +106,58 @@ def test_nodes_reach_the_bridge_through_its_api_only():
     for path in files("nodes"):
         for level, module in imports(path):
             if level == 2:
-                assert module in ("bridge.api", "bridge"), f"{path.name} imports ..{module}"
+                assert module in ("bridge.api", "bridge.server.start"), f"{path.name} imports ..{module}"
+
+
+def test_folders_import_each_other_as_the_table_says():
+    """Both ways: an import that the table lacks, and an entry that no import needs. No folder leads back to itself."""
+    imported: dict[str, set[str]] = {folder: set() for folder in FOLDERS}
+    for importer, module in imports_between_folders():
+        imported[importer].add(folder_of(module))
+    assert imported == {folder: set(allowed.split()) for folder, allowed in FOLDERS.items()}
+    done: set[str] = set()
+    while ready := {folder for folder in FOLDERS if folder not in done and set(FOLDERS[folder].split()) <= done}:
+        done |= ready
+    assert done == set(FOLDERS)
+
+
+def test_a_folder_is_entered_by_the_modules_that_it_names():
+    """`__all__` of a folder's `__init__` lists the modules that other folders import, all of them and no others."""
+    entered: dict[str, set[str]] = {folder: set() for folder in FOLDERS}
+    for _, module in imports_between_folders():
+        if module not in FOLDERS:
+            entered[folder_of(module)].add(module.rpartition("/")[2])
+    no_list_of_modules = {ENTRY, "nodes", "runtime"}  # the app and programs import names of the last two
+    for folder in FOLDERS.keys() - no_list_of_modules:
+        assert sorted(entered[folder]) == interface(folder), folder
+
+
+def interface(folder: str) -> list[str]:
+    path = ROOT / folder.replace("runtime", "core/runtime").replace("core", "offload_core") / "__init__.py"
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
+            return list(ast.literal_eval(statement.value))
+    raise AssertionError(f"{folder} does not say which of its modules others may import")
+
+
+def short(path: str) -> str:
+    return path.replace("offload_core/runtime", "runtime").replace("offload_core", "core")
+
+
+def folder_of(module: str) -> str:
+    return module if module in FOLDERS else module.rpartition("/")[0]
+
+
+def imports_between_folders():
+    """(importing folder, imported module or package), as short paths, of each import from another folder."""
+    paths = [path for layer in ALLOWED for path in files(layer)]
+    modules = {short(module_name(path).replace(".", "/")) for path in paths}
+    for path in paths:
+        folder = folder_of(short(path.relative_to(ROOT).as_posix()))
+        for dotted in imported_modules(path):
+            module = short(dotted.replace(".", "/"))
+            if module in modules and folder_of(module) != folder:
+                yield folder, module
 
 
 def test_no_module_leads_back_to_itself():
@@ -101,12 +200,11 @@ def run_fresh(code: str) -> str:
 
 def test_the_planning_half_imports_nothing_but_the_standard_library():
     code = (
-        "import importlib, pkgutil\n"
+        "import importlib\n"
         "before = set(sys.modules)  # site packages of the environment bring some of their own\n"
         "import offload_core\n"
-        "for module in pkgutil.iter_modules(offload_core.__path__, 'offload_core.'):\n"
-        "    if module.name not in ('offload_core.runtime', 'offload_core.__main__'):\n"
-        "        importlib.import_module(module.name)\n"
+        f"for module in {[module_name(path) for path in files('offload_core') if path.name != '__main__.py']}:\n"
+        "    importlib.import_module(module)\n"
         "tops = {name.split('.')[0] for name in set(sys.modules) - before}\n"
         "print(sorted(tops - set(sys.stdlib_module_names)))"
     )
@@ -162,7 +260,7 @@ def _app_aliases(tree: ast.Module) -> set[str]:
 
 
 def test_the_app_is_asked_for_its_features_in_one_place():
-    """`getattr(comfy.something, "name", default)` and its like belong into bridge/compat.py."""
+    """`getattr(comfy.something, "name", default)` and its like belong into bridge/app/compat.py."""
     for layer in ("bridge", "nodes"):
         for path in files(layer):
             if path.name == "compat.py":
@@ -175,11 +273,11 @@ def test_the_app_is_asked_for_its_features_in_one_place():
                     while isinstance(root, ast.Attribute):
                         root = root.value
                     probed = getattr(root, "id", "") in aliases
-                    assert not probed, f"{path.name}:{call.lineno} asks the app for a feature; see bridge/compat.py"
+                    assert not probed, f"{path.name}:{call.lineno} asks the app for a feature; see bridge/app/compat.py"
 
 
 def test_the_versions_that_are_promised_are_those_that_are_tested():
-    source = (ROOT / "bridge" / "compat.py").read_text(encoding="utf-8")
+    source = (ROOT / "bridge" / "app" / "compat.py").read_text(encoding="utf-8")
     body = ast.parse(source).body
     assigned = {
         statement.targets[0].id: statement.value

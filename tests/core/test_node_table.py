@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from offload_core import node_table
-from offload_core.groups import GROUPS
-from offload_core.node_table import APP_LOADERS, GRAPH_SETTINGS, NODES, OPTIONS_WIDGETS, Slot
-from offload_core.settings import SETTINGS
+from offload_core.settings import node_table
+from offload_core.settings.component_settings import SETTINGS
+from offload_core.settings.groups import GROUPS
+from offload_core.settings.node_table import APP_LOADERS, GRAPH_SETTINGS, NODES, OPTIONS_WIDGETS, Slot
 from tests.support import tables
 from tests.support.devkit import paths
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from offload_core.cost_model import compute_times, tokens_for
 from offload_core.errors import BudgetError, OffloadError, PlanError, StateError, shown
-from offload_core.inventory import Inventory, LayerSpec
-from offload_core.plan import Plan
-from offload_core.plan_text import format_bytes, format_ns, plan_to_text
-from offload_core.planner import PlanRequest, make_plan
+from offload_core.planning.cost_model import compute_times, tokens_for
+from offload_core.planning.inventory import Inventory, LayerSpec
+from offload_core.planning.plan import Plan
+from offload_core.planning.plan_text import plan_to_text
+from offload_core.planning.planner import PlanRequest, make_plan
+from offload_core.units import format_bytes, format_ns
 from tests.core.shapes import GB, MB, flux, inventory
 
 PLAN = make_plan(PlanRequest(flux(551), "cuda:0", 8 * GB, passes=50))

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload_core.check import check_plan
-from offload_core.cost_model import compute_times
-from offload_core.credit import credit_residents, first_layers, last_layers, spread_layers
-from offload_core.decisions import widget_gb_at_least
 from offload_core.errors import BudgetError, PlanError
-from offload_core.evaluate import Evaluator, Problem
-from offload_core.inventory import Inventory, LayerSpec, TableSpec
-from offload_core.plan import Plan
-from offload_core.plan_text import format_bytes, plan_to_text
-from offload_core.planner import (
+from offload_core.planning.check import check_plan
+from offload_core.planning.cost_model import compute_times
+from offload_core.planning.credit import credit_residents, first_layers, last_layers, spread_layers
+from offload_core.planning.decisions import widget_gb_at_least
+from offload_core.planning.evaluate import Evaluator, Problem
+from offload_core.planning.inventory import Inventory, LayerSpec, TableSpec
+from offload_core.planning.plan import Plan
+from offload_core.planning.plan_text import plan_to_text
+from offload_core.planning.planner import (
     PlanRequest,
     check_budget,
     make_plan,
@@ -27,11 +27,12 @@ from offload_core.planner import (
     smallest_budget_for,
     usual_budget,
 )
-from offload_core.reserved import SEGMENT_BYTES
-from offload_core.ring_size import usual_ring
-from offload_core.search import EQUAL, WORK_VISITS, Search
-from offload_core.settings import bytes_from_gb
-from offload_core.simulate import copy_ns, simulate
+from offload_core.planning.reserved import SEGMENT_BYTES
+from offload_core.planning.ring_size import usual_ring
+from offload_core.planning.search import EQUAL, WORK_VISITS, Search
+from offload_core.planning.simulate import copy_ns, simulate
+from offload_core.settings.component_settings import bytes_from_gb
+from offload_core.units import format_bytes
 from tests.core.shapes import GB, MB, equal, flux, inventories, inventory, qwen_image
 
 

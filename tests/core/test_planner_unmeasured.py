@@ -1,7 +1,7 @@
 """While nobody has measured compute times, allowed memory is used: a wrong guess must not leave it idle."""
 
-from offload_core.inventory import Inventory, LayerSpec
-from offload_core.planner import PlanRequest, make_plan
+from offload_core.planning.inventory import Inventory, LayerSpec
+from offload_core.planning.planner import PlanRequest, make_plan
 
 LAYERS = tuple(LayerSpec(f"blocks.{index}", 100_000_000) for index in range(40))
 

@@ -34,4 +34,4 @@ def test_the_names_in_the_tables_exist() -> None:
     names = re.findall(r"`([a-z_]+)\.([A-Za-z_]+)[^`]*`", "\n".join(re.findall(r"^\| (`[^|]*) \|", TEXT, re.MULTILINE)))
     assert len(names) >= 11
     for module, name in names:
-        assert hasattr(importlib.import_module(f"offload_core.{module}"), name), f"{module}.{name}"
+        assert hasattr(importlib.import_module(f"offload_core.planning.{module}"), name), f"{module}.{name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from offload_core.errors import SettingsError
-from offload_core.policy import MODES, Component, Decision, Device, Placed, check_mode, decide, headroom_bytes
+from offload_core.settings.policy import MODES, Component, Decision, Device, Placed, check_mode, decide, headroom_bytes
 
 GB = 10**9
 FLUX = {"dit": 12 * GB, "text_encoder": 9_800_000_000, "text_encoder_2": 250_000_000, "vae": 170_000_000}

@@ -7,12 +7,12 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload_core.check import check_plan
-from offload_core.cost_model import compute_times
-from offload_core.inventory import Inventory
-from offload_core.planner import PlanRequest, make_plan, smallest_budget
-from offload_core.replan import FASTER, FEWER, SMALLER, better_plan, several_passes
-from offload_core.simulate import simulate
+from offload_core.planning.check import check_plan
+from offload_core.planning.cost_model import compute_times
+from offload_core.planning.inventory import Inventory
+from offload_core.planning.plan_change import FASTER, FEWER, SMALLER, better_plan, several_passes
+from offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
+from offload_core.planning.simulate import simulate
 from tests.core.shapes import GB, equal, flux, inventories
 
 

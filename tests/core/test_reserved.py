@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from offload_core.errors import BudgetError
-from offload_core.planner import PlanRequest, make_plan, smallest_budget
-from offload_core.reserved import SEGMENT_BYTES, reserved_bytes
+from offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
+from offload_core.planning.reserved import SEGMENT_BYTES, reserved_bytes
 from tests.core.shapes import MB, equal
 
 MIB = 1 << 20

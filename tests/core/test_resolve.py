@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from offload_core.errors import OffloadError
-from offload_core.policy import MODES, Component, Device
-from offload_core.resolver import MAX_COMPONENTS, Request, Resolution, Wish, resolve, settings_for
 from offload_core.sentences import TEMPLATES
-from offload_core.settings import EXPLICIT_SOURCES, SETTINGS, ComponentSettings
+from offload_core.settings.component_settings import EXPLICIT_SOURCES, SETTINGS, ComponentSettings
+from offload_core.settings.policy import MODES, Component, Device
+from offload_core.settings.resolver import MAX_COMPONENTS, Request, Resolution, Wish, resolve, settings_for
 
 GB = 10**9
 CARD = Device("cuda", 24 * GB, 23 * GB)

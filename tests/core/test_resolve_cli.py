@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload_core.cli_resolve import add_parser, parse_request, request_from_json, run
+from offload_core.cli.resolve import add_parser, parse_request, request_from_json, run
 from offload_core.errors import OffloadError, SettingsError
-from offload_core.resolver import resolve
+from offload_core.settings.resolver import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 GB = 10**9

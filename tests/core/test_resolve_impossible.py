@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from offload_core.errors import BudgetError, OffloadError
-from offload_core.policy import Component, Device
-from offload_core.resolver import Request, Wish, resolve
+from offload_core.settings.policy import Component, Device
+from offload_core.settings.resolver import Request, Wish, resolve
 
 GB = 10**9
 CARD = Device("cuda", 24 * GB, 23 * GB)

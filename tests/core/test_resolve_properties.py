@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from offload_core.errors import OffloadError
-from offload_core.groups import group_of
-from offload_core.policy import MODES, Component, Device, headroom_bytes
-from offload_core.resolver import Request, Resolution, Wish, resolve
-from offload_core.settings import EXPLICIT_SOURCES, SETTINGS
+from offload_core.settings.component_settings import EXPLICIT_SOURCES, SETTINGS
+from offload_core.settings.groups import group_of
+from offload_core.settings.policy import MODES, Component, Device, headroom_bytes
+from offload_core.settings.resolver import Request, Resolution, Wish, resolve
 
 MB = 10**6
 GB = 10**9

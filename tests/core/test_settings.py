@@ -9,7 +9,7 @@ import pytest
 
 from offload_core.errors import SettingsError
 from offload_core.sentences import sentence
-from offload_core.settings import (
+from offload_core.settings.component_settings import (
     ALLOWED,
     BYTE_SETTINGS,
     EXPLICIT_SOURCES,

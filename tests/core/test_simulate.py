@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload_core.errors import PlanError
-from offload_core.plan import Plan, PlannedLayer, Prediction
-from offload_core.simulate import simulate
+from offload_core.planning.plan import Plan, PlannedLayer, Prediction
+from offload_core.planning.simulate import simulate
 
 RATE = 1e9  # one byte takes one nanosecond
 

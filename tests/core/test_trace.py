@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from offload_core.cost_model import compute_times
 from offload_core.errors import PlanError
-from offload_core.planner import make_plan
-from offload_core.request import PlanRequest
-from offload_core.simulate import simulate, steady_events
-from offload_core.trace import COPY, MAX_SOURCES, STALL, VISIT, Event, Source, Trace, newest_pass
-from offload_core.trace_export import chrome_trace, events_from_chrome
-from offload_core.trace_summary import overlap_ns, run_numbers, summarise
+from offload_core.planning.cost_model import compute_times
+from offload_core.planning.planner import make_plan
+from offload_core.planning.request import PlanRequest
+from offload_core.planning.simulate import simulate, steady_events
+from offload_core.trace.events import COPY, MAX_SOURCES, STALL, VISIT, Event, Source, Trace, newest_pass
+from offload_core.trace.trace_export import chrome_trace, events_from_chrome
+from offload_core.trace.trace_summary import overlap_ns, run_numbers, summarise
 from tests.core.shapes import GB, flux
 
 ROOT = Path(__file__).parents[2]

@@ -6,11 +6,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from offload_core.planner import PlanRequest, make_plan
-from offload_core.runtime import DeviceQueue, OffloadController, accelerator_port, attach, discover, port_for
-from offload_core.runtime.accelerator_port import AcceleratorPort
-from offload_core.runtime.file_weights import weights_from_file
-from offload_core.runtime.revision import Change
+from offload_core.planning.planner import PlanRequest, make_plan
+from offload_core.runtime import DeviceQueue, OffloadController, attach, discover, port_for
+from offload_core.runtime.device import accelerator_port
+from offload_core.runtime.device.accelerator_port import AcceleratorPort
+from offload_core.runtime.layers.patched_layers import Change
+from offload_core.runtime.tensors.safetensors_map import weights_from_file
 from tests.gpu.device import device
 from tests.gpu.models import ROWS, Fp8Model, Model, Wide, made, noise, resident_output
 

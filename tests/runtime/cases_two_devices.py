@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from offload_core.runtime import attach
-from offload_core.runtime.revision import Change
+from offload_core.runtime.layers.patched_layers import Change
 from tests.support import simdev
 
 MIB = 2**20

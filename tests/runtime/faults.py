@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from offload_core.plan import Plan
-from offload_core.runtime import controller as controller_module
-from offload_core.runtime.controller import OffloadController
-from offload_core.runtime.device_queue import DeviceQueue
-from offload_core.runtime.interpose import LayerForward, PassBoundary
-from offload_core.runtime.layer import Layer
-from offload_core.runtime.prefetcher import Prefetcher
+from offload_core.planning.plan import Plan
+from offload_core.runtime.device.device_queue import DeviceQueue
+from offload_core.runtime.engine import controller as controller_module
+from offload_core.runtime.engine.controller import OffloadController
+from offload_core.runtime.engine.interpose import LayerForward, PassBoundary
+from offload_core.runtime.engine.prefetcher import Prefetcher
+from offload_core.runtime.layers.layer import Layer
 from tests.support.race_port import RacePort
 
 Patch = pytest.MonkeyPatch

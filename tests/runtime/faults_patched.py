@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from offload_core.runtime.changed_weights import ChangedWeights
-from offload_core.runtime.host_store import HostLayer
-from offload_core.runtime.layer import Layer
-from offload_core.runtime.prefetcher import Prefetcher
-from offload_core.runtime.revision import Revision
-from offload_core.runtime.versions import Versions
+from offload_core.runtime.engine.prefetcher import Prefetcher
+from offload_core.runtime.host.host_layer import HostLayer
+from offload_core.runtime.layers.layer import Layer
+from offload_core.runtime.layers.patched_layers import Revision
+from offload_core.runtime.patches.patched_loose import ChangedWeights
+from offload_core.runtime.patches.versions import Versions
 from tests.runtime.faults import Patch, after, before, fault, nothing, within
 from tests.support.race_port import BACK, COMPUTE, RacePort
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from offload_core.runtime.controller import OffloadController
-from offload_core.runtime.prefetcher import Prefetcher
+from offload_core.runtime.engine.controller import OffloadController
+from offload_core.runtime.engine.prefetcher import Prefetcher
 from tests.runtime.faults import Patch, after, before, fault, nothing, within
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from offload_core.runtime import walks as walks_module
-from offload_core.runtime.prefetcher import Prefetcher
-from offload_core.runtime.walks import Walk, Walks
+from offload_core.runtime.engine import walks as walks_module
+from offload_core.runtime.engine.prefetcher import Prefetcher
+from offload_core.runtime.engine.walks import Walk, Walks
 from tests.runtime.faults import Patch, after, fault, nothing, replaced
 
 

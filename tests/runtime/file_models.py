@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from offload_core.runtime.file_weights import weights_from_file
-from offload_core.runtime.weight_file import WeightFile
+from offload_core.runtime.files.weight_file import WeightFile
+from offload_core.runtime.tensors.safetensors_map import weights_from_file
 from tests.support.tiny_torch_models import Model
 
 

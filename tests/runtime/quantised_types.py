@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from offload_core.runtime import DeviceQueue, OffloadController, discover
-from offload_core.runtime.parts import parts_of, plain, stored_bytes
+from offload_core.runtime.tensors.parts import parts_of, plain, stored_bytes
 from tests.runtime.world import hand_plan
 from tests.support.race_port import RacePort
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from offload_core.runtime import DeviceQueue, OffloadController, discover, port_for
-from offload_core.runtime.accelerator_port import AcceleratorPort, SynchronousPort, page_aligned_bytes
-from offload_core.runtime.host_parameter import HostParameter
-from offload_core.runtime.staging import StagedPort
+from offload_core.runtime.device.accelerator_port import AcceleratorPort, SynchronousPort, page_aligned_bytes
+from offload_core.runtime.device.staging import StagedPort
+from offload_core.runtime.host.host_parameter import HostParameter
 from tests.runtime.world import hand_plan
 from tests.support import simdev
 from tests.support.tiny_torch_models import DIM, Model
@@ -240,7 +240,7 @@ def test_host_memory_has_its_exact_size_and_pages_of_its_own(nbytes):
 
 def test_memory_is_locked_in_place_in_pieces_at_its_exact_size(npu, monkeypatch):
     for name in ("_LOCK_BYTES", "_LOCK_LESS_BYTES"):
-        monkeypatch.setattr(f"offload_core.runtime.accelerator_port.{name}", MIB)
+        monkeypatch.setattr(f"offload_core.runtime.device.accelerator_port.{name}", MIB)
     port = AcceleratorPort("npu")
     before = npu.stats()
 

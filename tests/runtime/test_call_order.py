@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from offload_core.runtime import discover
-from offload_core.runtime.call_order import in_call_order
+from offload_core.runtime.layers.call_order import in_call_order
 
 WIDTH = 600
 """A Linear of 1.4 MB: each is a layer of its own in a list of these blocks."""

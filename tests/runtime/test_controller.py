@@ -13,8 +13,8 @@ from torch import nn
 
 from offload_core.errors import PlanError, StateError
 from offload_core.runtime import DeviceQueue, OffloadController, discover
-from offload_core.runtime import controller as controller_module
-from offload_core.runtime.loose import LooseTensors
+from offload_core.runtime.engine import controller as controller_module
+from offload_core.runtime.layers.loose import LooseTensors
 from tests.runtime.world import World, a_world, hand_plan
 from tests.support.race_port import RacePort
 from tests.support.tiny_torch_models import DIM, Model

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from offload_core.runtime import DeviceQueue, OffloadController, discover
-from offload_core.runtime.cpu_port import ThreadedCpuPort
+from offload_core.runtime.device.cpu_port import ThreadedCpuPort
 from tests.runtime.world import hand_plan
 from tests.support.tiny_torch_models import DIM, Model
 

@@ -12,13 +12,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from offload_core.runtime import attach, direct_read
-from offload_core.runtime.cpu_port import ThreadedCpuPort
-from offload_core.runtime.device_queue import DeviceQueue
-from offload_core.runtime.direct_read import BLOCK_BYTES, LEAST_BYTES, PIECE_BYTES, DirectFile, direct_reads
-from offload_core.runtime.file_weights import weights_from_file
-from offload_core.runtime.staging import StagedPort
-from offload_core.runtime.weight_file import FileReadError, WeightFile
+from offload_core.runtime import attach
+from offload_core.runtime.device.cpu_port import ThreadedCpuPort
+from offload_core.runtime.device.device_queue import DeviceQueue
+from offload_core.runtime.device.staging import StagedPort
+from offload_core.runtime.files import direct_read
+from offload_core.runtime.files.direct_read import BLOCK_BYTES, LEAST_BYTES, PIECE_BYTES, DirectFile, direct_reads
+from offload_core.runtime.files.weight_file import FileReadError, WeightFile
+from offload_core.runtime.tensors.safetensors_map import weights_from_file
 
 fcntl = pytest.importorskip("fcntl")
 SIZE = 3 * PIECE_BYTES + 5 * BLOCK_BYTES + 77
@@ -150,7 +151,7 @@ class Stack(nn.Module):
 
 @pytest.mark.parametrize("port", [ThreadedCpuPort, lambda: StagedPort(ThreadedCpuPort())], ids=["in place", "staged"])
 def test_a_model_larger_than_memory_is_streamed_around_the_page_cache(tmp_path, direct, monkeypatch, port):
-    monkeypatch.setattr("offload_core.runtime.host_placement.available_bytes", lambda: 1)
+    monkeypatch.setattr("offload_core.runtime.engine.tier_moves.available_bytes", lambda: 1)
     twin = Stack().requires_grad_(False)
     safetensors.torch.save_file(twin.state_dict(), tmp_path / "stack.safetensors")
     with torch.device("meta"):

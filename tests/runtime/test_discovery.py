@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from bench.full_size import give_memory
-from offload_core.runtime import discovery
-from offload_core.runtime.discovery import discover
+from offload_core.runtime.layers import discovery
+from offload_core.runtime.layers.discovery import discover
 
 MB = 1 << 20
 WIDTH = 1024  # a square fp32 matrix is 4 MB

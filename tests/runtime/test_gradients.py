@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from offload_core.runtime.gradients import no_ring_while_gradients_are_recorded
+from offload_core.runtime.engine.gradients import no_ring_while_gradients_are_recorded
 from tests.runtime.world import Component, World
 from tests.support.tiny_torch_models import DIM, Model
 

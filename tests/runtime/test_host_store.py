@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from offload_core.runtime.host_parameter import HostParameter
-from offload_core.runtime.host_store import HostLayer
-from offload_core.runtime.layout import TENSOR_ALIGNMENT, layout_of, span_bytes
-from offload_core.runtime.parts import is_plain
+from offload_core.runtime.host.host_layer import HostLayer
+from offload_core.runtime.host.host_parameter import HostParameter
+from offload_core.runtime.tensors.layout import TENSOR_ALIGNMENT, layout_of, span_bytes
+from offload_core.runtime.tensors.parts import is_plain
 from tests.runtime.world import as_bytes
 from tests.support.race_port import RacePort
 

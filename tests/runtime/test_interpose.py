@@ -8,9 +8,9 @@ import functools
 import torch
 from torch import nn
 
-from offload_core.runtime.discovery import FoundLayer
-from offload_core.runtime.interpose import HostGather, Interposed
-from offload_core.runtime.tables import HostTable
+from offload_core.runtime.engine.interpose import HostGather, Interposed
+from offload_core.runtime.layers.discovery import FoundLayer
+from offload_core.runtime.layers.tables import HostTable
 
 
 class Loud(Interposed):

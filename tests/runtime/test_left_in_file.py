@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from offload_core.runtime import Change, DeviceQueue, OffloadController, attach, discover
-from offload_core.runtime.cpu_port import ThreadedCpuPort
-from offload_core.runtime.discovery import keep_in_memory
-from offload_core.runtime.file_weights import tensor_places, weights_from_file
-from offload_core.runtime.host_store import MAX_KEPT_SHARE, HostLayer
-from offload_core.runtime.weight_file import FileReadError, FileSlice, WeightFile, lies_in_file, slice_of
+from offload_core.runtime.device.cpu_port import ThreadedCpuPort
+from offload_core.runtime.files.weight_file import FileReadError, FileSlice, WeightFile, lies_in_file, slice_of
+from offload_core.runtime.host.host_layer import MAX_KEPT_SHARE, HostLayer
+from offload_core.runtime.layers.discovery import keep_in_memory
+from offload_core.runtime.tensors.safetensors_map import tensor_places, weights_from_file
 from tests.runtime.world import hand_plan
 from tests.runtime.wrapped_types import QuantisedLinear, Scaled
 

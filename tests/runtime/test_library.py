@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from offload_core.errors import BudgetError, OffloadError, StateError
-from offload_core.planner import PlanRequest, make_plan
+from offload_core.planning.planner import PlanRequest, make_plan
 from offload_core.runtime import DeviceQueue, attach, port_for
 from tests.runtime.library_kit import (
     DEVICES,

@@ -36,7 +36,12 @@ def test_the_kit_carries_the_checkout_and_nothing_ignored(tmp_path):
     gpu_kit.pack_checkout(tmp_path / "pack.tar.gz")
     with tarfile.open(tmp_path / "pack.tar.gz") as tar:
         names = tar.getnames()
-    needed = {"bench/kit/__main__.py", "bench/gpu.py", "tests/gpu/test_engine.py", "offload_core/runtime/attach.py"}
+    needed = {
+        "bench/kit/__main__.py",
+        "bench/gpu.py",
+        "tests/gpu/test_engine.py",
+        "offload_core/runtime/engine/attach.py",
+    }
     assert needed <= set(names)
     assert not [name for name in names if name.startswith(".dev") or "__pycache__" in name]
 

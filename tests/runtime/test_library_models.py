@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from offload_core.planner import smallest_budget
-from offload_core.runtime import Change, attach, discovery
+from offload_core.planning.planner import smallest_budget
+from offload_core.runtime import Change, attach
+from offload_core.runtime.layers import discovery
 from tests.runtime.library_kit import DEVICES, assert_restored, check_bit_identical, opened, resident_outputs, snapshot
 
 transformers = pytest.importorskip("transformers")

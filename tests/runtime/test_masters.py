@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from offload_core.runtime import Change, DeviceQueue, OffloadController, discover, port_for, twin_of
-from offload_core.runtime import host_store as host_store_module
-from offload_core.runtime.cpu_port import ThreadedCpuPort
-from offload_core.runtime.file_weights import weights_from_file
-from offload_core.runtime.host_store import HostLayer
-from offload_core.runtime.masters import distinct
-from offload_core.runtime.staging import SLOT_BYTES, SLOTS, StagedPort
-from offload_core.runtime.weight_file import FileReadError, WeightFile
+from offload_core.runtime.device.cpu_port import ThreadedCpuPort
+from offload_core.runtime.device.staging import SLOT_BYTES, SLOTS, StagedPort
+from offload_core.runtime.files.weight_file import FileReadError, WeightFile
+from offload_core.runtime.host import host_layer
+from offload_core.runtime.host.host_layer import HostLayer
+from offload_core.runtime.host.masters import distinct
+from offload_core.runtime.tensors.safetensors_map import weights_from_file
 from tests.runtime.file_models import saved
 from tests.runtime.world import hand_plan
 from tests.support import simdev
@@ -400,7 +400,7 @@ def test_a_read_that_fails_leaves_nothing_for_the_next(tmp_path, monkeypatch):
 
 
 def test_sharing_what_differs_in_anything_but_length_is_found(stage, monkeypatch):
-    monkeypatch.setattr(host_store_module, "_content_key", lambda slices, layout: layout.nbytes)
+    monkeypatch.setattr(host_layer, "_content_key", lambda slices, layout: layout.nbytes)
     one = stage.user()
     other = Net()
     for block in other.blocks:

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from offload_core.runtime import DeviceQueue, OffloadController, discover
-from offload_core.runtime.cpu_port import ThreadedCpuPort
-from offload_core.runtime.file_weights import weights_from_file, with_strides
-from offload_core.runtime.layout import Flattened
-from offload_core.runtime.parts import bring_into_memory
-from offload_core.runtime.staging import StagedPort
-from offload_core.runtime.weight_file import slice_of
+from offload_core.runtime.device.cpu_port import ThreadedCpuPort
+from offload_core.runtime.device.staging import StagedPort
+from offload_core.runtime.files.weight_file import slice_of
+from offload_core.runtime.tensors.layout import Flattened
+from offload_core.runtime.tensors.parts import bring_into_memory
+from offload_core.runtime.tensors.safetensors_map import weights_from_file, with_strides
 from tests.runtime.world import hand_plan
 
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from bench.full_size import give_memory
 from bench.full_size_advised import tensor_infos
-from offload_core.model_shape import Compute, inventory_of
-from offload_core.planner import smallest_budget
-from offload_core.runtime.discovery import discover
+from offload_core.files.model_shape import Compute, inventory_of
+from offload_core.planning.planner import smallest_budget
+from offload_core.runtime.layers.discovery import discover
 
 WIDTH = 4096  # a square bf16 matrix is 34 MB, and a block of four 134 MB
 

@@ -14,9 +14,9 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from offload_core.runtime import DeviceQueue, OffloadController, attach
-from offload_core.runtime.cpu_port import ThreadedCpuPort
-from offload_core.runtime.discovery import discover
-from offload_core.runtime.file_weights import weights_from_file
+from offload_core.runtime.device.cpu_port import ThreadedCpuPort
+from offload_core.runtime.layers.discovery import discover
+from offload_core.runtime.tensors.safetensors_map import weights_from_file
 from tests.runtime.world import hand_plan
 
 WIDTH, BLOCKS = 512, 10

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from offload_core.errors import OffloadError
-from offload_core.planner import PlanRequest, make_plan, smallest_budget
+from offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
 from offload_core.runtime import DeviceQueue, OffloadController, discover, port_for
-from offload_core.runtime.file_weights import weights_from_file
-from offload_core.runtime.full_device import when_full
-from offload_core.runtime.repeat import can_repeat
+from offload_core.runtime.engine.full_device import when_full
+from offload_core.runtime.engine.repeat import can_repeat
+from offload_core.runtime.tensors.safetensors_map import weights_from_file
 from tests.runtime.file_models import saved, visible_reads
 from tests.runtime.world import Interrupt, World, a_world, hand_plan
 from tests.support import simdev
@@ -272,7 +272,7 @@ def test_memory_for_a_visit_outside_the_ring_is_made():
 
 def test_a_retry_that_repeats_whatever_it_is_would_be_seen(monkeypatch):
     """The seeded fault behind the tests above: without trying out, the second call works on what the first has left."""
-    monkeypatch.setattr("offload_core.runtime.interpose.can_repeat", lambda *call: True)
+    monkeypatch.setattr("offload_core.runtime.engine.interpose.can_repeat", lambda *call: True)
     with a_world() as world:
         stage = Stage(world)
         layer = stage.model.layers[2]

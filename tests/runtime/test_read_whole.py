@@ -10,12 +10,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from offload_core.runtime import DeviceQueue, OffloadController, discover, host_source
-from offload_core.runtime.cpu_port import ThreadedCpuPort
-from offload_core.runtime.file_weights import weights_from_file
-from offload_core.runtime.host_source import loaders, read_whole
-from offload_core.runtime.host_store import HostLayer
-from offload_core.runtime.weight_file import FileReadError
+from offload_core.runtime import DeviceQueue, OffloadController, discover
+from offload_core.runtime.device.cpu_port import ThreadedCpuPort
+from offload_core.runtime.files.weight_file import FileReadError
+from offload_core.runtime.host.host_layer import HostLayer
+from offload_core.runtime.tensors import host_source
+from offload_core.runtime.tensors.host_source import loaders, read_whole
+from offload_core.runtime.tensors.safetensors_map import weights_from_file
 from tests.runtime.world import hand_plan
 
 PIECE = 4096

@@ -13,10 +13,10 @@ from torch import nn
 
 from offload_core.errors import StateError
 from offload_core.runtime import Change, attach
-from offload_core.runtime.file_weights import weights_from_file
-from offload_core.runtime.host_parameter import twin_of
-from offload_core.runtime.weight_file import FileReadError, slice_of
-from offload_core.runtime.written_pages import were_written
+from offload_core.runtime.files.weight_file import FileReadError, slice_of
+from offload_core.runtime.files.written_pages import were_written
+from offload_core.runtime.host.host_parameter import twin_of
+from offload_core.runtime.tensors.safetensors_map import weights_from_file
 from tests.support import simdev
 
 WIDTH = 600
@@ -360,7 +360,7 @@ def test_pages_tell_what_was_written(model, path):
 
 
 def test_without_such_pages_the_bytes_are_compared(model, path, x, monkeypatch):
-    monkeypatch.setattr("offload_core.runtime.weight_file.were_written", lambda address, nbytes: None)
+    monkeypatch.setattr("offload_core.runtime.files.weight_file.were_written", lambda address, nbytes: None)
     twin = copy.deepcopy(model)
     twin.blocks[2].second.weight.mul_(2)
     weights_from_file(model, path)

@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 
-from offload_core.runtime.prefetcher import Prefetcher
-from offload_core.runtime.recorder import DeviceClock, Recorder
-from offload_core.simulate import simulate, steady_events
-from offload_core.trace import Event, Trace, newest_pass
-from offload_core.trace_export import chrome_trace
+from offload_core.planning.simulate import simulate, steady_events
+from offload_core.runtime.device.clock import DeviceClock
+from offload_core.runtime.engine.prefetcher import Prefetcher
+from offload_core.runtime.engine.recorder import Recorder
+from offload_core.trace.events import Event, Trace, newest_pass
+from offload_core.trace.trace_export import chrome_trace
 from tests.core.test_trace import check_chrome
 from tests.runtime.test_virtual_clock import RATE, Bench
 from tests.runtime.world import World, hand_plan
@@ -100,7 +101,7 @@ def test_unwatched_passes_are_measured_now_and_then() -> None:
 
 
 def test_device_times_go_on_when_the_clock_changes_its_mark(monkeypatch) -> None:
-    monkeypatch.setattr("offload_core.runtime.recorder._TICK_NS", 0)
+    monkeypatch.setattr("offload_core.runtime.device.clock._TICK_NS", 0)
     bench, trace = recording(watched=True)
     for _ in range(6):
         bench.pass_()
@@ -195,7 +196,7 @@ class Counting(Prefetcher):
 
 def test_without_a_recorder_a_visit_asks_for_it_at_most_once(monkeypatch) -> None:
     """Counted, not timed: no look in an ordinary visit, one in a measured one; three in a pass."""
-    monkeypatch.setattr("offload_core.runtime.controller.Prefetcher", Counting)
+    monkeypatch.setattr("offload_core.runtime.engine.controller.Prefetcher", Counting)
     bench = Bench(KILOBYTES, COMPUTE)
     largest = max(layer.nbytes for layer in bench.controller.layers)
     bench.controller.load(hand_plan(bench.controller, 2 * largest))

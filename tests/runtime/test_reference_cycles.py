@@ -18,10 +18,10 @@ from torch import nn
 
 from offload_core.errors import BudgetError
 from offload_core.runtime import Change, OffloadController, attach, discover
-from offload_core.runtime.device_queue import DeviceQueue
-from offload_core.runtime.full_device import when_full
-from offload_core.runtime.gradients import no_ring_while_gradients_are_recorded
-from offload_core.trace import Trace
+from offload_core.runtime.device.device_queue import DeviceQueue
+from offload_core.runtime.engine.full_device import when_full
+from offload_core.runtime.engine.gradients import no_ring_while_gradients_are_recorded
+from offload_core.trace.events import Trace
 from tests.runtime.world import World
 from tests.support.hand_plan import hand_plan
 from tests.support.tiny_torch_models import DIM, Block, on_run
@@ -295,7 +295,7 @@ def test_a_module_that_was_refused_is_not_held():
 
 @pytest.mark.parametrize("happening", [changed_weights, a_pass_fails], ids=lambda happening: happening.__name__)
 def test_on_the_simulated_device(happening, npu):
-    from offload_core.runtime.ports import port_for
+    from offload_core.runtime.device.ports import port_for
     from tests.support.tiny_torch_models import Model
 
     def there(queue: DeviceQueue) -> None:

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from offload_core.planner import PlanRequest, make_plan
-from offload_core.replan import better_plan, several_passes
+from offload_core.planning.plan_change import better_plan, several_passes
+from offload_core.planning.planner import PlanRequest, make_plan
 from offload_core.runtime import DeviceQueue, OffloadController, attach
 from tests.runtime.world import World, hand_plan
 from tests.support.tiny_torch_models import DIM, Block, Model, on_run

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from offload_core.runtime.staging import StagedPort
-from offload_core.runtime.weight_file import FileSlice, WeightFile
+from offload_core.runtime.device.staging import StagedPort
+from offload_core.runtime.files.weight_file import FileSlice, WeightFile
 from tests.runtime.file_models import visible_reads
 from tests.runtime.test_seeded_faults import caught_by
 from tests.runtime.world import World

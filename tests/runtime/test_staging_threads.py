@@ -7,8 +7,8 @@ import gc
 import pytest
 import torch
 
-from offload_core.runtime.accelerator_port import AcceleratorPort
-from offload_core.runtime.staging import StagedPort
+from offload_core.runtime.device.accelerator_port import AcceleratorPort
+from offload_core.runtime.device.staging import StagedPort
 from tests.support import simdev
 
 pytestmark = pytest.mark.skipif(not simdev.available(), reason="no simulated accelerator")

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from offload_core.plan import HostTier, Plan
-from offload_core.runtime import DeviceQueue, OffloadController, accelerator_port, attach, discover, port_for
-from offload_core.runtime.device_port import is_unified
-from offload_core.runtime.file_weights import weights_from_file
-from offload_core.runtime.full_device import when_full
+from offload_core.planning.plan import HostTier, Plan
+from offload_core.runtime import DeviceQueue, OffloadController, attach, discover, port_for
+from offload_core.runtime.device import accelerator_port
+from offload_core.runtime.device.device_port import is_unified
+from offload_core.runtime.engine.full_device import when_full
+from offload_core.runtime.tensors.safetensors_map import weights_from_file
 from tests.runtime.file_models import saved
 from tests.runtime.test_out_of_memory import WIDE, Stack
 from tests.runtime.world import hand_plan

@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 
 from bench import lora_step
-from offload_core.plan import Plan
-from offload_core.planner import PlanRequest, make_plan, smallest_budget
+from offload_core.planning.plan import Plan
+from offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
+from offload_core.planning.simulate import SimulationResult, simulate
 from offload_core.runtime import OffloadController, discover
-from offload_core.runtime.prefetcher import Prefetcher
-from offload_core.simulate import SimulationResult, simulate
+from offload_core.runtime.engine.prefetcher import Prefetcher
 from tests.support.clocked_model import RATE, SETTLED, Bench, Measured, equal_layers
 from tests.support.hand_plan import hand_plan
 

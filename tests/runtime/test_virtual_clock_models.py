@@ -17,17 +17,18 @@ import pytest
 import torch
 from torch import nn
 
-from offload_core.check import check_plan
-from offload_core.cost_model import compute_times
-from offload_core.inventory import Inventory, LayerSpec
-from offload_core.model_files import read_models
-from offload_core.model_shape import Compute, components_of, inventory_of
-from offload_core.plan import Plan
-from offload_core.planner import PlanRequest, make_plan, smallest_budget
-from offload_core.runtime import DeviceQueue, OffloadController, discover, host_store
-from offload_core.runtime import controller as controller_module
-from offload_core.runtime.prefetcher import Prefetcher
-from offload_core.simulate import simulate
+from offload_core.files.model_files import read_models
+from offload_core.files.model_shape import Compute, components_of, inventory_of
+from offload_core.planning.check import check_plan
+from offload_core.planning.cost_model import compute_times
+from offload_core.planning.inventory import Inventory, LayerSpec
+from offload_core.planning.plan import Plan
+from offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
+from offload_core.planning.simulate import simulate
+from offload_core.runtime import DeviceQueue, OffloadController, discover
+from offload_core.runtime.engine import controller as controller_module
+from offload_core.runtime.engine.prefetcher import Prefetcher
+from offload_core.runtime.host import host_layer
 from tests.support.virtual_clock import VirtualClockPort
 
 RATE = 25e9
@@ -63,7 +64,7 @@ class Network(nn.Module):
 @pytest.fixture(autouse=True)
 def weights_without_bytes(monkeypatch):
     """Masters get their true sizes, and nobody fills them."""
-    monkeypatch.setattr(host_store, "copy_span", lambda destination, source: None)
+    monkeypatch.setattr(host_layer, "copy_span", lambda destination, source: None)
 
 
 def plans(inventory: Inventory) -> Iterator[Plan]:

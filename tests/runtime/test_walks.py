@@ -13,11 +13,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offload_core.planner import PlanRequest, make_plan
-from offload_core.replan import better_plan
-from offload_core.runtime.prefetcher import Prefetcher
-from offload_core.runtime.walks import KEPT, Walks
-from offload_core.simulate import simulate
+from offload_core.planning.plan_change import better_plan
+from offload_core.planning.planner import PlanRequest, make_plan
+from offload_core.planning.simulate import simulate
+from offload_core.runtime.engine.prefetcher import Prefetcher
+from offload_core.runtime.engine.walks import KEPT, Walks
 from tests.runtime.test_replan import Toy, watch
 from tests.runtime.test_virtual_clock import RATE, Bench
 from tests.runtime.world import check_look_ahead, hand_plan

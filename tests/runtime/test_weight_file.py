@@ -12,13 +12,13 @@ from torch import nn
 
 from offload_core.errors import OffloadError
 from offload_core.runtime import DeviceQueue, OffloadController, discover
-from offload_core.runtime.cpu_port import ThreadedCpuPort
-from offload_core.runtime.file_weights import weights_from_file
-from offload_core.runtime.host_source import FileSource, MemorySource
-from offload_core.runtime.host_store import HostLayer
-from offload_core.runtime.layout import Flattened
-from offload_core.runtime.staging import StagedPort
-from offload_core.runtime.weight_file import FileReadError, WeightFile, slice_of
+from offload_core.runtime.device.cpu_port import ThreadedCpuPort
+from offload_core.runtime.device.staging import StagedPort
+from offload_core.runtime.files.weight_file import FileReadError, WeightFile, slice_of
+from offload_core.runtime.host.host_layer import HostLayer
+from offload_core.runtime.tensors.host_source import FileSource, MemorySource
+from offload_core.runtime.tensors.layout import Flattened
+from offload_core.runtime.tensors.safetensors_map import weights_from_file
 from tests.runtime.world import hand_plan
 
 

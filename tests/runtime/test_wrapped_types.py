@@ -11,8 +11,8 @@ from torch import nn
 
 from offload_core.errors import OffloadError
 from offload_core.runtime import Change, DeviceQueue, OffloadController, attach, discover
-from offload_core.runtime.host_store import HostLayer
-from offload_core.runtime.parts import UnmovableTensor, parts_of, stored_bytes
+from offload_core.runtime.host.host_layer import HostLayer
+from offload_core.runtime.tensors.parts import UnmovableTensor, parts_of, stored_bytes
 from tests.runtime.world import hand_plan
 from tests.runtime.wrapped_types import Fleeting, Forgetful, GGUFLike, Pair, QuantisedLinear, Scaled, Silent
 from tests.support.race_port import RacePort

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from offload_core.plan import HostTier, Plan
+from offload_core.planning.plan import HostTier, Plan
 from offload_core.runtime import Change, DeviceQueue, OffloadController, discover, twin_of
-from offload_core.runtime.file_weights import weights_from_file
-from offload_core.runtime.prefetcher import Prefetcher
-from offload_core.runtime.staging import StagedPort
+from offload_core.runtime.device.staging import StagedPort
+from offload_core.runtime.engine.prefetcher import Prefetcher
+from offload_core.runtime.tensors.safetensors_map import weights_from_file
 from tests.runtime.file_models import saved
 from tests.support.hand_plan import hand_plan
 from tests.support.race_port import RacePort

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from offload_core.errors import PlanError, StateError
-from offload_core.plan import Plan
+from offload_core.planning.plan import Plan
 from tests.runtime.world import Interrupt, World, hand_plan
 from tests.runtime.zoo_patched import LIVES
 from tests.runtime.zoo_walks import WALKS

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from offload_core.runtime.walks import KEPT
+from offload_core.runtime.engine.walks import KEPT
 from tests.runtime.world import Component, World
 
 ONCE = list(range(8))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from offload_core.plan import Plan
+from offload_core.planning.plan import Plan
 from offload_core.runtime import DeviceQueue, OffloadController, discover
 from tests.support.tiny_torch_models import DIM, Block, Model, on_run
 from tests.support.virtual_clock import VirtualClockPort

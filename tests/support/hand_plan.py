@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from offload_core.plan import HostTier, Plan, PlannedLayer, Prediction
+from offload_core.planning.plan import HostTier, Plan, PlannedLayer, Prediction
 from offload_core.runtime import OffloadController
 
 

@@ -5,11 +5,12 @@ tests/core/test_node_table.py fails while the file is not what this makes of the
 
 import json
 
-from offload_core import groups, node_table, policy, settings
+from offload_core.settings import component_settings as settings
+from offload_core.settings import groups, node_table, policy
 from tests.support.devkit import paths
 
 FILE = paths.ROOT / "web" / "tables.js"
-HEAD = """// Made by `python3 -m tests.support.tables` from offload_core/node_table.py and settings.py: change it there.
+HEAD = """// Made by `python3 -m tests.support.tables` from `offload_core/settings`: change it there.
 """
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bench.full_size import give_memory
-from offload_core.planner import smallest_budget, usual_budget
+from offload_core.planning.planner import smallest_budget, usual_budget
 from offload_core.runtime import discover
 
 from .entry import Family

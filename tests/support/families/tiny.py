@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from bench.full_size import give_memory
-from offload_core import layer_walk
-from offload_core.planner import smallest_budget
-from offload_core.runtime import attach, discovery
-from offload_core.runtime.device_port import segment_bytes_of
+from offload_core.files import layer_walk
+from offload_core.planning.planner import smallest_budget
+from offload_core.runtime import attach
+from offload_core.runtime.device.device_port import segment_bytes_of
+from offload_core.runtime.layers import discovery
 from tests.support import simdev
 
 from .entry import Draw, Family

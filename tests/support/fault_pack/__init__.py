@@ -34,7 +34,7 @@ def _replace(owner, name: str, value) -> None:
 
 def _ports():
     """The port that the engine calls. The one behind it has calls that are torch's own, of each port's stream."""
-    return _engine("staging").StagedPort
+    return _engine("device.staging").StagedPort
 
 
 def no_wait_for_the_copy() -> None:
@@ -74,7 +74,7 @@ def one_wrong_byte_in_each_copy() -> None:
 
 
 def layer_taken_for_present() -> None:
-    prefetcher = _engine("prefetcher").Prefetcher
+    prefetcher = _engine("engine.prefetcher").Prefetcher
     set_out = prefetcher._set_out
 
     def stale(self):
@@ -86,11 +86,11 @@ def layer_taken_for_present() -> None:
 
 
 def overlaps_forgotten() -> None:
-    _replace(_engine("controller"), "link_overlaps", lambda layers, offsets: None)
+    _replace(_engine("engine.controller"), "link_overlaps", lambda layers, offsets: None)
 
 
 def _raise_at(visit: int, make, times: int = 1) -> None:
-    prefetcher = _engine("prefetcher").Prefetcher
+    prefetcher = _engine("engine.prefetcher").Prefetcher
     enter, left = prefetcher.enter, [visit]
 
     def counting(self, layer):
@@ -123,7 +123,7 @@ def out_of_memory_twice(at: int) -> None:
 
 def device_filled(at: int) -> None:
     """Somebody takes all of the device that is free, at a visit, before the layer has run."""
-    prefetcher = _engine("prefetcher").Prefetcher
+    prefetcher = _engine("engine.prefetcher").Prefetcher
     enter, left, taken = prefetcher.enter, [at], []
 
     def filling(self, layer):
@@ -143,7 +143,7 @@ def device_filled(at: int) -> None:
 
 def less_than_it_looked(at: int) -> None:
     """The device has less room for a plan than it seemed to have: loading one fails, once, at the `at`-th time."""
-    controller = _engine("controller").OffloadController
+    controller = _engine("engine.controller").OffloadController
     load, left = controller.load, [at]
 
     def failing(self, plan):
@@ -158,7 +158,7 @@ def less_than_it_looked(at: int) -> None:
 def ring_lost(at: int) -> None:
     """Another component has the ring for the length of a pass, the `at`-th of a component's life: memory of its own
     for each layer."""
-    controller = _engine("controller").OffloadController
+    controller = _engine("engine.controller").OffloadController
     may = controller.may_use_ring
 
     def may_not(self):
@@ -172,11 +172,11 @@ def ring_lost(at: int) -> None:
 
 def allocated_in_the_apps_graph() -> None:
     """For components that are attached from now on."""
-    _replace(_bridge("compat"), "outside_the_apps_graph", lambda: contextlib.nullcontext)
+    _replace(_bridge("app.compat"), "outside_the_apps_graph", lambda: contextlib.nullcontext)
 
 
 def repeated_in_the_apps_graph() -> None:
-    _replace(_bridge("giving_back"), "apps_graph_is_active", lambda: False)
+    _replace(_bridge("memory.giving_back"), "apps_graph_is_active", lambda: False)
 
 
 def single_layers_from(at: int) -> None:
@@ -185,7 +185,7 @@ def single_layers_from(at: int) -> None:
     So a small model is cut as one of full size is.
     """
     for name in ("MIN_SINGLE_LAYER_BYTES", "HOST_GATHER_BYTES"):
-        _replace(_engine("discovery"), name, at * 1_000_000)
+        _replace(_engine("layers.discovery"), name, at * 1_000_000)
 
 
 def pin_ceiling(at: int) -> None:
@@ -198,7 +198,7 @@ def pin_ceiling(at: int) -> None:
 
 def _before_reads(at: int, then) -> None:
     """`then` is called before the `at`-th read from a weight file, and before all that come after it."""
-    file = _engine("weight_file").WeightFile
+    file = _engine("files.weight_file").WeightFile
     read, left = file._read, [at]
 
     def reading(self, view, offset):
@@ -228,8 +228,8 @@ def slow(at: int) -> None:
 
 def little_memory(at: int = 1) -> None:
     """The host has so many megabytes left."""
-    _replace(_engine("host_placement"), "available_bytes", lambda: at << 20)
-    package = next(key for key in sys.modules if key.endswith("offload_core.host_budget"))
+    _replace(_engine("engine.tier_moves"), "available_bytes", lambda: at << 20)
+    package = next(key for key in sys.modules if key.endswith("offload_core.planning.host_budget"))
     _replace(sys.modules[package], "available_bytes", lambda: at << 20)
 
 
@@ -239,34 +239,34 @@ def failure_before_load() -> None:
     def fail(self, *args, **kwargs):
         raise RuntimeError("seeded failure")
 
-    _replace(_engine("controller").OffloadController, "__init__", fail)
+    _replace(_engine("engine.controller").OffloadController, "__init__", fail)
 
 
 def unified_memory() -> None:
     """The device computes in host memory, as Apple's do."""
-    _replace(_engine("device_port"), "is_unified", lambda device: True)
+    _replace(_engine("device.device_port"), "is_unified", lambda device: True)
 
 
 # ---------------------------------------------------------------------- what the server tells browsers
 
 
 def _bridge(name: str):
-    package = next(key for key in sys.modules if key.endswith(".bridge.routes")).removesuffix(".routes")
+    package = next(key for key in sys.modules if key.endswith(".bridge.api")).removesuffix(".api")
     return importlib.import_module(f"{package}.{name}")
 
 
 def any_file_name() -> None:
-    _replace(_bridge("routes"), "is_file_name", lambda name: True)
+    _replace(_bridge("server.routes"), "is_file_name", lambda name: True)
 
 
 def bodies_of_any_size() -> None:
-    routes = _bridge("routes")
+    routes = _bridge("server.routes")
     body = routes._body
     _replace(routes, "_body", lambda request, most_bytes=0: body(request, 1 << 30))
 
 
 def saved_over_another() -> None:
-    routes = _bridge("routes")
+    routes = _bridge("server.routes")
 
     def save(name):
         path = routes.Path(routes.folder_paths.get_output_directory()) / routes.FOLDER
@@ -278,7 +278,7 @@ def saved_over_another() -> None:
 
 
 def told_to_everybody() -> None:
-    subscriptions = _bridge("telemetry").Subscriptions
+    subscriptions = _bridge("report.telemetry").Subscriptions
     add = subscriptions.add
 
     def add_all(self, client):
@@ -290,42 +290,42 @@ def told_to_everybody() -> None:
 
 
 def strangers_are_subscribed() -> None:
-    _replace(_bridge("telemetry").Subscriptions, "add", lambda self, client: True)
+    _replace(_bridge("report.telemetry").Subscriptions, "add", lambda self, client: True)
 
 
 def told_without_pause() -> None:
-    _replace(_bridge("telemetry"), "INTERVAL_S", 0.02)
+    _replace(_bridge("report.telemetry"), "INTERVAL_S", 0.02)
 
 
 def told_although_nothing_happens() -> None:
-    _replace(_bridge("telemetry"), "_signature", lambda state: object())
+    _replace(_bridge("report.telemetry"), "_signature", lambda state: object())
 
 
 def told_of_another_node() -> None:
-    telemetry = _bridge("telemetry")
+    telemetry = _bridge("report.telemetry")
     send = telemetry._send
     _replace(telemetry, "_send", lambda nodes, message: send(("99",), message))
 
 
 def every_warning_is_to_do() -> None:
-    _replace(_bridge("component").Component, "take_to_do", lambda self: self.notices)
+    _replace(_bridge("component.component").Component, "take_to_do", lambda self: self.notices)
 
 
 def events_of_what_is_gone() -> None:
-    telemetry = _bridge("telemetry")
+    telemetry = _bridge("report.telemetry")
 
     def all_events():
         return [telemetry.event_row(event) for event in telemetry.recording().trace.since()[0]]
 
-    _replace(_bridge("routes"), "stored_events", all_events)
+    _replace(_bridge("server.routes"), "stored_events", all_events)
 
 
 def planned_from_any_path() -> None:
-    _replace(_bridge("expect"), "_path", lambda wanted, name: name)
+    _replace(_bridge("server.expect"), "_path", lambda wanted, name: name)
 
 
 def planned_without_the_widgets() -> None:
-    graph_files = _bridge("graph_files")
+    graph_files = _bridge("requests.prompt_files")
     _replace(graph_files, "widget_settings", lambda slot, inputs, component: graph_files.ComponentSettings(component))
 
 

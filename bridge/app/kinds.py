@@ -1,0 +1,72 @@
+"""The kind of component of an app model: its name in settings and reports, where its passes begin, how often it runs.
+
+Detected from the model object, so that one patcher class serves all of the app's loaders.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import comfy.model_base
+import torch
+
+from ...offload_core.runtime.engine.controller import Entry
+from ...offload_core.runtime.layers.wrapped import unwrapped
+from ...offload_core.settings.node_table import DECLARED_AS
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of component.
+
+    name            the component's name
+    methods         methods that run a pass, as far as the model has them; of the inner model for diffusion models
+    passes          passes to plan for in one use, until they have been counted
+    asks_for_ring   without a budget, request memory for the ring only from the app, so that no model is evicted
+    """
+
+    name: str
+    methods: tuple[str, ...] = ("forward",)
+    passes: int = 2
+    asks_for_ring: bool = True
+
+    @property
+    def declared_as(self) -> str:
+        """The kind that its loader node declares: `vae` for audio VAEs, which a VAE loader brings; else `name`."""
+        return DECLARED_AS.get(self.name, self.name)
+
+
+DIT = Kind("dit", passes=20, asks_for_ring=False)
+TEXT_ENCODER = Kind("text_encoder", ("encode_token_weights",))
+IMAGE_ENCODER = Kind("image_encoder")
+VAE = Kind("vae", ("decode", "encode", "decode_tiled", "encode_tiled"))
+AUDIO_VAE = Kind("audio_vae", VAE.methods)
+CONTROLNET = Kind("controlnet", passes=20, asks_for_ring=False)
+OTHER = Kind("model")
+
+_AUDIO = re.compile(r"audio|mmaudio|dcae")
+"""In the lower-case names of the app's modules and classes of audio VAEs."""
+
+
+def kind_of(model: torch.nn.Module) -> Kind:
+    """The kind of an app model; `OTHER`, which is streamed like an encoder, if none is recognised."""
+    if isinstance(model, comfy.model_base.BaseModel):
+        return DIT
+    if hasattr(model, "encode_token_weights"):
+        return TEXT_ENCODER
+    module = type(model).__module__
+    if hasattr(model, "vision_model") or module.startswith(("comfy.clip_model", "comfy.image_encoders")):
+        return IMAGE_ENCODER
+    if hasattr(model, "decode") and hasattr(model, "encode"):
+        return AUDIO_VAE if _AUDIO.search(f"{module}.{type(model).__name__}".lower()) else VAE
+    if "controlnet" in module.lower() or module.startswith("comfy.cldm"):
+        return CONTROLNET
+    return OTHER
+
+
+def entries_of(model: torch.nn.Module, kind: Kind) -> list[Entry]:
+    """(module, method) at which a pass over the model's layers begins. The module is the one inside a compiled wrapper,
+    which may be removed later."""
+    inner = unwrapped(getattr(model, "diffusion_model", model) if kind is DIT else model)
+    return [(inner, method) for method in kind.methods if callable(getattr(inner, method, None))]

@@ -1,0 +1,71 @@
+"""The trace that all components write to, one per process, and the progress bars of loading.
+
+The trace is created when the first component is attached or the first browser reads it, not at import.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import comfy.utils
+
+from ...offload_core.trace.events import Trace
+
+
+class Recording:
+    """Owns the trace. `close` drops the recorded events; attached components continue to write."""
+
+    def __init__(self) -> None:
+        self.trace = Trace()
+
+    def close(self) -> None:
+        self.trace.watch(False)
+        self.trace.forget()
+
+
+@functools.cache
+def recording() -> Recording:
+    return Recording()
+
+
+# The app's progress on the node that is running. The app raises its interrupt from these calls: callers must clean up
+# in `finally`.
+
+
+def step_progress(total: int) -> Callable[[int], None]:
+    """For few, long steps: a callback for the number of steps done out of `total`. Every call is shown.
+
+    The app drops updates of a bar within 0.1 s of the previous one, so each step gets a bar of its own.
+    """
+    return lambda done: comfy.utils.ProgressBar(total).update_absolute(done)
+
+
+def bytes_progress() -> Callable[[int, int], None]:
+    """For many small steps: a callback for (bytes done, total bytes). The app limits how often it shows them.
+
+    A bar never goes back, so a callback with fewer bytes or another total starts a new one.
+    """
+    bar, last = None, 0
+
+    def show(done: int, of: int) -> None:
+        nonlocal bar, last
+        if bar is None or done <= last or of != bar.total:
+            bar = comfy.utils.ProgressBar(of)
+        last = done
+        bar.update_absolute(done)
+
+    return show
+
+
+def count_progress(total: int) -> Callable[[], None]:
+    """For `total` scattered steps: a callback for each step; calls beyond `total` are ignored."""
+    show, done = bytes_progress(), 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if done <= total:
+            show(done, total)
+
+    return count

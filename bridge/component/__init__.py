@@ -1,0 +1,7 @@
+"""One component, the engine's part of one underlying module of the app, and its weights.
+
+`component` loads, plans and unloads; `patches` turns the app's patches into changes of the engine; `true_values` shows
+the app what a fully loaded model would hold; `mapped_load` leaves weights in their file during a load.
+"""
+
+__all__ = ["component", "mapped_load", "patches", "true_values"]

@@ -1,0 +1,510 @@
+"""What stands behind our patchers: one per underlying module, shared by all clones.
+
+It owns the controller (host masters, plan, ring lease) and knows which patch set the masters hold. Patchers come and go
+with the graph; this lives as long as the module.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import logging
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...offload_core.errors import OffloadError, StateError
+from ...offload_core.files.layer_walk import MIN_LAYER_BYTES
+from ...offload_core.notices import Notice
+from ...offload_core.planning.decisions import gb_at_least
+from ...offload_core.planning.host_tiers import out_of_tier
+from ...offload_core.planning.inventory import Inventory
+from ...offload_core.planning.plan import Plan
+from ...offload_core.planning.plan_change import better_plan, demoted
+from ...offload_core.planning.plan_text import plan_to_text
+from ...offload_core.planning.planner import PlanRequest, make_plan, smallest_budget, usual_budget, usual_ring_of
+from ...offload_core.runtime import OffloadController, discover
+from ...offload_core.runtime.engine.full_device import when_full
+from ...offload_core.runtime.engine.gradients import no_ring_while_gradients_are_recorded
+from ...offload_core.runtime.layers.discovery import keep_in_memory
+from ...offload_core.sentences import Sentence, sentence
+from ...offload_core.settings.component_settings import ComponentSettings
+from ..app import compat
+from ..app.device import queue_for, ring_there, segment_bytes
+from ..app.kinds import Kind, entries_of, kind_of
+from ..app.recording import recording
+from ..app.watch import ForeignMove, ShapeWatch
+from ..memory.allowances import host_limits, not_locked
+from ..memory.giving_back import brings_no_user_code, clear_device_for, give_back, least_request, make_room
+from ..memory.host_memory import host_memory, moved_bytes
+from ..planning.decide import MEASURED_FROM_PASSES, Decision, Situation, decide, plan_decision
+from ..planning.placing import Neighbour
+from ..requests.requested import Requested
+from .mapped_load import fill_in_missing
+
+log = logging.getLogger(__name__)
+
+_ATTRIBUTE = "layerwise_offload_component"
+
+APPS_MARGIN = 1.1
+"""The app frees this many times the bytes that a model says it wants."""
+
+_live: weakref.WeakSet[Component] = weakref.WeakSet()
+_numbers: collections.defaultdict[str, itertools.count[int]] = collections.defaultdict(lambda: itertools.count(1))
+"""How many components of a kind there have been: ids are never used twice."""
+
+
+class Component:
+    """One module under layerwise offload inside the app. Light until `attach`, and again after `close`."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.id = f"{kind.name}-{next(_numbers[kind.name])}"
+        """For programs: see `docs/formats.md`."""
+        self.name = kind.name
+        self._is_named = False
+        self.model_name = ""
+        self._happened: list[Notice] = [Notice("", what) for what in compat.unheeded()]
+        self._to_do: list[Notice] = []
+        self.announce: Callable[[Component], None] | None = None
+        """Tells browsers what became of the component."""
+        self.reads_file = False
+        """On a device that takes host memory: the weights are in a file and are streamed from there."""
+        self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Our patchers over the module; the last one to go closes the component."""
+        self._controller: OffloadController | None = None
+        self._mover: ForeignMove | None = None
+        self._watch: ShapeWatch | None = None
+        self._found_inventory: Inventory | None = None
+        self._planned_for: tuple[Any, ...] | None = None
+        self.last_plan: Plan | None = None
+        self.peak_device_bytes = 0
+        self._decision: Decision | None = None
+        """What the last load came to, before it was planned."""
+        self.request: PlanRequest | None = None
+        """What the plan in effect was made for; off the device, the last one."""
+        self.run_began: dict[str, int] = {}
+        """The counters when it was last loaded, which the app does for each use."""
+        self._crowded: tuple[tuple[int, ...] | None, int] | None = None
+        """The shape on which the device ran out of memory in the middle of a pass, and the bytes it can have there."""
+        self._needs_room = False
+        """On the shape of `_crowded`, idle components have to leave the device before this one runs."""
+        self.shape: tuple[int, ...] | None = None
+        """The shape that the app last estimated memory for: what the next passes will run on."""
+        self._measuring_for: tuple[int, ...] | None = None
+        self._settled: tuple[tuple[int, ...] | None, int] | None = None
+        """Shape and budget for which the plan was judged with measured times."""
+        _live.add(self)
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> Component:
+        """The component of an app model, made if it has none."""
+        component = vars(model).get(_ATTRIBUTE)
+        if component is None:
+            component = cls(kind_of(model))
+            vars(model)[_ATTRIBUTE] = component
+        return component
+
+    def named(self, name: str) -> str:
+        """The component's name: the first one it is given, for it stands in plans and in what others were told."""
+        if not self._is_named:
+            self.name, self._is_named = name, True
+            self._found_inventory = None
+        return self.name
+
+    @property
+    def controller(self) -> OffloadController:
+        if self._controller is None:
+            raise StateError(f"{self.name}: asked for its layers; found it not attached; load it first")
+        return self._controller
+
+    @property
+    def attached(self) -> bool:
+        return self._controller is not None
+
+    @property
+    def loaded(self) -> bool:
+        return self._controller is not None and self._controller.loaded
+
+    def add_patcher(self, patcher: Any, announce: Callable[[Component], None]) -> None:
+        """A patcher over the module has been made. `announce` tells browsers what becomes of the component."""
+        self.patchers.add(patcher)
+        self.announce = announce
+
+    def comes_from(self, file_name: str, reads_file: bool) -> None:
+        """The file of the weights; `reads_file`: the device takes host memory, and they are streamed from the file."""
+        self.model_name, self.reads_file = file_name, reads_file
+
+    def attach(self, model: torch.nn.Module, device: torch.device) -> None:
+        """Build the host masters. Weights that are not on the host come there. Idempotent."""
+        if self._controller is not None:
+            return
+        fill_in_missing(model)
+        if any(p.device.type not in ("cpu", "meta") for p in model.parameters()):
+            model.to("cpu")
+        self.model_name = self.model_name or type(model).__name__
+        self.device = device
+        discovery = keep_in_memory(model, discover(model))
+        this = weakref.ref(self)
+        self._controller = OffloadController(
+            model,
+            queue_for(device),
+            component=self.name,
+            discovery=discovery,
+            entries=entries_of(model, self.kind),
+            pinned=False,  # the plan says who is page-locked
+            progress=moved_bytes(lambda: None if (component := this()) is None else component._controller),
+            around_allocations=compat.outside_the_apps_graph(),
+        )
+        self._controller.record(recording().trace, self.id)
+        host_memory().joined(self._controller)
+        when_full(self._controller, self._make_room, brings_no_user_code)
+        self._controller.plan_for_tables_by(self._with_table)
+        no_ring_while_gradients_are_recorded(self._controller)  # the app's nodes infer in inference mode
+        self._mover = ForeignMove(model, self.unload)
+        if self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
+            self._watch = ShapeWatch(model, self._runs_on)
+            self._watch.install()
+
+    def detach(self) -> None:
+        """The module is an ordinary one on the host again, with the values it has now; `attach` may follow."""
+        if self._controller is not None:
+            self.unload()
+            if self._watch is not None:
+                self._watch.remove()
+            host_memory().left(self._controller)
+            self._controller.detach()
+            host_memory().update_app_account()
+            self._controller, self._mover, self._watch = None, None, None
+            self._settled = None  # measured there; `attach` may be on another device
+
+    def close(self) -> None:
+        """The module is an ordinary one of the app again, without a component."""
+        if self._controller is not None:
+            model = self._controller.root
+            self.detach()
+            vars(model).pop(_ATTRIBUTE, None)
+
+    # ------------------------------------------------------------------ sizes
+
+    @property
+    def total_bytes(self) -> int:
+        """Device bytes with everything resident."""
+        return self.controller.inventory.total_bytes
+
+    def device_bytes(self) -> int:
+        """What it holds on the device now."""
+        return 0 if self._controller is None else self._controller.device_bytes()
+
+    def freeable_bytes(self) -> int:
+        """What comes free when it leaves the device: of a ring that others share, only what they do not need."""
+        return 0 if self._controller is None else self._controller.freed_by()
+
+    def wanted_bytes(self, model: torch.nn.Module, requested: Requested, device: torch.device) -> int:
+        """Device bytes to ask the app for before loading: the budget if one is set; else all, or only the ring's.
+
+        Of a ring, only what is missing of the one that is on the device already.
+        """
+        inventory = self.inventory_of(model, device)
+        total = inventory.total_bytes
+        budget = requested.value("budget_bytes")
+        if isinstance(budget, int):
+            return min(budget, total)
+        if requested.value("placement") == "resident":
+            return total
+        if self.kind.asks_for_ring or requested.mode == "memory":
+            return usual_budget(inventory) - self._ring_shared(inventory, device)
+        return total
+
+    def _ring_shared(self, inventory: Inventory, device: torch.device) -> int:
+        """How much of a usual ring is there already, because another component has leased it."""
+        return min(usual_ring_of(inventory), ring_there(device))
+
+    def inventory_of(self, model: torch.nn.Module, device: torch.device) -> Inventory:
+        """What is in the module, with the sizes that it would have on `device`."""
+        if self._controller is not None:
+            return self._controller.inventory
+        if self._found_inventory is None:
+            self._found_inventory = keep_in_memory(model, discover(model)).inventory(self.name, 1)
+        return replace(self._found_inventory, segment_bytes=segment_bytes(device))
+
+    # ------------------------------------------------------------------ loading
+
+    def load(self, requested: Requested, offered_bytes: float) -> None:
+        """Load within what `requested` or else the policy and the app allow; a plan that is still right is kept."""
+        if self.loaded and not self.controller.in_pass():
+            self._take_over_weights()
+        crowded_bytes = self._crowded_bytes()
+        if self._needs_room and crowded_bytes is not None:
+            clear_device_for(self, self._others())
+        if not self.loaded:  # a ring that is there for others is there for it, if it can do with a ring
+            inventory = self.controller.inventory
+            shared = self._ring_shared(inventory, self.device)
+            offered_bytes = max(offered_bytes, min(offered_bytes + shared, usual_budget(inventory)))
+        wishes = (requested.settings, requested.mode, requested.selection)
+        if host_memory().make_room_before_load(self.controller):
+            self._planned_for = None
+        held_bytes, layers = self.device_bytes(), self.controller.layers
+        situation = Situation(self.device, offered_bytes, held_bytes, self.neighbours(), layers, crowded_bytes)
+        decision = decide(requested, self.kind, self.controller.inventory, situation)
+        if not (self.loaded and self._planned_for == wishes and self._still_good(requested, decision)):
+            self.put_into_effect(*self._plan(requested, decision, situation))
+        self._decided(decision)
+        self._say_if_nothing_streams(requested)
+        # What it shares may not be what it was planned to page-lock.
+        host_memory().free_until_not_short(self.controller)
+        self._planned_for = wishes
+        self.run_began = self.controller.counters.as_dict()
+        assert self._mover is not None
+        self._mover.install()
+        self._measure()
+
+    def _say_if_nothing_streams(self, requested: Requested) -> None:
+        """Warn where a component was asked to be streamed and has no layer that can be."""
+        inventory = self.controller.inventory
+        if requested.value("placement") == "layerwise" and all(layer.keep is not None for layer in inventory.layers):
+            least, size = f"{MIN_LAYER_BYTES / 1e6:.0f} MB", f"{inventory.total_bytes / 1e9:.3f} GB"
+            what = sentence("nothing_to_stream", model=self.model_name, least=least, size=size)
+            self.warn(what, do=sentence("do_choose_whole"))
+
+    def _take_over_weights(self) -> None:
+        """Others may have put weights of their own into the module since it was last used."""
+        for name in self.controller.take_over_replaced():
+            self.warn(sentence("written_under_patch", name=name), do=sentence("do_change_before"))
+
+    def _decided(self, decision: Decision) -> None:
+        """What this load came to. Its notices take the place of the last load's; those that are new are told."""
+        before = {notice.line if notice.do else notice.code for notice in self._notices}
+        self._decision = decision
+        for notice in self._notices:
+            if (notice.line if notice.do else notice.code) not in before:
+                self._is_new(notice)
+
+    @property
+    def _notices(self) -> tuple[Notice, ...]:
+        return () if self._decision is None else self._decision.as_planned(self.plan).notices
+
+    @property
+    def resolved(self) -> ComponentSettings | None:
+        """The settings of the last load, with what the policy filled in and the placement that the plan has."""
+        return None if self._decision is None else self._decision.as_planned(self.plan).settings
+
+    @property
+    def notices(self) -> list[Notice]:
+        """What there is to say of it: what has happened since it exists, and the notices of the last load."""
+        return [*self._happened, *self._notices]
+
+    def neighbours(self) -> list[Neighbour]:
+        """The other components that are alive and in use."""
+        return [neighbour for other in self._others() if (neighbour := other._as_neighbour()) is not None]
+
+    def _others(self) -> list[Component]:
+        return [other for other in list(_live) if other is not self]
+
+    def _as_neighbour(self) -> Neighbour | None:
+        """How another component sees it; None once no patcher uses it any more."""
+        patcher = next(iter(self.patchers), None)
+        if patcher is None:
+            return None
+        room = 0
+        if patcher.streams and self.kind.asks_for_ring and not self.loaded:
+            room = math.ceil(APPS_MARGIN * self.wanted_bytes(patcher.model, patcher.requested, patcher.load_device))
+        total = self.inventory_of(patcher.model, patcher.load_device).total_bytes
+        return Neighbour(patcher.requested, total, self.device_bytes(), room)
+
+    def _crowded_bytes(self) -> int | None:
+        """What it can have on this shape, where the device ran out of memory with more; None: it did not."""
+        return self._crowded[1] if self._crowded is not None and self._crowded[0] == self.shape else None
+
+    def _runs_on(self, shape: tuple[int, ...]) -> None:
+        """The shape that the next passes will run on."""
+        self.shape = shape
+
+    def ran_full(self, nbytes: int, needs_room: bool = False) -> None:
+        """In the middle of a pass: on this shape it can have `nbytes`. needs_room: and idle components have to go."""
+        self._crowded = self.shape, nbytes
+        self._needs_room = self._needs_room or needs_room
+
+    def unload(self) -> None:
+        """Give the device back. Nothing is copied."""
+        if self._controller is not None and self._mover is not None:
+            self._mover.remove()
+            self._controller.unload()
+
+    def leave_device(self) -> None:
+        """Off the device by our own choice; the app finds it gone. Patched weights stay as they are."""
+        model: Any = self.controller.root  # the app notes on it what is loaded
+        self.unload()
+        self._planned_for = None
+        model.model_loaded_weight_memory = 0
+        model.device = torch.device("cpu")
+
+    def give_back(self, requested: Requested, nbytes: int) -> int:
+        """Free at least `nbytes` layer by layer, if it has them. What was asked to be resident goes whole, or stays.
+
+        Returns the bytes freed; 0: it cannot, or not in part.
+        """
+        if requested.value("placement") == "resident":
+            return 0
+        freed = give_back(self, nbytes)
+        self._planned_for = None  # what is offered next time counts afresh
+        return freed
+
+    def _make_room(self, plan: Plan, layer: str, too_late: bool) -> Plan | None:
+        return make_room(self, plan, layer, too_late, self._others())
+
+    def _with_table(self, controller: OffloadController, table: str) -> Plan | None:
+        """A table is about to be used as a whole: within the same limits, a plan that has it on the device.
+
+        None if the budget has no room for it, which is then said.
+        """
+        assert self.request is not None and controller.plan is not None
+        tables = controller.inventory.tables
+        request = replace(self.request, inventory=replace(self.request.inventory, tables=tables))
+        plan = demoted(controller.plan, request)
+        if table not in plan.tables:
+            nbytes = next(spec.bytes for spec in tables if spec.name == table)
+            needed = smallest_budget(request.inventory) + request.inventory.reserved(nbytes)
+            what = sentence("table_has_no_room", table=table, size=f"{nbytes / 1e9:.2f} GB")
+            self.warn(what, do=sentence("do_set_budget", budget=gb_at_least(needed)))
+            return None
+        self.planned(plan, request)
+        self.peak_device_bytes = max(self.peak_device_bytes, plan.device_bytes)
+        log.info("Layerwise Offload, %s, planned again for %s:\n%s", self.model_name, table, plan_to_text(plan))
+        return plan
+
+    def planned(self, plan: Plan, request: PlanRequest) -> None:
+        """The plan in effect from now on, and what it was made for."""
+        self.last_plan, self.request = plan, request
+
+    def put_into_effect(self, plan: Plan, request: PlanRequest) -> None:
+        """Load `plan`, made for `request`, or the least that works if the device has no room for it after all."""
+        before = self.last_plan, self.request
+        try:
+            plan = self._load(plan, request)
+        except BaseException:
+            self.last_plan, self.request = before  # which are in effect still, if any are
+            raise
+        host_memory().update_app_account()
+        if missing := not_locked(self.controller):
+            self.warn(missing, do=sentence("do_free_memory"))
+        self.peak_device_bytes = max(self.peak_device_bytes, self.device_bytes())
+        log.info("Layerwise Offload, %s:\n%s", self.model_name, plan_to_text(plan))
+
+    def _load(self, plan: Plan, request: PlanRequest) -> Plan:
+        """Returns what was loaded. Patched layers that are kept while it loads are within the budget of `request`."""
+        self.planned(plan, request)
+        try:
+            self.controller.load(plan)
+        except torch.OutOfMemoryError:
+            if request.placement == "resident":
+                raise
+            least = least_request(request)
+            smaller = make_plan(least)
+            if smaller.device_bytes >= plan.device_bytes:
+                raise
+            planned, used = (f"{size / 1e9:.2f} GB" for size in (plan.device_bytes, smaller.device_bytes))
+            self.warn(sentence("less_than_planned", planned=planned, device=str(self.device), used=used))
+            self.planned(smaller, least)
+            self.controller.load(smaller)
+            return smaller
+        return plan
+
+    def _measure(self) -> None:
+        """A component of many passes is planned again, once, when its layers have been measured on this shape."""
+        if self.kind.passes <= MEASURED_FROM_PASSES or self._settled_here():
+            return
+        if self._measuring_for not in (None, self.shape):
+            self.controller.measure_again()
+        self._measuring_for = self.shape
+        self.controller.replan_when_measured(self._better_plan)
+
+    def _better_plan(self, current: Plan, inventory: Inventory, link: float | None) -> Plan | None:
+        """Within the same limits and with measured times: a plan worth moving layers for, if there is one."""
+        assert self.request is not None
+        request = replace(self.request, inventory=inventory)
+        if link is not None:
+            request = replace(request, h2d_bytes_per_s=link, link_source=f"measured on {self.device}")
+        self._settled = (self.shape, request.budget_bytes or 0)
+        self.planned(current, request)
+        try:
+            plan = better_plan(current, request)
+        except OffloadError as error:  # the pass that is about to begin can do without
+            log.warning("Layerwise Offload, %s: not planned again: %s", self.model_name, error)
+            return None
+        if plan is not None and out_of_tier(plan, request):
+            return None  # the host tier that was asked for cannot be had for what it would stream
+        if plan is not None:
+            self.planned(plan, request)
+            log.info("Layerwise Offload, %s, planned again:\n%s", self.model_name, plan_to_text(plan))
+        return plan
+
+    def _settled_here(self) -> bool:
+        return self._settled is not None and self._settled[0] == self.shape
+
+    def _still_good(self, requested: Requested, decision: Decision) -> bool:
+        """Whether the plan in effect suits what was decided, or nearly enough not to move anything."""
+        plan, budget = self.controller.plan, decision.request.budget_bytes
+        if plan is None or budget is None or requested.settings.is_explicitly_set("budget_bytes"):
+            return True
+        if plan.device_bytes > budget:
+            return False
+        largest = max((plan.layers[index].bytes for index in plan.streamed), default=None)
+        judged_at = self._settled[1] if self._settled is not None and self._settled_here() else plan.device_bytes
+        return largest is None or budget - judged_at < 2 * largest
+
+    def _plan(self, requested: Requested, decision: Decision, situation: Situation) -> tuple[Plan, PlanRequest]:
+        """The plan for what was decided, with the times and the link that are known and the limits of host memory."""
+        request = decision.request
+        if self._settled_here() and self.request is not None:
+            inventory = replace(self.request.inventory, tables=request.inventory.tables)
+            rate, source = self.request.h2d_bytes_per_s, self.request.link_source
+            request = replace(request, inventory=inventory, h2d_bytes_per_s=rate, link_source=source)
+        copies_bytes = host_limits(requested.settings, self.device, self.controller.layers)["copies_budget_bytes"]
+        host_memory().free_lingering_if_needed(self.controller, copies_bytes)
+        return plan_decision(replace(decision, request=request), requested.settings, situation, self.model_name)
+
+    def warn(self, what: Sentence, do: Sentence | None = None) -> None:
+        """A notice for the report and the node, once. `do`: what the user can do about it, who is then told at once.
+
+        Only what has a `do` is worth interrupting the user for; there is no other rule.
+        """
+        notice = Notice(self.name, what, do)
+        if notice not in self._happened:
+            self._happened.append(notice)
+            self._is_new(notice)
+            if do is not None and self.loaded and self.announce is not None:
+                self.announce(self)
+
+    def _is_new(self, notice: Notice) -> None:
+        """What has not been said before goes into the log, and to the user if there is something to do."""
+        log.warning("Layerwise Offload: %s: %s", self.model_name, notice.line)
+        if notice.do is not None:
+            self._to_do.append(notice)
+
+    def take_to_do(self) -> list[Notice]:
+        """What the user has not been told yet, of the notices that are for them to act on."""
+        to_do, self._to_do = self._to_do, []
+        return to_do
+
+    # ------------------------------------------------------------------ for reports
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan in effect, else the last one; None if it has never been loaded."""
+        if self._controller is None:
+            return None
+        return self._controller.plan or self.last_plan
+
+    def nodes(self) -> tuple[str, ...]:
+        """Ids of the graph's nodes that asked for it, as far as their patchers are alive."""
+        return tuple(sorted({node for patcher in list(self.patchers) for node in patcher.requested.nodes}))
+
+
+def live_components() -> list[Component]:
+    """All components that exist."""
+    return list(_live)

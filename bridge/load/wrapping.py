@@ -1,0 +1,124 @@
+"""Takes over what other nodes have loaded: a layerwise patcher over the module behind a MODEL, CLIP, VAE and so on.
+
+The object that went in stays as it was, so that it can also be used without us in the same graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import comfy.model_patcher
+
+from ...offload_core.errors import OffloadError
+from ...offload_core.sentences import sentence
+from ...offload_core.settings.component_settings import ComponentSettings
+from ..app import compat
+from ..app.kinds import kind_of
+from ..planning.placing import left_to_the_app
+from ..requests.node_context import NodeContext
+from .loading import check_placement, is_refused_by_ours, patcher_class
+from .patcher import LayerwiseModelPatcher, become_ours
+
+
+def wrap_model(
+    model: comfy.model_patcher.ModelPatcher, kind: str, settings: ComponentSettings, context: NodeContext
+) -> comfy.model_patcher.ModelPatcher:
+    """A layerwise patcher over the module of `model`, which is to be a component of `kind`.
+
+    Patches, options, wrappers and the rest are carried over as the app's own `clone` does. A Dynamic VRAM model is
+    first turned into an ordinary one by the app's factory, which loads the file a second time; one that is to be left
+    to the app stays what it is, block prefetch of the app's included.
+    """
+    compat.require()
+    try:
+        return _wrapped(model, kind, settings, context)
+    except TypeError as error:
+        if is_refused_by_ours(error):
+            raise compat.newer_than_the_pack(f"to apply layerwise offload to a {kind}", error) from error
+        raise
+
+
+def _wrapped(
+    model: comfy.model_patcher.ModelPatcher, kind: str, settings: ComponentSettings, context: NodeContext
+) -> comfy.model_patcher.ModelPatcher:
+    component_kind = kind_of(model.model)
+    if component_kind.declared_as != kind:
+        raise OffloadError(
+            f"asked to apply layerwise offload to a {kind}; found a {component_kind.name} "
+            f"({type(model.model).__name__}); connect it to the input for a {component_kind.name}"
+        )
+    ours = model if isinstance(model, LayerwiseModelPatcher) else None
+    if ours is None:
+        settings = replace(settings, component=context.name(kind, component_kind.name))
+    requested = context.ask(settings, before=ours and ours.requested)
+    check_placement(requested, at_load=False)
+    dynamic = model.is_dynamic()
+    if dynamic and left_to_the_app(requested):
+        return model.clone()
+    if dynamic:
+        model = _without_dynamic_vram(model)
+    clone = ours.clone() if ours is not None else become_ours(model.clone())
+    clone.take(requested)
+    if clone.foreign is not None and not clone.streams:
+        return clone.give_back_to_its_pack(clone.foreign)
+    if dynamic:
+        clone.component.warn(sentence("loaded_twice"), do=sentence("do_load_once"))
+    return clone
+
+
+def wrap_clip(clip: Any, kind: str, settings: ComponentSettings, context: NodeContext) -> Any:
+    """The CLIP object over a layerwise patcher."""
+    wrapped = clip.clone()
+    wrapped.patcher = wrap_model(clip.patcher, kind, settings, context)
+    wrapped.cond_stage_model = wrapped.patcher.model
+    return wrapped
+
+
+def wrap_vae(vae: Any, kind: str, settings: ComponentSettings, context: NodeContext) -> Any:
+    """The VAE object over a layerwise patcher."""
+    return _copy_over(vae, "patcher", "first_stage_model", kind, settings, context)
+
+
+def wrap_clip_vision(clip_vision: Any, kind: str, settings: ComponentSettings, context: NodeContext) -> Any:
+    """The CLIP_VISION object over a layerwise patcher."""
+    return _copy_over(clip_vision, "patcher", "model", kind, settings, context)
+
+
+def wrap_controlnet(controlnet: Any, kind: str, settings: ComponentSettings, context: NodeContext) -> Any:
+    """The CONTROL_NET object over a layerwise patcher; control nets chained in front of it stay as they are."""
+    patcher = getattr(controlnet, "control_model_wrapped", None)
+    if patcher is None:
+        raise OffloadError(
+            f"asked to apply layerwise offload to a {type(controlnet).__name__}; found that it has no weights of its "
+            "own to stream; use it without layerwise offload"
+        )
+    wrapped = controlnet.copy()
+    wrapped.previous_controlnet = controlnet.previous_controlnet
+    wrapped.control_model_wrapped = wrap_model(patcher, kind, settings, context)
+    wrapped.control_model = wrapped.control_model_wrapped.model
+    return wrapped
+
+
+def _copy_over(
+    holder: Any, patcher: str, model: str, kind: str, settings: ComponentSettings, context: NodeContext
+) -> Any:
+    """A shallow copy of one of the app's holders, over a layerwise patcher. They have no `clone` of their own."""
+    wrapped = copy.copy(holder)
+    ours = wrap_model(getattr(holder, patcher), kind, settings, context)
+    setattr(wrapped, patcher, ours)
+    setattr(wrapped, model, ours.model)
+    return wrapped
+
+
+def _without_dynamic_vram(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+    if model.cached_patcher_init is None:
+        raise OffloadError(
+            "asked to apply layerwise offload to a Dynamic VRAM model; found that its loader registered no factory "
+            "to load it without; use a Layerwise Offload loader node for it, or start the app with "
+            "--disable-dynamic-vram"
+        )
+    # The app's factory for VAEs does not listen to `disable_dynamic`: its weights would be the file's, uncast.
+    with patcher_class(comfy.model_patcher.ModelPatcher):
+        return model.clone(disable_dynamic=True)

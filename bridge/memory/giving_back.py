@@ -1,0 +1,171 @@
+"""Device memory given back: to the app when it asks for some, and to our own pass when the device turns out to be full.
+
+Nothing is ever copied back. Layers are given up in the order that costs least, then the ring shrinks, then all goes. Of
+a ring that several components share, only what no other needs comes free: that is what counts here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+
+from ...offload_core.errors import BudgetError, OffloadError
+from ...offload_core.planning.plan import Plan
+from ...offload_core.planning.plan_change import demoted
+from ...offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
+from ...offload_core.runtime import OffloadController
+from ...offload_core.sentences import Sentence, sentence
+from ..app.compat import apps_graph_is_active
+
+UNLOAD_ORDER_BYTES = 4096
+"""The app asks for room where most is missing on the device, first. What we give costs no copy back, so each of our
+models says that this much is missing, divided by its passes a use: ours are asked before the app's own that are there
+whole, and a layer of an encoder before one of a diffusion model, which is worth its bytes at every step."""
+
+_CODE_OF_OTHERS = ("patches", "patches_replace", "optimized_attention_override")
+"""Entries of `transformer_options` through which other nodes' code runs inside a layer."""
+
+
+class HoldsMemory(Protocol):
+    """What has to be known of a component, and done to it, for memory to be given back."""
+
+    device: torch.device
+    model_name: str
+
+    @property
+    def controller(self) -> OffloadController: ...
+    @property
+    def request(self) -> PlanRequest | None: ...
+    @property
+    def loaded(self) -> bool: ...
+    def freeable_bytes(self) -> int: ...
+    def put_into_effect(self, plan: Plan, request: PlanRequest) -> None: ...
+    def planned(self, plan: Plan, request: PlanRequest) -> None: ...
+    def leave_device(self) -> None: ...
+    def ran_full(self, nbytes: int, needs_room: bool = False) -> None: ...
+    def warn(self, what: Sentence, do: Sentence | None = None) -> None: ...
+
+
+def unload_order_bytes(passes: int) -> int:
+    return UNLOAD_ORDER_BYTES // max(1, passes)
+
+
+def give_back(component: HoldsMemory, nbytes: int) -> int:
+    """Free at least `nbytes`, if the component holds them and may part with some only. Returns the bytes freed.
+
+    In the middle of a pass of its own it gives nothing. What it gives counts until the app offers room again.
+    """
+    controller = component.controller
+    before, plan, request = component.freeable_bytes(), controller.plan, component.request
+    if plan is None or request is None or nbytes > before or controller.in_pass():
+        return 0
+    smallest = smallest_budget(request.inventory)
+    budget = plan.device_bytes - nbytes
+    while budget >= smallest:
+        smaller = replace(request, budget_bytes=budget)
+        try:
+            less = demoted(plan, smaller)
+        except BudgetError:  # a ring whose size was set leaves no room for less
+            break
+        freed = controller.freed_by(less)
+        if freed >= nbytes:
+            try:
+                component.put_into_effect(less, smaller)
+            except OffloadError:  # the ring would have to grow under another component that is running
+                break
+            return before - component.freeable_bytes()
+        budget -= nbytes - freed  # another component still needs the ring that this one could do without
+    component.leave_device()
+    return before
+
+
+class FullInTheAppsGraph(OffloadError, torch.OutOfMemoryError):
+    """The device ran out of memory where the layer cannot be run again. To the app it is what it is to us, want of
+    memory: it then takes its models off the device."""
+
+
+def _full_in_the_apps_graph(
+    component: HoldsMemory, plan: Plan, layer: str, others: Iterable[HoldsMemory]
+) -> FullInTheAppsGraph:
+    """What ends a run in which the app's memory graph has failed for want of memory.
+
+    Nothing is moved before the app has cleaned up. What the component can have on this shape is remembered, and that
+    idle ones have to make room for it: `clear_device_for`, at the next load, does the rest.
+    """
+    request = component.request
+    assert request is not None
+    less = make_plan(least_request(request))
+    idle = sum(other.freeable_bytes() for other in _idle(component, others))
+    given = idle + max(0, plan.device_bytes - less.device_bytes)
+    component.ran_full(less.device_bytes, needs_room=True)
+    memory = component.controller.queue.port.memory()
+    free = "" if memory is None else f"{memory.free_bytes / 1e9:.2f} of {memory.total_bytes / 1e9:.2f} GB free and "
+    problem = (
+        f"asked for memory in the layer {layer} of {component.model_name}; found {component.device} full, {free}"
+        "ComfyUI's compiler memory graph active, in which a layer cannot be run again"
+    )
+    component.warn(sentence("full_in_graph", device=str(component.device)))
+    return FullInTheAppsGraph(
+        f"{problem}; {given / 1e9:.2f} GB are given up before the next run: run the prompt again"
+        if given
+        else f"{problem}; there is nothing left to give up: use a smaller picture or batch, or start ComfyUI with "
+        "--disable-comfy-compiler"
+    )
+
+
+def clear_device_for(component: HoldsMemory, others: Iterable[HoldsMemory]) -> None:
+    """Idle components leave the device, because `component` ran out of memory on this shape."""
+    for other in _idle(component, others):
+        other.leave_device()
+
+
+def _idle(component: HoldsMemory, others: Iterable[HoldsMemory]) -> list[HoldsMemory]:
+    return [
+        other
+        for other in others
+        if other.loaded and other.device == component.device and not other.controller.in_pass()
+    ]
+
+
+def make_room(
+    component: HoldsMemory, plan: Plan, layer: str, too_late: bool, others: Iterable[HoldsMemory]
+) -> Plan | None:
+    """The device is full in the middle of our own pass: idle components go, and this one keeps the least it needs.
+
+    None if there is nothing to give. What is given up here stays given up while it runs on the same shape. Inside the
+    app's memory graph it raises instead, and room is made before the next run.
+    """
+    if apps_graph_is_active():
+        raise _full_in_the_apps_graph(component, plan, layer, others)
+    given = 0
+    for other in _idle(component, others):
+        given += other.freeable_bytes()
+        other.leave_device()
+    assert component.request is not None
+    least = least_request(component.request)
+    less = make_plan(least)
+    given += max(0, plan.device_bytes - less.device_bytes)
+    if not given:
+        return None
+    name, size = str(component.device), f"{given / 1e9:.2f} GB"
+    what = sentence("full_too_late" if too_late else "full_run_again", device=name, given=size)
+    component.warn(what, do=sentence("do_run_again") if too_late else None)
+    component.ran_full(less.device_bytes)
+    if less.device_bytes >= plan.device_bytes:
+        return plan
+    component.planned(less, least)
+    return less
+
+
+def least_request(request: PlanRequest) -> PlanRequest:
+    """The same component with a ring for one layer and what must stay."""
+    return replace(request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None, placement="layerwise")
+
+
+def brings_no_user_code(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a layer's arguments bring no code of other nodes, which might count or collect something as it runs."""
+    options = [value for value in (*args, *kwargs.values()) if isinstance(value, dict)]
+    return not any(option.get(key) for option in options for key in _CODE_OF_OTHERS)

@@ -1,0 +1,255 @@
+"""What there is to say of all components, as plain data: the documents of `docs/formats.md`. Reads, changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import comfy.model_management as mm
+import psutil
+import torch
+
+from ...offload_core.errors import BudgetError, OffloadError
+from ...offload_core.notices import Notice, notices_json
+from ...offload_core.planning.cost_model import compute_times
+from ...offload_core.planning.plan import Plan
+from ...offload_core.planning.plan_text import plan_to_text
+from ...offload_core.planning.planner import PlanRequest, make_plan, smallest_budget_for
+from ...offload_core.planning.simulate import steady_events
+from ...offload_core.sentences import reason_json, sentence
+from ...offload_core.trace.events import Event, newest_pass
+from ...offload_core.trace.trace_summary import run_numbers
+from ..app.device import ring_there, streams_to, total_bytes
+from ..app.recording import recording
+from ..component.component import Component, live_components
+from ..component.patches import not_kept
+from ..memory.allowances import host_available_bytes
+from ..memory.host_memory import host_memory
+from ..planning.decide import Situation, decide, plan_decision
+from ..planning.placing import left_to_the_app
+from ..planning.refused_budget import RefusedBudget, error_members
+from .picture import draw_report
+
+SCHEMA = 1
+
+WHAT_IF_BYTES = (-1_000_000_000, 0, 1_000_000_000)
+
+
+def live_document() -> dict[str, Any]:
+    """The whole report. Plans ahead for the what-ifs: not for a thread that must not wait some milliseconds."""
+    return {
+        "schema": SCHEMA,
+        "components": live_reports(),
+        "expected": expected_reports(),
+        "bystanders": live_bystanders(),
+        "devices": devices(),
+        "host": host(),
+    }
+
+
+def report_image(document: dict[str, Any]) -> torch.Tensor:
+    """The picture of a report as the app's IMAGE, with the timelines of this moment."""
+    return draw_report(document, timelines(document["expected"])).tensor()
+
+
+def live_reports() -> list[dict[str, Any]]:
+    """The reports of all components that have been loaded and still exist, in the order of their names."""
+    reports = [report for component in live_components() if (report := component_report(component)) is not None]
+    return sorted(reports, key=lambda report: (report["component"], report["model"]))
+
+
+def component_report(component: Component) -> dict[str, Any] | None:
+    """Plan, run summary and state of one component; None if it has never been loaded."""
+    plan = component.plan
+    if plan is None:
+        return None
+    controller = component.controller
+    controller.prefetcher.read_times()
+    summary = controller.counters.as_dict() | {
+        "peak_device_bytes": component.peak_device_bytes,
+        "device_bytes": component.device_bytes(),
+        "ring_bytes": plan.ring_bytes,
+        "resident_bytes": plan.resident_bytes,
+        "loose_bytes": plan.loose_bytes,
+        "pinned_bytes": controller.pinned_bytes(),
+        "version_bytes": controller.versions.held_bytes,
+        "host_bytes": controller.host_bytes(),
+    }
+    of_runs = not_kept(controller.versions)
+    if touched := controller.outside_touches:
+        names = ", ".join(sorted(touched)[:3])
+        of_runs.append(sentence("outside_their_call", layers=len(touched), names=names))
+    notices = [*component.notices, *(Notice(component.name, what) for what in of_runs)]
+    request = component.request
+    return {
+        **live_state(component),
+        "kind": component.kind.name,
+        "device": str(component.device),
+        "plan": plan.to_json(),
+        "plan_text": plan_to_text(plan),
+        "summary": summary,
+        "host": _tiers(controller.host_bytes()),
+        "budget_bytes": None if request is None else request.budget_bytes,
+        "what_if": [] if request is None else what_if(request, plan),
+        "nodes": list(component.nodes()),
+        "settings": component.resolved.to_json() if component.resolved is not None else {},
+        **notices_json(notices),
+    }
+
+
+def live_state(component: Component) -> dict[str, Any]:
+    """What of a component changes while it runs. Cheap, from any thread."""
+    controller = component.controller
+    recorder = controller.prefetcher.recorder
+    numbers = run_numbers(
+        controller.counters.as_dict(),
+        component.run_began,
+        recorder.last_pass_bytes if recorder is not None else None,
+        int(mm.get_free_memory(component.device)),
+    )
+    return {
+        "id": component.id,
+        "component": component.name,
+        "model": component.model_name,
+        "loaded": controller.loaded,
+        "running": controller.prefetcher.in_pass or controller.is_running(),
+        "layer_states": controller.layer_states(),
+        "numbers": numbers.to_json(),
+        "pass": controller.counters.passes,
+    }
+
+
+def live_bystanders() -> list[dict[str, Any]]:
+    """The components that nodes of ours have handled and that go the app's own way, with the reason."""
+    bystanders = []
+    for component in live_components():
+        patcher = next(iter(component.patchers), None)
+        if patcher is not None and (reason := left_to_the_app(patcher.requested)):
+            model = component.model_name or type(patcher.model).__name__
+            nodes = list(component.nodes())
+            bystanders.append({"component": component.name, "model": model, **reason_json(reason), "nodes": nodes})
+    return sorted(bystanders, key=lambda bystander: (bystander["component"], bystander["model"]))
+
+
+# ---------------------------------------------------------------------- before the first run
+
+
+def expected_reports() -> list[dict[str, Any]]:
+    """Components that nodes have asked to stream and that have not been loaded yet: the plan as things stand."""
+    reports = []
+    for component in live_components():
+        patcher = next(iter(component.patchers), None)
+        if component.plan is not None or patcher is None or not patcher.streams:
+            continue
+        report: dict[str, Any] = {
+            "id": component.id,
+            "component": component.name,
+            "model": component.model_name or type(patcher.model).__name__,
+            "device": str(patcher.load_device),
+            "nodes": list(component.nodes()),
+        }
+        try:
+            plan, request = _expected_plan(component, patcher)
+        except BudgetError as error:
+            reports.append(
+                report | error_members(RefusedBudget(error, patcher.requested.settings, patcher.load_device))
+            )
+            continue
+        except OffloadError as error:
+            reports.append(report | {"error": str(error)})
+            continue
+        planned = {"plan": plan.to_json(), "plan_text": plan_to_text(plan), "budget_bytes": request.budget_bytes}
+        reports.append(report | planned)
+    return sorted(reports, key=lambda row: (row["component"], row["model"]))
+
+
+def _expected_plan(component: Component, patcher: Any) -> tuple[Plan, PlanRequest]:
+    """What it would be planned for if it were loaded now, and the plan. Raises what a load would raise."""
+    inventory, device = component.inventory_of(patcher.model, patcher.load_device), patcher.load_device
+    situation = Situation.guessed(device, component.device_bytes(), component.neighbours())
+    decision = decide(patcher.requested, component.kind, inventory, situation)
+    return plan_decision(
+        decision, patcher.requested.settings, situation, component.model_name or type(patcher.model).__name__
+    )
+
+
+def timelines(expected: Sequence[dict[str, Any]]) -> dict[str, tuple[list[Event], bool]]:
+    """By id, one pass on the device of each component, and whether it was measured; else it is the simulator's."""
+    events, _ = recording().trace.since()
+    by_id = {}
+    for component in live_components():
+        plan, request = component.plan, component.request
+        if plan is None or request is None:
+            continue
+        measured = newest_pass(events, component.id)
+        by_id[component.id] = (measured, True) if measured else (simulated(plan, request, component.id), False)
+    for component in live_components():
+        report = next((row for row in expected if row["id"] == component.id and "plan" in row), None)
+        patcher = next(iter(component.patchers), None)
+        if report is not None and patcher is not None:
+            with contextlib.suppress(OffloadError):  # there may be less memory than when the report was made
+                by_id[component.id] = (simulated(*_expected_plan(component, patcher), component.id), False)
+    return by_id
+
+
+def simulated(plan: Plan, request: PlanRequest, name: str) -> list[Event]:
+    times, _ = compute_times(request.inventory, request.in_place)
+    return steady_events(plan, times, request.h2d_bytes_per_s, name)
+
+
+@functools.lru_cache(maxsize=64)
+def _what_if(request: PlanRequest, budget_bytes: int) -> dict[str, Any]:
+    if budget_bytes < (smallest := smallest_budget_for(request)):
+        return {"error": f"{max(0, budget_bytes) / 1e9:.2f} GB are less than the {smallest / 1e9:.2f} GB needed"}
+    try:
+        plan = make_plan(replace(request, budget_bytes=budget_bytes))
+    except OffloadError as error:
+        return {"error": str(error)}
+    return {"pass_ns": plan.predicted.pass_ns, "resident_layers": len(plan.residents)}
+
+
+def what_if(request: PlanRequest, plan: Plan) -> list[dict[str, Any]]:
+    """What another budget would give, by the planner and the simulator, with the times that are known now."""
+    budget = request.budget_bytes if request.budget_bytes is not None else plan.device_bytes
+    return [{"delta_bytes": delta, **_what_if(request, budget + delta)} for delta in WHAT_IF_BYTES]
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def devices() -> list[dict[str, Any]]:
+    """The memory of every device that components of ours are on, or of the app's, if it has memory of its own."""
+    by_device: dict[torch.device, list[Component]] = {}
+    app = mm.get_torch_device()
+    if streams_to(app):
+        by_device[app] = []
+    for component in live_components():
+        if component.attached and streams_to(component.device):
+            by_device.setdefault(component.device, []).append(component)
+    return [_device(device, on_device) for device, on_device in by_device.items()]
+
+
+def _device(device: torch.device, components: list[Component]) -> dict[str, Any]:
+    plans = [component.plan for component in components if component.loaded]
+    free, total = int(mm.get_free_memory(device)), total_bytes(device)
+    ours = {
+        "ring_bytes": ring_there(device),
+        "resident_bytes": sum(plan.resident_bytes for plan in plans if plan is not None),
+        "loose_bytes": sum(plan.loose_bytes for plan in plans if plan is not None),
+    }
+    others = max(0, total - free - sum(ours.values()))
+    return {"name": str(device), "total_bytes": total, "free_bytes": free, **ours, "others_bytes": others}
+
+
+def host() -> dict[str, int]:
+    """Host memory: our masters by tier, shared ones counted once, and what there is."""
+    ours = host_memory().in_use()
+    total = int(psutil.virtual_memory().total)
+    return {**_tiers(ours), "available_bytes": host_available_bytes(), "total_bytes": total}
+
+
+def _tiers(by_tier: Mapping[Any, int]) -> dict[str, int]:
+    return {f"{tier}_bytes": nbytes for tier, nbytes in by_tier.items()}

@@ -1,0 +1,211 @@
+"""What browsers are told while things happen: live messages to those that asked, and what became of each `auto`.
+
+Live messages are made by one task on the app's event loop, which runs only while a client is subscribed: nothing is
+sampled, sent or measured otherwise. It makes one message for all of them, and the latest state wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from ...offload_core.notices import notices_json
+from ...offload_core.sentences import reason_json, sentence
+from ...offload_core.settings.component_settings import Setting
+from ..app import compat
+from ..app.recording import recording
+from ..component.component import Component, live_components
+from ..planning.placing import left_to_the_app
+from .document import SCHEMA, devices, host, live_state
+
+if TYPE_CHECKING:
+    from ..requests.requested import Requested
+
+log = logging.getLogger(__name__)
+
+LIVE_EVENT = "layerwise_offload.live"
+RESOLVED_EVENT = "layerwise_offload.resolved"
+
+IN_MEMORY = sentence("in_memory")
+"""Of a model that an Apply node was given on the CPU."""
+
+INTERVAL_S = 0.25
+MAX_EVENTS = 400
+"""In one live message."""
+
+MAX_STORED_EVENTS = 4000
+"""For a page that comes later: some twenty passes of a large model."""
+
+ON_DEVICE = ("visit", "stall", "copy")
+
+_NOTABLE_BYTES = 1 << 27
+
+
+class Subscriptions:
+    """Who looks, and the task that tells them. Lives on the event loop; all calls are made there."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._clients: dict[str, bool] = {}
+        """By client id: whether it has had a message since it subscribed."""
+        self._task: asyncio.Task[None] | None = None
+        self._sent_at = 0.0
+        self._last: Any = None
+
+    def add(self, client_id: str) -> bool:
+        """Tell this client from now on. False: it has no open websocket."""
+        if client_id not in self._server.sockets:
+            return False
+        self._clients[client_id] = False
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        return True
+
+    def remove(self, client_id: str) -> None:
+        self._clients.pop(client_id, None)
+
+    async def _run(self) -> None:
+        trace = recording().trace
+        trace.watch(True)
+        cursor, has_told = max(0, trace.written - MAX_EVENTS), False
+        try:
+            while True:
+                await asyncio.sleep(max(0.0, self._sent_at + INTERVAL_S - time.monotonic()))
+                self._clients = {c: had for c, had in self._clients.items() if c in self._server.sockets}
+                if not self._clients:
+                    return
+                self._sent_at = time.monotonic()
+                try:
+                    cursor = await self._tell(cursor, catching_up=not has_told)
+                    has_told = True
+                except Exception:  # a model that is being dropped this moment; the next message will do
+                    log.debug("Layerwise Offload: no live message this time", exc_info=True)
+        finally:
+            trace.watch(False)
+            self._task = None
+
+    async def _tell(self, cursor: int, catching_up: bool) -> int:
+        """One message to all clients if there is news, else to those that have had none yet.
+
+        catching_up: the events are from before the first client came; those of components that are gone are left out.
+        """
+        state = live_message()
+        events, after = recording().trace.since(cursor, MAX_EVENTS)
+        if catching_up:
+            alive = {component["id"] for component in state["components"]}
+            events = [event for event in events if event.source in alive]
+        running = any(component["running"] for component in state["components"])
+        signature = _signature(state)
+        news = running or bool(events) or signature != self._last
+        self._last = signature
+        message = {"schema": SCHEMA, "time_ns": time.monotonic_ns(), **state, "events": [event_row(e) for e in events]}
+        clients = [client for client, had_one in self._clients.items() if news or not had_one]
+        for client in clients:
+            self._clients[client] = True
+        await asyncio.gather(*(self._server.send_json(LIVE_EVENT, message, client) for client in clients))
+        return after
+
+
+def event_row(event: Any) -> list[Any]:
+    """An event as browsers get it."""
+    return [event.kind, event.source, event.layer, event.start_ns, event.end_ns, event.nbytes]
+
+
+def stored_events() -> list[list[Any]]:
+    """What has happened on the device and is still remembered, of the components that exist: the newest events."""
+    alive = {component.id for component in live_components() if component.plan is not None}
+    for component in live_components():
+        if component.attached:
+            component.controller.prefetcher.read_times()
+    events, _ = recording().trace.since()
+    rows = [event_row(event) for event in events if event.kind in ON_DEVICE and event.source in alive]
+    return rows[-MAX_STORED_EVENTS:]
+
+
+def _signature(state: dict[str, Any]) -> Any:
+    """What makes a message worth sending. Others' memory always moves a little, on the host all the time."""
+    devices = [
+        {
+            name: value // _NOTABLE_BYTES if name in ("free_bytes", "others_bytes") else value
+            for name, value in d.items()
+        }
+        for d in state["devices"]
+    ]
+    ours = {name: state["host"][name] for name in ("pinned_bytes", "pageable_bytes", "mapped_bytes")}
+    components = [
+        component | {"numbers": component["numbers"] | {"headroom_bytes": 0}} for component in state["components"]
+    ]
+    return devices, ours, components
+
+
+def live_message() -> dict[str, Any]:
+    """The state part of a live message. What has arrived of the last measured visits is read first."""
+    components = [component for component in live_components() if component.plan is not None]
+    for component in components:
+        component.controller.prefetcher.read_times()
+    states = sorted((live_state(component) for component in components), key=lambda row: str(row["id"]))
+    return {"devices": devices(), "host": host(), "components": states}
+
+
+# ---------------------------------------------------------------------- what became of each auto
+
+
+def tell_resolved(component: Component) -> None:
+    """A component has been loaded by us: what its placement is, on whose word, and what it took."""
+    placement = component.resolved.to_json().get(Setting.PLACEMENT, {}) if component.resolved is not None else {}
+    plan = component.plan
+    _send(
+        component.nodes(),
+        {
+            "id": component.id,
+            "component": component.name,
+            "model": component.model_name,
+            "placement": placement.get("value"),
+            "source": placement.get("source"),
+            "reason": placement.get("reason"),
+            "why": placement.get("why"),
+            "budget_bytes": component.request.budget_bytes if component.request is not None else None,
+            "device_bytes": plan.device_bytes if plan is not None else component.device_bytes(),
+            **_notices(component),
+        },
+    )
+
+
+def tell_left_to_the_app(component: Component, requested: Requested, device_bytes: int) -> None:
+    """A component has been loaded by the app in its own way."""
+    chosen = left_to_the_app(requested)
+    settings = requested.settings
+    explicit = settings.is_explicitly_set(Setting.PLACEMENT)
+    if chosen is None and (explicit or settings.is_explicitly_set(Setting.BUDGET_BYTES)):
+        component.warn(sentence("found_in_memory", component=component.name, reason=IN_MEMORY))
+    placement = settings.value(Setting.PLACEMENT)
+    _send(
+        component.nodes(),
+        {
+            "id": None,
+            "component": component.name,
+            "model": component.model_name,
+            "placement": placement if placement in ("whole", "cpu") else "whole",
+            "source": settings.source(Setting.PLACEMENT) if explicit and chosen is not None else "policy",
+            **reason_json(chosen or IN_MEMORY),
+            "budget_bytes": None,
+            "device_bytes": device_bytes,
+            **_notices(component),
+        },
+    )
+
+
+def _notices(component: Component) -> dict[str, Any]:
+    """The members of a message that have what there is to say of a component, and what of it is for the user to do."""
+    to_do = notices_json(component.take_to_do())
+    return {**notices_json(component.notices), "to_do": to_do["warnings"], "to_do_notices": to_do["notices"]}
+
+
+def _send(nodes: tuple[str, ...], message: dict[str, Any]) -> None:
+    """To the client whose prompt runs, as the app's own messages about nodes; to all where there is none."""
+    server = compat.server()
+    if server is not None:
+        for node in nodes or (None,):
+            server.send_sync(RESOLVED_EVENT, {"schema": SCHEMA, "node": node, **message}, server.client_id)

@@ -1,0 +1,160 @@
+"""Requests for one component, merged from the node's widgets, options nodes, graph options and user settings. Knows no
+model.
+
+`SourceRequest` is the request of one source for any number of components by name, whether they are loaded or not.
+`Requested` is the merged request for a single component; a patcher carries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from ...offload_core.errors import SettingsError
+from ...offload_core.settings.component_settings import SOURCES, ComponentSettings, Source, bytes_from_gb
+from ...offload_core.settings.groups import match, normalise_selection
+from ...offload_core.settings.node_table import OPTIONS_WIDGETS, Slot
+from ...offload_core.settings.policy import check_mode
+from ...offload_core.settings.resolver import Wish, settings_for
+
+AUTO = "auto"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRequest:
+    """The request of one source. `mode` None and `selection` None: not set by this source.
+
+    `selection_text` is the selection as typed, before `default` was expanded: a graph may lack some of its groups.
+    """
+
+    source: str = Source.OPTIONS
+    mode: str | None = None
+    selection: tuple[str, ...] | None = None
+    wishes: tuple[Wish, ...] = ()
+    selection_text: str = ""
+
+    @classmethod
+    def of(cls, source: str, mode: str, selection: str, wishes: list[tuple[str, str, object]]) -> SourceRequest:
+        """From user input; `wishes`: (component, setting, value). Raises SettingsError for an invalid value."""
+        check_mode(mode)
+        request = cls(
+            source,
+            None if mode == AUTO else mode,
+            normalise_selection(selection),
+            tuple(Wish(source, *wish) for wish in wishes),
+            selection,
+        )
+        for wish in request.wishes:
+            settings_for(wish.component, [wish])  # raises for an invalid value, also of an absent component
+        return request
+
+    def names(self) -> tuple[str, ...]:
+        """Selectors with at least one value that is not auto, in order of first appearance."""
+        selectors = [wish.component for wish in self.wishes if list(settings_for(wish.component, [wish]))]
+        return tuple(dict.fromkeys(selectors))
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """The merged request for one component. `selection` None: no source lists components to stream."""
+
+    settings: ComponentSettings = field(default_factory=ComponentSettings)
+    modes: tuple[tuple[str, str], ...] = ()
+    """(source, mode) of each source that sets one, strongest source first."""
+    selection: tuple[str, ...] | None = None
+    nodes: tuple[str, ...] = ()
+    """Ids of the graph nodes whose requests were merged."""
+
+    @property
+    def component(self) -> str:
+        return self.settings.component
+
+    @property
+    def mode(self) -> str | None:
+        """The mode of the strongest source; None if no source sets one."""
+        return self.modes[0][1] if self.modes else None
+
+    @property
+    def selected(self) -> bool | None:
+        """Whether the selection names the component; None without a selection."""
+        if self.selection is None:
+            return None
+        return any(match(selector, [self.component]) for selector in self.selection)
+
+    def value(self, name: str) -> object:
+        return self.settings.value(name)
+
+    def named(self, component: str) -> Requested:
+        """The same request under another component name."""
+        return replace(self, settings=replace(self.settings, component=component))
+
+
+def ask(
+    settings: ComponentSettings,
+    requests: Sequence[SourceRequest] = (),
+    mode: str = AUTO,
+    before: Requested | None = None,
+) -> Requested:
+    """A node's request for a component: its widgets in `settings` and `mode`, merged with `requests` of weaker sources.
+
+    `before` is the request of the node upstream of an Apply node for the same component. The downstream node's widgets
+    override its widgets; any other source that sets different values at the two nodes raises SettingsError.
+    """
+    merged = Requested(ComponentSettings(settings.component))
+    if before is not None:
+        modes = tuple((source, value) for source, value in before.modes if source != Source.NODE)
+        merged = Requested(before.settings.without(Source.NODE), modes, before.selection)
+    for request in requests:
+        source_settings = settings_for(merged.component, request.wishes)
+        selection = _agreed("selection", request.source, merged.selection, request.selection)
+        modes = _with_mode(merged.modes, request.source, request.mode)
+        merged = Requested(merged.settings.merged(source_settings), modes, selection)
+    modes = _with_mode(merged.modes, Source.NODE, None if mode == AUTO else check_mode(mode))
+    return Requested(merged.settings.merged(replace(settings, component=merged.component)), modes, merged.selection)
+
+
+def _with_mode(modes: tuple[tuple[str, str], ...], source: str, mode: str | None) -> tuple[tuple[str, str], ...]:
+    mode_by_source = dict(modes)
+    agreed = _agreed("mode", source, mode_by_source.get(source), mode)
+    if agreed is not None:
+        mode_by_source[source] = agreed
+    return tuple(sorted(mode_by_source.items(), key=lambda item: SOURCES.index(item[0])))
+
+
+def _agreed(what: str, source: str, first: T | None, second: T | None) -> T | None:
+    """The value that is set. Raises SettingsError if the same source sets different values at two chained nodes."""
+    if first is not None and second is not None and first != second:
+        where = {
+            Source.OPTIONS: ("Layerwise Offload Options nodes", "connect the same node to both"),
+            Source.GRAPH: ("the graph's options", "give both nodes the same graph_options"),
+            Source.SETTINGS: ("the user's ComfyUI settings", "give both nodes the same graph_options"),
+        }[source]
+        raise SettingsError(
+            f"asked {what} = {first} and {what} = {second}; found that both come from {where[0]}, "
+            f"at two nodes one behind the other; do leave one of them on auto, or {where[1]}"
+        )
+    return second if first is None else first
+
+
+def widget_settings(slot: Slot, inputs: Mapping[str, object], component: str) -> ComponentSettings:
+    """The settings that a node's widgets make for the component in `slot`. Raises SettingsError."""
+    settings = ComponentSettings(component)
+    for setting, widget in slot.widgets.items():
+        settings = settings.with_value(setting, _value(widget, inputs.get(widget, AUTO)), Source.NODE)
+    return settings
+
+
+def options_request(inputs: Mapping[str, Any]) -> SourceRequest:
+    """The request in the widgets of an options node. Raises SettingsError."""
+    wishes = [
+        (selector, setting, _value(widget, inputs.get(widget, AUTO)))
+        for widget, (selector, setting) in OPTIONS_WIDGETS.items()
+    ]
+    return SourceRequest.of(Source.OPTIONS, inputs.get("mode", AUTO), inputs.get("selection", ""), wishes)
+
+
+def _value(widget: str, value: object) -> object:
+    return bytes_from_gb(value, widget) if widget.endswith("_gb") else value

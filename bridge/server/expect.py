@@ -1,0 +1,234 @@
+"""What a prompt would come to if it ran now: a plan for each of its components, before anything has been loaded.
+
+Files are those that the app itself lists in its folders; of them the headers are read and no weights. The rest is what
+happens when a component is loaded: the same resolution, the same limits, the same planner. Only sizes are seen through
+names (`model_shape`) and not through modules, and what the app will offer is guessed from what is free.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import folder_paths
+import torch
+
+from ...offload_core.errors import BudgetError, OffloadError
+from ...offload_core.files.model_files import ModelFile, read_models
+from ...offload_core.files.model_shape import Compute, components_of, inventory_of
+from ...offload_core.files.safetensors_header import TensorInfo
+from ...offload_core.notices import Notice
+from ...offload_core.planning.inventory import Inventory
+from ...offload_core.planning.plan import Plan
+from ...offload_core.planning.planner import PlanRequest, usual_budget
+from ...offload_core.sentences import Sentence, sentence
+from ...offload_core.settings.component_settings import ComponentSettings, Setting
+from ..app import kinds
+from ..app.device import segment_bytes, streams_to
+from ..component.component import APPS_MARGIN, live_components
+from ..load.file_kinds import kind_of_vae, require_kind
+from ..load.loading import file_names
+from ..memory.allowances import host_available_bytes
+from ..planning.decide import Situation, decide, plan_decision
+from ..planning.placing import Neighbour, left_to_the_app
+from ..planning.refused_budget import RefusedBudget
+from ..requests.prompt_files import Wanted, wanted_in
+from ..requests.requested import Requested
+
+KINDS = {kind.name: kind for kind in (kinds.DIT, kinds.TEXT_ENCODER, kinds.IMAGE_ENCODER, kinds.VAE, kinds.CONTROLNET)}
+_WORDS = {
+    "text_encoder": "text encoder",
+    "image_encoder": "CLIP vision model",
+    "vae": "VAE",
+    "controlnet": "ControlNet",
+}
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8_e4m3fn": 1, "fp8_e4m3fn_fast": 1, "fp8_e5m2": 1}
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+SEEN_LATER = sentence("seen_later")
+NO_MEMORY = sentence("no_device_memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A component that is to come, of the file `model`. `inventory` None: nothing is known of its files."""
+
+    wanted: Wanted
+    requested: Requested
+    model: str
+    inventory: Inventory | None
+
+    @property
+    def nodes(self) -> list[str]:
+        return sorted(self.wanted.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What comes out for one component."""
+
+    ahead: Ahead
+    settings: ComponentSettings
+    request: PlanRequest
+    plan: Plan
+    notices: tuple[Notice, ...]
+
+
+def plan_prompt(prompt: Mapping[str, Any]) -> tuple[list[Planned], list[tuple[Ahead, Sentence]]]:
+    """The plan of each component that would be streamed, and the reason for each that would not.
+
+    Raises OffloadError for the first thing that a run would refuse: a file that is not there, say, or a budget.
+    """
+    device = mm.get_torch_device()
+    components = [ahead for wanted in wanted_in(prompt) if (ahead := _ahead(wanted, device)) is not None]
+    planned, bystanders = [], []
+    for ahead in components:
+        if reason := _left(ahead, device):
+            bystanders.append((ahead, reason))
+        else:
+            try:
+                planned.append(_planned(ahead, device, [other for other in components if other is not ahead]))
+            except BudgetError as error:
+                settings = ahead.requested.settings
+                widgets = ahead.wanted.budget_widgets(settings.component, settings.source(Setting.BUDGET_BYTES))
+                raise RefusedBudget(error, settings, device, widgets=widgets) from error
+    return planned, bystanders
+
+
+def _left(ahead: Ahead, device: torch.device) -> Sentence | None:
+    """Why the component is not streamed, or cannot be planned yet; None if neither."""
+    if reason := left_to_the_app(ahead.requested):
+        return reason
+    if ahead.inventory is None:
+        return SEEN_LATER
+    settings = ahead.requested.settings
+    explicit = settings.value("placement") == "layerwise" or settings.is_explicitly_set("budget_bytes")
+    if not streams_to(device) and not explicit and ahead.inventory.total_bytes <= host_available_bytes():
+        return NO_MEMORY
+    return None
+
+
+def _planned(ahead: Ahead, device: torch.device, others: list[Ahead]) -> Planned:
+    assert ahead.inventory is not None
+    neighbours = [neighbour for other in others if (neighbour := _as_neighbour(other)) is not None]
+    held_bytes = sum(component.device_bytes() for component in live_components() if component.loaded)
+    attached = [component for component in live_components() if component.attached]
+    own = [component for component in attached if component.model_name == ahead.model]
+    layers = [layer for component in own for layer in component.controller.layers]
+    situation = Situation.guessed(device, held_bytes, neighbours, layers)
+    decision = decide(ahead.requested, KINDS[ahead.wanted.kind], ahead.inventory, situation)
+    plan, request = plan_decision(decision, ahead.requested.settings, situation, ahead.model)
+    decision = decision.as_planned(plan)
+    return Planned(ahead, decision.settings, request, plan, decision.notices)
+
+
+def _as_neighbour(other: Ahead) -> Neighbour | None:
+    if other.inventory is None:
+        return None
+    room, total = 0, other.inventory.total_bytes
+    if KINDS[other.wanted.kind].asks_for_ring and not left_to_the_app(other.requested):
+        budget = other.requested.value("budget_bytes")
+        wanted = total if other.requested.value("placement") == "resident" else usual_budget(other.inventory)
+        room = math.ceil(APPS_MARGIN * (min(budget, total) if isinstance(budget, int) else wanted))
+    return Neighbour(other.requested, total, 0, room)
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _ahead(wanted: Wanted, device: torch.device) -> Ahead | None:
+    """What is known of a component, in sizes of `device`; None for a part that its checkpoint does not bring."""
+    paths = [_path(wanted, name) for name in wanted.files]
+    if not paths:
+        return Ahead(wanted, wanted.requested(), "", None)
+    turned_out = None
+    if wanted.kind in _WORDS and wanted.folder != "checkpoints":
+        require_kind(paths, wanted.kind, _WORDS[wanted.kind])
+        turned_out = kind_of_vae(paths[0]) if wanted.kind == "vae" else None
+    requested = wanted.requested(turned_out)
+    tensors = _tensors(wanted, paths)
+    if not tensors and wanted.folder == "checkpoints" and Path(paths[0]).suffix != ".ckpt":
+        return None
+    if not tensors:
+        return Ahead(wanted, requested, file_names(paths), None)
+    inventory = inventory_of(
+        requested.component, [_kept_as(tensor, _dtype(wanted, requested)) for tensor in tensors], Compute(1.0)
+    )
+    layers = tuple(replace(layer, compute_ns=None, in_file=not wanted.by_the_app) for layer in inventory.layers)
+    inventory = replace(inventory, layers=layers, segment_bytes=segment_bytes(device))
+    return Ahead(wanted, requested, file_names(paths), inventory)
+
+
+def _path(wanted: Wanted, name: str) -> str:
+    """The file in the app's folder. Only what the app offers in its own lists is looked for."""
+    path = folder_paths.get_full_path(wanted.folder, name) if name in _listed(wanted, name) else None
+    if path is None:
+        raise OffloadError(
+            f"asked to load {name[:200]} ({wanted.name}); found no such file in models/{wanted.folder}; choose one "
+            "that is there, or put it there and press R"
+        )
+    return str(path)
+
+
+def _listed(wanted: Wanted, name: str) -> list[str]:
+    """What the app offers. It raises for a folder that it has listed before and that is gone, as a drive may be."""
+    try:
+        return list(folder_paths.get_filename_list(wanted.folder))
+    except OSError as error:
+        raise OffloadError(
+            f"asked to load {name[:200]} ({wanted.name}); found that a folder of models/{wanted.folder} cannot be read "
+            f"({error.strerror}); put back what was there, or start ComfyUI anew"
+        ) from None
+
+
+def _tensors(wanted: Wanted, paths: list[str]) -> list[TensorInfo]:
+    """The component's tensors in all its files, whose names are kept apart. Raises OffloadError for a broken file."""
+    tensors: list[TensorInfo] = []
+    for number, path in enumerate(paths):
+        try:
+            status = Path(path).stat()
+        except OSError as error:  # it was there when the app listed it
+            raise OffloadError(_unreadable(path, f"it cannot be read ({error.strerror})")) from None
+        for model in _headers(path, status.st_mtime_ns, status.st_size):
+            parts = components_of(model.tensors, wanted.folder)
+            of_component = parts.get(wanted.kind, ()) if wanted.folder == "checkpoints" else model.tensors
+            tensors += (
+                [replace(tensor, name=f"part{number}.{tensor.name}") for tensor in of_component]
+                if len(paths) > 1
+                else of_component
+            )
+    return tensors
+
+
+@functools.lru_cache(maxsize=16)
+def _headers(path: str, mtime_ns: int, size: int) -> tuple[ModelFile, ...]:
+    """Read once for each state of a file."""
+    if Path(path).suffix.lower() not in (".safetensors", ".sft", ".gguf"):
+        return ()  # a pickle says nothing without being loaded
+    try:
+        return tuple(read_models([Path(path)]))
+    except OSError as error:
+        problem = f"it cannot be read ({error.strerror})"
+    except OffloadError as error:  # it names the whole path, which browsers are not to see
+        problem = str(error).replace(path, "this").removeprefix("this: ")
+    raise OffloadError(_unreadable(path, problem))
+
+
+def _unreadable(path: str, problem: str) -> str:
+    return f"asked to read {Path(path).name}; found {problem}; replace the file by a complete one"
+
+
+def _dtype(wanted: Wanted, requested: Requested) -> str:
+    precision = requested.value("precision")
+    return precision if isinstance(precision, str) else wanted.weight_dtype
+
+
+def _kept_as(tensor: TensorInfo, dtype: str) -> TensorInfo:
+    """The tensor as large as it is in the type that was asked for."""
+    if dtype not in _BYTES or tensor.dtype not in _FLOATS:
+        return tensor
+    return replace(tensor, end=tensor.start + tensor.elements * _BYTES[dtype])

@@ -1,0 +1,197 @@
+"""``python -m offload_core resolve < request.json``: who gets which settings, on whose word, and why.
+
+Reads one JSON request (schema 1, see ``docs/policy.md``), writes one JSON answer. Exit status 0, or 2 with one line on
+standard error that names the offending value. Knows the JSON form only; what it means is ``resolver``'s business.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any, Final, NoReturn
+
+from ..errors import OffloadError, SettingsError, shown
+from ..fields import MAX_BYTES
+from ..settings.groups import normalise_name, normalise_selection
+from ..settings.policy import Component, Device, check_mode
+from ..settings.resolver import MAX_COMPONENTS, Request, Wish, resolve
+
+__all__ = ["add_parser", "parse_request", "request_from_json", "run"]
+
+_MAX_REQUEST_BYTES: Final = 4 << 20
+_MAX_WISHES: Final = 4096
+_DEVICE_KINDS: Final = ("cpu", "cuda", "hip", "xpu", "mps", "npu", "mlu", "hpu", "musa", "privateuseone")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the ``resolve`` command."""
+    parser = subparsers.add_parser(
+        "resolve",
+        help="resolve the settings of every component from a JSON request on standard input",
+        description="Reads a JSON request on standard input; prints value, source and reason of every setting.",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answers the request on standard input. Returns the exit status: 0, or 2 for a request that cannot be answered."""
+    del args
+    try:
+        answer = resolve(parse_request(sys.stdin.buffer.read(_MAX_REQUEST_BYTES + 1))).to_json()
+    except OffloadError as error:
+        print(f"offload_core resolve: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(answer, indent=2))
+    return 0
+
+
+def parse_request(data: bytes) -> Request:
+    """The request in ``data``. Raises SettingsError for anything that is not a well-formed request."""
+    if len(data) > _MAX_REQUEST_BYTES:
+        _refuse("the request", f"more than {_MAX_REQUEST_BYTES} bytes", "is too long", "send a shorter one")
+    try:
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_constant)
+    except SettingsError:
+        raise
+    except RecursionError:
+        _refuse("the request", data[:20], "is nested too deeply", "send plain objects and lists")
+    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
+        _refuse("the request", data[:40], f"is not JSON ({' '.join(str(error).split())[:120]})", "send one JSON object")
+    return request_from_json(value)
+
+
+def request_from_json(value: object) -> Request:
+    """The request an already parsed JSON value stands for. Raises SettingsError naming the offending value."""
+    top = _fields("the request", value, required=("schema", "components"), optional=_OPTIONAL)
+    if isinstance(top["schema"], bool) or top["schema"] != 1:
+        _refuse("schema", top["schema"], "is not one this version reads", "send schema 1")
+    selection = top.get("selection")
+    normalise_selection(selection)
+    device = top.get("device")
+    host = top.get("host")
+    return Request(
+        components=_components(top["components"]),
+        mode=check_mode(top.get("mode", "auto")),
+        selection=selection,
+        wishes=_wishes(top.get("explicit", [])),
+        device=None if device is None else _device(device),
+        host_available_bytes=None if host is None else _host(host),
+    )
+
+
+_OPTIONAL: Final = ("mode", "selection", "explicit", "device", "host")
+
+
+def _components(value: object) -> tuple[Component, ...]:
+    if not isinstance(value, dict):
+        _refuse("components", value, "is not an object", "send one entry per component: its name and its bytes")
+    if len(value) > MAX_COMPONENTS:
+        _refuse("components", len(value), "is too many of them", f"send at most {MAX_COMPONENTS}")
+    names: dict[str, str] = {}
+    components = []
+    for written, entry in value.items():
+        name = normalise_name(written)
+        if name in names:
+            _refuse("the component", written, f"is the same as {shown(names[name])}", "send each component once")
+        names[name] = written
+        components.append(_component(name, entry))
+    return tuple(components)
+
+
+def _component(name: str, entry: object) -> Component:
+    where = f"components.{name}"
+    optional = ("smallest_bytes", "streamable", "why_not")
+    members = _fields(where, entry, required=("bytes",), optional=optional)
+    streamable = members.get("streamable", True)
+    if not isinstance(streamable, bool):
+        _refuse(f"{where}.streamable", streamable, "is not a truth value", "send true or false")
+    why_not = members.get("why_not", "")
+    if not isinstance(why_not, str) or len(why_not) > 200 or not (why_not.isprintable() and why_not.isascii()):
+        _refuse(f"{where}.why_not", why_not, "is not a line of plain text", "send at most 200 ASCII characters")
+    smallest = members.get("smallest_bytes")
+    return Component(
+        name,
+        _bytes(f"{where}.bytes", members["bytes"]),
+        None if smallest is None else _bytes(f"{where}.smallest_bytes", smallest),
+        streamable,
+        why_not,
+    )
+
+
+def _wishes(value: object) -> tuple[Wish, ...]:
+    if not isinstance(value, list):
+        _refuse("explicit", value, "is not a list", "send a list of {source, component, setting, value}")
+    if len(value) > _MAX_WISHES:
+        _refuse("explicit", len(value), "is too many entries", f"send at most {_MAX_WISHES}")
+    wishes = []
+    for index, entry in enumerate(value):
+        where = f"explicit[{index}]"
+        members = _fields(where, entry, required=("source", "component", "setting", "value"), optional=())
+        for name in ("source", "component", "setting"):
+            if not isinstance(members[name], str):
+                _refuse(f"{where}.{name}", members[name], "is not text", "send a name")
+        wishes.append(Wish(members["source"], members["component"], members["setting"], members["value"]))
+    return tuple(wishes)
+
+
+def _device(value: object) -> Device:
+    members = _fields("device", value, required=("kind",), optional=("total_bytes", "free_bytes"))
+    kind = members["kind"]
+    if not isinstance(kind, str) or kind not in _DEVICE_KINDS:
+        _refuse("device.kind", kind, "is not a kind of device", f"send one of: {', '.join(_DEVICE_KINDS)}")
+    total, free = members.get("total_bytes"), members.get("free_bytes")
+    total_bytes = None if total is None else _bytes("device.total_bytes", total, low=0 if kind == "cpu" else 1)
+    free_bytes = None if free is None else _bytes("device.free_bytes", free)
+    if total_bytes is not None and free_bytes is not None and free_bytes > total_bytes:
+        _refuse(
+            "device.free_bytes", free, f"is more than the total of {total_bytes}", "send what is free of that total"
+        )
+    return Device(kind, total_bytes, free_bytes)
+
+
+def _host(value: object) -> int | None:
+    available = _fields("host", value, required=(), optional=("available_bytes",)).get("available_bytes")
+    return None if available is None else _bytes("host.available_bytes", available)
+
+
+def _bytes(where: str, value: object, low: int = 0) -> int:
+    return _whole(where, value, low, MAX_BYTES)
+
+
+def _whole(where: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, float) and value.is_integer():  # JSON writers spell 8000000000 as 8e9
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        _refuse(where, value, "is not acceptable", f"send a whole number from {low} to {high}")
+    return value
+
+
+def _fields(where: str, value: object, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Any]:
+    """The members of an object. A name that is not expected is refused: a misspelt wish must not be lost in silence."""
+    if not isinstance(value, dict):
+        _refuse(where, value, "is not an object", f"send an object with: {', '.join((*required, *optional))}")
+    for name in value:
+        if name not in required and name not in optional:
+            _refuse(where, name, "is not a member of it", f"use only: {', '.join((*required, *optional))}")
+    for name in required:
+        if name not in value:
+            _refuse(where, value, f"lacks {name}", f"send {name} too")
+    return value
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members: dict[str, object] = {}
+    for name, value in pairs:
+        if name in members:
+            _refuse("the request", name, "appears twice in one object", "send it once")
+        members[name] = value
+    return members
+
+
+def _constant(name: str) -> NoReturn:
+    _refuse("the request", name, "is not a number", "send finite numbers")
+
+
+def _refuse(what: str, value: object, problem: str, do: str) -> NoReturn:
+    raise SettingsError(f"asked {what} = {shown(value)}; found that it {problem}; do {do}")

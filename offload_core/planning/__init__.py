@@ -1,0 +1,24 @@
+"""Plans: which layers stay on the device, where the others lie in the ring, and what a pass takes.
+
+`request` and `inventory` are the input, `plan` is the output, `planner` makes it, `check` judges it, `plan_change`
+makes another one in its place. The planner's search is inside: `search` tries sets of residents that `credit` proposes,
+`evaluate` judges each by `timeline`, `packing` and `ring_places` place the streamed ones; `simulate` predicts a plan's
+pass. `host_tiers` places the host masters, within `host_budget`. Arithmetic only, no torch.
+"""
+
+__all__ = [
+    "check",
+    "cost_model",
+    "decisions",
+    "host_budget",
+    "host_tiers",
+    "inventory",
+    "plan",
+    "plan_change",
+    "plan_text",
+    "planner",
+    "request",
+    "reserved",
+    "ring_size",
+    "simulate",
+]

@@ -1,0 +1,88 @@
+"""Which host tier each layer gets: page-locked, pageable, or mapped, with no copy beside its file.
+
+Layers of which most bytes are copied per pass come first; streamed layers before residents, which are copied once. A
+layer that lies in a file takes host memory only if it gets a copy; any other has its copy already, and may only be
+page-locked. Knows nothing about devices or how memory is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..units import format_bytes
+from .inventory import Inventory
+from .plan import HostTier, Plan
+from .request import PlanRequest
+
+__all__ = ["explain_tiers", "host_tiers", "least_worth_first", "out_of_tier"]
+
+
+def host_tiers(request: PlanRequest, residents: frozenset[int]) -> list[HostTier]:
+    """The tier of each layer, by its index, within the budgets of the request."""
+    inventory = request.inventory
+    pins = request.pin_budget_bytes if request.host_tier in (None, "pinned") else 0
+    copies = request.copies_budget_bytes
+    if request.host_tier == "mapped":
+        copies = 0
+    tiers: list[HostTier] = ["mapped"] * len(inventory.layers)
+    for index in _by_value(inventory, residents):
+        layer = inventory.layers[index]
+        if index in residents and layer.in_file:
+            # A resident is not copied again in a use; after an eviction it is read from its file.
+            tiers[index] = "pageable" if request.in_place else "mapped"
+            continue
+        copy_bytes = layer.bytes if layer.in_file else 0
+        if copies is not None and copy_bytes > copies:
+            continue
+        copies = None if copies is None else copies - copy_bytes
+        pinned = pins is None or layer.bytes <= pins
+        tiers[index] = "pinned" if pinned else "pageable"
+        if pinned and pins is not None:
+            pins -= layer.bytes
+    return tiers
+
+
+def out_of_tier(plan: Plan, request: PlanRequest) -> list[int]:
+    """Indices of streamed layers in another tier than the request asks for; empty if it asks for none."""
+    return [index for index in plan.streamed if request.host_tier not in (None, plan.layers[index].host_tier)]
+
+
+def _by_value(inventory: Inventory, residents: frozenset[int]) -> list[int]:
+    """Indices of the layers in the order in which they get host memory."""
+    counts = inventory.visit_counts()
+    sizes = [layer.bytes for layer in inventory.layers]
+    return sorted(range(len(sizes)), key=lambda index: (index in residents, -sizes[index] * counts[index], index))
+
+
+def least_worth_first(inventory: Inventory, residents: frozenset[int]) -> list[int]:
+    """Indices of the layers in the order in which their host memory is released."""
+    return _by_value(inventory, residents)[::-1]
+
+
+_COPIED_FROM: dict[HostTier, str] = {
+    "pinned": "copied from page-locked host memory, where they stay: no pass reads their file",
+    "pageable": "copied from pageable memory through a staging buffer",
+    "mapped": "read from the file in every pass; the prediction takes the link's rate for them, not the disk's",
+}
+
+
+def explain_tiers(plan: Plan, request: PlanRequest) -> Iterator[str]:
+    """A sentence per tier: how many streamed layers are in it, where they are copied from, and who decided it.
+
+    None about page-locked layers if neither a tier nor host budgets were given.
+    """
+    why = f" ({_decided_by(request)})" if _decided_by(request) else ""
+    for tier, words in _COPIED_FROM.items():
+        layers = [plan.layers[index] for index in plan.streamed if plan.layers[index].host_tier == tier]
+        if not layers or (tier == "pinned" and not why):
+            continue
+        size = format_bytes(sum(layer.bytes for layer in layers))
+        if not request.in_place:
+            yield f"{len(layers)} streamed layers, {size}, are {words}{why}"
+        elif tier == "mapped":
+            yield f"{len(layers)} layers, {size}, are read from the file into the ring in every pass: not predicted"
+
+
+def _decided_by(request: PlanRequest) -> str:
+    asked = f"host_tier = {request.host_tier}, as asked" if request.host_tier is not None else ""
+    return "; ".join(part for part in (asked, request.host_source) if part)

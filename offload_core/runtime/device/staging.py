@@ -1,0 +1,336 @@
+"""Copies from files and from pageable memory, queued on the copy lane like any other, through page-locked slots.
+
+A device copies asynchronously only from page-locked memory. Bytes that lie elsewhere are read, chunk by chunk, into a
+small ring of slots by reader threads, and copied on by a courier thread on the same copy lane, in the order of the
+calls.
+
+`StagedPort` wraps a port of any kind. While nothing is staged, every call goes straight to it. While something is, all
+calls for the copy lane (copies, records, waits) are queued for the courier, so that the lane's order, on which the
+engine's rules rest, stays the order of the calls. Why this is correct:
+
+* A slot is filled again only after the copy out of it is complete: the reader makes the host wait for that.
+* `compute_waits` for an event that the courier has not recorded yet blocks the calling thread until it has: a wait
+  issued before its record would be no wait.
+* A wait of the copy lane that the courier issues late may find its event recorded again. It then waits for a later
+  kernel than needed. That cannot deadlock: the compute lane only waits for what the courier has issued already.
+* A read that fails marks the next recorded event as failed: every wait for it raises the error, so the bytes are never
+  used. Later copies are not affected.
+
+Knows nothing about layers or files: a source is anything that fills a range of bytes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+
+from ..files.direct_read import direct_reads
+from ..tensors.host_source import Abandoned, ByteSource
+from .device_port import DeviceMemory, DevicePort, Event
+
+SLOT_BYTES = 16 << 20
+SLOTS = 4
+READERS = 2
+"""One reads while the other waits for its slot; two keep a disk busy. Staging takes no memory but the slots."""
+
+_POLL_S = 0.1
+
+
+class StagedEvent:
+    """An event of the inner port, with the courier's progress and the failure of the copy before it."""
+
+    __slots__ = ("failure", "inner", "number")
+
+    def __init__(self, inner: Event) -> None:
+        self.inner = inner
+        self.number = 0
+        """Number of the piece of the courier's work that records it; 0: recorded by the caller."""
+        self.failure: BaseException | None = None
+
+
+@dataclass(slots=True)
+class _Slot:
+    buffer: torch.Tensor
+    emptied: Event
+
+
+class _Job:
+    """One copy from a source."""
+
+    __slots__ = ("destination", "failure", "source")
+
+    def __init__(self, destination: torch.Tensor, source: ByteSource) -> None:
+        self.destination = destination
+        self.source = source
+        self.failure: BaseException | None = None
+
+
+class _Chunk:
+    """One piece of a copy: what goes through one slot at once."""
+
+    __slots__ = ("end", "job", "number", "read", "start")
+
+    def __init__(self, job: _Job, start: int, end: int, number: int) -> None:
+        self.job, self.start, self.end, self.number = job, start, end, number
+        self.read = False
+
+
+class StagedPort:
+    """A device port that can copy from any source. `threads=False`: all in the calling thread, for proofs."""
+
+    stages_unpinned = True
+
+    def __init__(
+        self,
+        inner: DevicePort,
+        while_waiting: Callable[[], None] | None = None,
+        *,
+        slot_bytes: int = SLOT_BYTES,
+        slots: int = SLOTS,
+        threads: bool = True,
+    ) -> None:
+        self.inner = inner
+        self.device = inner.device
+        self.asynchronous = inner.asynchronous
+        self.shares_host_memory = inner.shares_host_memory
+        self.pins_in_place = inner.pins_in_place
+        self.segment_bytes = inner.segment_bytes
+        self.while_waiting = while_waiting
+        """Called every `_POLL_S` while the caller waits for a read; may raise to give up the wait."""
+        self._slot_bytes, self._slot_count, self._threaded = slot_bytes, slots, threads
+        self._slots: list[_Slot] = []
+        self._threads: list[threading.Thread] = []
+        self._change = threading.Condition()
+        self._work: deque[_Chunk | Callable[[], None]] = deque()
+        self._unread: deque[_Chunk] = deque()
+        self._queued = self._done = 0
+        """Pieces of work queued for the courier, and done by it. Equal: callers use the lane directly."""
+        self._chunks = self._sent = 0
+        self._failure: BaseException | None = None
+        """Failure of the last copy, for the event that is recorded next."""
+        self._closed = False
+
+    # ------------------------------------------------------------------ what goes straight through
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        return self.inner.empty(nbytes)
+
+    def trim(self) -> None:
+        self.inner.trim()
+
+    def event(self, timed: bool = False) -> StagedEvent:
+        return StagedEvent(self.inner.event(timed))
+
+    def record_compute(self, event: StagedEvent) -> None:
+        event.number, event.failure = 0, None
+        self.inner.record_compute(event.inner)
+
+    def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        self.inner.copy_on_compute(destination, source)
+
+    def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: StagedEvent) -> None:
+        done.number, done.failure = 0, None
+        self.inner.copy_back(destination, source, done.inner)
+
+    def memory(self) -> DeviceMemory | None:
+        return self.inner.memory()
+
+    def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
+        return self.inner.host_empty(nbytes, pinned)
+
+    def host_pin(self, buffer: torch.Tensor) -> bool:
+        return self.inner.host_pin(buffer)
+
+    def host_release(self, buffer: torch.Tensor) -> None:
+        self.inner.host_release(buffer)
+
+    def before_release(self) -> None:
+        self.inner.before_release()
+
+    def host_waits(self, event: StagedEvent) -> None:
+        self._until_issued(event)
+        self.inner.host_waits(event.inner)
+
+    # ------------------------------------------------------------------ the copy lane
+
+    def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
+        """Queue a copy of all of a source's bytes on the copy lane."""
+        self.prepare_reads()
+        job = _Job(destination, source)
+        for start in range(0, source.nbytes, self._slot_bytes):
+            chunk = _Chunk(job, start, min(start + self._slot_bytes, source.nbytes), self._chunks)
+            self._chunks += 1
+            if self._threaded:
+                self._hand_over(chunk)
+            else:
+                self._read(chunk)
+                self._send(chunk)
+        if self._threaded:
+            self._hand_over(lambda: self._take_failure(job))
+        else:
+            self._take_failure(job)
+
+    def _take_failure(self, job: _Job) -> None:
+        self._failure = job.failure
+
+    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        if self._done == self._queued:
+            self.inner.copy(destination, source)
+        else:
+            self._hand_over(lambda: self.inner.copy(destination, source))
+
+    def copy_waits(self, event: StagedEvent) -> None:
+        if self._done == self._queued:
+            self.inner.copy_waits(event.inner)
+        else:
+            self._hand_over(lambda: self.inner.copy_waits(event.inner))
+
+    def record_copy(self, event: StagedEvent) -> None:
+        if self._done == self._queued:
+            event.number = 0
+            self._record(event)
+        else:
+            event.number = self._queued + 1
+            self._hand_over(lambda: self._record(event))
+
+    def _record(self, event: StagedEvent) -> None:
+        event.failure, self._failure = self._failure, None
+        self.inner.record_copy(event.inner)
+
+    def compute_waits(self, event: StagedEvent) -> None:
+        if event.number > self._done:
+            self._until_issued(event)
+        if event.failure is not None:
+            raise event.failure
+        self.inner.compute_waits(event.inner)
+
+    def _until_issued(self, event: StagedEvent) -> None:
+        with self._change:
+            while event.number > self._done:
+                self._change.wait(_POLL_S)
+                if self.while_waiting is not None:
+                    self.while_waiting()
+
+    def happened(self, event: StagedEvent) -> bool:
+        return event.number <= self._done and event.failure is None and self.inner.happened(event.inner)
+
+    def elapsed_ns(self, start: StagedEvent, end: StagedEvent) -> int | None:
+        if start.number > self._done or end.number > self._done:
+            return None
+        return self.inner.elapsed_ns(start.inner, end.inner)
+
+    def abandon(self, sources: Collection[ByteSource]) -> None:
+        """Give up unread chunks of these sources. Their events fail, so that the bytes cannot be used."""
+        given_up = set(map(id, sources))
+        with self._change:
+            for chunk in self._unread:
+                if id(chunk.job.source) in given_up:
+                    chunk.job.failure = chunk.job.failure or Abandoned()
+
+    def drain(self) -> None:
+        with self._change:
+            while self._done != self._queued:
+                self._change.wait()
+        self.inner.drain()
+
+    def close(self) -> None:
+        """Finish the queued work, end the threads and release the slots."""
+        self.drain()
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for slot in self._slots:
+            self.inner.host_release(slot.buffer)
+        self._threads, self._slots, self._closed = [], [], False
+        self.inner.close()
+
+    # ------------------------------------------------------------------ reader and courier threads
+
+    def prepare_reads(self) -> None:
+        if self._slots:
+            return
+        with torch.inference_mode(False):  # other threads write to them
+            for _ in range(self._slot_count):
+                buffer, _ = self.inner.host_empty(self._slot_bytes, True)
+                self._slots.append(_Slot(buffer, self.inner.event()))
+        if self._threaded:
+            loops = [self._deliver, *[self._read_ahead] * READERS]
+            self._threads = [
+                threading.Thread(target=loop, name=f"layerwise-offload-staging-{number}", daemon=True)
+                for number, loop in enumerate(loops)
+            ]
+            for thread in self._threads:
+                thread.start()
+
+    def _hand_over(self, work: _Chunk | Callable[[], None]) -> None:
+        with self._change:
+            self._queued += 1
+            self._work.append(work)
+            if isinstance(work, _Chunk):
+                self._unread.append(work)
+            self._change.notify_all()
+
+    @direct_reads()
+    def _read_ahead(self) -> None:
+        """A reader thread: fills the next free slot with the next queued chunk."""
+        while True:
+            with self._change:
+                while not (self._unread and self._unread[0].number < self._sent + self._slot_count):
+                    if self._closed:
+                        return
+                    self._change.wait()
+                chunk = self._unread.popleft()
+            self._read(chunk)
+            with self._change:
+                chunk.read = True
+                del chunk  # a waiting thread must not keep device memory alive
+                self._change.notify_all()
+
+    def _read(self, chunk: _Chunk) -> None:
+        slot, job = self._slots[chunk.number % self._slot_count], chunk.job
+        if job.failure is not None:
+            return
+        try:
+            self.inner.host_waits(slot.emptied)
+            job.source.read(slot.buffer[: chunk.end - chunk.start], chunk.start)
+        except BaseException as failure:  # raised by each wait for the copy; the lane must go on
+            job.failure = failure
+
+    def _deliver(self) -> None:
+        """The courier thread: does the queued work of the copy lane, in order."""
+        while True:
+            with self._change:
+                while not self._work or (isinstance(self._work[0], _Chunk) and not self._work[0].read):
+                    if self._closed and not self._work:
+                        return
+                    self._change.wait()
+                work = self._work[0]
+            try:
+                if isinstance(work, _Chunk):
+                    self._send(work)
+                else:
+                    work()
+            except BaseException as failure:  # a dead courier would block all waits for ever
+                self._failure = failure
+            with self._change:
+                self._work.popleft()
+                del work  # as above
+                self._done += 1
+                self._change.notify_all()
+
+    def _send(self, chunk: _Chunk) -> None:
+        slot, job = self._slots[chunk.number % self._slot_count], chunk.job
+        if job.failure is None:
+            try:
+                with torch.inference_mode(False), torch.no_grad():
+                    self.inner.copy(job.destination[chunk.start : chunk.end], slot.buffer[: chunk.end - chunk.start])
+                    self.inner.record_copy(slot.emptied)
+            except BaseException as failure:
+                job.failure = failure
+        self._sent = chunk.number + 1

@@ -1,0 +1,191 @@
+"""The engine as a library: layerwise offload for any torch module, in two calls.
+
+    handle = attach(model, device="cuda", budget_bytes=6_000_000_000)
+    model(...)            # as before; inputs on the device
+    handle.detach()
+
+Inference only: device parameters need no gradients.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from ...errors import OffloadError, StateError
+from ...files.layer_walk import MIN_LAYER_BYTES
+from ...planning.inventory import Inventory
+from ...planning.plan import Plan
+from ...planning.plan_change import better_plan, demoted, several_passes
+from ...planning.planner import PlanRequest, make_plan, smallest_budget
+from ..device.device_port import is_unified
+from ..device.device_queue import DeviceQueue
+from ..device.ports import port_for
+from ..host.host_parameter import is_adopted
+from ..layers.discovery import discover, keep_in_memory
+from .controller import Entry, OffloadController
+from .full_device import when_full
+
+_CALLERS_WORD = "given by the caller"
+
+
+class Attachment:
+    """A module under layerwise offload, until `detach` or the end of a `with` block."""
+
+    def __init__(self, controller: OffloadController, owned_queue: DeviceQueue | None) -> None:
+        self.controller = controller
+        self._owned_queue = owned_queue
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in effect. Raises StateError after `detach`."""
+        if self.controller.plan is None:
+            raise StateError(f"{self.controller.component}: asked for the plan; found the module detached")
+        return self.controller.plan
+
+    def detach(self) -> None:
+        """Release the device memory and restore the module. Idempotent."""
+        self.controller.detach()
+        if self._owned_queue is not None:
+            self._owned_queue.close()
+            self._owned_queue = None
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def attach(
+    module: nn.Module,
+    *,
+    device: torch.device | str,
+    budget_bytes: int | None = None,
+    ring_bytes: int | None = None,
+    passes: int = 1,
+    h2d_bytes_per_s: float | None = None,
+    component: str = "model",
+    pinned: bool = True,
+    min_layer_bytes: int = MIN_LAYER_BYTES,
+    queue: DeviceQueue | None = None,
+    entries: Sequence[Entry] | None = None,
+) -> Attachment:
+    """Stream the layers of `module`, whose parameters are on the CPU, through at most `budget_bytes` of `device`.
+
+        budget_bytes     ring, residents and loose tensors together; None: a ring for the largest layer and for any
+                         three ordinary ones. Cut to what the device has, with a note in the plan
+        ring_bytes       None: the planner chooses
+        passes           forwards to expect per use; residents pay from the second on
+        pinned           False: no page-locked memory; streamed layers go through a small staging buffer
+        h2d_bytes_per_s  the link's rate, if it was measured
+        queue            shares a device's copy lane and ring with other modules; None: a queue of its own
+        entries          the methods that run a pass, as (module, name); None: `module.forward`
+
+    Raises BudgetError if the budget is too small, with the smallest that works, and OffloadError if the module cannot
+    be offloaded. In either case the module is unchanged.
+    """
+    _check_module(module, component)
+    owned = None if queue is not None else DeviceQueue(port_for(device))
+    used = queue or owned
+    assert used is not None
+    _check_device(used, torch.device(device), component)
+    attachment: Attachment | None = None
+    try:
+        discovery = keep_in_memory(module, discover(module, min_layer_bytes=min_layer_bytes))
+        inventory = discovery.inventory(component, used.port.segment_bytes)
+        inventory, budget_bytes = _within_device(inventory, budget_bytes, used)
+        in_place = used.port.shares_host_memory
+        one_memory = in_place or is_unified(used.port.device)
+        request = PlanRequest(
+            inventory,
+            str(used.port.device),
+            budget_bytes,
+            ring_bytes,
+            passes=passes,
+            pin_budget_bytes=None if pinned and not one_memory else 0,
+            copies_budget_bytes=0 if one_memory else None,
+            in_place=in_place,
+            hold_spare=in_place,  # bytes kept in memory are not read again, and reading slows down compute
+        )
+        if h2d_bytes_per_s is not None:
+            request = replace(request, h2d_bytes_per_s=h2d_bytes_per_s, link_source=_CALLERS_WORD)
+        plan = make_plan(request)
+        controller = OffloadController(
+            module, used, component=component, discovery=discovery, entries=entries, pinned=pinned
+        )
+        attachment = Attachment(controller, owned)
+        controller.load(plan)
+        several = several_passes(request)
+        if passes > 1 or in_place:  # on a CPU, residents are read only after its speed was measured
+            controller.replan_when_measured(partial(_replan, several))
+        else:
+            controller.replan_on_second_pass(partial(_replan, several))
+        when_full(controller, partial(_less, request))
+        controller.plan_for_tables_by(partial(_with_table, request))
+    except BaseException:
+        if attachment is not None:
+            attachment.detach()
+        elif owned is not None:
+            owned.close()
+        raise
+    return attachment
+
+
+def _replan(request: PlanRequest, current: Plan, measured: Inventory, link: float | None) -> Plan | None:
+    """A better plan within the same limits, with measured times and link rate; None if there is none."""
+    if link is not None and request.link_source != _CALLERS_WORD:
+        request = replace(request, h2d_bytes_per_s=link, link_source="measured")
+    return better_plan(current, replace(request, inventory=measured))
+
+
+def _with_table(request: PlanRequest, controller: OffloadController, table: str) -> Plan | None:
+    """A plan within the same limits with one more table on the device; None if there is no room for it."""
+    assert controller.plan is not None
+    plan = demoted(controller.plan, replace(request, inventory=controller.measured_inventory()))
+    return plan if table in plan.tables else None
+
+
+def _less(request: PlanRequest, current: Plan, layer: str, too_late: bool) -> Plan | None:
+    """The smallest plan, for a device that is full; None if it needs no fewer bytes than the one in effect."""
+    plan = make_plan(replace(request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None))
+    return plan if plan.device_bytes < current.device_bytes else None
+
+
+def _check_module(module: nn.Module, component: str) -> None:
+    """Raise StateError for a module that is attached already, OffloadError for one that is not on the CPU."""
+    parameters = list(module.named_parameters())
+    for name, parameter in parameters:
+        if is_adopted(parameter):
+            raise StateError(
+                f"{component}: asked to offload a module; found {name} under layerwise offload already; "
+                "detach the other attachment first"
+            )
+    for name, parameter in parameters:
+        if parameter.device.type not in ("cpu", "meta"):
+            raise OffloadError(
+                f"{component}: asked to offload a module on the CPU; found {name} on {parameter.device}; "
+                "move the module to the CPU first"
+            )
+
+
+def _check_device(queue: DeviceQueue, wanted: torch.device, component: str) -> None:
+    actual = queue.port.device
+    if wanted.type != actual.type or wanted.index not in (None, actual.index):
+        raise OffloadError(f"{component}: asked for {wanted}; found a queue of {actual}; give the queue's device")
+
+
+def _within_device(inventory: Inventory, budget_bytes: int | None, queue: DeviceQueue) -> tuple[Inventory, int | None]:
+    """The budget, cut to the device's total memory; the inventory then carries a note for the plan."""
+    memory = queue.port.memory()
+    if budget_bytes is None or memory is None or budget_bytes <= memory.total_bytes:
+        return inventory, budget_bytes
+    note = f"the budget of {budget_bytes} bytes was cut to the {memory.total_bytes} bytes of {queue.port.device}"
+    return replace(inventory, notes=(*inventory.notes, note)), memory.total_bytes

@@ -1,0 +1,633 @@
+"""One component under layerwise offload: puts a plan into effect on a module, changes it, and takes it off again.
+
+    attach   builds the host masters; the parameters look into them; the module is an ordinary one on the host
+    load     puts a plan into effect: calls are interposed, loose tensors and ring are allocated on the device
+    unload   releases the device memory; the module is an ordinary one on the host again
+    detach   releases the masters; the module keeps its original parameter objects and values
+
+The controller obeys the plan: which layer streams, where in the ring, how large the ring is. Knows nothing of the app.
+
+While a plan is in effect, the module's calls refer to the prefetcher, and the prefetcher to the controller: the module
+keeps it alive. At all other times nothing that the module or the prefetcher holds refers to the controller, so there is
+no reference cycle, and both are freed when their last user drops them (decision 168).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import PlanError, StateError
+from ...planning.check import check_places
+from ...planning.inventory import Inventory
+from ...planning.plan import HostTier, Plan
+from ...trace.events import Source, Trace
+from ..device.counters import RunCounters
+from ..device.device_queue import DeviceQueue
+from ..host.host_parameter import nothing_to_do
+from ..host.masters import close_holds
+from ..layers.discovery import Discovery, discover, keep_in_memory
+from ..layers.layer import Layer, build_layers
+from ..layers.loose import LooseTensors
+from ..layers.patched_layers import Change
+from ..layers.ring import link_overlaps, place_layers, seat_residents
+from ..layers.tables import HostTables
+from ..patches.patched_loose import ChangedWeights
+from ..patches.versions import Versions
+from ..tensors.layout import TENSOR_ALIGNMENT
+from .interpose import HostGather, Interposed, LayerForward, PassBoundary
+from .prefetcher import Prefetcher
+from .recorder import Recorder
+from .tier_moves import TierMoves, with_files
+
+Entry = tuple[nn.Module, str]
+"""A module and the name of its method that runs a pass."""
+
+AskForPlan = Callable[[Plan, Inventory, float | None], Plan | None]
+"""(plan in effect, measured inventory, measured link rate in bytes/s or None) -> a better plan, or None."""
+
+MakeRoom = Callable[["OffloadController", str, bool], bool]
+"""(controller, name of the layer that failed, whether it is too late to run it again) -> whether room was made."""
+
+MayRepeat = Callable[[tuple[Any, ...], dict[str, Any]], bool]
+"""(args, kwargs) of a layer's call -> whether, judging by these, the call may be repeated."""
+
+PlanForTable = Callable[["OffloadController", str], Plan | None]
+"""(controller, name of a table about to be used as a whole) -> a plan that may place it on the device, or None."""
+
+MayUseRing = Callable[["OffloadController"], bool]
+"""(controller) -> whether this pass may use the ring."""
+
+
+class OffloadController:
+    """Layerwise offload of one module on one device. End it with `detach`."""
+
+    def __init__(
+        self,
+        root: nn.Module,
+        queue: DeviceQueue,
+        *,
+        component: str = "model",
+        discovery: Discovery | None = None,
+        entries: Sequence[Entry] | None = None,
+        pinned: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+        around_allocations: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        """Attach to `root`, whose parameters are on the CPU.
+
+        `entries`: the methods that run a pass, by default `root.forward`. `pinned`: ask for page-locked host masters;
+        those that cannot be page-locked are pageable. `progress(bytes, of_bytes)` reports how much of them is filled.
+        `around_allocations`: see `Prefetcher`.
+        """
+        self.root = root
+        self.queue = queue
+        self.component = component
+        self.plan: Plan | None = None
+        self._ask_for_plan: AskForPlan | None = None
+        self._time_to_ask: Callable[[], bool] = lambda: False
+        self._tiers_due: TierMoves | None = None
+        """Page-locks of the plan that had to wait for the end of the pass in which it took effect."""
+        self._progress = progress
+        discovered = keep_in_memory(root, discovery or discover(root))
+        self.inventory: Inventory = discovered.inventory(component, queue.port.segment_bytes)
+        self.layers = build_layers(discovered, queue.port, pinned, progress)
+        holds = [layer.host.hold for layer in self.layers]
+        self._close_masters = weakref.finalize(self, close_holds, queue.port, holds)
+        self._close_masters.atexit = False
+        self._tables = HostTables(discovered.tables, queue.port)
+        self._loose = self._find_loose()
+        self._weights = ChangedWeights(root, component, self.layers, queue.port)
+        self.prefetcher = Prefetcher(queue.port, self.layers)
+        self.prefetcher.around_allocations = around_allocations
+        self._may_use_ring_by: MayUseRing = OffloadController.may_use_ring
+        self._make_room: MakeRoom | None = None
+        self._may_repeat: MayRepeat | None = None
+        self._plan_for_table: PlanForTable | None = None
+        self._tables_asked_for: set[str] = set()
+        """Names of the tables used as a whole since the component was loaded."""
+        self._disconnect()
+        self._offsets: list[int] = []
+        self._streamed: list[Layer] = []
+        self._interposed: list[Interposed] = [
+            *(LayerForward(layer, self.prefetcher) for layer in self.layers),
+            *(HostGather(table.module, self._tables.of(table)) for table in discovered.tables),
+            *(PassBoundary(module, method, self.prefetcher) for module, method in entries or ((root, "forward"),)),
+        ]
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def counters(self) -> RunCounters:
+        return self.prefetcher.counters
+
+    @property
+    def loaded(self) -> bool:
+        return self.plan is not None
+
+    @property
+    def outside_touches(self) -> dict[str, int]:
+        """Number of uses of weights outside their own module's call, by layer or table. Each cost a copy."""
+        touches = {layer.name: layer.host.touches.count for layer in self.layers} | self._tables.touches()
+        return {name: count for name, count in touches.items() if count}
+
+    def device_bytes(self) -> int:
+        """Device bytes in use: the ring's lease, residents, loose tensors and tables."""
+        if self.plan is None:
+            return 0
+        return self.inventory.reserved(self.plan.ring_bytes) + self._resident_bytes() + self._loose_bytes()
+
+    def _resident_bytes(self) -> int:
+        residents = (layer for layer in self.layers if layer.keep_resident and not layer.is_in_place)
+        return sum(self.inventory.reserved(layer.nbytes) for layer in residents)
+
+    def _loose_bytes(self) -> int:
+        loose = self.inventory.reserved(self._loose.nbytes) if self._loose.loaded else 0
+        return loose + self._tables_bytes(self._tables.on_device())
+
+    def _tables_bytes(self, names: Collection[str]) -> int:
+        tables = (table for table in self.inventory.tables if table.name in names)
+        return sum(self.inventory.reserved(table.bytes) for table in tables)
+
+    def freed_by(self, plan: Plan | None = None) -> int:
+        """Device bytes that `plan`, or unloading, would free. Ring bytes that others lease do not count."""
+        if self.plan is None:
+            return 0
+        if plan is not None:
+            tables = self._tables_bytes(self._tables.on_device()) - self._tables_bytes(plan.tables)
+            return tables + self._resident_bytes() - plan.resident_bytes + self.queue.freed_by(self, plan.ring_bytes)
+        return self._resident_bytes() + self.queue.freed_by(self) + self._loose_bytes()
+
+    def compute_ns(self) -> tuple[int | None, ...]:
+        """Nanoseconds of each layer's last measured visit, without stalls; None where none was measured yet."""
+        return tuple(layer.compute_ns for layer in self.layers)
+
+    def measured_inventory(self) -> Inventory:
+        """The inventory with measured compute times and the recorded order of visits."""
+        layers = tuple(
+            replace(spec, compute_ns=layer.compute_ns) for spec, layer in zip(self.inventory.layers, self.layers)
+        )
+        visits = self.prefetcher.recorded_order() or self.inventory.visits
+        return replace(self.inventory, layers=layers, visits=visits)
+
+    def link_bytes_per_s(self) -> float | None:
+        """Measured rate of the copies in bytes/s; None before the first measured copy."""
+        counters = self.counters
+        return counters.timed_copy_bytes * 1e9 / counters.copy_ns if counters.copy_ns else None
+
+    def pinned_bytes(self) -> int:
+        """Page-locked bytes of the masters."""
+        return self.host_bytes()["pinned"]
+
+    def host_bytes(self) -> dict[HostTier, int]:
+        """Host bytes of the masters, by tier."""
+        by_tier: dict[HostTier, int] = {"pinned": 0, "pageable": 0, "mapped": 0}
+        for layer in self.layers:
+            by_tier[layer.host.tier] += layer.nbytes
+        return by_tier
+
+    def record(self, trace: Trace, name: str) -> None:
+        """Record events into `trace` from now on, under the source name `name`."""
+        layers = tuple(layer.name for layer in self.layers)
+        source = Source(name, self.component, str(self.queue.port.device), layers)
+        self.prefetcher.recorder = Recorder(trace, source, self.queue.clock)
+
+    def layer_states(self) -> str:
+        """One character per layer, in the plan's order (`Layer.sign`). Any thread may call it."""
+        return "".join(layer.sign for layer in self.layers)
+
+    def is_running(self) -> bool:
+        """Whether a layer is in use, so that the bytes of layers must not move."""
+        return any(layer.in_use for layer in self.layers)
+
+    def in_pass(self) -> bool:
+        """Whether a pass is under way, so that the plan must not change."""
+        return self.prefetcher.in_pass or self.is_running()
+
+    def _require_no_pass(self, request: str) -> None:
+        if self.in_pass():
+            raise StateError(f"{self.component}: asked {request}; found a pass under way; do it between passes")
+
+    # ------------------------------------------------------------------ plan
+
+    def change_to(self, plan: Plan) -> None:
+        """As `load`, but also during a pass, as long as no layer is in use."""
+        self._check(plan)
+        self._obey(plan)
+
+    def _obey(self, plan: Plan) -> None:
+        """Put a checked plan into effect; on an error, unload and pass it on."""
+        self._plan_again(None, None)
+        try:
+            self._arrange(plan)
+        except BaseException:
+            self.unload()
+            raise
+
+    def load(self, plan: Plan) -> None:
+        """Put `plan` into effect, in place of none or of another one; layers whose place is unchanged do not move.
+
+        Raises StateError during a pass; PlanError, before anything moves, for a plan of other layers or one that cannot
+        be obeyed (`check_places`). If the device runs out of memory, the component is unloaded and the error passed on.
+        Cancels a pending request to plan again, which was made under other limits.
+        """
+        self._check(plan)
+        self._require_no_pass("for a new plan")
+        if self.plan is None:
+            self._take_hold()
+            self._revise_layers()
+        self._obey(plan)
+
+    def _arrange(self, plan: Plan) -> None:
+        """Change to `plan`, from the plan in effect or from a partly arranged one."""
+        began_ns = time.monotonic_ns()
+        self.prefetcher.forget_look_ahead()
+        self.versions.settle(self.layers)
+        self._free_what_moves(plan)
+        in_pass = self.in_pass()
+        moves = TierMoves(self.layers, plan, self.queue.port, self.prefetcher.drain, self._progress, in_pass)
+        moves.give_back()
+        self._tables.take_off(plan.tables)
+        self._loose.load(self.queue.port)
+        self._weights.put_on_loose(self._loose)
+        self._place(plan, moves)
+        self._tables.load(plan.tables)
+        self.prefetcher.expect([self.layers[index] for index in plan.visits])
+        self.prefetcher.loaded = True
+        self.plan = plan
+        self._tiers_due = moves if moves.put_off else None
+        self._look_before_pass()
+        if in_pass:
+            self.versions.reserve_later()
+        else:
+            self.versions.reserve(self.layers, self._progress)
+        if self.prefetcher.recorder is not None:
+            self.prefetcher.recorder.planned(began_ns, plan.device_bytes)
+
+    def unload(self) -> None:
+        """Release all device memory. Nothing is copied back: the host masters are always up to date."""
+        if self.prefetcher.recorder is not None and self.plan is not None:
+            self.prefetcher.recorder.evicted(None, self.device_bytes())
+        self.plan = None
+        self._tiers_due = None
+        self._plan_again(None, None)
+        self.prefetcher.loaded = False
+        try:
+            self.prefetcher.give_up_ring()
+            self.prefetcher.drain()
+            self.prefetcher.before_release()
+            self.queue.release(self)
+        finally:
+            for layer in self.layers:
+                layer.unbind()
+                layer.keep_resident = False
+                layer.overlaps = ()
+            self._offsets, self._streamed = [], []
+            self._weights.take_off()
+            self._loose.unload()
+            self._let_go()
+            self._tables_asked_for.clear()
+            self.inventory = self.inventory.with_tables_used_whole(())
+        self.queue.port.trim()
+
+    def _take_hold(self) -> None:
+        """Interpose the layers' calls. Parameters may have been moved or replaced since the last unload."""
+        for layer in self.layers:
+            if not layer.take_hold():
+                self._let_go()
+                raise StateError(
+                    f"{self.component}: asked to load; found that a weight of {layer.name} has been replaced by one of "
+                    "another shape or type since it was attached; detach and attach the module again"
+                )
+        self._loose = self._find_loose()
+        self._tables.lend(self._bring_table)
+        self._connect()
+        for interposed in self._interposed:
+            interposed.install()
+
+    def _find_loose(self) -> LooseTensors:
+        masters = {id(p) for layer in self.layers for p in layer.host.parameters}
+        return LooseTensors(self.root, masters | self._tables.parameter_ids())
+
+    def _let_go(self) -> None:
+        for interposed in reversed(self._interposed):
+            interposed.remove()
+        self._disconnect()
+        for layer in self.layers:
+            layer.let_go()
+            layer.host.show_file()
+        self._tables.stop_lending()
+
+    def detach(self) -> None:
+        """Restore the module: the same parameter objects, with their values, and its own forward."""
+        self.unload()
+        self.prefetcher.versions.close()
+        self._interposed = []
+        self._close_masters()
+        self.layers = []
+        self._make_room = self._may_repeat = self._plan_for_table = None
+
+    def write_master(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """Change a layer's or loose parameter. A device copy is fetched again on the next visit. `parameter` is the
+        module's, on host or device. The host waits for copies in flight. Raises StateError during a pass."""
+        self._require_no_pass("to change a weight")
+        for layer in self.layers:
+            master = layer.master_of(parameter)
+            if master is not None:
+                self.prefetcher.forget_look_ahead()
+                self.prefetcher.drain()
+                layer.write(master, value)
+                self.inventory = with_files(self.inventory, self.layers)
+                self._refetch(layer)
+                self._revise_layers()
+                return
+        self._weights.take_off_loose()
+        with self._tables.off_device() as host_of:
+            self._loose.write(host_of(parameter), value, self.queue.port)
+        if self.plan is not None:
+            self._weights.put_on_loose(self._loose)
+
+    def _before_write(self, layer: Layer) -> None:
+        """Before other code writes into a master of a loaded layer in place. During a pass nothing is done about it."""
+        if self.in_pass():
+            return
+        self.prefetcher.forget_look_ahead()
+        self.prefetcher.drain()
+        layer.host.to_be_written()
+        self.inventory = with_files(self.inventory, self.layers)
+        self._refetch(layer)
+        if layer.revision is not None:
+            self._revise_layers()
+
+    def take_over_replaced(self) -> list[str]:
+        """Take over values that other code has put in place of layers' parameters, or into their data.
+
+        Returns the names of weights whose new value has no effect, because they are patched on the device (`revise`)
+        from the old value. Raises StateError during a pass, and for a value of another shape or type.
+        """
+        self._require_no_pass("to look at the weights")
+        without_effect = []
+        for layer in self.layers:
+            for index, value in layer.replaced():
+                full, master = layer.name_of(index), layer.host_bindings[index][2]
+                if not layer.host.has_form_of(master, value):
+                    raise StateError(
+                        f"{self.component}: asked to run with another {full}; found a {value.dtype} of shape "
+                        f"{tuple(value.shape)} put in its place, where the layer was loaded with a {master.dtype} of "
+                        f"{tuple(master.shape)}; free the model's memory and load it again"
+                    )
+                layer.put_back(index)
+                if id(master) in layer.host.touches.changes:
+                    without_effect.append(full)
+                else:
+                    self.write_master(master, value)
+            if layer.host.touches.lost_writes:
+                layer.host.touches.lost_writes = False
+                without_effect.append(layer.name)
+        return without_effect
+
+    @property
+    def versions(self) -> Versions:
+        return self.prefetcher.versions
+
+    def revise(self, changes: Mapping[str, Change]) -> None:
+        """Set the changes of parameters on the device, by full name; all other parameters have the masters' values.
+
+        A layer is changed when it next arrives; one whose changes have the same keys as before is left alone. Raises
+        StateError during a pass, OffloadError for a change that cannot be made.
+        """
+        if self._weights.alike(changes):
+            return
+        self._require_no_pass("to change weights")
+        self._weights.want(changes)
+        self.prefetcher.forget_look_ahead()
+        self._revise_layers()
+        if self.plan is not None:
+            self._tables.take_off()  # a changed table is replaced by a tensor of its own
+            self._weights.put_on_loose(self._loose)
+            self._tables.load(self.plan.tables)
+
+    def _revise_layers(self) -> None:
+        for layer in self._weights.put_on_layers(self.versions):
+            self._refetch(layer)
+        if self.loaded:  # before that, the streamed layers are not known
+            self._finish_tiers()  # versions are page-locked where masters are
+            self.versions.reserve(self.layers, self._progress)
+
+    @contextlib.contextmanager
+    def masters_shown(self) -> Iterator[None]:
+        """Inside the block the module holds its masters as ordinary parameters. Raises StateError during a pass."""
+        self._require_no_pass("for the masters")
+        if self._weights.aside:
+            yield
+            return
+        with self._weights.put_aside(lent=self.loaded), self._loose.put_aside(), self._tables.off_device():
+            self._tables.stop_lending()
+            try:
+                yield
+            finally:
+                if self.loaded:
+                    self._tables.lend(self._bring_table)
+
+    def _refetch(self, layer: Layer) -> None:
+        """Invalidate a layer's device copy: it is copied again on its next visit, after the kernels issued so far."""
+        if layer.is_in_place:
+            return
+        layer.swap_out()  # a resident's modules would hold the old value until then
+        layer.valid = False
+        self.queue.fence()
+
+    def _check(self, plan: Plan) -> None:
+        """Raises PlanError for a plan of other layers, or one that cannot be obeyed. Changes nothing."""
+        existing = [(layer.name, layer.nbytes) for layer in self.layers]
+        planned = [(layer.name, layer.bytes) for layer in plan.layers]
+        if existing != planned:
+            raise PlanError(
+                f"{self.component}: asked for a plan of {len(planned)} layers; found {len(existing)} layers with other "
+                "names or sizes; make the plan from this component's inventory"
+            )
+        findings = check_places(plan, self.inventory, TENSOR_ALIGNMENT)
+        if findings:
+            more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+            raise PlanError(
+                f"{self.component}: asked to obey a plan; found that {findings[0]}{more}; make the plan from this "
+                "component's inventory, by the planner"
+            )
+
+    def _free_what_moves(self, plan: Plan) -> None:
+        """Unbind the layers that change between ring and resident, so that their memory is free for the new plan."""
+        drained = False
+        for layer, planned in zip(self.layers, plan.layers):
+            stays = planned.placement == "resident"
+            if layer.keep_resident != stays:
+                if layer.keep_resident and not drained:  # its copy may be in flight; `lease` waits for the ring's
+                    self.prefetcher.drain()
+                    self.prefetcher.before_release()
+                    drained = True
+                if layer.keep_resident and self.prefetcher.recorder is not None:
+                    self.prefetcher.recorder.evicted(layer, layer.nbytes)
+                layer.unbind()
+                layer.overlaps = ()
+                layer.keep_resident = stays
+        if drained:
+            self.queue.port.trim()
+
+    def _place(self, plan: Plan, moves: TierMoves) -> None:
+        """Lease the ring, then place all layers: the ring may have to shrink to make room for residents."""
+        self._streamed, self._offsets = [], []
+        for layer, planned in zip(self.layers, plan.layers):
+            if not layer.keep_resident:
+                assert planned.offset is not None  # checked by `_check`
+                self._streamed.append(layer)
+                self._offsets.append(planned.offset)
+        link_overlaps(self._streamed, self._offsets)
+        self.queue.lease(self, plan.ring_bytes)
+        moves.take()
+        seat_residents(self.layers, self.queue.port)
+        self.queue.fence()
+
+    # ------------------------------------------------------------------ planning again
+
+    def replan_when_measured(self, ask: AskForPlan | None) -> None:
+        """Before a pass, call `ask` once for a better plan, as soon as every layer has been measured; None: never.
+
+        `ask`: see `AskForPlan`. Layers then move one by one; what stays resident is not copied again. The host waits
+        only if the plan changes. If the device has no room for the new plan, the old one stays. Only for passes through
+        an entry: without one there is no moment between passes.
+        """
+        self._plan_again(ask, self.prefetcher.all_measured)
+
+    def replan_on_second_pass(self, ask: AskForPlan | None) -> None:
+        """The same for a component planned for one pass per use: ask when a second pass begins, measured or not."""
+        counters, passes = self.counters, self.counters.passes
+        self._plan_again(ask, lambda: counters.passes > passes)
+
+    def measure_again(self) -> None:
+        """Discard the compute times: the component is about to run on another shape, batch or patch set."""
+        self.prefetcher.measure_again()
+
+    def _plan_again(self, ask: AskForPlan | None, time_to_ask: Callable[[], bool] | None) -> None:
+        self._ask_for_plan = ask
+        self._time_to_ask = time_to_ask or (lambda: False)
+        self._look_before_pass()
+
+    def _look_before_pass(self) -> None:
+        """Set or clear the prefetcher's `before_pass` callback."""
+        due = self.loaded and (self._tiers_due is not None or self._ask_for_plan is not None)
+        self.prefetcher.before_pass = self._before_pass if due else None
+
+    def _before_pass(self) -> None:
+        if not self.is_running():
+            self._finish_tiers()
+        self._ask_before_pass()
+
+    def _finish_tiers(self) -> None:
+        """Finish the page-locks that had to wait for the end of a pass; they stay due if this raises."""
+        if self._tiers_due is not None:
+            self._tiers_due.finish()
+            self._tiers_due = None
+            self._look_before_pass()
+
+    def _ask_before_pass(self) -> None:
+        """Ask for a plan if it is time to, and put it into effect; not while a layer on the device is in use."""
+        ask, before = self._ask_for_plan, self.plan
+        if ask is None or before is None or self.is_running() or self.queue.others_running(self):
+            return
+        if not self._time_to_ask():
+            return
+        self._plan_again(None, None)
+        plan = ask(before, self.measured_inventory(), self.link_bytes_per_s())
+        if plan is not None:
+            self._check(plan)
+            self._change(before, plan)
+
+    def _change(self, before: Plan, plan: Plan) -> None:
+        """Change the plan, or restore `before` if the device has no memory for it."""
+        try:
+            try:
+                self._arrange(plan)
+                return
+            except torch.OutOfMemoryError:
+                pass  # releases the error, whose frames hold device memory
+            self._arrange(before)
+        except BaseException:
+            self.unload()
+            raise
+
+    # ------------------------------------------------------------------ tables that are used as a whole
+
+    def plan_for_tables_by(self, plan_for_table: PlanForTable | None) -> None:
+        """Set the callback for tables used as a whole; it is called once per table and load, until `detach`. None: the
+        table is copied for each such use."""
+        self._plan_for_table = plan_for_table
+
+    def _bring_table(self, name: str) -> None:
+        """A table is about to be used as a whole: place it on the device if a plan has room for it."""
+        before = self.plan
+        if before is None or self._plan_for_table is None or name in self._tables_asked_for:
+            return
+        if self.is_running() or self.queue.others_running(self):  # bytes of a layer in use must not move
+            return
+        self._tables_asked_for.add(name)
+        self.inventory = self.inventory.with_tables_used_whole(self._tables_asked_for)
+        with self.prefetcher.around_allocations():  # a changed plan takes memory
+            plan = self._plan_for_table(self, name)
+            if plan is not None:
+                self._check(plan)
+                self._change(before, plan)
+
+    # ------------------------------------------------------------------ what the prefetcher asks in a pass
+
+    def make_room_by(self, make_room: MakeRoom | None, may_repeat: MayRepeat | None) -> None:
+        """Set the callback for a device that is full in the middle of a pass; None: the error passes on. It is given
+        the controller, so that it need not hold it. `may_repeat`: see `Prefetcher`. Both end with `detach`."""
+        self._make_room, self._may_repeat = make_room, may_repeat
+        if self.loaded:
+            self._connect()
+
+    def may_use_ring_by(self, may_use_ring: MayUseRing) -> None:
+        """Set the callback that decides in place of the method `may_use_ring`. It is given the controller."""
+        self._may_use_ring_by = may_use_ring
+        if self.loaded:
+            self._connect()
+
+    def _connect(self) -> None:
+        """Set the callbacks that refer to the controller, which is alive from now on as long as the module."""
+        self.prefetcher.may_use_ring = partial(self._may_use_ring_by, self)
+        self.prefetcher.make_room = None if self._make_room is None else partial(self._make_room, self)
+        self.prefetcher.may_repeat = self._may_repeat
+        for layer in self.layers:
+            layer.host.touches.before_write = partial(self._before_write, layer)
+
+    def _disconnect(self) -> None:
+        """Remove the callbacks that refer to the controller: they would be a reference cycle."""
+        self.prefetcher.may_use_ring = lambda: False
+        self.prefetcher.make_room = self.prefetcher.may_repeat = self.prefetcher.before_pass = None
+        for layer in self.layers:
+            layer.host.touches.before_write = nothing_to_do
+
+    def may_use_ring(self) -> bool:
+        """Make the ring ours for a pass that begins now. Returns whether it is, and has layers to stream."""
+        return self.plan is not None and bool(self._streamed) and self.queue.activate(self)
+
+    # ------------------------------------------------------------------ the queue's lessee
+
+    def ring_moved(self, arena: torch.Tensor | None) -> None:
+        self.prefetcher.give_up_ring()
+        if arena is None:
+            self.prefetcher.before_release()
+            for layer in self._streamed:
+                layer.unbind()
+        else:
+            place_layers(self._streamed, self._offsets, arena)
+
+    def give_up_ring(self) -> None:
+        self.prefetcher.give_up_ring()

@@ -1,0 +1,528 @@
+"""Issues the copies of layers ahead of their visits, and orders copies and kernels with two events a layer.
+
+Every pass is recorded; the last few different walks over the layers are kept (`walks.py`), the plan's guess among them.
+Copies are issued in the order of the expected visits (`_road`): the walk that this pass is expected to make, then the
+walk expected to follow it, so that the last layers of a pass fetch the first of the next. After an unexpected visit,
+the expected visits become those of a walk that begins with all visits of the pass so far. What no walk predicts is
+copied on entry (a demand load): slower, never wrong. A wrong prediction costs copies and ring bytes only: `pending` is
+then reset for all layers; copied bytes stay valid until overwritten.
+
+Ordering, and why it is enough
+------------------------------
+Every streamed layer owns one fixed range of the ring, and shares bytes of it with other layers.
+* Kernels of a visit run after the layer's `copy_done`: the compute lane waits for it on entry, for a resident until the
+  copy is known to be complete.
+* A copy starts after the `last_read` of every visit already issued whose range it overlaps: the copy lane waits for
+  these events before the copy is queued. It is queued only when no overlapping layer is in use or has pending visits;
+  so a `last_read` to wait for has always been recorded.
+* The copy lane runs in order, so one wait for a `last_read` covers all later copies, and a copy that was never used is
+  overwritten in order.
+* A layer that was patched on the device on arrival (`patched_layers.py`) is copied back once, on a lane of its own,
+  after the kernels that patched it. A copy over it, and a copy from its version, waits for that (`saved`).
+* A pass runs after the previous one, whichever of the caller's streams each uses (`_passed`).
+
+No other wait, host synchronisation or allocation is needed: the ring bounds look-ahead, however far the host runs
+ahead.
+
+Invariants between any two calls: a layer with `pending` visits is valid; the `pending` of all layers add up to
+`_ahead`; the ranges of `valid` streamed layers are disjoint. Knows nothing about modules or the app. One thread runs a
+component at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from ..device.counters import RunCounters
+from ..device.device_port import DevicePort
+from ..layers.layer import Layer
+from ..patches.versions import Versions
+from .recorder import Recorder
+from .tier_moves import copied_unplaced, give_up_reads
+from .timing import collect, wait_for_resident, wait_timed
+from .walks import Walk, Walks
+
+_TIMED_PASSES = 2
+_TIMED_EVERY = 8
+"""Visits of the first passes and of every eighth are measured: enough for planning, too few to cost time. The very
+first pass, and the first of another shape, do not count for planning: kernels are loaded and selected in them."""
+
+_MISSES_TO_PAUSE = 2
+"""Unexpected visits in a row after which look-ahead pauses: unused copies would delay demand loads."""
+
+
+class Prefetcher:
+    """Serves the visits of one component. `enter` and `leave` bracket a visit, `begin_pass` and `end_pass` a pass."""
+
+    def __init__(self, port: DevicePort, layers: Sequence[Layer]) -> None:
+        self.port = port
+        self.counters = RunCounters()
+        self.in_pass = False
+        self.loaded = False
+        """Whether a plan is in effect. Without one, layers run on the host."""
+        self.may_use_ring: Callable[[], bool] = lambda: True
+        """Called as a pass starts, and on a demand load without the ring: whether it may use the ring now."""
+        self.before_pass: Callable[[], None] | None = None
+        """Called before each pass, while none is under way: the plan may change there."""
+        self.recorder: Recorder | None = None
+        """Receives the measured times. None costs one test per pass and per measured visit."""
+        self.make_room: Callable[[str, bool], bool] | None = None
+        """Called with the failed layer's name, and whether it is too late to run it again, when the device is full and
+        no layer is in use. Returns whether room was made; what it raises replaces the error."""
+        self.may_repeat: Callable[[tuple[Any, ...], dict[str, Any]], bool] | None = None
+        """Called with the arguments of a layer that ran out of memory: whether its call may be repeated."""
+        self.around_allocations: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """Entered around device allocations in a pass; steady visits make none. No older memory is freed inside."""
+        self.versions = Versions(port)
+        self._ring_is_ours = False
+        self._layers = tuple(layers)
+        self._walks = Walks(layers)
+        self._walk = self._then = self._walks.expected()
+        """The walk that this pass makes (between passes: the next pass), and the one expected to follow it."""
+        self._length = 0
+        """Number of visits of `_walk`."""
+        self._road: list[Layer] = []
+        """The expected visits: those of `_walk`, then those of `_then`."""
+        self._next = 0
+        """Index in `_road` of the next expected visit; less than `_length`."""
+        self._ahead = 0
+        """Number of visits from `_next` on that are counted in `pending`: their copies have been issued."""
+        self._go(self._walk, self._then)
+        self._entry: Hashable = None
+        """The entry through which the pass under way began; None if unknown."""
+        self._trace: list[Layer] = []
+        self._before_entry = 0
+        """Number of visits of this pass before its entry was called."""
+        self._misses = 0
+        self._timing = False
+        self._at_rest = True
+        """No pass is under way: `read_times` may read events that otherwise only the pass reads."""
+        self._reading = threading.Lock()
+        self._cold_pass = 0
+        """Index of the pass that is measured for the counters only: the first one through an entry."""
+        self._begun = False
+        """Whether such a pass has begun since `measure_again`."""
+        self._fence = port.event()
+        self._passed = port.event()
+        """Compute to compute: end of the last pass. Passes may run on different streams of the caller."""
+        self._copied_on_compute = False
+
+    # ------------------------------------------------------------------ passes
+
+    def expect(self, order: Sequence[Layer]) -> None:
+        """The plan's guess of the order of visits. Ignored once a pass was seen."""
+        if not self._walks.seen:
+            self._walks.guess(order)
+            self._set_out()
+
+    def begin_pass(self, entry: Hashable = None) -> None:
+        """A pass begins, through the method with the key `entry`: the order of visits may depend on it. Layers called
+        by themselves since the last pass, as connectors are, belong to this one. Starts look-ahead."""
+        if self.before_pass is not None:
+            with self.around_allocations():  # a changed plan takes memory
+                self.before_pass()
+        if self.versions.outdated:
+            self.versions.reserve(self._layers)
+        self.in_pass = True
+        if self._trace and self._walks.is_whole(self._trace):
+            self._finish_pass()
+        self._entry = entry
+        if self._walk.seen and entry is not None and self._walk.entry != entry:
+            walk = self._walks.through(entry)
+            if walk is not None:
+                self._change_to(walk, len(self._trace) if walk.begins_with(self._trace) else 0)
+        if not self._begun:
+            self._begun, self._cold_pass = True, self.counters.passes
+        self._start_pass(self._trace)
+        if self.recorder is not None:
+            self.recorder.begin_pass(self.counters)
+
+    def end_pass(self, completed: bool) -> None:
+        """The pass has ended or, if not `completed`, failed. After a failure no copy is in flight."""
+        self.in_pass = False
+        self.port.record_compute(self._passed)
+        if completed:
+            self._finish_pass()
+            self._look_ahead()
+        else:
+            self._abort()
+        self._entry = None
+        if self.recorder is not None:
+            self.recorder.end_pass(self.counters, self._timing)
+        self._at_rest = True
+
+    def _start_pass(self, visited: Sequence[Layer] = ()) -> None:
+        """`visited`: visits that this pass has already made."""
+        with self._reading:
+            self._at_rest = False
+        self._trace = list(visited)
+        self._before_entry = len(visited)
+        self._misses = 0
+        self.port.compute_waits(self._passed)
+        passes = self.counters.passes
+        wanted = passes < self._cold_pass + _TIMED_PASSES or self.before_pass is not None
+        self._timing = wanted or passes % _TIMED_EVERY == 0
+        if self.recorder is not None:
+            self._timing = self._timing or self.recorder.watched
+            if self._timing:
+                self.recorder.clock.tick()
+        self._ring_is_ours = self.may_use_ring()
+        self._look_ahead()
+
+    def _finish_pass(self) -> None:
+        """Record the walk just made, and expect its most probable successor."""
+        self.counters.passes += 1
+        trace, self._trace = self._trace, []
+        if trace:
+            self._walks.add(trace, self._entry, self._before_entry)
+        self._set_out()
+
+    def _abort(self) -> None:
+        """A pass has failed: on return no layer is in use or pending, and no copy is in flight."""
+        self.counters.aborted_passes += 1
+        self._trace = []
+        for layer in self._layers:
+            if layer.in_use:  # interrupted inside `enter` or `leave`
+                layer.in_use = 1
+                self._put_back(layer)
+        self.forget_look_ahead()
+        self._set_out()
+        give_up_reads(self.port, self._layers)
+        self.drain()
+
+    # ------------------------------------------------------------------ visits
+
+    def enter(self, layer: Layer) -> None:
+        """Before the layer's call: its modules hold device parameters, and the compute lane waits for the copy."""
+        if layer.in_use:
+            layer.in_use += 1
+            return
+        counters = self.counters
+        if not self.in_pass:
+            self._continue_implicit_pass(layer)
+        counters.visits += 1
+        self._trace.append(layer)
+        position = self._next
+        if self._road[position] is layer:
+            self._misses = 0
+            self._next = position = position + 1
+            if self._ahead:
+                self._ahead -= 1
+                layer.pending -= 1
+            if position == self._length:
+                self._turn()
+        else:
+            self._find_place(layer)
+        if layer.valid:
+            if layer.keep_resident:
+                counters.resident_visits += 1
+            else:
+                counters.prefetch_hits += 1
+        elif not self._load_now(layer):
+            self._enter_unplaced(layer)
+            return
+        layer.in_use = 1
+        if layer.timed:
+            collect(layer, self.port, self.counters, self.recorder)
+        try:
+            if self._timing and not layer.timed:
+                wait_timed(layer, self.port, counters.passes > self._cold_pass)
+            elif layer.keep_resident:
+                wait_for_resident(layer, self.port)
+            else:
+                self.port.compute_waits(layer.copy_done)
+        except BaseException:  # its bytes could not be read: the next visit has to issue the copy again
+            layer.valid = False
+            self._forget_pending()
+            raise
+        if not layer.swapped_in:
+            layer.swap_in()
+        if layer.carries is not layer.revision:
+            self._revise(layer)
+
+    def leave(self, layer: Layer) -> None:
+        """After the layer's call: a streamed layer's modules hold host parameters; `last_read` frees its range."""
+        self._put_back(layer)
+        self._look_ahead()
+
+    def fail(self, layer: Layer) -> None:
+        """The layer's call, or `enter`, raised. The caller may catch the error and go on, so the pass is not over yet.
+        Without an entry there is no `end_pass`: then the failure of the outermost layer ends the pass."""
+        self._put_back(layer)
+        if not self.in_pass and not any(other.in_use for other in self._layers):
+            self._abort()
+
+    def may_retry(self, layer: Layer) -> bool:
+        """Whether no other layer is in use, nor this one twice, so that all of them may be moved."""
+        outermost = layer.in_use < 2 and not any(other.in_use for other in self._layers if other is not layer)
+        return outermost and self.make_room is not None
+
+    def retry(self, layer: Layer, too_late: bool) -> bool:
+        """The layer ran out of device memory: undo `enter` and make room. Returns whether to run it again; False if it
+        is `too_late` for that, when room is made for later passes only."""
+        self._put_back(layer)
+        layer.timed = False
+        if self.make_room is None or not self.make_room(layer.name, too_late) or too_late:
+            return False
+        while self._trace and self._trace.pop() is not layer:
+            pass
+        self.counters.retried_visits += 1
+        return True
+
+    def _put_back(self, layer: Layer) -> None:
+        if layer.in_use != 1:
+            layer.in_use = max(0, layer.in_use - 1)  # a recursive call, or `enter` failed
+            return
+        if not layer.keep_resident:
+            layer.swap_out()
+            if layer.valid:  # else it ran from a temporary buffer, which the swap has just released
+                self.port.record_compute(layer.last_read)
+                layer.read_since_copy = True
+        if layer.timing:
+            self.port.record_compute(layer.finished)
+            layer.timing = False
+        if not self.in_pass:  # a pass without `end_pass`
+            self.port.record_compute(self._passed)
+        layer.in_use = 0
+
+    # ------------------------------------------------------------------ look-ahead
+
+    def _look_ahead(self) -> None:
+        """Issue copies for the expected visits, in order, as far as the ring has room."""
+        if self._misses >= _MISSES_TO_PAUSE:
+            return
+        road = self._road
+        position = self._next + self._ahead
+        end = len(road)
+        while position < end:
+            layer = road[position]
+            if not layer.valid:
+                if not self._may_issue(layer):
+                    return
+                self._issue(layer)
+            layer.pending += 1
+            self._ahead += 1
+            position += 1
+
+    def _may_issue(self, layer: Layer) -> bool:
+        """Whether the layer has a place on the device that no layer in use or pending overlaps."""
+        if layer.device_buffer is None or layer.in_use:
+            return False
+        if layer.keep_resident:
+            return True
+        if not self._ring_is_ours:
+            return False
+        for other in layer.overlaps:  # noqa: SIM110 - a generator costs more than the whole loop
+            if other.pending or other.in_use:
+                return False
+        return True
+
+    def _issue(self, layer: Layer) -> None:
+        """Queue the layer's copy. No overlapping layer is in use or pending; all become invalid."""
+        port = self.port
+        buffer = layer.device_buffer
+        assert buffer is not None
+        for other in layer.overlaps:
+            other.valid = False
+            if other.read_since_copy:
+                port.copy_waits(other.last_read)
+                other.read_since_copy = False
+            if other.saving:
+                port.copy_waits(other.saved)
+                other.saving = False
+        if layer.read_since_copy:
+            port.copy_waits(layer.last_read)
+            layer.read_since_copy = False
+        if layer.saving:
+            port.copy_waits(layer.saved)
+            layer.saving = False
+        timing = self._timing and layer.copies_timed < len(layer.copy_marks)
+        if timing:
+            start, end = layer.copy_marks[layer.copies_timed]
+            port.record_copy(start)
+        layer.queue_copy(port, buffer)
+        port.record_copy(layer.copy_done)
+        layer.carries = layer.source_carries
+        layer.valid = True
+        layer.has_arrived = False
+        if timing:
+            port.record_copy(end)
+            layer.copies_timed += 1
+        self.counters.copies += 1
+        self.counters.bytes_copied += layer.nbytes
+
+    def forget_look_ahead(self) -> None:
+        """Reset `pending` and expect the first visit of a pass. Copied bytes stay valid until overwritten."""
+        self._forget_pending()
+        self._next = 0
+
+    def _forget_pending(self) -> None:
+        for layer in self._layers:
+            layer.pending = 0
+        self._ahead = 0
+
+    def give_up_ring(self) -> None:
+        """The ring moves, or another component is about to overwrite it: our streamed layers become invalid."""
+        self.forget_look_ahead()
+        self.versions.settle(self._layers)
+        self._ring_is_ours = False
+        for layer in self._layers:
+            if not layer.keep_resident:
+                layer.valid = False
+
+    def before_release(self) -> None:
+        """Before device memory is released: its next use, on any stream, is ordered after our passes."""
+        self.port.compute_waits(self._passed)
+        self.port.before_release()
+
+    def drain(self) -> None:
+        """The host waits until none of our copies is in flight, on either lane. Never on the hot path."""
+        if self._copied_on_compute:
+            self._copied_on_compute = False
+            self.port.record_compute(self._fence)
+            self.port.copy_waits(self._fence)
+        self.port.drain()
+
+    # ------------------------------------------------------------------ unexpected visits
+
+    def _load_now(self, layer: Layer) -> bool:
+        """Issue the copy on entry. False: its range overlaps a layer in use, or the ring is not ours."""
+        if layer.keep_resident:
+            self.counters.resident_visits += 1
+        else:
+            if layer.device_buffer is None or any(other.in_use for other in layer.overlaps):
+                return False
+            if not self._ring_is_ours:
+                self._ring_is_ours = self.may_use_ring()
+                if not self._ring_is_ours:
+                    return False
+            self.counters.demand_loads += 1
+            if any(other.pending for other in layer.overlaps):
+                self._forget_pending()
+        self._issue(layer)
+        return True
+
+    def _enter_unplaced(self, layer: Layer) -> None:
+        """One visit in a temporary buffer, copied on the compute lane: a nested layer, or without the ring."""
+        if not self.loaded:
+            layer.in_use = 1
+            return
+        self.counters.unplaced_visits += 1
+        self.counters.copies += 1
+        self.counters.bytes_copied += layer.nbytes
+        self._copied_on_compute = True
+        with self.around_allocations():
+            bindings = copied_unplaced(layer, self.port, self._fence)
+            layer.in_use = 1
+            layer.swap_in(bindings)
+            if layer.source_carries is not layer.revision and layer.revision is not None:
+                layer.revision.apply()
+                self.counters.revised_layers += 1
+
+    def _revise(self, layer: Layer) -> None:
+        """The layer has arrived with its master's bytes: patch them on the device, and copy the result back once."""
+        revision = layer.revision
+        assert revision is not None and layer.carries is None  # `Layer.revise` invalidates anything else
+        layer.timing = layer.timed = False  # this visit takes longer than later ones
+        try:
+            with self.around_allocations():
+                revision.apply()
+        except BaseException:
+            self._forget_pending()
+            layer.spoil(self.port)
+            raise
+        layer.carries = revision
+        self.counters.revised_layers += 1
+        if not layer.keep_resident and revision.version is None:
+            self.counters.copied_back += self.versions.save(layer)
+
+    def _find_place(self, layer: Layer) -> None:
+        """The visit was not expected: switch to a walk that begins with all visits of this pass. Without such a walk,
+        continue after the layer's next visit on the current walk, if it has one."""
+        self.counters.order_misses += 1
+        walk = self._walks.explaining(self._trace, self._walk)
+        if walk is not None:
+            self._misses = 0
+            self._change_to(walk, len(self._trace))
+            return
+        self._misses += 1
+        walk, start = self._walk, self._next
+        if walk.derived_from is not None:  # a wrong guess
+            walk, start = walk.derived_from, 0
+        count = len(walk.visits)
+        for position in range(start, start + count):
+            if walk.visits[position % count] is layer:
+                self._change_to(walk, position % count + 1)
+                break
+
+    # ------------------------------------------------------------------ expected visits
+
+    def _set_out(self) -> None:
+        """Between passes: expect the first visit of the most probable next pass. Look-ahead for it may be under way."""
+        walk = self._walks.expected()
+        then = self._walks.after(self._walks.last, walk)
+        if walk is not self._walk or then is not self._then or self._next:
+            self._forget_pending()
+            self._go(walk, then)
+
+    def _turn(self) -> None:
+        """The walk is complete: the next one begins, whose visits are in `_road` already; look-ahead for it stays."""
+        self._go(self._then, self._walks.after(self._walk, self._then))
+
+    def _change_to(self, walk: Walk, position: int) -> None:
+        """This pass makes `walk` and has made its first `position` visits. Resets `pending`."""
+        self._forget_pending()
+        self._go(walk, self._walks.after(self._walks.last, walk))
+        self._next = position
+        if position == self._length:
+            self._turn()
+
+    def _go(self, walk: Walk, then: Walk) -> None:
+        """Expect the first visit of `walk`, then `then`. The caller keeps or resets `pending`."""
+        if walk is not self._walk or then is not self._then or not self._road:
+            self._walk, self._then = walk, then
+            self._length = len(walk.visits)
+            self._road = walk.visits + then.visits
+        self._next = 0
+
+    def _continue_implicit_pass(self, layer: Layer) -> None:
+        """Layers run outside an entry of the component: a pass ends where its first layer recurs."""
+        if self._trace and self._trace[0] is layer:
+            self._finish_pass()
+        if not self._trace:
+            self._start_pass()
+
+    # ------------------------------------------------------------------ times
+
+    def recorded_order(self) -> tuple[int, ...]:
+        """Layer indices in the order of visits of the walk to plan by (`Walks.typical`); empty before a pass."""
+        walk = self._walks.typical()
+        return tuple(layer.index for layer in walk.visits) if walk.seen else ()
+
+    def measure_again(self) -> None:
+        """Discard the compute times (another resolution, say) and measure the next passes. Copy rates are kept."""
+        for layer in self._layers:
+            layer.compute_ns, layer.timed = None, False
+        self._walks.count_again()
+        self._begun, self._cold_pass = False, self.counters.passes
+
+    def all_measured(self) -> bool:
+        """Whether every layer of the recorded order has a measured time. Never waits for an event."""
+        walk = self._walks.typical()
+        if not walk.seen:
+            return False
+        for layer in walk.visits:
+            if layer.timed:
+                collect(layer, self.port, self.counters, self.recorder)
+        return all(layer.compute_ns is not None for layer in walk.visits)
+
+    def read_times(self) -> None:
+        """Read the events of measured visits that have happened, if no pass is under way. Never waits. Any thread."""
+        with self._reading:
+            if self._at_rest:
+                for layer in self._layers:
+                    if layer.timed:
+                        collect(layer, self.port, self.counters, self.recorder)

@@ -1,0 +1,69 @@
+"""Writes the events of one component into a trace, from times that the engine measures anyway.
+
+The prefetcher measures the visits and copies of some passes and hands over their times once they are read. While a
+trace is watched (`Trace.watched`), every pass is measured. The host never waits for the device here.
+"""
+
+from __future__ import annotations
+
+import time
+
+from ...trace.events import COPY, EVICT, PASS, PLAN, STALL, VISIT, Source, Trace
+from ..device.clock import DeviceClock
+from ..device.counters import RunCounters
+from ..device.device_port import Event
+from ..layers.layer import Layer
+
+
+class Recorder:
+    """Writes one component's events. Called by prefetcher and controller, if they have a recorder."""
+
+    def __init__(self, trace: Trace, source: Source, clock: DeviceClock) -> None:
+        self.trace = trace
+        self.clock = clock
+        self.last_pass_bytes: int | None = None
+        """Bytes copied in the last complete pass."""
+        self._source = trace.add_source(source)
+        self._began_ns = 0
+        self._bytes_before = 0
+
+    @property
+    def watched(self) -> bool:
+        return self.trace.watched
+
+    # ------------------------------------------------------------------ on the device
+
+    def visit(self, layer: Layer, stall_ns: int, compute_ns: int) -> None:
+        """Record a measured visit whose times have been read."""
+        start_ns = self.clock.ns(layer.started)
+        if start_ns is None:
+            return
+        if stall_ns > 0:
+            self.trace.append(STALL, self._source, layer.index, start_ns - stall_ns, start_ns)
+        self.trace.append(VISIT, self._source, layer.index, start_ns, start_ns + compute_ns)
+
+    def copy(self, layer: Layer, start: Event, copy_ns: int) -> None:
+        """Record a measured copy whose time has been read."""
+        start_ns = self.clock.ns(start)
+        if start_ns is not None:
+            self.trace.append(COPY, self._source, layer.index, start_ns, start_ns + copy_ns, layer.nbytes)
+
+    # ------------------------------------------------------------------ on the host
+
+    def begin_pass(self, counters: RunCounters) -> None:
+        self._began_ns = time.monotonic_ns()
+        self._bytes_before = counters.bytes_copied
+
+    def end_pass(self, counters: RunCounters, timing: bool) -> None:
+        self.last_pass_bytes = counters.bytes_copied - self._bytes_before
+        if timing:
+            self.trace.append(PASS, self._source, None, self._began_ns, time.monotonic_ns(), self.last_pass_bytes)
+
+    def evicted(self, layer: Layer | None, nbytes: int) -> None:
+        """Record device bytes that were released: a resident layer's, or all of the component's (layer None)."""
+        now = time.monotonic_ns()
+        self.trace.append(EVICT, self._source, None if layer is None else layer.index, now, now, nbytes)
+
+    def planned(self, began_ns: int, device_bytes: int) -> None:
+        """Record that a plan has taken effect; `began_ns` is of the monotonic clock."""
+        self.trace.append(PLAN, self._source, None, began_ns, time.monotonic_ns(), device_bytes)

@@ -1,0 +1,195 @@
+"""The walks that a component's passes have made: which of them fits the visits so far, and which comes next.
+
+A model may walk its layers in several ways: each block twice while a prefix is put into a key/value cache and once
+afterwards, without the blocks that a step cache or skip-layer guidance leaves out, by another conditioning. The last
+few different walks are kept. Nothing here is called while visits come as expected: `explaining` at an unexpected visit,
+`add` and `after` once a pass. Knows nothing of copies; every answer is a guess, and may be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from ..layers.layer import Layer
+
+KEPT = 6
+"""Walks that are kept. The least recently made goes first."""
+
+
+class Walk:
+    """The layers that one pass visits, in order. Walks are compared by identity."""
+
+    __slots__ = ("derived_from", "entry", "passes", "seen", "visits")
+
+    def __init__(self, visits: Sequence[Layer], derived_from: Walk | None = None) -> None:
+        self.visits = list(visits)
+        self.derived_from = derived_from
+        """The walk that this one was derived from; None: it was recorded, or planned."""
+        self.seen = False
+        """Whether a pass has made it; False for the plan's guess and for other predictions."""
+        self.entry: Hashable = None
+        """The entry of its last pass; None if that had none."""
+        self.passes = 0
+        """Number of passes that have made it since `count_again`."""
+
+    def begins_with(self, trace: list[Layer]) -> bool:
+        """Whether its first visits are `trace`."""
+        count = len(trace)
+        return self.visits[count - 1 : count] == trace[-1:] and self.visits[:count] == trace
+
+
+class Walks:
+    """The known walks of one component, of which there is always at least one."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._kept = [Walk(layers)]
+        """Most recent first."""
+        self._before: Walk | None = None
+        self.last = self._kept[0]
+        """The walk of the last pass; `_before` is that of the pass before it."""
+        self._forecasts: dict[tuple[Walk | None, Walk], tuple[Walk, bool]] = {}
+        """(walk of a pass, walk of the next) -> walk expected after them, and whether it came last time."""
+
+    @property
+    def seen(self) -> bool:
+        """Whether a pass has been recorded."""
+        return self.last.seen
+
+    def guess(self, order: Sequence[Layer]) -> None:
+        """Set the plan's guess. Ignored once a pass was recorded."""
+        if order and not self.seen:
+            self._kept = [Walk(order)]
+            self.last = self._kept[0]
+
+    # ------------------------------------------------------------------ what comes next
+
+    def expected(self) -> Walk:
+        """The most probable walk of the next pass."""
+        return self.after(self._before, self.last)
+
+    def through(self, entry: Hashable) -> Walk | None:
+        """The last walk of a pass through `entry`; else the plan's guess, if it is still kept; else None."""
+        known = [walk for walk in self._kept if walk.seen and walk.entry == entry]
+        return next(iter(known), None) or next((walk for walk in self._kept if not walk.seen), None)
+
+    def after(self, before: Walk | None, last: Walk) -> Walk:
+        """The most probable walk after a pass `last` that followed a pass `before`.
+
+        That is the walk that followed these two before; else the only one that has followed `last`; else `last` again,
+        or `before` if `last` has fewer visits. If there was none before, and `last` was made by layers called by
+        themselves, the plan's guess stands for `before`.
+        """
+        forecast = self._forecasts.get((before, last))
+        if forecast is not None:
+            return forecast[0]
+        followers = {walk for context, (walk, _) in self._forecasts.items() if context[1] is last}
+        if len(followers) == 1:
+            return followers.pop()
+        if before is None and last.entry is None:
+            before = next((walk for walk in self._kept if not walk.seen), None)
+        shortened = before is not None and len(last.visits) < len(before.visits)
+        return before if shortened and before is not None else last
+
+    def add(self, trace: list[Layer], entry: Hashable = None, before: int = 0) -> None:
+        """Record a pass through `entry` with the visits `trace`, at least one. Keeps the list, not a copy of it.
+
+        `before`: how many of them came before the entry was called, as text goes through a connector once before the
+        steps. The next pass is expected to be one without them.
+        """
+        walk = self._kept[0]
+        if walk.visits != trace:
+            walk = self._bring_forward(trace)
+        if self.seen:
+            self._learn(walk)
+            self._before = self.last
+        self.last = walk
+        walk.seen, walk.entry = True, entry
+        walk.passes += 1
+        if 0 < before < len(trace):
+            self._expect_without(walk, before)
+        while len(self._kept) > KEPT:
+            self._forget(self._kept.pop())
+
+    def _bring_forward(self, trace: list[Layer]) -> Walk:
+        kept = self._kept
+        walk = next((known for known in kept if known.visits == trace), None)
+        if walk is None:
+            walk = Walk(trace)
+        else:
+            kept.remove(walk)
+        kept.insert(0, walk)
+        return walk
+
+    def _expect_without(self, walk: Walk, before: int) -> None:
+        """Expect the walk without its first `before` visits after it, and again after that, unless more is known."""
+        rest = walk.visits[before:]
+        follower = next((known for known in self._kept if known.visits == rest), None)
+        if follower is None:
+            follower = Walk(rest)
+            self._kept.insert(1, follower)
+        for context in ((self._before, walk), (walk, follower)):
+            self._forecasts.setdefault(context, (follower, False))
+
+    def _learn(self, walk: Walk) -> None:
+        """Update the forecast, which is replaced when wrong twice in a row: a run's first pass does not change it."""
+        context = (self._before, self.last)
+        forecast, held = self._forecasts.get(context, (walk, False))
+        if forecast is walk or not held:
+            self._forecasts[context] = (walk, True)
+        else:
+            self._forecasts[context] = (forecast, False)
+
+    def _forget(self, walk: Walk) -> None:
+        self._forecasts = {
+            context: forecast
+            for context, forecast in self._forecasts.items()
+            if walk not in context and walk is not forecast[0]
+        }
+
+    # ------------------------------------------------------------------ where we are
+
+    def explaining(self, trace: list[Layer], current: Walk) -> Walk | None:
+        """A walk that begins with the visits of this pass, or None. `current` is preferred; then one in which the last
+        layer recurs at once, since keeping its bytes costs nothing if it does not; then the most recent."""
+        count = len(trace)
+        if current.begins_with(trace):
+            return current
+        explaining = [walk for walk in self._kept if walk.begins_with(trace)]
+        for walk in explaining:
+            if walk.visits[count : count + 1] == trace[-1:]:
+                return walk
+        return explaining[0] if explaining else self._stretched(trace)
+
+    def _stretched(self, trace: list[Layer]) -> Walk | None:
+        """A walk derived from a known one by repeating each visit as often as the first one of this pass was. The first
+        pass of a model that fills a cache is like that. Later ones are known from `add`."""
+        first, times = trace[0], len(trace)
+        if times < 2 or any(layer is not first for layer in trace):
+            return None
+        for walk in self._kept:
+            if walk.visits[0] is first and walk.visits[1:2] != [first]:
+                return Walk([layer for layer in walk.visits for _ in range(times)], derived_from=walk)
+        return None
+
+    def is_whole(self, trace: list[Layer]) -> bool:
+        """Whether these visits are a whole pass: one recorded through an entry, or the plan's guess."""
+        return any(walk.visits == trace for walk in self._kept if walk.entry is not None or not walk.seen)
+
+    # ------------------------------------------------------------------ what to plan by
+
+    def typical(self) -> Walk:
+        """The walk to plan by: the one made most often; of several, the one with most layers, then the most recent.
+
+        So the first pass that skips layers does not replace the walk that has them all. Layers called by themselves say
+        little about passes: until one began through an entry, the plan's guess stands, unless one of theirs was made so
+        often that it has as many visits.
+        """
+        begun = [walk for walk in self._kept if walk.seen and walk.entry is not None]
+        if begun:
+            return max(begun, key=lambda walk: (walk.passes, len(set(walk.visits))))
+        return max(self._kept, key=lambda walk: len(walk.visits) * (walk.passes if walk.seen else 1))
+
+    def count_again(self) -> None:
+        """Reset the counts of passes: they say nothing about the passes to come."""
+        for walk in self._kept:
+            walk.passes = 0

@@ -1,0 +1,407 @@
+"""Host masters: one flat byte buffer per layer, the only copy of a streamed layer's weights on the host.
+
+A layer's tensors are laid end to end (`layout.py`), so that one copy of bytes moves the layer. The module's parameters
+get data in the buffer; they stay the same objects. A layer whose tensors lie in a file may do without a buffer (the
+tier `mapped`): its parameters look into the mapped file, from which its bytes are read. A buffer that it has is shared
+with all layers of the same bytes of the file (`masters.py`): its parameters look into it while the component is loaded
+and nothing else writes to them, and into the file otherwise. Masters never change while a model runs and are never
+copied back. Knows nothing about devices beyond the port that allocates host memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...planning.plan import HostTier
+from ..device.device_port import DevicePort
+from ..files.weight_file import FileReadError, FileSlice, forget_file, keep_what_was_written, slice_of
+from ..tensors.host_source import ByteSource, FileSource, KeptPart, MemorySource, read_whole
+from ..tensors.layout import Flattened, LayerLayout, TensorSlot, copy_span
+from ..tensors.parts import Parts, UnmovableTensor, parts_of, plain
+from .host_parameter import OutsideTouches, adopt, release
+from .masters import Hold, Master, find
+
+MAX_KEPT_SHARE = 4
+"""A layer lies in a file if at most one byte in so many does not: nvfp4 weights have a scale per 16 elements."""
+
+
+def _file_parts(flat: Flattened) -> list[FileSlice | KeptPart] | None:
+    """Where each tensor lies in its file; None unless nearly all of them do, in a form that can be read directly. A few
+    bytes in no file (scales of quantised weights, made by their loaders) stay in memory."""
+    parts: list[FileSlice | KeptPart] = []
+    kept = total = 0
+    for slot, leaf in zip(flat.layout.slots, flat.leaves):
+        part = slice_of(leaf)
+        total += slot.nbytes
+        whole = plain(leaf).is_contiguous() and slot.nbytes == slot.shape.numel() * slot.dtype.itemsize
+        if part is None:
+            if not whole or leaf.device.type != "cpu":
+                return None
+            kept += slot.nbytes
+            with _mode_of(leaf):
+                parts.append(KeptPart(plain(leaf).data))
+        elif whole if slot.dtype != part.dtype else part.nbytes == slot.nbytes:
+            parts.append(part)
+        else:
+            return None
+    return parts if kept < total and kept * MAX_KEPT_SHARE <= total else None
+
+
+def lies_whole_in_file(parameters: Sequence[torch.Tensor]) -> bool:
+    """Whether a layer of these parameters needs no copy in memory."""
+    return _file_parts(Flattened(parameters)) is not None
+
+
+class HostLayer:
+    """The host master of one layer: a buffer, page-locked or not, or the file that holds its tensors."""
+
+    __slots__ = ("_flat", "_key", "_port", "_slices", "buffer", "generation", "hold", "parameters", "source", "touches")
+
+    def __init__(self, parameters: list[nn.Parameter], port: DevicePort, pinned: bool) -> None:
+        """`parameters` are on the CPU, each once, each movable. Where they lie in files they stay there until
+        `move_to`; else they are copied into a buffer from the port."""
+        self._flat = Flattened(parameters)
+        self._port = port
+        self.parameters = parameters
+        self.generation = 0
+        """Incremented whenever a master's bytes change: what was derived from older bytes is out of date."""
+        self.touches = OutsideTouches()
+        self.hold = Hold()
+        """Our use of the master. A finalizer refers to this alone, so that it does not keep the layer alive."""
+        self.buffer: torch.Tensor | None = None
+        """The master's buffer; None in the tier `mapped`."""
+        self.source: ByteSource | None = None
+        """The source to read the bytes from; None: `buffer` can be copied directly."""
+        self._slices = _file_parts(self._flat)
+        self._key = None if self._slices is None else _content_key(self._slices, self.layout)
+        if self._slices is not None:
+            self.source = self._file_source()
+        else:
+            self._use(self.hold.take(port).fill(self.layout.nbytes, pinned, self._copy_leaves), pinned)
+
+    def _copy_leaves(self, buffer: torch.Tensor) -> None:
+        for slot, leaf in zip(self.layout.slots, self._flat.leaves):
+            with _mode_of(leaf):
+                view, part = slot.host_view(buffer), slice_of(leaf)
+                if part is not None and part.mapped.is_contiguous():
+                    part.read(buffer[slot.offset : slot.offset + slot.nbytes], 0, slot.dtype)
+                    part.file.check(part.offset)
+                    continue
+                view.copy_(plain(leaf).data) if leaf.dtype != slot.dtype else copy_span(view, plain(leaf).data)
+
+    @property
+    def in_file(self) -> bool:
+        """Whether the layer can do without a buffer: its tensors lie in files, with their current values."""
+        return self._slices is not None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the buffer is page-locked on our behalf."""
+        return self.hold.pinned
+
+    @property
+    def tier(self) -> HostTier:
+        """The tier that the bytes are in."""
+        if self.buffer is None:
+            return "mapped"
+        return "pinned" if self.pinned else "pageable"
+
+    @property
+    def master(self) -> Master | None:
+        """The master in memory, ours or one that `move_to` would share; None if there is none."""
+        return self.hold.master if self.buffer is not None else find(self._port, self._key)
+
+    def move_to(self, tier: HostTier, threads: Executor | None = None) -> None:
+        """Bring the bytes to `tier`, or the closest that is possible. No copy is in flight from the layer.
+
+        Where page-locking fails the layer is pageable; bytes in no file stay in their buffer. Raises FileReadError.
+        `threads`: read the file with several of them.
+        """
+        if tier == "mapped" and self.in_file:
+            self._leave_buffer()
+            return
+        pinned = self.pinned if tier == "mapped" else tier == "pinned"
+        buffer = self.buffer
+        if buffer is None:
+            self._check_files()  # also for bytes that another layer has read
+            master = self.hold.take(self._port, self._key)
+            buffer = master.fill(
+                self.layout.nbytes,
+                pinned and not self._port.pins_in_place,
+                lambda empty: read_whole(self._file_source(), empty, threads),  # before the page-lock: faults pages in
+            )
+        self._use(buffer, pinned)
+
+    def _use(self, buffer: torch.Tensor, pinned: bool) -> None:
+        """Point the parameters into `buffer`, our master's, and page-lock it or not."""
+        if pinned and self.hold.pin():
+            assert self.hold.master is not None and self.hold.master.buffer is not None
+            buffer = self.hold.master.buffer
+        elif not pinned:
+            self.hold.unpin()
+        if buffer is not self.buffer:
+            self.buffer = buffer
+            self._point_into(buffer, range(len(self._flat.leaves)))
+        self.source = MemorySource(buffer) if self._port.stages_unpinned and not self.pinned else None
+
+    def _leave_buffer(self) -> None:
+        if self.buffer is not None:
+            self._point_at_file(self._ours())
+            self.hold.drop()
+            self.buffer = None
+            self.source = self._file_source()
+
+    def _file_source(self) -> FileSource:
+        assert self._slices is not None
+        port, key = self._port, self._key
+
+        def in_memory() -> torch.Tensor | None:
+            master = find(port, key)
+            return None if master is None else master.buffer
+
+        return FileSource(self.layout.slots, self._slices, self.layout.nbytes, in_memory)
+
+    def _point_into(self, buffer: torch.Tensor, places: Iterable[int]) -> None:
+        for place in places:
+            leaf = self._flat.leaves[place]
+            with _mode_of(leaf):
+                leaf.data = self.layout.slots[place].host_view(buffer)
+            if not self.in_file:
+                forget_file(leaf)
+
+    def _point_at_file(self, places: Iterable[int]) -> None:
+        assert self._slices is not None
+        for place in places:
+            leaf = self._flat.leaves[place]
+            with _mode_of(leaf):
+                leaf.data = self._slices[place].mapped
+
+    def _ours(self) -> list[int]:
+        """Indices of the leaves that look into the file or the buffer; other code has given the others other data."""
+        start = None if self.buffer is None else self.buffer.data_ptr()
+        return [
+            place
+            for place, (leaf, slot) in enumerate(zip(self._flat.leaves, self.layout.slots))
+            if self._at_file(place, leaf) or (start is not None and plain(leaf).data_ptr() == start + slot.offset)
+        ]
+
+    def own_bytes(self) -> torch.Tensor:
+        """The layer's own, writable buffer, which no other layer shares. The layer lies in no file from now on."""
+        if self._slices is not None:
+            ours, pinned, source, shown = self._ours(), self.pinned, self._file_source(), self.buffer
+            fresh = Hold()
+            master = fresh.take(self._port)
+            buffer = master.fill(
+                self.layout.nbytes,
+                pinned and not self._port.pins_in_place,
+                lambda empty: source.read(empty, 0) if shown is None else copy_span(empty, shown),
+            )
+            self._slices, self._key = None, None
+            self.hold.take_from(fresh)
+            self.buffer = buffer
+            self._point_into(buffer, ours)
+            self._use(buffer, pinned)
+        assert self.buffer is not None
+        return self.buffer
+
+    def show_file(self) -> None:
+        """Point the parameters at the file: the module may be written to now, which must not reach a shared buffer. If
+        the file has changed, the layer gets a buffer of its own instead."""
+        if self._slices is None or self.buffer is None:
+            return
+        try:
+            self._check_files()
+        except FileReadError:
+            self.own_bytes()
+        else:
+            self._point_at_file(self._ours())
+
+    def _check_files(self) -> None:
+        for file in {id(part.file): part.file for part in self._slices or ()}.values():
+            if file is not None:
+                file.check()
+
+    @property
+    def layout(self) -> LayerLayout:
+        return self._flat.layout
+
+    def take_hold(self) -> None:
+        """Make the parameters lend their values (see `HostParameter`)."""
+        for parameter, parts in zip(self.parameters, self._flat.parts):
+            adopt(parameter, self.touches, parts)
+
+    def let_go(self) -> None:
+        """Make the parameters ordinary ones again; their data stays where it is."""
+        for parameter in self.parameters:
+            release(parameter)
+
+    def set_marks(self, parameter: nn.Parameter, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Set attributes of a parameter and of what is built from it. Returns the values before."""
+        position = next(index for index, own in enumerate(self.parameters) if own is parameter)
+        vars(parameter).update(values)
+        return self._flat.parts[position].set_marks(values)
+
+    def reclaim(self, position: int, parameter: nn.Parameter) -> bool:
+        """Make `parameter`, which other code may have moved or replaced, the master at `position` again.
+
+        Its value is taken over. Returns False if it no longer has the shape and type that the layer was built for, or
+        lies elsewhere and the master cannot be written because its elements overlap.
+        """
+        try:
+            parts = parts_of(parameter)
+        except UnmovableTensor:
+            return False
+        places = self._flat.places[position]
+        slots = [self.layout.slots[place] for place in places]
+        for leaf in parts.leaves:
+            keep_what_was_written(leaf)
+        if self._still_in_file(parts, places):
+            if self.buffer is not None:
+                self._point_into(self.buffer, places)
+            return True
+        if not self._fits(position, parts):
+            return False
+        views = []
+        buffer = self.buffer if self._holds(parts, slots) else self.own_bytes()
+        assert buffer is not None
+        for leaf, slot in zip(parts.leaves, slots):
+            with _mode_of(leaf):
+                view = slot.host_view(buffer)
+                views.append(view)
+                if leaf.device.type != "cpu" or leaf.data_ptr() != view.data_ptr():
+                    if any(step == 0 and size > 1 for step, size in zip(slot.stride, slot.shape)):
+                        return False
+                    if not _same_bytes(view, plain(leaf).data):
+                        self.generation += 1
+                        view.copy_(plain(leaf).data)
+                    if leaf.device.type == "cpu":
+                        leaf.data = view
+        if any(leaf.device.type != "cpu" for leaf in parts.leaves):
+            with _mode_of(parts.leaves[0]):  # torch does not let a device tensor take CPU data
+                parameter = parts.as_parameter(views)
+            parts = parts_of(parameter)
+        self.parameters[position] = parameter
+        self._flat.parts[position] = parts
+        for place, leaf in zip(places, parts.leaves):
+            self._flat.leaves[place] = leaf
+        return True
+
+    def to_be_written(self) -> None:
+        """Before the masters' bytes are changed in place. No copy is in flight from the layer."""
+        self.own_bytes()
+        self.generation += 1
+
+    def has_form_of(self, parameter: nn.Parameter, value: torch.Tensor) -> bool:
+        """Whether `value` has the kind, shapes and types of a master, wherever it lies."""
+        position = next(index for index, own in enumerate(self.parameters) if own is parameter)
+        try:
+            return self._fits(position, parts_of(value))
+        except UnmovableTensor:
+            return False
+
+    def _fits(self, position: int, parts: Parts) -> bool:
+        """Whether the parts have the kind, shapes and types that the layer was built for."""
+        slots = [self.layout.slots[place] for place in self._flat.places[position]]
+        return (
+            parts.like(self._flat.parts[position])
+            and len(parts.leaves) == len(slots)
+            and all(
+                plain(leaf).shape == slot.shape and leaf.dtype == slot.dtype for leaf, slot in zip(parts.leaves, slots)
+            )
+        )
+
+    def looking_elsewhere(self) -> set[int]:
+        """Positions of the masters that other code has given other data."""
+        ours = set(self._ours())
+        return {position for position, places in enumerate(self._flat.places) if not ours.issuperset(places)}
+
+    def look_back(self, position: int) -> None:
+        """Point a master into the buffer again, or at the file."""
+        if self.buffer is not None:
+            self._point_into(self.buffer, self._flat.places[position])
+        else:
+            self._point_at_file(self._flat.places[position])
+
+    def offset_of(self, position: int) -> int | None:
+        """Byte offset of an ordinary parameter in the layer's buffer; None for one of several parts."""
+        places = self._flat.places[position]
+        return self.layout.slots[places[0]].offset if len(places) == 1 else None
+
+    def _still_in_file(self, parts: Parts, places: Sequence[int]) -> bool:
+        """Whether these are still the layer's own leaves, looking at the file."""
+        return all(
+            leaf is self._flat.leaves[place] and self._at_file(place, leaf) for leaf, place in zip(parts.leaves, places)
+        )
+
+    def _at_file(self, place: int, leaf: torch.Tensor) -> bool:
+        """Whether a leaf looks at the file, or at the bytes kept beside it."""
+        if self._slices is None or isinstance(self._slices[place], FileSlice):
+            return slice_of(leaf) is not None
+        return plain(leaf).data_ptr() == self._slices[place].mapped.data_ptr()
+
+    def _holds(self, parts: Parts, slots: Sequence[TensorSlot]) -> bool:
+        """Whether the leaves look into the buffer at their own slots, so that no value has to be taken over."""
+        if self.buffer is None:
+            return False
+        start = self.buffer.data_ptr()
+        return all(
+            leaf.device.type == "cpu" and (not slot.nbytes or leaf.data_ptr() == start + slot.offset)
+            for leaf, slot in zip(parts.leaves, slots)
+        )
+
+    def write(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """Change a master that is not being copied or used. Raises UnmovableTensor for another kind of tensor."""
+        self.own_bytes()
+        position = next(index for index, own in enumerate(self.parameters) if own is parameter)
+        self.generation += 1
+        leaves, values = self._flat.parts[position].leaves, parts_of(value).leaves
+        if len(values) != len(leaves):
+            raise UnmovableTensor(f"a {type(value).__name__} tensor of {len(values)} parts, not {len(leaves)}")
+        for leaf, part in zip(leaves, values):
+            with _mode_of(leaf):
+                plain(leaf).data.copy_(plain(part))
+
+    def device_views(self, buffer: torch.Tensor) -> list[nn.Parameter]:
+        """The layer's parameters as views into a device buffer. Built once per plan, swapped in on every visit."""
+        with torch.inference_mode(False), torch.no_grad():
+            views = self._flat.views(buffer)
+            return [parts.as_parameter(own) for parts, own in zip(self._flat.parts, views)]
+
+
+def _content_key(slices: Sequence[FileSlice | KeptPart], layout: LayerLayout) -> Hashable | None:
+    """Equal for two layers exactly if their buffers hold the same bytes at the same places; None: not known."""
+    if any(part.file is None for part in slices):
+        return None
+    tensors = tuple(
+        (str(part.file.path), part.file.identity, part.offset, part.nbytes, part.dtype, slot)
+        for part, slot in zip(slices, layout.slots)
+        if isinstance(part, FileSlice)
+    )
+    return layout.nbytes, tensors
+
+
+def _same_bytes(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether the tensors are equal bit for bit: a NaN equals itself, and zeros of either sign differ."""
+    if tensor.numel() == 0:
+        return True
+    return torch.equal(
+        tensor.contiguous().view(-1).view(torch.uint8), other.cpu().contiguous().view(-1).view(torch.uint8)
+    )
+
+
+@contextlib.contextmanager
+def _mode_of(parameter: torch.Tensor) -> Iterator[None]:
+    """For the engine's own writes, which lending parameters must not take for those of other code. Tensors made in
+    inference mode can only be written to in it, and take no data made outside of it."""
+    with (
+        torch.inference_mode(parameter.is_inference()),
+        torch.no_grad(),
+        torch._C.DisableTorchFunctionSubclass(),
+    ):
+        yield

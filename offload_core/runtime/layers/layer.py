@@ -1,0 +1,343 @@
+"""One layer at run time: its parameters on host and device, its place on the device, and its events.
+
+A layer swaps its parameters and issues no copies. The prefetcher orders copies and visits; the plan chooses residents.
+
+A layer's state follows from four slots, which say what has been *issued*; whether it has happened yet, only events
+tell. `sign` is the summary for displays:
+
+    in_use         between entry and exit of the layer's call: the modules hold device parameters
+    keep_resident  the plan keeps it on the device: once copied, the device parameters stay in the modules
+    valid          the bytes on the device are the layer's, or a copy of them was issued
+    pending        expected visits that need these bytes
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..device.device_port import DevicePort, Event
+from ..host.host_layer import HostLayer
+from ..host.masters import close_holds
+from ..tensors.host_source import ByteSource
+from ..tensors.parts import plain
+from .discovery import Discovery, FoundLayer
+from .patched_layers import Revision
+
+Binding = tuple[dict[str, Any], str, nn.Parameter]
+"""A module's parameter dictionary, a name in it, and the parameter to put there."""
+
+
+class Layer:
+    """The unit of movement. The prefetcher reads and writes the public slots below on its hot path."""
+
+    __slots__ = (
+        *("found", "host", "host_bindings", "index", "name", "nbytes"),
+        *("device_bindings", "device_buffer", "keep_resident", "overlaps", "swapped_in"),
+        *("copy_done", "has_arrived", "in_use", "last_read", "pending", "read_since_copy", "valid"),
+        *("carries", "revision", "saved", "saving", "source", "source_carries"),
+        *(
+            "arrived",
+            "compute_ns",
+            "copies_timed",
+            "copy_marks",
+            "finished",
+            "started",
+            "timed",
+            "timed_warm",
+            "timing",
+        ),
+    )
+
+    def __init__(self, index: int, found: FoundLayer, port: DevicePort, pinned: bool) -> None:
+        self.index = index
+        self.found = found
+        self.name = found.name
+        self.nbytes = found.nbytes
+        self.host = HostLayer(found.parameters, port, pinned)
+        self.host_bindings: list[Binding] = _bindings(found)
+        self.device_bindings: list[Binding] = []
+        self.device_buffer: torch.Tensor | None = None
+        self.copy_done: Event = port.event()
+        """Copy to compute: the copy is complete."""
+        self.last_read: Event = port.event()
+        """Compute to copy: the last visit has read the bytes."""
+        self.overlaps: tuple[Layer, ...] = ()
+        """The other layers that share bytes of the ring with this one."""
+        self.keep_resident = False
+        self.valid = False
+        """A copy into `device_buffer` was issued, and none over it since."""
+        self.has_arrived = False
+        """The copy of `valid` is known to be complete. Kept for residents only."""
+        self.pending = 0
+        """Expected visits for which look-ahead has issued the copy: the bytes must not be overwritten."""
+        self.in_use = 0
+        """Calls of the layer that are under way: 2 in a recursive call."""
+        self.read_since_copy = False
+        """The copy lane has not yet waited for `last_read`."""
+        self.swapped_in = False
+        """The modules hold the parameters of `device_bindings`."""
+        self._init_revision(port)
+        self._init_times(port)
+
+    def _init_revision(self, port: DevicePort) -> None:
+        self.revision: Revision | None = None
+        """The patches of the layer's weights on the device; None: the masters' values."""
+        self.source: torch.Tensor | None = None
+        """The version that the next copy comes from; None: the master."""
+        self.source_carries: Revision | None = None
+        """The revision contained in the bytes of `source`."""
+        self.carries: Revision | None = None
+        """The revision contained in the bytes on the device, if `valid`."""
+        self.saved: Event = port.event()
+        """Copy-back to copy: `source` is complete, and the bytes on the device may be overwritten."""
+        self.saving = False
+        """The copy lane has not yet waited for `saved`."""
+
+    def _init_times(self, port: DevicePort) -> None:
+        """Events that only measure. They are recorded again only after they were read, unlike the two that order."""
+        self.arrived: Event = port.event(timed=True)
+        self.started: Event = port.event(timed=True)
+        self.finished: Event = port.event(timed=True)
+        self.timing = False
+        """A visit that is being measured is under way."""
+        self.timed = False
+        """`arrived`, `started` and `finished` belong to one visit whose times have not been read yet."""
+        self.timed_warm = False
+        """That visit was not in a first pass, so its time is typical."""
+        self.copy_marks: list[tuple[Event, Event]] = [
+            (port.event(timed=True), port.event(timed=True)) for _ in range(2)
+        ]
+        """Start and end of two copies: look-ahead issues the next copy before the times of the last are read."""
+        self.copies_timed = 0
+        """How many of `copy_marks`, from the first on, are recorded and not read yet."""
+        self.compute_ns: int | None = None
+        """Nanoseconds of the last measured visit, without stalls."""
+
+    @property
+    def sign(self) -> str:
+        """The state for displays, as one character of `docs/formats.md`."""
+        if self.in_use:
+            return "U"
+        if self.keep_resident:
+            return "R" if self.valid else "r"
+        if self.valid:
+            return "F" if self.pending else "C"
+        return "O"
+
+    def bind(self, buffer: torch.Tensor) -> None:
+        """Assign the layer's device buffer, and build the device parameters once for all visits."""
+        self.device_buffer = buffer
+        self.device_bindings = self.bindings_into(buffer)
+        self.valid = False
+        self.read_since_copy = False
+
+    def stay_in_place(self) -> None:
+        """A resident on a device that shares host memory: the master is used where it lies."""
+        self.device_buffer = self.host.buffer
+        assert self.device_buffer is not None  # `TierMoves` has brought it into memory
+        self.device_bindings = []
+        self.carries = None
+        self.valid = self.has_arrived = True
+
+    def revise(self, revision: Revision | None) -> bool:
+        """Set the revision wanted on the device. Returns whether the bytes there contain another one."""
+        self.revision = revision
+        if revision is not None and revision.version is not None:
+            self.source, self.source_carries = revision.version, revision
+        else:
+            self.source, self.source_carries = None, None
+        return self.valid and self.carries is not None and self.carries is not revision
+
+    @property
+    def source_bytes(self) -> torch.Tensor:
+        """The host buffer to copy from: the version's or the master's."""
+        buffer = self.host.buffer if self.source is None else self.source
+        assert buffer is not None
+        return buffer
+
+    @property
+    def to_read(self) -> ByteSource | None:
+        """The source to read the bytes from if they are not page-locked; None: copy `source_bytes` directly."""
+        return self.host.source if self.source_carries is None else self.source_carries.to_read
+
+    def queue_copy(self, port: DevicePort, buffer: torch.Tensor) -> None:
+        """Queue a copy into `buffer` on the copy lane, from the version, the master or the file."""
+        source, to_read = self.source, None
+        if source is None:
+            source, to_read = self.host.buffer, self.host.source
+        elif self.source_carries is not None:
+            to_read = self.source_carries.to_read
+        if to_read is not None:
+            port.copy_from(buffer, to_read)
+        else:
+            assert source is not None
+            port.copy(buffer, source)
+
+    @property
+    def is_in_place(self) -> bool:
+        return self.device_buffer is not None and self.device_buffer is self.host.buffer
+
+    def master_of(self, parameter: nn.Parameter) -> nn.Parameter | None:
+        """The host parameter that is `parameter` or whose device copy it is; None if it belongs to another layer."""
+        for (_, _, host), (_, _, shown) in itertools.zip_longest(
+            self.host_bindings, self.device_bindings, fillvalue=({}, "", None)
+        ):
+            if parameter is host or parameter is shown:
+                return host
+        return None
+
+    def set_marks(self, place: tuple[dict[str, Any], str], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Set attributes of a parameter's host and device tensors. Returns the values before."""
+        index, master = next(
+            (index, host)
+            for index, (params, name, host) in enumerate(self.host_bindings)
+            if params is place[0] and name == place[1]
+        )
+        if self.device_bindings:
+            vars(self.device_bindings[index][2]).update(values)
+        return self.host.set_marks(master, values)
+
+    def bindings_into(self, buffer: torch.Tensor) -> list[Binding]:
+        """The bindings whose parameters are views into `buffer`."""
+        device = dict(zip(map(id, self.host.parameters), self.host.device_views(buffer)))
+        return [(params, name, device[id(host)]) for params, name, host in self.host_bindings]
+
+    def unbind(self) -> None:
+        """Release the device buffer. The modules hold the host parameters afterwards."""
+        self.swap_out()
+        self.device_buffer = None
+        self.device_bindings = []
+        self.valid = False
+        self.pending = 0
+        self.read_since_copy = False
+
+    def take_hold(self) -> bool:
+        """Make the module's current parameters the layer's masters again; their values may have changed since `let_go`.
+        Returns False if one no longer has the shape and type that the layer was built for."""
+        positions = {id(parameter): position for position, parameter in enumerate(self.host.parameters)}
+        reclaimed: set[int] = set()
+        bindings = []
+        for params, name, host in self.host_bindings:
+            position = positions[id(host)]
+            if position not in reclaimed:  # a tied parameter has several bindings: the first one counts
+                current = params.get(name)
+                if current is None or not self.host.reclaim(position, current):
+                    return False
+                reclaimed.add(position)
+            params[name] = self.host.parameters[position]
+            bindings.append((params, name, self.host.parameters[position]))
+        self.host_bindings = bindings
+        self.host.take_hold()
+        return True
+
+    def replaced(self) -> list[tuple[int, torch.Tensor]]:
+        """(binding index, value) of each parameter that other code has replaced, or given other data."""
+        with torch._C.DisableTorchFunctionSubclass():
+            bindings = self.device_bindings if self._shows_the_device else self.host_bindings
+            elsewhere = self._looking_elsewhere()
+            changed = []
+            for index, (params, name, own) in enumerate(bindings):
+                current = params.get(name)
+                if current is own and id(self.host_bindings[index][2]) in elsewhere:
+                    changed.append((index, plain(current.data)))
+                elif current is not None and current is not own:
+                    changed.append((index, current))
+            return changed
+
+    def _looking_elsewhere(self) -> set[int]:
+        """Ids of the masters whose data, or whose shown device copy's data, is no longer in the layer's buffer."""
+        if not self._shows_the_device:
+            return {id(self.host.parameters[position]) for position in self.host.looking_elsewhere()}
+        assert self.device_buffer is not None
+        start = self.device_buffer.data_ptr()
+        offsets = {id(host): self.host.offset_of(position) for position, host in enumerate(self.host.parameters)}
+        return {
+            id(host)
+            for (_, _, host), (_, _, shown) in zip(self.host_bindings, self.device_bindings)
+            if (offset := offsets[id(host)]) is not None and shown.data_ptr() != start + offset
+        }
+
+    @property
+    def _shows_the_device(self) -> bool:
+        """The modules hold device parameters that differ from the host's."""
+        return self.swapped_in and bool(self.device_bindings)
+
+    def name_of(self, index: int) -> str:
+        """The full name of a binding's weight."""
+        parameters, name, _ = self.host_bindings[index]
+        modules = self.found.module.named_modules()
+        module = next(path for path, module in modules if module._parameters is parameters)
+        return ".".join(part for part in (self.name, module, name) if part)
+
+    def put_back(self, index: int) -> None:
+        """Put our host parameter, with its own data, back into a binding. The device copy becomes invalid."""
+        if self._shows_the_device:
+            self.swap_out()
+            assert self.device_buffer is not None
+            self.device_bindings = self.bindings_into(self.device_buffer)  # one of them may look elsewhere
+            self.valid = False
+        params, name, host = self.host_bindings[index]
+        params[name] = host
+        self.host.look_back(next(p for p, own in enumerate(self.host.parameters) if own is host))
+
+    def let_go(self) -> None:
+        """Make the module's parameters ordinary ones again; their data stays where it is."""
+        self.host.let_go()
+
+    def write(self, master: nn.Parameter, value: torch.Tensor) -> None:
+        """Change a host parameter. No copy to or from the layer is in flight."""
+        in_place = self.is_in_place
+        self.host.write(master, value)
+        if in_place:  # a shared master was replaced by a private one
+            self.stay_in_place()
+
+    def spoil(self, port: DevicePort) -> None:
+        """Invalidate the bytes on the device, which kernels may still be writing."""
+        self.swap_out()
+        self.valid = False
+        port.record_compute(self.last_read)
+        self.read_since_copy = True
+
+    def swap_in(self, bindings: list[Binding] | None = None) -> None:
+        for params, name, parameter in self.device_bindings if bindings is None else bindings:
+            params[name] = parameter
+        self.swapped_in = True
+
+    def swap_out(self) -> None:
+        for params, name, parameter in self.host_bindings:
+            params[name] = parameter
+        self.swapped_in = False
+
+
+def _bindings(found: FoundLayer) -> list[Binding]:
+    """All bindings of the layer's parameters in its modules; a tied parameter has several."""
+    moved = {id(parameter) for parameter in found.parameters}
+    return [
+        (module._parameters, name, parameter)
+        for module in found.module.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and id(parameter) in moved
+    ]
+
+
+def build_layers(
+    found: Discovery, port: DevicePort, pinned: bool, progress: Callable[[int, int], None] | None
+) -> list[Layer]:
+    """The layers of a discovery. `progress(bytes, of_bytes)` may raise; on any error all masters are released."""
+    layers: list[Layer] = []
+    done, total = 0, sum(layer.nbytes for layer in found.layers)
+    try:
+        for index, layer in enumerate(found.layers):
+            layers.append(Layer(index, layer, port, pinned))
+            done += layer.nbytes
+            if progress is not None:
+                progress(done, total)
+    except BaseException:
+        close_holds(port, [layer.host.hold for layer in layers])
+        raise
+    return layers

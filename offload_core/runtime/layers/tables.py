@@ -1,0 +1,155 @@
+"""Embedding tables that stay on the host for row lookups, unless they are also used as a whole.
+
+The output projection of a language model is often its embedding table. Copying it for every token would be most of the
+traffic. So the first use of a table as a whole asks for a plan with the table on the device; if there is room, it stays
+there until the component is unloaded: the modules then hold it like any other weight, and rows are looked up there too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import torch
+from torch import nn
+
+from ..device.device_port import DevicePort
+from ..files.weight_file import dtype_of, slice_of
+from ..host.host_parameter import OutsideTouches, adopt, leaves_of_master, no_copy, release
+from ..tensors.layout import copy_span, span_bytes
+from ..tensors.parts import is_plain, parts_of, plain
+from .discovery import FoundLayer
+
+AskForTable = Callable[[str], None]
+"""Called with the name of a table about to be used as a whole. The table may be on the device afterwards."""
+
+
+class HostTable:
+    """One table, and the modules that look up rows in it."""
+
+    __slots__ = ("_modules", "name", "on_device", "parameter", "touches")
+
+    def __init__(self, found: FoundLayer, modules: Sequence[nn.Module]) -> None:
+        self.name = found.name
+        self.parameter = found.parameters[0]
+        self.touches = OutsideTouches()
+        self._modules = modules
+        self.on_device: nn.Parameter | None = None
+        """The parameter that the modules hold while the table is on the device; None otherwise."""
+
+    def load(self, port: DevicePort) -> None:
+        """Copy the table to the device and put it into its modules. All of it or nothing. Raises FileReadError, and
+        errors of allocation. A table that a patch has replaced is left alone."""
+        if self.on_device is not None or not self._is_in_all_modules(self.parameter):
+            return
+        (leaf,) = leaves_of_master(self.parameter)
+        with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            part = slice_of(leaf)
+            master = plain(leaf).data if part is None else part.in_memory(dtype_of(leaf))
+            buffer = port.empty(span_bytes(master))
+            whole = buffer.view(master.dtype).as_strided(master.shape, master.stride())
+            copy_span(whole, master)
+            self.on_device = nn.Parameter(whole, requires_grad=False)
+        self._put_into_modules(self.on_device)
+
+    def take_off(self) -> None:
+        """Put the host's table back and free the device memory. Idempotent."""
+        if self.on_device is not None:
+            if self._is_in_all_modules(self.on_device):
+                self._put_into_modules(self.parameter)
+            self.on_device = None
+
+    def copy_for_use(self, ask: AskForTable, device: torch.device) -> torch.Tensor | None:
+        """The copy on `device`, for a use of the table as a whole; `ask` is called if there is none. None: no copy."""
+        if self.on_device is None:
+            ask(self.name)
+        copy = self.on_device
+        if copy is None or copy.device.type != device.type or device.index not in (None, copy.device.index):
+            return None
+        return copy
+
+    def _is_in_all_modules(self, parameter: nn.Parameter) -> bool:
+        return all(module._parameters.get("weight") is parameter for module in self._modules)
+
+    def _put_into_modules(self, parameter: nn.Parameter) -> None:
+        for module in self._modules:
+            module._parameters["weight"] = parameter
+
+
+class HostTables:
+    """The tables of one component. They lend between `lend` and `stop_lending`, while it is loaded."""
+
+    def __init__(self, found: Sequence[FoundLayer], port: DevicePort) -> None:
+        self._port = port
+        modules: dict[int, list[nn.Module]] = {}
+        first_entry: dict[int, FoundLayer] = {}
+        for entry in found:
+            key = id(entry.parameters[0])
+            modules.setdefault(key, []).append(entry.module)
+            first_entry.setdefault(key, entry)
+        self._tables = {key: HostTable(entry, modules[key]) for key, entry in first_entry.items()}
+        self._modules = [entry.module for entry in found]
+
+    def of(self, found: FoundLayer) -> HostTable:
+        """The table of an entry of the discovery."""
+        return self._tables[id(found.parameters[0])]
+
+    def parameter_ids(self) -> set[int]:
+        return {id(parameter) for module in self._modules for parameter in module.parameters()}
+
+    def touches(self) -> dict[str, int]:
+        """Number of uses of each table as a whole, by name. Each cost a copy."""
+        return {table.name: table.touches.count for table in self._tables.values()}
+
+    # ------------------------------------------------------------------ on the host
+
+    def lend(self, ask: AskForTable) -> None:
+        """Make tables call `ask` when used as a whole; they lend a copy if `ask` does not place them on the device."""
+        for table in self._tables.values():
+            table.touches.copy_on_device = functools.partial(table.copy_for_use, ask)
+        for module in self._modules:
+            for parameter in module.parameters():
+                if is_plain(parameter) and isinstance(parameter, nn.Parameter) and parameter.device.type == "cpu":
+                    table_of = self._tables.get(id(parameter))
+                    touches = OutsideTouches() if table_of is None else table_of.touches
+                    adopt(parameter, touches, parts_of(parameter))
+
+    def stop_lending(self) -> None:
+        """Make the tables ordinary host parameters again."""
+        self.take_off()
+        for table in self._tables.values():
+            table.touches.copy_on_device = no_copy
+        for module in self._modules:
+            for parameter in module.parameters():
+                release(parameter)
+
+    # ------------------------------------------------------------------ on the device
+
+    def on_device(self) -> list[str]:
+        """Names of the tables on the device."""
+        return [table.name for table in self._tables.values() if table.on_device is not None]
+
+    def load(self, names: Collection[str]) -> None:
+        """Copy these tables to the device, if not there yet. Raises what `HostTable.load` raises."""
+        for table in self._tables.values():
+            if table.name in names:
+                table.load(self._port)
+
+    def take_off(self, all_but: Collection[str] = ()) -> None:
+        """Take all tables but these off the device. Idempotent."""
+        for table in self._tables.values():
+            if table.name not in all_but:
+                table.take_off()
+
+    @contextlib.contextmanager
+    def off_device(self) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+        """Inside the block the modules hold the host's tables; those on the device are copied there again afterwards.
+        Yields a function from a parameter that the modules held before to the one that they hold inside."""
+        names = self.on_device()
+        hosts = {id(table.on_device): table.parameter for table in self._tables.values() if table.on_device is not None}
+        self.take_off()
+        try:
+            yield lambda tensor: hosts.get(id(tensor), tensor)
+        finally:
+            self.load(names)

@@ -1,0 +1,215 @@
+"""The versions of patched layers: host memory with their patched bytes, so that each is patched once.
+
+`patched_layers.py` explains revisions and versions.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..device.device_port import DevicePort
+from ..layers.layer import Layer
+from ..layers.patched_layers import Change, Place, Revision, RevisionKey
+from ..tensors.host_source import MemorySource
+
+_REMEMBERED = 4
+"""Overwritten patch sets remembered per layer, to notice their return."""
+
+
+class Versions:
+    """One component's revisions that have a version, and the memory of the versions.
+
+    Host memory for versions is allocated and page-locked between passes (`reserve`); a pass only fills it (`save`). A
+    version of a patch set no longer in effect passes its memory, page-locks included, to the next patch set: trying one
+    strength after another takes one version per layer. If an overwritten patch set returns to a layer, one more version
+    is kept for it from then on, for graphs that alternate.
+    """
+
+    def __init__(self, port: DevicePort) -> None:
+        self._port = port
+        self.may_hold: Callable[[int], bool] | None = lambda nbytes: True
+        """Called with a number of bytes: whether another version of that size may be kept. None: no version is."""
+        self._kept: dict[tuple[int, RevisionKey], tuple[Layer, Revision]] = {}
+        """(layer index, revision key) -> layer and revision with a version, in LRU order."""
+        self._buffers: dict[int, torch.Tensor] = {}
+        self._unlocked: set[int] = set()
+        """Ids of `_buffers` that are not page-locked."""
+        self._reserved: dict[int, torch.Tensor] = {}
+        """Layer index -> memory for its next version."""
+        self._overwritten: dict[int, deque[int]] = {}
+        """Layer index -> hashes of the keys whose versions were overwritten last."""
+        self._wanted_sets: dict[int, int] = {}
+        """Layer index -> number of versions to keep, where that is more than one."""
+        self.outdated = False
+        """`reserve` is due."""
+        self.refused: set[str] = set()
+        """Names of layers for whose version the last `reserve` found no room."""
+        self._close = weakref.finalize(self, _release, port, self._buffers)
+        self._close.atexit = False
+
+    def hold_if(self, may_hold: Callable[[int], bool] | None) -> None:
+        """Keep further versions only if `may_hold`, called with their bytes, says so; None: keep none."""
+        self.may_hold = may_hold
+
+    def _has_room(self, nbytes: int) -> bool:
+        return self.may_hold is not None and self.may_hold(nbytes)
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(buffer.numel() for buffer in self._buffers.values())
+
+    def revision(self, layer: Layer, changes: Sequence[tuple[Place, Change]]) -> Revision:
+        """The revision of `layer` with these changes: the existing one, if it is in effect or has a version."""
+        keys = tuple((id(parameters), name, change.key) for (parameters, name), change in changes)
+        key = (layer.host.generation, keys)
+        kept = self._kept.pop((layer.index, key), None)
+        if kept is not None:
+            self._kept[layer.index, key] = kept
+            revision = kept[1]
+        elif layer.revision is not None and layer.revision.key == key:
+            revision = layer.revision
+        else:
+            overwritten = self._overwritten.get(layer.index)
+            if overwritten is not None and hash(key) in overwritten:
+                overwritten.remove(hash(key))
+                self._wanted_sets[layer.index] = self._wanted_sets.get(layer.index, 1) + 1
+            return Revision(key, changes)
+        revision.changes = changes
+        return revision
+
+    # ------------------------------------------------------------------ memory, between passes
+
+    def reserve_later(self) -> None:
+        """Have `reserve` called after the pass under way."""
+        self.outdated = True
+
+    def reserve(self, layers: Sequence[Layer], progress: Callable[[int, int], None] | None = None) -> None:
+        """Allocate memory for the version of every layer that will be patched on arrival, as far as there is room.
+        `progress(bytes, of_bytes)` may raise to stop it; `reserve` is then due again."""
+        self.outdated = True
+        wanting = {
+            layer.index: layer
+            for layer in layers
+            if layer.revision is not None and layer.revision.version is None and not layer.keep_resident
+        }
+        for index in [index for index in self._reserved if index not in wanting]:
+            self._free(self._reserved.pop(index))
+        self.refused.clear()
+        done, total = 0, sum(layer.nbytes for layer in wanting.values())
+        for index, layer in wanting.items():
+            if index not in self._reserved:
+                buffer = self._overwrite(layer)
+                if buffer is None:
+                    buffer = self._take(layer)
+                if buffer is None:
+                    self.refused.add(layer.name)
+                else:
+                    self._reserved[index] = buffer
+            done += layer.nbytes
+            if progress is not None:
+                progress(done, total)
+        if self._unlocked:
+            self._port.prepare_reads()
+        self.outdated = False
+
+    def _overwrite(self, layer: Layer) -> torch.Tensor | None:
+        """Take the memory of the layer's LRU version, if it has as many versions as are to be kept; else None."""
+        kept_places = [place for place in self._kept if place[0] == layer.index]
+        if len(kept_places) < self._wanted_sets.get(layer.index, 1):
+            return None
+        unwanted = [place for place in kept_places if layer.revision is not self._kept[place][1]]
+        if not unwanted:
+            return None
+        self._port.drain()  # copies from or to it may be in flight
+        return self._forget_version(unwanted[0])
+
+    def _take(self, layer: Layer) -> torch.Tensor | None:
+        """Allocate memory, if need be by freeing versions of any layer that are not in effect; None without room."""
+        try:
+            while not self._has_room(layer.nbytes) and (victim := self._unwanted()) is not None:
+                buffer = self._forget_version(victim)
+                if buffer is not None:
+                    self._free(buffer)
+            if not self._has_room(layer.nbytes):
+                return None
+            with torch.inference_mode(False):
+                buffer, locked = self._port.host_empty(layer.nbytes, layer.host.pinned)
+        except (MemoryError, OSError):
+            return None
+        self._buffers[id(buffer)] = buffer
+        if not locked and self._port.stages_unpinned:
+            self._unlocked.add(id(buffer))
+        return buffer
+
+    def _unwanted(self) -> tuple[int, RevisionKey] | None:
+        return next((place for place, (layer, kept) in self._kept.items() if layer.revision is not kept), None)
+
+    def _forget_version(self, place: tuple[int, RevisionKey]) -> torch.Tensor | None:
+        """Forget a version and return its memory."""
+        _, revision = self._kept.pop(place)
+        self._overwritten.setdefault(place[0], deque(maxlen=_REMEMBERED)).append(hash(place[1]))
+        buffer, revision.version, revision.to_read = revision.version, None, None
+        return buffer
+
+    def _free(self, buffer: torch.Tensor) -> None:
+        self._port.drain()  # its last copy, in either direction, may be in flight
+        self._port.host_release(buffer)
+        self._unlocked.discard(id(buffer))
+        del self._buffers[id(buffer)]
+
+    # ------------------------------------------------------------------ in a pass
+
+    def save(self, layer: Layer) -> int:
+        """Copy a patched layer to the host, so that it need not be patched on its next arrival. Returns the bytes
+        copied: 0 if no memory was reserved for it."""
+        revision, changed = layer.revision, layer.device_buffer
+        assert revision is not None and changed is not None
+        buffer = self._reserved.pop(layer.index, None)
+        if buffer is None:
+            return 0
+        layer.saving = True
+        self._port.copy_back(buffer, changed, layer.saved)
+        if id(buffer) in self._unlocked:
+            self._port.host_waits(layer.saved)  # it is read by threads that wait for no event
+            revision.to_read = MemorySource(buffer)
+        revision.version = buffer
+        self._kept[layer.index, revision.key] = (layer, revision)
+        layer.source, layer.source_carries = buffer, revision
+        return layer.nbytes
+
+    def settle(self, layers: Sequence[Layer]) -> None:
+        """Order later work on both lanes after all copies back in flight."""
+        for layer in layers:
+            if layer.saving:
+                self._port.copy_waits(layer.saved)
+                self._port.compute_waits(layer.saved)
+                layer.saving = False
+
+    def forget(self) -> None:
+        """Release all versions; layers are patched on arrival until others are made. No copy is in flight."""
+        for _, revision in self._kept.values():
+            revision.version = revision.to_read = None
+        self._kept.clear()
+        self._reserved.clear()
+        self._unlocked.clear()
+        self.refused.clear()
+        _release(self._port, self._buffers)
+
+    def close(self) -> None:
+        """Release all versions for good. No copy is in flight."""
+        self._kept.clear()
+        self._reserved.clear()
+        self._close()
+
+
+def _release(port: DevicePort, buffers: dict[int, torch.Tensor]) -> None:
+    """Release the buffers. As a finalizer it refers to these only, so that it keeps no module alive."""
+    if buffers:
+        port.drain()
+    for buffer in buffers.values():
+        port.host_release(buffer)
+    buffers.clear()

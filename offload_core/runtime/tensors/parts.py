@@ -1,0 +1,224 @@
+"""Takes a tensor apart into plain tensors, whose bytes can be moved, and builds it from such tensors again.
+
+An ordinary tensor is its own only part. A wrapper subclass is taken apart and rebuilt by its own protocol
+(`__tensor_flatten__`, `__tensor_unflatten__`), to any depth. A GGUF tensor, recognised by its attributes and not by its
+class, is bytes with a quantisation type and a shape. Any other tensor cannot be moved as bytes, and the error says why.
+Knows nothing about layers, buffers or devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import OffloadError
+from ..files.weight_file import dtype_of, keep_what_was_written, take_out_of_file
+
+GGUF_MARKS = ("tensor_type", "tensor_shape", "patches")
+"""Attributes by which tensors of ComfyUI-GGUF and its descendants are recognised, without importing any of them."""
+
+
+class UnmovableTensor(OffloadError, ValueError):
+    """The tensor cannot be moved as bytes. The text says what it is and why not."""
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is ordinary and dense: not wrapped, not lazy, so that its bytes are all of it."""
+    return type(tensor) in (nn.Parameter, torch.Tensor) and _is_dense(tensor)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_conj() or tensor.is_neg())
+
+
+def plain(leaf: torch.Tensor) -> torch.Tensor:
+    """An ordinary tensor over the same bytes, with the shape, type and strides of what is stored."""
+    if type(leaf) in (nn.Parameter, torch.Tensor):
+        return leaf
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch.Tensor.as_subclass(leaf, torch.Tensor)
+
+
+class _Recipe:
+    """How to build a tensor from its leaves; alike for tensors that differ in nothing but their bytes."""
+
+    def build(self, leaves: Iterator[torch.Tensor]) -> torch.Tensor:
+        raise NotImplementedError
+
+    def like(self, other: _Recipe) -> bool:
+        raise NotImplementedError
+
+
+class _Plain(_Recipe):
+    def build(self, leaves: Iterator[torch.Tensor]) -> torch.Tensor:
+        return next(leaves)
+
+    def like(self, other: _Recipe) -> bool:
+        return type(other) is _Plain
+
+
+@dataclass
+class _Marked(_Recipe):
+    """A subclass whose own storage holds the bytes, and its attributes."""
+
+    kind: type[torch.Tensor]
+    marks: dict[str, Any]
+
+    def build(self, leaves: Iterator[torch.Tensor]) -> torch.Tensor:
+        built = torch.Tensor.as_subclass(next(leaves), self.kind)
+        vars(built).update(self.marks, patches=list(self.marks["patches"]))
+        return built
+
+    def like(self, other: _Recipe) -> bool:
+        return (
+            isinstance(other, _Marked)
+            and other.kind is self.kind
+            and all(other.marks[name] == self.marks[name] for name in GGUF_MARKS[:2])
+        )
+
+
+@dataclass
+class _Wrapped(_Recipe):
+    """A subclass that holds other tensors."""
+
+    kind: type[torch.Tensor]
+    names: tuple[str, ...]
+    context: Any
+    inner: tuple[_Recipe, ...]
+    size: torch.Size
+    stride: tuple[int, ...]
+
+    def build(self, leaves: Iterator[torch.Tensor]) -> torch.Tensor:
+        inner = {name: recipe.build(leaves) for name, recipe in zip(self.names, self.inner)}
+        kind: Any = self.kind
+        built: torch.Tensor = kind.__tensor_unflatten__(inner, self.context, self.size, self.stride)
+        return built
+
+    def like(self, other: _Recipe) -> bool:
+        if not isinstance(other, _Wrapped) or other.kind is not self.kind or other.names != self.names:
+            return False
+        try:
+            same = bool(self.context == other.context)
+        except (TypeError, ValueError, RuntimeError):  # not comparable: tensors in it, say
+            return False
+        return same and all(recipe.like(inner) for recipe, inner in zip(self.inner, other.inner))
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A tensor taken apart. `leaves` hold its bytes: giving a leaf other data gives it to the tensor."""
+
+    leaves: tuple[torch.Tensor, ...]
+    recipe: _Recipe
+
+    def rebuild(self, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The same kind of tensor over other leaves, in the order of `self.leaves`."""
+        return self.recipe.build(iter(leaves))
+
+    def as_parameter(self, leaves: Sequence[torch.Tensor]) -> nn.Parameter:
+        """The same as a parameter. A wrapper is marked as one, as torch does, and not passed to `nn.Parameter`, which
+        would detach it: some wrappers copy parts of themselves then."""
+        built: Any = self.rebuild(leaves)
+        if type(built) is torch.Tensor:
+            return nn.Parameter(built, requires_grad=False)
+        built._is_param = True
+        return built  # type: ignore[no-any-return]
+
+    def set_marks(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Set attributes of what is built from now on. Returns the values before. Raises UnmovableTensor."""
+        if not isinstance(self.recipe, _Marked) or not self.recipe.marks.keys() >= values.keys():
+            raise UnmovableTensor(f"a tensor that carries no {', '.join(values)}")
+        before = {name: self.recipe.marks[name] for name in values}
+        self.recipe.marks.update(values)
+        return before
+
+    def like(self, other: Parts) -> bool:
+        """Whether the two tensors differ in nothing but the bytes, shapes and strides of their leaves."""
+        return self.recipe.like(other.recipe)
+
+
+def parts_of(tensor: torch.Tensor) -> Parts:
+    """Take `tensor` apart. Raises UnmovableTensor."""
+    if is_plain(tensor):
+        return Parts((tensor,), _Plain())
+    leaves: list[torch.Tensor] = []
+    recipe = _take_apart(tensor, leaves)
+    parts = Parts(tuple(leaves), recipe)
+    _check_rebuilds(tensor, parts)
+    return parts
+
+
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of what is stored, in the type it has in memory; if it cannot be taken apart, those of its shape and
+    type."""
+    if is_plain(tensor):
+        return tensor.numel() * dtype_of(tensor).itemsize
+    try:
+        leaves = [plain(leaf) for leaf in parts_of(tensor).leaves]
+    except UnmovableTensor:
+        return tensor.numel() * tensor.element_size()
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+
+
+def bring_into_memory(tensor: torch.Tensor) -> bool:
+    """Copy what of `tensor` lies in a file into memory. Returns whether anything does. Raises FileReadError."""
+    try:
+        leaves = parts_of(tensor).leaves
+    except UnmovableTensor:
+        return False
+    taken = [take_out_of_file(leaf) for leaf in leaves]
+    return any(taken)
+
+
+def bring_written_into_memory(tensor: torch.Tensor) -> None:
+    """Copy what of `tensor` lies in a file, and was written to where it is mapped, into memory."""
+    with contextlib.suppress(UnmovableTensor):
+        for leaf in parts_of(tensor).leaves:
+            keep_what_was_written(leaf)
+
+
+def _take_apart(tensor: torch.Tensor, leaves: list[torch.Tensor]) -> _Recipe:
+    kind = type(tensor)
+    if is_plain(tensor):
+        leaves.append(tensor)
+        return _Plain()
+    if kind in (nn.Parameter, torch.Tensor):
+        what = "meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
+        lazy = not tensor.is_meta and tensor.layout == torch.strided
+        raise UnmovableTensor(f"a lazily conjugated {what} tensor" if lazy else f"a {what} tensor")
+    if callable(getattr(kind, "__tensor_flatten__", None)) and callable(getattr(kind, "__tensor_unflatten__", None)):
+        return _flatten(tensor, leaves)
+    if all(hasattr(tensor, mark) for mark in GGUF_MARKS) and _is_dense(tensor):
+        leaves.append(tensor)
+        return _Marked(kind, {name: value for name, value in vars(tensor).items() if name != "_is_param"})
+    raise UnmovableTensor(f"a {kind.__name__} tensor, a type that says nothing of the parts it is made of")
+
+
+def _flatten(tensor: Any, leaves: list[torch.Tensor]) -> _Recipe:
+    kind = type(tensor)
+    names, context = tensor.__tensor_flatten__()
+    inner = []
+    for name in names:
+        part = getattr(tensor, name)
+        if not isinstance(part, torch.Tensor) or getattr(tensor, name) is not part:
+            raise UnmovableTensor(f"a {kind.__name__} tensor, whose part {name} is made anew each time it is asked for")
+        inner.append(_take_apart(part, leaves))
+    return _Wrapped(kind, tuple(names), context, tuple(inner), tensor.size(), tensor.stride())
+
+
+def _check_rebuilds(tensor: torch.Tensor, parts: Parts) -> None:
+    """Raise UnmovableTensor unless the type rebuilds the same kind of tensor from its own parts."""
+    name = type(tensor).__name__
+    try:
+        with torch.no_grad():
+            twin = parts.rebuild([plain(leaf) for leaf in parts.leaves])
+            same = type(twin) is type(tensor) and twin.shape == tensor.shape and twin.dtype == tensor.dtype
+    except Exception as error:
+        raise UnmovableTensor(f"a {name} tensor, which cannot be put together again: {error}") from error
+    if not same:
+        raise UnmovableTensor(f"a {name} tensor, which is another one when put together again")

@@ -1,0 +1,311 @@
+"""What was asked of a component, and by whom.
+
+A component (``dit``, ``text_encoder``, ``vae`` ...) has seven settings. Each starts ``UNSET``. Several sources may
+speak about the same setting; the strongest that said anything wins, and what the others said is kept so that a report
+can show it. A widget on ``auto`` (or on 0, where it counts bytes) says nothing; every other value is explicit, *also
+when it equals the default*.
+
+This module knows the names, the sources and the values that make sense by themselves. It knows nothing about devices,
+sizes, groups of components or modes: whether a wish can be honoured is ``resolver``'s business, and what to do without
+a wish is ``policy``'s.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Any, Final
+
+from ..errors import SettingsError, shown
+from ..fields import MAX_BYTES
+from ..sentences import Sentence, reason_json, sentence
+
+__all__ = [
+    "ALLOWED",
+    "BYTE_SETTINGS",
+    "EXPLICIT_SOURCES",
+    "GB",
+    "HOST_TIERS",
+    "LORA_MODES",
+    "PLACEMENTS",
+    "PRECISIONS",
+    "SETTINGS",
+    "SOURCES",
+    "SOURCE_SENTENCES",
+    "SOURCE_WORDS",
+    "UNSET",
+    "ComponentSettings",
+    "Setting",
+    "SettingValue",
+    "Source",
+    "Unset",
+    "bytes_from_gb",
+    "validate",
+]
+
+
+class Unset(enum.Enum):
+    """The type of ``UNSET``, so that type checkers can tell it from a value."""
+
+    UNSET = "auto"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+    def __bool__(self) -> bool:
+        return False
+
+
+UNSET: Final = Unset.UNSET
+"""No source has set the setting."""
+
+Value = str | int | None
+"""What a setting can hold. ``None`` comes from the policy only: left to the layer below, with the reason beside it."""
+
+
+class Setting:
+    """Names of the settings of a component."""
+
+    PLACEMENT: Final = "placement"
+    BUDGET_BYTES: Final = "budget_bytes"
+    RING_BYTES: Final = "ring_bytes"
+    HOST_TIER: Final = "host_tier"
+    PIN_BUDGET_BYTES: Final = "pin_budget_bytes"
+    PRECISION: Final = "precision"
+    LORA_MODE: Final = "lora_mode"
+
+
+class Source:
+    """Names of those who can set a value."""
+
+    NODE: Final = "node"
+    OPTIONS: Final = "options"
+    GRAPH: Final = "graph"
+    SETTINGS: Final = "settings"
+    SELECTION: Final = "selection"
+    POLICY: Final = "policy"
+
+
+SETTINGS: Final[tuple[str, ...]] = (
+    "placement",
+    "budget_bytes",
+    "ring_bytes",
+    "host_tier",
+    "pin_budget_bytes",
+    "precision",
+    "lora_mode",
+)
+SOURCES: Final[tuple[str, ...]] = ("node", "options", "graph", "settings", "selection", "policy")
+"""Strongest first."""
+EXPLICIT_SOURCES: Final[tuple[str, ...]] = SOURCES[:4]
+"""Those who may set any setting. ``selection`` sets a placement only, ``policy`` what no other source has set."""
+
+PLACEMENTS: Final[tuple[str, ...]] = ("auto", "layerwise", "resident", "whole", "cpu")
+HOST_TIERS: Final[tuple[str, ...]] = ("auto", "pinned", "pageable", "mapped")
+PRECISIONS: Final[tuple[str, ...]] = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
+LORA_MODES: Final[tuple[str, ...]] = ("auto", "host", "on_arrival")
+# What becomes of a streamed layer that a LoRA has changed. host: kept in host memory, changed once; on_arrival: changed
+# each time it arrives; auto: kept while there is host memory to spare.
+
+ALLOWED: Final[dict[str, tuple[str, ...]]] = {
+    "placement": PLACEMENTS,
+    "host_tier": HOST_TIERS,
+    "precision": PRECISIONS,
+    "lora_mode": LORA_MODES,
+}
+BYTE_SETTINGS: Final[tuple[str, ...]] = ("budget_bytes", "ring_bytes", "pin_budget_bytes")
+GB: Final = 10**9
+
+SOURCE_SENTENCES: Final[dict[str, Sentence]] = {
+    Source.NODE: sentence("source_node"),
+    Source.OPTIONS: sentence("source_options"),
+    Source.GRAPH: sentence("source_graph"),
+    Source.SETTINGS: sentence("source_settings"),
+    Source.SELECTION: sentence("source_selection"),
+    Source.POLICY: sentence("source_policy"),
+}
+"""What each source is called, within a sentence."""
+SOURCE_WORDS: Final[dict[str, str]] = {source: name.text for source, name in SOURCE_SENTENCES.items()}
+
+
+def bytes_from_gb(gigabytes: object, what: str = "a size in GB") -> int | Unset:
+    """Bytes for a widget that counts GB (10**9 bytes, as in every text of ours); 0 and ``"auto"`` are ``UNSET``.
+
+    Raises SettingsError for anything that is not a number from 0 to about a million GB.
+    """
+    if isinstance(gigabytes, Unset) or gigabytes == "auto":
+        return UNSET
+    if isinstance(gigabytes, bool) or not isinstance(gigabytes, (int, float)):
+        raise _refused(what, gigabytes, f"is {_kind(gigabytes)}, not a number", "give a number of GB, or 0 for auto")
+    if not 0 <= gigabytes <= MAX_BYTES / GB:  # NaN fails both comparisons
+        raise _refused(what, gigabytes, f"is not within 0 .. {MAX_BYTES // GB}", "give a number of GB, or 0 for auto")
+    return UNSET if gigabytes == 0 else max(1, round(gigabytes * GB))
+
+
+def validate(name: str, value: object, component: str = "") -> str | int | Unset:
+    """The value as it is stored, or ``UNSET`` where it says nothing (``UNSET``, ``"auto"``, 0 bytes).
+
+    Raises SettingsError, naming the value and what is allowed, if the setting does not exist or cannot hold the value.
+    """
+    what = f"{component}.{name}" if component else name
+    if name not in SETTINGS:
+        raise _refused("the setting", name, "does not exist", f"use one of: {', '.join(SETTINGS)}")
+    if isinstance(value, Unset):
+        return UNSET
+    if name in BYTE_SETTINGS:
+        return _validate_bytes(what, value)
+    if not isinstance(value, str):
+        raise _refused(what, value, f"is {_kind(value)}, not a word", f"choose one of: {', '.join(ALLOWED[name])}")
+    if value == "auto":
+        return UNSET
+    if value not in ALLOWED[name]:
+        raise _refused(what, value, "is not a choice of this setting", f"choose one of: {', '.join(ALLOWED[name])}")
+    return value
+
+
+def _validate_bytes(what: str, value: object) -> int | Unset:
+    advice = f"give a whole number of bytes from 1 to {MAX_BYTES}, or auto"
+    if value == "auto" and isinstance(value, str):
+        return UNSET
+    if isinstance(value, float) and value.is_integer():  # JSON writers spell 8000000000 as 8e9
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _refused(what, value, f"is {_kind(value)}, not a whole number", advice)
+    if not 0 <= value <= MAX_BYTES:
+        raise _refused(what, value, "is out of range", advice)
+    return UNSET if value == 0 else value
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    names = {"str": "text", "bool": "a truth value", "float": "a fraction", "int": "a number"}
+    return names.get(type(value).__name__, f"a {type(value).__name__}")
+
+
+def _refused(what: str, value: object, problem: str, do: str) -> SettingsError:
+    return SettingsError(f"asked {what} = {shown(value)}; found that it {problem}; do {do}")
+
+
+def _check_source(source: str) -> int:
+    if source not in SOURCES:
+        raise _refused("the source", source, "does not exist", f"use one of: {', '.join(SOURCES)}")
+    return SOURCES.index(source)
+
+
+@dataclass(frozen=True, slots=True)
+class SettingValue:
+    """One thing one source said of the setting ``name``, and why."""
+
+    name: str
+    source: str
+    value: Value
+    reason: Sentence
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentSettings:
+    """What all sources said about one component. Immutable, hashable; a new one has every setting ``UNSET``.
+
+    The order in which sources speak does not matter, only their strength does (``SOURCES``, strongest first)::
+
+        vae = ComponentSettings("vae").with_value("placement", "whole", "settings")
+        vae = vae.with_value("placement", "auto", "node")     # a widget on auto says nothing
+        vae.value("placement"), vae.source("placement")       # ("whole", "settings")
+    """
+
+    component: str = ""
+    _said: tuple[SettingValue, ...] = field(default=(), repr=False)  # by setting, then strongest source first
+
+    def with_value(self, name: str, value: object, source: str, reason: Sentence | None = None) -> ComponentSettings:
+        """A copy in which ``source`` says ``value``, replacing what it said before; ``auto`` takes that back.
+
+        Raises SettingsError for an unknown setting, source or value, when ``selection`` speaks about anything but the
+        placement, and for ``None`` from any source but the policy.
+        """
+        _check_source(source)
+        checked: Value | Unset
+        if value is None and source == Source.POLICY and name in SETTINGS:
+            checked = None
+        else:
+            checked = validate(name, value, self.component)
+        if source == Source.SELECTION and name != Setting.PLACEMENT:
+            raise _refused(f"{name} from the selection", value, "can only set a placement", "set it on a node")
+        rest = tuple(entry for entry in self._said if (entry.name, entry.source) != (name, source))
+        if isinstance(checked, Unset):
+            return replace(self, _said=rest)
+        reason = reason or sentence("set_by", source=SOURCE_SENTENCES[source])
+        return self._with((*rest, SettingValue(name, source, checked, reason)))
+
+    def value(self, name: str) -> Value | Unset:
+        """The strongest source's value; ``UNSET`` without one; ``None`` if the policy left it to a layer below."""
+        entries = self.said(name)
+        return entries[0].value if entries else UNSET
+
+    def source(self, name: str) -> str | None:
+        """The strongest source that set it, or None."""
+        entries = self.said(name)
+        return entries[0].source if entries else None
+
+    def reason(self, name: str) -> Sentence | None:
+        """Why it has this value, with what weaker sources had asked for; None if no source set it."""
+        entries = self.said(name)
+        if not entries:
+            return None
+        weaker = [
+            sentence("asked_for", source=SOURCE_SENTENCES[other.source], value=str(other.value))
+            for other in entries[1:]
+            if other.value != entries[0].value
+        ]
+        if not weaker:
+            return entries[0].reason
+        differing = reduce(lambda first, second: sentence("both", first=first, second=second), weaker)
+        return sentence("stronger", reason=entries[0].reason, weaker=differing)
+
+    def is_explicitly_set(self, name: str) -> bool:
+        """True if a source other than the policy set it, to any value, the default included."""
+        source = self.source(name)
+        return source is not None and source != Source.POLICY
+
+    def said(self, name: str) -> tuple[SettingValue, ...]:
+        """All that was said about a setting, strongest source first. Raises SettingsError for an unknown setting."""
+        if name not in SETTINGS:
+            raise _refused("the setting", name, "does not exist", f"use one of: {', '.join(SETTINGS)}")
+        return tuple(entry for entry in self._said if entry.name == name)
+
+    def merged(self, other: ComponentSettings) -> ComponentSettings:
+        """What both hold, for the same component. Raises SettingsError where one source says two different things."""
+        entries = {(entry.name, entry.source): entry for entry in self._said}
+        for entry in other._said:
+            present = entries.setdefault((entry.name, entry.source), entry)
+            if present.value != entry.value:
+                what = f"{self.component or other.component}.{entry.name}".lstrip(".")
+                raise SettingsError(
+                    f"asked {what} = {shown(present.value)} and {what} = {shown(entry.value)}; found that both come "
+                    f"from {SOURCE_WORDS[entry.source]}; do leave one of them on auto"
+                )
+        return ComponentSettings(self.component or other.component)._with(tuple(entries.values()))
+
+    def without(self, source: str) -> ComponentSettings:
+        """A copy in which ``source`` said nothing."""
+        _check_source(source)
+        return replace(self, _said=tuple(entry for entry in self._said if entry.source != source))
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """``{setting: {"value", "source", "reason", "why"}}`` for the settings that have a value."""
+        return {
+            entry.name: {"value": entry.value, "source": entry.source, **reason_json(self.reason(entry.name))}
+            for entry in self
+        }
+
+    def __iter__(self) -> Iterator[SettingValue]:
+        """The winning value of every setting that has one, in the order of ``SETTINGS``."""
+        for name in SETTINGS:
+            yield from self.said(name)[:1]
+
+    def _with(self, entries: tuple[SettingValue, ...]) -> ComponentSettings:
+        # One order for equal contents, so that equality and hashes do not depend on the order of the calls.
+        ordered = sorted(entries, key=lambda entry: (SETTINGS.index(entry.name), SOURCES.index(entry.source)))
+        return replace(self, _said=tuple(ordered))
