@@ -1,4 +1,4 @@
-"""Which layers stay resident: the credit rule, and the simpler rules it is compared with.
+"""Which layers stay resident: the credit rule, from which the search starts (others: `rules.py`).
 
 The link is modelled as a token bucket. While a layer computes, the link can copy `rate x compute` bytes, which are
 added to the bucket as credit; each streamed layer takes its bytes from it. A layer for which the credit is too low
@@ -12,9 +12,8 @@ Knows nothing about ring offsets; the planner's search has the simulator judge e
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import accumulate
 
-__all__ = ["credit_residents", "first_layers", "last_layers", "spread_layers"]
+__all__ = ["credit_residents"]
 
 _BISECTIONS = 16
 
@@ -79,30 +78,3 @@ def credit_residents(
         else:
             low = middle
     return best
-
-
-def first_layers(order: Sequence[int], sizes: Sequence[int], room_bytes: int) -> frozenset[int]:
-    """The leading layers of `order` that fit `room_bytes` together, as most engines choose."""
-    totals = accumulate(sizes[layer] for layer in order)
-    return frozenset(layer for layer, total in zip(order, totals) if total <= room_bytes)
-
-
-def last_layers(order: Sequence[int], sizes: Sequence[int], room_bytes: int) -> frozenset[int]:
-    """The trailing layers of `order` that fit `room_bytes` together."""
-    return first_layers(order[::-1], sizes, room_bytes)
-
-
-def spread_layers(order: Sequence[int], sizes: Sequence[int], room_bytes: int) -> frozenset[int]:
-    """As many layers as fit `room_bytes`, at the midpoints of as many equal parts of `order`."""
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if sum(sizes[layer] for layer in _spaced(order, middle)) <= room_bytes:
-            low = middle
-        else:
-            high = middle - 1
-    return frozenset(_spaced(order, low))
-
-
-def _spaced(order: Sequence[int], count: int) -> list[int]:
-    return [order[(2 * step + 1) * len(order) // (2 * count)] for step in range(count)]

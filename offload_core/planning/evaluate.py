@@ -56,6 +56,10 @@ class Problem:
         order = dict.fromkeys((*self.visits, *range(len(self.sizes))))
         return tuple(layer for layer in order if layer not in self.keep)
 
+    def visited(self) -> tuple[int, ...]:
+        """Layers that may be streamed and are visited, in order of first visit."""
+        return tuple(layer for layer in dict.fromkeys(self.visits) if layer not in self.keep)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 
-from .credit import credit_residents, first_layers, last_layers, spread_layers
+from .credit import credit_residents
 from .evaluate import Candidate, Evaluator, Problem
 from .ring_places import improved_layout
 from .ring_size import usual_ring
+from .rules import RULES
 
 __all__ = ["EQUAL", "Search"]
 
@@ -312,11 +313,10 @@ class Search:
     # ---- comparing with simpler rules, and using less memory
 
     def _simple_rules(self, best: Candidate) -> Iterator[Candidate]:
-        """The choices of simpler engines in the same memory: the plan must not be slower than these."""
-        order = [layer for layer in self._movable if self.evaluator.visit_counts[layer]]
+        """The choices of other rules in the same memory: the plan must not be slower than these."""
         room = self.problem.room_bytes - best.ring_bytes
-        for rule in (first_layers, last_layers, spread_layers):
-            candidate = self.evaluator.judge(rule(order, self.problem.reserved, room), best.ring_bytes)
+        for rule in RULES:
+            candidate = self.evaluator.judge(rule(self.problem, room), best.ring_bytes)
             if candidate is not None:
                 yield candidate
 

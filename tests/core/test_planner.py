@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from offload_core.errors import BudgetError, PlanError
 from offload_core.planning.check import check_plan
 from offload_core.planning.cost_model import compute_times
-from offload_core.planning.credit import credit_residents, first_layers, last_layers, spread_layers
+from offload_core.planning.credit import credit_residents
 from offload_core.planning.decisions import widget_gb_at_least
 from offload_core.planning.evaluate import Evaluator, Problem
 from offload_core.planning.inventory import Inventory, LayerSpec, TableSpec
@@ -29,6 +29,7 @@ from offload_core.planning.planner import (
 )
 from offload_core.planning.reserved import SEGMENT_BYTES
 from offload_core.planning.ring_size import usual_ring
+from offload_core.planning.rules import RULES
 from offload_core.planning.search import EQUAL, WORK_VISITS, Search
 from offload_core.planning.simulate import copy_ns, simulate
 from offload_core.settings.component_settings import bytes_from_gb
@@ -398,9 +399,10 @@ def test_never_worse_than_simple_rules_at_equal_bytes(inv: Inventory, data: st.D
     if not plan.streamed:
         return
     problem = problem_of(inv, budget)
-    order = problem.movable()
-    for rule in (first_layers, last_layers, spread_layers):
-        residents = rule(order, problem.reserved, problem.room_bytes - inv.reserved(plan.ring_bytes))
+    room_bytes = problem.room_bytes - inv.reserved(plan.ring_bytes)
+    for rule in RULES:
+        residents = rule(problem, room_bytes)
+        assert sum(problem.reserved[layer] for layer in residents) <= room_bytes
         rival = Evaluator(problem).judge(residents, plan.ring_bytes)
         assert rival is None or plan.predicted.pass_ns <= rival.pass_ns * 1.0011
 
