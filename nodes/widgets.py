@@ -39,7 +39,7 @@ _GRAPH_OPTIONS_TOOLTIP = (
     "as JSON. Weaker than the widgets and than an options node. Leave it empty."
 )
 _MODE_TOOLTIP = (
-    "How everything that nobody placed is treated.\n"
+    "What happens to components whose placement is auto.\n"
     "auto: kept in VRAM where everything fits, else streamed, encoders first.\n"
     "memory: streamed with a ring and nothing more.\n"
     "speed: as auto, with less VRAM kept free.\n"

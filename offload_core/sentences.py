@@ -62,12 +62,12 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "selected": "named in the selection of components to stream",
     "setting": "{component}.{setting} = {value} ({source})",
     # why a component is placed as it is
-    "given_less": "its {size} must live in the {budget} it was given",
-    "manual_mode": "manual mode: nobody placed it, so the app handles it its own way",
+    "given_less": "its {size} are more than its budget of {budget}",
+    "manual_mode": "manual mode: a component whose placement is auto is left to the app",
     "no_group": "{component} is in no group: streamed only when named; left to the app",
     "beyond_host": "its {size} do not fit into {memory} of memory: read from the file",
     "all_on_cpu": "everything runs on the CPU: there is no device to stream to",
-    "memory_mode": "memory mode streams what nobody placed",
+    "memory_mode": "memory mode: components whose placement is auto are streamed",
     "memory_mode_not_selected": "not among the components selected for streaming; leaves the device after use",
     "free_unknown": "the device's free memory is not known: streaming needs the least",
     "free_unknown_not_selected": (
@@ -88,7 +88,7 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "no_device_memory": "this device has no memory of its own: there is nothing to stream to",
     # why the other settings are what they are
     "budget_left": "what {free} free leave beside {residents} of residents and {headroom} of headroom",
-    "budget_ring": "a ring, and what is free while nobody asks for it",
+    "budget_ring": "a ring, and free memory until the app needs it",
     "planner_decides_ring": "the planner decides: room for the largest layer, and for any three ordinary ones",
     "tier_by_layer": "decided for each layer: pinned, then pageable, then mapped",
     "pins_shared": "what the machine can spare, shared by all components",
@@ -102,7 +102,7 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "memory_mode_ring": "memory mode: a ring and nothing more",
     "ran_out_with_more": "the device ran out of memory with more, during a pass",
     # notices of what was asked and decided
-    "absent": "{component}: {source} speak of it, but it is not in this graph",
+    "absent": "{component}: named by {source}, but not in this graph",
     "stronger_than_selection": (
         "{component}: the selection names it for streaming, but {source} set {placement}, which is stronger"
     ),
@@ -116,13 +116,13 @@ TEMPLATES: Final[Mapping[str, str]] = {
         "{first} and {second} have no effect on the CPU: its layers are read from their file, or used where they are"
     ),
     "free_memory_unknown": (
-        "the device's free memory is not known, so nothing is kept resident on the policy's own word"
+        "the device's free memory is not known, so the policy keeps nothing resident"
     ),
     "cannot_be_streamed": "{component}: would be streamed ({reason}), but {why}; left to the app",
     "not_everything_fits": "even so not everything fits: {sum}; the app will have to make room",
     "speed_gives_way": "{component}: speed mode would keep it resident, but {reason}; {placement} instead",
     "ring_only": "{component}: only {left} are left for it: a ring and nothing more",
-    "less_than_needed": "{reason}, less than the {needed} that it needs, which it takes",
+    "less_than_needed": "{reason}, which is less than it needs: it takes {needed}",
     # notices of what has happened
     "unheeded": (
         "ComfyUI {version} passes more to this pack than it knows, which was run in ComfyUI up to {newest}: {names}; "

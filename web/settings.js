@@ -19,7 +19,7 @@ export function definitions() {
   const mode = {
     id: MODE_ID,
     category: [CATEGORY, 'General', 'Mode'],
-    name: 'How components that nobody placed are treated',
+    name: 'What happens to components whose placement is auto',
     tooltip: 'auto: kept in VRAM where everything fits, else streamed. memory: streamed with a ring and nothing more. speed: as auto, with less VRAM kept free. manual: left to ComfyUI. Workflows and nodes that say something else are stronger.',
     type: 'combo',
     options: MODES,

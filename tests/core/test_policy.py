@@ -1,4 +1,4 @@
-"""The policy alone: what is placed where when nobody placed it."""
+"""The policy alone: what is placed where when the placement is auto."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_budget_below_the_size_means_streaming_in_every_mode() -> None:
         choice = decided({"dit": 12 * GB}, card(80), mode, dit=held).choices["dit"]
         assert choice.placement == "layerwise"
         assert choice.budget_bytes is None, "the budget is the user's, not the policy's"
-        assert choice.reason.text == "its 12.00 GB must live in the 6.00 GB it was given"
+        assert choice.reason.text == "its 12.00 GB are more than its budget of 6.00 GB"
 
 
 def test_a_measured_minimum_replaces_the_guess() -> None:

@@ -150,7 +150,7 @@ def test_wishes_for_a_component_that_is_not_there() -> None:
         message = refused(request(wishes=(wish("vocodr", "whole", source),)))
         assert "'vocodr'" in message and "dit, text_encoder" in message
     resolution = resolve(request(wishes=(wish("controlnet", "whole", "settings"),)))
-    assert resolution.warnings == ("controlnet: the user's ComfyUI settings speak of it, but it is not in this graph",)
+    assert resolution.warnings == ("controlnet: named by the user's ComfyUI settings, but not in this graph",)
 
 
 def test_lazy_components_get_their_settings_by_name() -> None:
