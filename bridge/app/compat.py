@@ -165,7 +165,7 @@ def _missing_of_a_patcher() -> list[str]:
     cpu = torch.device("cpu")
     try:
         patcher = kind(torch.nn.Module(), load_device=cpu, offload_device=cpu)
-    except Exception as error:  # reported as missing: the app must start all the same
+    except Exception as error:  # reported as missing: the app must start in any case
         return [f"comfy.model_patcher.ModelPatcher(model, load_device, offload_device): {error}"]
     return [f"ModelPatcher(...).{name}" for name in NEEDED_OF_A_PATCHER if not _has_attribute(patcher, name)]
 

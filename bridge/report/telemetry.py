@@ -153,7 +153,7 @@ def live_message() -> dict[str, Any]:
 
 
 def tell_resolved(component: Component) -> None:
-    """A component has been loaded by us: what its placement is, on whose word, and what it took."""
+    """A component has been loaded by us: what its placement is, from which source, and what it took."""
     placement = component.resolved.to_json().get(Setting.PLACEMENT, {}) if component.resolved is not None else {}
     plan = component.plan
     _send(

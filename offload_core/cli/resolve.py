@@ -1,4 +1,4 @@
-"""``python -m offload_core resolve < request.json``: who gets which settings, on whose word, and why.
+"""``python -m offload_core resolve < request.json``: who gets which settings, from which source, and why.
 
 Reads one JSON request (schema 1, see ``docs/policy.md``), writes one JSON answer. Exit status 0, or 2 with one line on
 standard error that names the offending value. Knows the JSON form only; what it means is ``resolver``'s business.

@@ -27,11 +27,11 @@ MODULES = (
     WebFault("events without end", "model.js", ".slice(-KEPT_EVENTS)", ""),
     WebFault("stored events twice", "model.js", "!known.has(keyOf(event))", "true"),
     WebFault(
-        *("a message about what nobody knows goes unnoticed", "model.js"),
+        *("a message about an unknown component goes unnoticed", "model.js"),
         *("stale: stale || fresh.size > 0", "stale: false"),
     ),
     WebFault("passes that do not follow are drawn as one", "model.js", "return start - ended <= ", "return true || "),
-    WebFault("everybody's widgets are sent", "prompt.js", "of read ? node.widgets ?? [] : []", "of node.widgets ?? []"),
+    WebFault("the widgets of all nodes are sent", "prompt.js", "of read ? node.widgets ?? [] : []", "of node.widgets ?? []"),
     WebFault("links of subgraphs lead outside", "prompt.js", "entry.id.replace(/[^:]*$/, '') + ", "'' + "),
     WebFault(
         *("options in the order in which they were set", "graph_options.js"),
@@ -58,7 +58,7 @@ LOOKS = (
     WebFault("stalls not drawn", "timeline.js", "['copy', 'visit', 'stall']) {", "['copy', 'visit']) {"),
     WebFault("keys do not move the focus", "dom.js", "next.focus();", ""),
     WebFault("a layer in flight shown as offloaded", "placement_map.js", "F: 'in_flight'", "F: 'offloaded'"),
-    WebFault("a toast for what nobody can act on", "node_widgets.js", "message.to_do)", "message.warnings)"),
+    WebFault("a toast for what the user cannot act on", "node_widgets.js", "message.to_do)", "message.warnings)"),
     WebFault("a toast for each", "node_widgets.js", "if (!pending.length) setTimeout(", "setTimeout("),
     WebFault(
         "a canvas without a name", "timeline.js", "setAttribute(canvas, 'aria-label',", "void (canvas, 'aria-label',"
