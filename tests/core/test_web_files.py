@@ -7,6 +7,7 @@ import pytest
 
 from tests.support import words
 from tests.support.devkit import paths
+from tests.support.web_faults import LOOKS, MODULES, REPORT
 
 WEB = paths.ROOT / "web"
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(WEB.glob("*.js"))}
@@ -65,3 +66,10 @@ def test_words_that_are_said_are_in_the_table_and_the_others_are_not():
     families = set(re.findall(r"say\(`([a-z]+\.)\$\{", source))
     unused = [key for key in table if key not in said | literal and not key.startswith(tuple(families))]
     assert unused == []
+
+
+@pytest.mark.parametrize("fault", [*MODULES, *LOOKS, *REPORT], ids=lambda fault: fault.name)
+def test_what_a_seeded_fault_replaces_is_in_its_file_once(fault):
+    """A text that has gone seeds nothing; one that occurs twice may seed something else."""
+    assert {**SCRIPTS, **STYLES}[fault.file].count(fault.text) == 1, f"{fault.text!r} in {fault.file}"
+    assert fault.instead != fault.text
