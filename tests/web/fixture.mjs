@@ -1,5 +1,8 @@
 // A report and live messages as docs/formats.md describes them, for looks that a small model on a fast machine hardly
 // shows: a large model in the middle of a run, warnings, every state of a layer, stalls.
+import { readFileSync } from 'node:fs';
+
+import { sentence, speaker } from '../../web/words.js';
 
 const GB = 1e9;
 
@@ -13,7 +16,13 @@ function plan(component, layers, residents) {
 }
 
 const blocks = (name, count, bytes) => Array.from({ length: count }, (_, index) => ({ name: `${name}.${index}`, bytes }));
-const setting = (value, source, reason) => ({ value, source, reason });
+
+const english = speaker(JSON.parse(readFileSync(new URL('../../web/words/en.json', import.meta.url))));
+const textOf = (why) => sentence(english, why, why.code);
+const because = (code, values = {}) => ({ code, values });
+const setting = (value, source, why) => ({ value, source, why, reason: textOf(why) });
+const DOES_NOT_FIT = because('does_not_fit', { size: '11.90 GB', sum: because('memory_sum', { needed: '13.10 GB', free: '12.00 GB', headroom: '1.20 GB' }) });
+const setBy = (source) => because('set_by', { source: because(source) });
 
 export function report(running = false) {
   const flux = [...blocks('double_blocks', 19, 0.34 * GB), ...blocks('single_blocks', 38, 0.14 * GB)];
@@ -25,21 +34,22 @@ export function report(running = false) {
     what_if: [{ delta_bytes: 0, pass_ns: 1.21e9, resident_layers: 19 }, { delta_bytes: GB, pass_ns: 1.04e9, resident_layers: 23 }, { delta_bytes: -GB, pass_ns: 1.37e9, resident_layers: 14 }],
     nodes: ['1'], warnings: [],
     settings: {
-      placement: setting('layerwise', 'policy', '11.9 GB do not fit beside what else is needed: streamed, 19 of 57 layers stay'),
-      budget_bytes: setting(6 * GB, 'graph', "set by the graph's options"), ring_bytes: setting(null, 'policy', 'left to the planner'),
+      placement: setting('layerwise', 'policy', DOES_NOT_FIT),
+      budget_bytes: setting(6 * GB, 'graph', setBy('source_graph')), ring_bytes: setting(null, 'policy', because('planner_decides_ring')),
     },
   };
+  const notice = { component: 'text_encoder', ...because('not_page_locked', { size: '9.12 GB' }), do: because('do_free_memory') };
   const encoder = {
     ...dit, id: 'text_encoder-1', component: 'text_encoder', model: 't5xxl_fp16.safetensors', kind: 'text_encoder', loaded: false, running: false,
     plan: plan('text_encoder', blocks('block', 24, 0.38 * GB), 8), layer_states: 'O'.repeat(24), budget_bytes: 1.4 * GB, nodes: ['1'],
     numbers: { stall_pct: 3.2, bytes_per_pass: 9.1 * GB, copy_bytes_per_s: 22.8 * GB, hit_rate: 0.96, headroom_bytes: null },
     what_if: [{ delta_bytes: GB, pass_ns: 1.21e9, resident_layers: 10 }, { delta_bytes: -GB, error: 'asked 0.40 GB; found that 1.36 GB are needed at least' }],
-    settings: { placement: setting('layerwise', 'policy', 'encoders are streamed by default, so that nothing is evicted for them') },
-    warnings: ['9.12 GB of page-locked memory are not to be had: copies are slower; free system memory, or set a smaller pin budget'],
+    settings: { placement: setting('layerwise', 'policy', DOES_NOT_FIT) },
+    warnings: [`${textOf(notice)}; ${textOf(notice.do)}`], notices: [notice],
   };
   return {
     schema: 1, components: [dit, encoder], devices: devices(), host: host(),
-    bystanders: [{ component: 'vae', model: 'ae.safetensors', reason: 'asked for by the node: whole', nodes: ['1'] }],
+    bystanders: [{ component: 'vae', model: 'ae.safetensors', why: setBy('source_node'), reason: textOf(setBy('source_node')), nodes: ['1'] }],
   };
 }
 
@@ -80,7 +90,7 @@ export function ahead() {
   const { components, bystanders, ...rest } = report();
   const { events } = live();
   const [dit, encoder] = components.map(({ numbers, summary, layer_states, loaded, running, ...one }) => ({
-    ...one, id: `${one.component}-planned`, placement: 'layerwise', device_bytes: 5.93 * GB, warnings: [], events: [],
+    ...one, id: `${one.component}-planned`, placement: 'layerwise', device_bytes: 5.93 * GB, warnings: [], notices: [], events: [],
   }));
   dit.events = events.filter(([, , , start]) => start >= 57 * 20e6 && start < 2 * 57 * 20e6).map(([kind, , ...others]) => [kind, dit.id, ...others]);
   return { ...rest, components: [dit, encoder], bystanders };

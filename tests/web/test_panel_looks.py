@@ -3,6 +3,8 @@
 The README's pictures come from here. On purpose changed? Delete them in assets/, run this test once, and look at both.
 """
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ FLIGHT, USE, STALL = "47,168,138", "242,177,52", "229,72,77"
 
 @pytest.mark.parametrize(
     ("theme", "vue", "width", "locale"),
-    [("dark", False, 1600, "en"), ("light", True, 1600, "zh"), ("light", False, 700, "en")],
+    [("dark", False, 1600, "en"), ("light", True, 1600, "zh"), ("light", False, 700, "en"), ("dark", True, 1600, "ja")],
 )
 def test_looks(play, theme, vue, width, locale):
     settings = {"Comfy.ColorPalette": theme, "Comfy.Locale": locale}
@@ -38,7 +40,9 @@ def judge(played: dict, locale: str):
     assert played["keyboard"]["tab"] == "lwo-tab-overview" and played["keyboard"]["view"]
     assert "double_blocks.1 " in played["keyboard"]["readout"] and played["keyboard"]["outline"] == "solid"
     assert "text_encoder" in played["focusedNumbers"] and "3.2 %" in played["focusedNumbers"]
-    assert played["onNode"] == {"en": "auto is resolved when it runs", "zh": "auto 在运行时决定"}[locale]
+    table = json.loads((paths.ROOT / "web" / "words" / f"{locale}.json").read_text(encoding="utf-8"))
+    assert played["onNode"] == table["node.not_run"]
+    reasons_are_in(locale, played["reasons"], table)
     assert [line.split(" ")[0] for line in played["resolved"]] == ["dit", "text_encoder", "vae"]
     assert "auto → layerwise" in played["resolved"][0] and "5.93 GB" in played["resolved"][0]
     assert len(played["toasts"]) == 1, played["toasts"]
@@ -46,6 +50,16 @@ def judge(played: dict, locale: str):
     assert "close other programs" in toast and "set less" in toast, "what there is to do, in one message"
     assert "less than planned" not in toast, "a warning that nobody can act on is on the node only"
     assert played["errors"] == [] and played["external"] == []
+
+
+def reasons_are_in(locale: str, reasons: list[str], table: dict[str, str]):
+    """Reasons, a warning with what to do, and why a component is left to the app: all in the language of the page."""
+    assert len(reasons) == 6
+    for code in ("planner_decides_ring", "do_free_memory", "source_node"):
+        assert any(table[f"why.{code}"] in text for text in reasons), code
+    for text in reasons:
+        words = set(re.findall("[A-Za-z]{3,}", text)) - {"ComfyUI"}
+        assert bool(words) == (locale == "en"), text
 
 
 def keep_pictures(screenshot: Path):
