@@ -1,5 +1,5 @@
 // The button that sets the smallest sufficient budget, shown when the server refuses a budget as too small.
-import { element, setText } from './dom.js';
+import { button, setText } from './dom.js';
 import { changed } from './graph_options.js';
 import { widgetOf } from './prompt.js';
 
@@ -23,7 +23,7 @@ export function budgetButton(say, contact) {
     else if (place) contact.writeGraphOptions(changed(contact.readGraphOptions(), place.options, 'budget_gb', budget.smallest_gb));
     contact.graphChanged();
   };
-  const root = element('button', { class: 'lwo-button lwo-primary', type: 'button', hidden: true, onclick: set });
+  const root = button('', { class: 'lwo-primary', hidden: true, onclick: set });
   return {
     root,
     update(next) {

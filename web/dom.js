@@ -16,6 +16,13 @@ export function element(tag, properties = {}, ...children) {
   return created;
 }
 
+/** An entry of a legend: a swatch of the class `swatch`, then `content`. */
+export const legendKey = (swatch, ...content) => element('span', { class: 'lwo-key' }, element('i', { class: `lwo-swatch ${swatch}` }), ...content);
+
+/** A button with the text `text`. `properties`: as in `element`; a `class` stands beside the one of all buttons. */
+export const button = (text, { class: extra, ...properties }) =>
+  element('button', { class: extra ? `lwo-button ${extra}` : 'lwo-button', type: 'button', text, ...properties });
+
 // These write to the page only if the value differs: live updates call them for every element.
 export function setText(target, text) {
   if (target.textContent !== text) target.textContent = text;

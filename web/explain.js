@@ -23,18 +23,20 @@ export function explanations(say) {
 }
 
 function card(say, component, isFocused) {
-  const head = element('h3', {}, component.component, element('span', { class: 'lwo-model', text: component.model, title: component.model }));
-  const made = element(
+  return element(
     'article',
-    { class: `lwo-card${isFocused ? ' lwo-focused' : ''}`, tabindex: -1, 'data-component': component.id },
-    head,
+    {
+      class: `lwo-card${isFocused ? ' lwo-focused' : ''}`, tabindex: -1, 'data-component': component.id,
+      'aria-label': `${component.component} ${component.model}`,
+    },
+    heading(component),
     settingsTable(say, component),
     whatIf(say, component),
     ...noticeLines(say, component.notices, component.warnings).map((text) => element('p', { class: 'lwo-warning', text })),
   );
-  made.setAttribute('aria-label', `${component.component} ${component.model}`);
-  return made;
 }
+
+const heading = ({ component, model }) => element('h3', {}, component, element('span', { class: 'lwo-model', text: model, title: model }));
 
 function settingsTable(say, component) {
   const rows = Object.entries(component.settings ?? {}).map(([name, setting]) =>
@@ -80,7 +82,7 @@ function bystander(say, component) {
   return element(
     'article',
     { class: 'lwo-card lwo-bystander' },
-    element('h3', {}, component.component, element('span', { class: 'lwo-model', text: component.model, title: component.model })),
+    heading(component),
     element('p', { class: 'lwo-quiet', text: leftToApp(say, component) }),
   );
 }

@@ -1,10 +1,11 @@
 // The form for the options of a graph: its mode, and for each component the placement, the budget, the ring, and the host
 // tier and page-locked memory of streamed layers.
-import { element } from './dom.js';
+import { button, element } from './dom.js';
 import { changed, withoutUnset } from './graph_options.js';
 import { HOST_TIERS, MODES, PLACEMENTS } from './tables.js';
 
-// The setting of each column, and its key in words/.
+// The setting of each column, and its key in words/; the values of those that are chosen from a list.
+const CHOSEN = { placement: PLACEMENTS, host_tier: HOST_TIERS };
 const COLUMNS = { placement: 'placement', budget_gb: 'budget', ring_gb: 'ring', host_tier: 'host', pin_budget_gb: 'pins' };
 
 /**
@@ -22,7 +23,7 @@ export function graphOptionsForm(say, save) {
       if (current === drawn) return; // the input that the user types in keeps the focus
       drawn = current;
       options = saved;
-      const clear = element('button', { class: 'lwo-button', type: 'button', text: say('form.clear'), onclick: () => (keep(null), this.update(null, names)) });
+      const clear = button(say('form.clear'), { onclick: () => (keep(null), this.update(null, names)) });
       const keep = (next) => {
         options = next;
         drawn = next ? JSON.stringify([next, names]) : '';
@@ -61,17 +62,13 @@ function row(say, selector, settings, isUnknown, set) {
       onchange: (event) => event.target.reportValidity() && set(selector, name, Number(event.target.value)),
       onkeydown: (event) => event.stopPropagation(), // the app's shortcuts
     });
-  const select = (name, values) => choice(nameOf(name), values, settings?.[name] ?? 'auto', (value) => set(selector, name, value), tip(say, name));
+  const select = (name) => choice(nameOf(name), CHOSEN[name], settings?.[name] ?? 'auto', (value) => set(selector, name, value), tip(say, name));
   const note = isUnknown ? element('span', { class: 'lwo-warning', text: say('form.unknown') }) : null;
   return element(
     'tr',
     { 'data-selector': selector },
     element('th', { scope: 'row' }, label, note),
-    element('td', {}, select('placement', PLACEMENTS)),
-    element('td', {}, number('budget_gb')),
-    element('td', {}, number('ring_gb')),
-    element('td', {}, select('host_tier', HOST_TIERS)),
-    element('td', {}, number('pin_budget_gb')),
+    ...Object.keys(COLUMNS).map((name) => element('td', {}, name in CHOSEN ? select(name) : number(name))),
   );
 }
 

@@ -1,34 +1,25 @@
 // Memory bars, one for each device and one for the host: their contents, and a mark at the sum of our budgets.
-import { element, setAttribute, setText } from './dom.js';
+import { element, legendKey, setAttribute, setText } from './dom.js';
 import { bytes } from './format.js';
-
-const DEVICE_PARTS = ['resident', 'loose', 'ring', 'others'];
-const HOST_PARTS = ['pinned', 'pageable', 'mapped', 'others'];
 
 /** The element with all bars. */
 export function memoryBars(say) {
   const root = element('div', { class: 'lwo-memory' });
   const bars = new Map();
-  const bar = (key, parts) => {
-    if (!bars.has(key)) bars.set(key, memoryBar(say, parts));
-    return bars.get(key);
+  const drawn = (key, data) => {
+    if (!bars.has(key)) bars.set(key, memoryBar(say, Object.keys(data.parts)));
+    bars.get(key).update(data);
+    return bars.get(key).root;
   };
   return {
     root,
     /** `component`: the focused one; while it is only planned, its device is shown as predicted for its run. */
     update(state, component) {
-      const shown = [];
-      for (const device of state.devices) {
-        const deviceBar = bar(`device ${device.name}`, DEVICE_PARTS);
+      const shown = state.devices.map((device) => {
         const planned = component?.planned && component.device === device.name;
-        deviceBar.update(planned ? plannedPart(device, component, say) : devicePart(device, state.components));
-        shown.push(deviceBar.root);
-      }
-      if (state.host) {
-        const hostBar = bar('host', HOST_PARTS);
-        hostBar.update(hostPart(state.host, say));
-        shown.push(hostBar.root);
-      }
+        return drawn(`device ${device.name}`, planned ? plannedPart(device, component, say) : devicePart(device, state.components));
+      });
+      if (state.host) shown.push(drawn('host', hostPart(state.host, say)));
       if (shown.length !== root.children.length || shown.some((child, index) => root.children[index] !== child)) {
         root.replaceChildren(...shown);
       }
@@ -84,11 +75,10 @@ function memoryBar(say, names) {
   const track = element('div', { class: 'lwo-track', role: 'img' }, ...segments, mark);
   const legend = names.map((name) => {
     const value = element('b');
-    const item = element('span', { class: 'lwo-key' }, element('i', { class: `lwo-swatch lwo-${name}` }), say(`memory.${name}`), ' ', value);
-    return { item, value };
+    return { item: legendKey(`lwo-${name}`, say(`memory.${name}`), ' ', value), value };
   });
   const ceiling = element('b');
-  const ceilingKey = element('span', { class: 'lwo-key' }, element('i', { class: 'lwo-swatch lwo-ceiling-key' }), say('memory.ceiling'), ' ', ceiling);
+  const ceilingKey = legendKey('lwo-ceiling-key', say('memory.ceiling'), ' ', ceiling);
   const root = element(
     'div',
     { class: 'lwo-bar' },

@@ -1,7 +1,7 @@
 // The bottom panel: its views, its buttons, and its subscription to live messages while it is visible. Touches the app only
 // through `contact`.
 import { budgetButton } from './budget_button.js';
-import { element, rovingFocus, setText } from './dom.js';
+import { button, element, rovingFocus, setText } from './dom.js';
 import { explanations, leftToApp } from './explain.js';
 import { graphOptionsForm } from './graph_options_form.js';
 import { optionsText, withoutUnset } from './graph_options.js';
@@ -25,33 +25,28 @@ export function createPanel(contact) {
   let mounted = null;
   const failing = new Set(); // requests whose last attempt failed; the panel's head shows the error
   let plannedText = null; // the prompt of `state.ahead` as text
-  const attempt = async (request, fetchChange) => {
+  const redraw = () => mounted?.draw(true);
+  /** Puts what `fetchContent` answers into the state as it is then, by `change(state, content)`. */
+  const attempt = async (request, fetchContent, change) => {
     try {
-      const change = await fetchChange();
-      state = change(state);
-      mounted?.draw(true);
+      const content = await fetchContent();
+      state = change(state, content);
+      redraw();
       if (failing.delete(request) && !failing.size) mounted?.page.tell('');
     } catch (error) {
       failing.add(request);
       mounted?.page.tell(error.message);
     }
   };
-  const refresh = () => attempt('report', async () => {
-    const report = await contact.fetchReport();
-    return (current) => withReport(current, report);
-  });
-  const lookBack = () => attempt('events', async () => {
-    const { events } = await contact.fetchEvents();
-    return (current) => withStored(current, events);
-  });
+  const refresh = () => attempt('report', contact.fetchReport, withReport);
+  const lookBack = () => attempt('events', contact.fetchEvents, (current, { events }) => withStored(current, events));
   const lookAhead = (again = false) => attempt('plan', async () => {
     const prompt = promptOf(contact.activeNodes(), optionsText(contact.readGraphOptions(), defaultOptions(contact.settingValue)));
     const text = JSON.stringify(prompt);
-    if (text === plannedText && !again) return (current) => current;
+    if (text === plannedText && !again) return null;
     plannedText = text;
-    const ahead = prompt && (await contact.fetchAhead(prompt));
-    return (current) => (plannedText === text ? withAhead(current, ahead) : current); // else a later request has been sent
-  });
+    return { text, ahead: prompt && (await contact.fetchAhead(prompt)) };
+  }, (current, planned) => (planned && plannedText === planned.text ? withAhead(current, planned.ahead) : current)); // else a later request has been sent
   const panel = {
     async mount(place) {
       panel.unmount();
@@ -59,11 +54,11 @@ export function createPanel(contact) {
       const actions = {
         choose: (id) => {
           chosenId = id;
-          mounted?.draw(true);
+          redraw();
         },
         view: (name) => {
           view = name;
-          mounted?.draw(true);
+          redraw();
         },
       };
       const page = buildPage(say, contact, actions);
@@ -96,7 +91,7 @@ export function createPanel(contact) {
       if (!component && !state.bystanders.some((bystander) => isOfNode(bystander, id))) return false;
       chosenId = component?.id ?? chosenId;
       view = 'explain';
-      mounted?.draw(true);
+      redraw();
       mounted?.page.showExplained(component?.id);
       return true;
     },
@@ -141,11 +136,11 @@ function listen(contact, place, live, refresh, lookAhead, gone) {
 
 function buildPage(say, contact, actions) {
   const status = element('span', { class: 'lwo-told', role: 'status' });
-  const tell = (text) => setText(status, text ?? '');
+  const tell = (text) => setText(status, text);
   const tabs = VIEWS.map((name) => element('button', { class: 'lwo-tab', type: 'button', role: 'tab', id: `lwo-tab-${name}`, 'aria-controls': `lwo-view-${name}`, text: say(`view.${name}`), onclick: () => actions.view(name) }));
   const list = element('div', { class: 'lwo-tabs', role: 'tablist', 'aria-label': 'Layerwise Offload' }, ...tabs);
   rovingFocus(list, () => tabs, (tab) => tab.click());
-  const save = element('button', { class: 'lwo-button', type: 'button', title: say('trace.tip'), text: say('trace.save'), onclick: () => saveTrace(say, contact, tell) });
+  const save = button(say('trace.save'), { title: say('trace.tip'), onclick: () => saveTrace(say, contact, tell) });
   const memory = memoryBars(say);
   const numbers = numberTiles(say);
   const map = placementMap(say, actions.choose);
@@ -201,7 +196,7 @@ function emptyView(say, contact) {
   const text = element('p');
   const setBudget = budgetButton(say, contact);
   const list = element('ul', { class: 'lwo-asked' });
-  const add = element('button', { class: 'lwo-button lwo-primary', type: 'button', text: say('empty.add'), onclick: () => (contact.addNode(LOADER), contact.graphChanged()) });
+  const add = button(say('empty.add'), { class: 'lwo-primary', onclick: () => (contact.addNode(LOADER), contact.graphChanged()) });
   return {
     root: element('div', { class: 'lwo-empty' }, title, text, setBudget.root, list, add),
     update(state) {

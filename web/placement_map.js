@@ -1,6 +1,6 @@
 // The placement map: a strip per component with a cell per layer; a cell's width is the layer's size, its colour its state.
 // A cell that is hovered or focused is described in the readout beside the legend.
-import { element, rovingFocus, setAttribute, setClass, setText } from './dom.js';
+import { element, legendKey, rovingFocus, setAttribute, setClass, setText } from './dom.js';
 import { bytes } from './format.js';
 
 const STATES = { R: 'resident', r: 'arriving', U: 'in_use', F: 'in_flight', C: 'used', O: 'offloaded' };
@@ -18,11 +18,7 @@ export function placementMap(say, choose) {
   const rows = new Map();
   const body = element('div', { class: 'lwo-map-rows' });
   const readout = element('div', { class: 'lwo-readout', 'aria-live': 'polite' });
-  const legend = element(
-    'div',
-    { class: 'lwo-keys' },
-    ...Object.values(STATES).map((name) => element('span', { class: 'lwo-key' }, element('i', { class: `lwo-swatch lwo-cell lwo-is-${name}` }), say(`state.${name}`))),
-  );
+  const legend = element('div', { class: 'lwo-keys' }, ...Object.values(STATES).map((name) => legendKey(`lwo-cell lwo-is-${name}`, say(`state.${name}`))));
   const root = element('section', { class: 'lwo-map', 'aria-label': say('map.title') }, element('div', { class: 'lwo-section-head' }, element('h3', { text: say('map.title') }), legend, readout), body);
   const read = (text) => setText(readout, text);
   return {
@@ -30,10 +26,9 @@ export function placementMap(say, choose) {
     update(state, focusedId) {
       const ids = new Set(state.components.map(({ id }) => id));
       for (const [id, row] of rows) {
-        if (!ids.has(id)) {
-          row.root.remove();
-          rows.delete(id);
-        }
+        if (ids.has(id)) continue;
+        row.root.remove();
+        rows.delete(id);
       }
       state.components.forEach((component, index) => {
         if (!rows.has(component.id)) rows.set(component.id, mapRow(say, choose, read));
@@ -62,19 +57,16 @@ function mapRow(say, choose, read) {
   for (const kind of ['pointerover', 'focusin']) strip.addEventListener(kind, readCell);
   for (const kind of ['pointerleave', 'focusout']) strip.addEventListener(kind, () => read(''));
   rovingFocus(strip, () => cells);
-
-  function build() {
-    cells = component.plan.layers.map((layer, index) =>
-      element('span', { role: 'img', tabindex: index ? -1 : 0, style: { 'flex-grow': Math.max(1, Math.round(layer.bytes / 1e5)) } }),
-    );
-    strip.replaceChildren(...cells);
-  }
   return {
     root,
     update(next, isFocused) {
-      const rebuilt = component?.plan?.layers.length !== next.plan.layers.length || component?.id !== next.id;
+      if (component?.plan.layers.length !== next.plan.layers.length || component.id !== next.id) {
+        cells = next.plan.layers.map((layer, index) =>
+          element('span', { role: 'img', tabindex: index ? -1 : 0, style: { 'flex-grow': Math.max(1, Math.round(layer.bytes / 1e5)) } }),
+        );
+        strip.replaceChildren(...cells);
+      }
       component = next;
-      if (rebuilt) build();
       setText(name, next.component);
       setText(model, next.model);
       model.title = next.model;

@@ -1,5 +1,5 @@
 // The overlap timeline of one component's last passes: copies above, compute below, stalls in red.
-import { element, setAttribute, setText } from './dom.js';
+import { element, legendKey, setAttribute, setText } from './dom.js';
 import { duration } from './format.js';
 import { lastPasses } from './model.js';
 
@@ -12,7 +12,7 @@ const HEIGHT = 2 * LANE + GAP + AXIS;
 export function timeline(say) {
   const canvas = element('canvas', { class: 'lwo-canvas', role: 'img' });
   const summary = element('span', { class: 'lwo-summary' });
-  const keys = ['copy', 'visit', 'stall'].map((kind) => element('span', { class: 'lwo-key' }, element('i', { class: `lwo-swatch lwo-${kind}` }), say(`timeline.${kind}`)));
+  const keys = ['copy', 'visit', 'stall'].map((kind) => legendKey(`lwo-${kind}`, say(`timeline.${kind}`)));
   const empty = element('p', { class: 'lwo-quiet', text: say('timeline.empty') });
   const lanes = element('div', { class: 'lwo-lanes', 'aria-hidden': 'true' }, element('span', { text: say('timeline.copy') }), element('span', { text: say('timeline.visit') }));
   const frame = element('div', { class: 'lwo-timeline-frame' }, lanes, canvas);

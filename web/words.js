@@ -4,8 +4,6 @@
 const LANGUAGES = ['en', 'zh', 'ja'];
 const loaded = new Map();
 
-const load = async (language) => (await fetch(new URL(`words/${language}.json`, import.meta.url))).json();
-
 /** The language to use for one of the app's locales: `zh` for `zh-TW`, `en` for an unknown one. */
 export function languageFor(locale) {
   const base = String(locale).toLowerCase().split(/[-_]/)[0];
@@ -16,7 +14,7 @@ export function languageFor(locale) {
 export async function wordsFor(locale) {
   const language = languageFor(locale);
   for (const name of new Set(['en', language])) {
-    if (!loaded.has(name)) loaded.set(name, await load(name));
+    if (!loaded.has(name)) loaded.set(name, await (await fetch(new URL(`words/${name}.json`, import.meta.url))).json());
   }
   return speaker(loaded.get(language), loaded.get('en'));
 }
