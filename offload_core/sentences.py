@@ -115,9 +115,7 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "no_effects_on_cpu": (
         "{first} and {second} have no effect on the CPU: its layers are read from their file, or used where they are"
     ),
-    "free_memory_unknown": (
-        "the device's free memory is not known, so the policy keeps nothing resident"
-    ),
+    "free_memory_unknown": "the device's free memory is not known, so the policy keeps nothing resident",
     "cannot_be_streamed": "{component}: would be streamed ({reason}), but {why}; left to the app",
     "not_everything_fits": "even so not everything fits: {sum}; the app will have to make room",
     "speed_gives_way": "{component}: speed mode would keep it resident, but {reason}; {placement} instead",

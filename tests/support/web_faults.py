@@ -31,7 +31,9 @@ MODULES = (
         *("stale: stale || fresh.size > 0", "stale: false"),
     ),
     WebFault("passes that do not follow are drawn as one", "model.js", "return start - ended <= ", "return true || "),
-    WebFault("the widgets of all nodes are sent", "prompt.js", "of read ? node.widgets ?? [] : []", "of node.widgets ?? []"),
+    WebFault(
+        "the widgets of all nodes are sent", "prompt.js", "of read ? node.widgets ?? [] : []", "of node.widgets ?? []"
+    ),
     WebFault("links of subgraphs lead outside", "prompt.js", "entry.id.replace(/[^:]*$/, '') + ", "'' + "),
     WebFault(
         *("options in the order in which they were set", "graph_options.js"),
