@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from offload_core.planning.look_ahead import LookAhead
 from offload_core.planning.plan import Plan
 from offload_core.runtime.device.device_queue import DeviceQueue
 from offload_core.runtime.engine import controller as controller_module
@@ -192,19 +193,19 @@ def what_a_copy_overwrites_still_counts_as_there(patch: Patch) -> None:
 
 @fault("race")
 def look_ahead_overwrites_a_layer_in_use(patch: Patch) -> None:
-    def changed(self: Prefetcher, layer: Layer) -> bool:
+    def changed(self: LookAhead, layer: Layer) -> bool:
         return layer.device_buffer is not None and not any(other.pending for other in layer.overlaps)
 
-    patch.setattr(Prefetcher, "_may_issue", changed)
+    patch.setattr(LookAhead, "_may_issue", changed)
     after(patch, Prefetcher, "enter", lambda self, layer: self._look_ahead())
 
 
 @fault("state")
 def look_ahead_overwrites_a_layer_still_to_come(patch: Patch) -> None:
-    def changed(self: Prefetcher, layer: Layer) -> bool:
+    def changed(self: LookAhead, layer: Layer) -> bool:
         return layer.device_buffer is not None and not any(other.in_use for other in layer.overlaps)
 
-    patch.setattr(Prefetcher, "_may_issue", changed)
+    patch.setattr(LookAhead, "_may_issue", changed)
 
 
 @fault("race")
@@ -237,7 +238,7 @@ def the_ring_is_taken_without_telling_its_holder(patch: Patch) -> None:
 
 @fault("race")
 def a_lost_ring_is_still_written_to(patch: Patch) -> None:
-    after(patch, Prefetcher, "give_up_ring", lambda self: setattr(self, "_ring_is_ours", True))
+    after(patch, Prefetcher, "give_up_ring", lambda self: setattr(self.look_ahead, "has_ring", True))
 
 
 @fault("value")
@@ -317,7 +318,7 @@ def visits_still_expected_after_an_error(patch: Patch) -> None:
     original = Prefetcher._abort
 
     def changed(self: Prefetcher) -> None:
-        with replaced(Prefetcher, forget_look_ahead=nothing):
+        with replaced(LookAhead, forget=nothing):
             original(self)
 
     patch.setattr(Prefetcher, "_abort", changed)
@@ -337,7 +338,7 @@ def an_interrupt_passes_a_layer_unseen(patch: Patch) -> None:
 
     patch.setattr(LayerForward, "__call__", changed)
     # What the pass's own end cleans up must not hide it.
-    patch.setattr(Prefetcher, "_abort", lambda self: (self.forget_look_ahead(), self.drain()))
+    patch.setattr(Prefetcher, "_abort", lambda self: (self.look_ahead.forget(), self.drain()))
 
 
 @fault("state")

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from offload_core.runtime.engine import walks as walks_module
-from offload_core.runtime.engine.prefetcher import Prefetcher
-from offload_core.runtime.engine.walks import Walk, Walks
+from offload_core.planning import walks as walks_module
+from offload_core.planning.look_ahead import LookAhead
+from offload_core.planning.walks import Walk, Walks
 from tests.runtime.faults import Patch, after, fault, nothing, replaced
 
 
 def _without(patch: Patch, method: str, member: str) -> None:
-    """While this method of the prefetcher runs, another does nothing."""
-    original = getattr(Prefetcher, method)
+    """While this method of look-ahead runs, another does nothing."""
+    original = getattr(LookAhead, method)
 
-    def changed(self: Prefetcher, *args: Any) -> None:
-        with replaced(Prefetcher, **{member: nothing}):
+    def changed(self: LookAhead, *args: Any) -> None:
+        with replaced(LookAhead, **{member: nothing}):
             original(self, *args)
 
-    patch.setattr(Prefetcher, method, changed)
+    patch.setattr(LookAhead, method, changed)
 
 
 @fault("state")
 def what_was_counted_on_stays_when_the_road_changes(patch: Patch) -> None:
-    _without(patch, "_change_to", "_forget_pending")
+    _without(patch, "_change_to", "forget_pending")
 
 
 @fault("state")
 def what_was_counted_on_stays_for_another_next_pass(patch: Patch) -> None:
-    _without(patch, "_set_out", "_forget_pending")
+    _without(patch, "_set_out", "forget_pending")
 
 
 @fault("state")
 def only_the_layers_of_the_new_road_are_forgotten(patch: Patch) -> None:
-    def changed(self: Prefetcher, walk: Walk, position: int) -> None:
+    def changed(self: LookAhead, walk: Walk, position: int) -> None:
         self._go(walk, self._walks.after(self._walks.last, walk))
         for layer in self._road:
             layer.pending = 0
@@ -41,15 +41,15 @@ def only_the_layers_of_the_new_road_are_forgotten(patch: Patch) -> None:
         if position == self._length:
             self._turn()
 
-    patch.setattr(Prefetcher, "_change_to", changed)
+    patch.setattr(LookAhead, "_change_to", changed)
 
 
 @fault("state")
 def another_next_walk_than_was_looked_ahead_for(patch: Patch) -> None:
-    def changed(self: Prefetcher) -> None:
+    def changed(self: LookAhead) -> None:
         self._go(self._walk, self._then)
 
-    patch.setattr(Prefetcher, "_turn", changed)
+    patch.setattr(LookAhead, "_turn", changed)
 
 
 @fault("slow")
@@ -69,12 +69,12 @@ def a_walk_is_taken_up_for_its_last_visit(patch: Patch) -> None:
 
 @fault("slow")
 def a_walk_is_taken_up_two_visits_ahead(patch: Patch) -> None:
-    original = Prefetcher._change_to
+    original = LookAhead._change_to
 
-    def changed(self: Prefetcher, walk: Walk, position: int) -> None:
+    def changed(self: LookAhead, walk: Walk, position: int) -> None:
         original(self, walk, min(position + 2, len(walk.visits)))
 
-    patch.setattr(Prefetcher, "_change_to", changed)
+    patch.setattr(LookAhead, "_change_to", changed)
 
 
 @fault("slow")

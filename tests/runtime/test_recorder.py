@@ -175,7 +175,7 @@ def test_layer_states_in_one_character() -> None:
     assert seen[0][0] == "U" and "F" in seen[0]
     assert seen[1][1] == "U" and seen[2][1] == "R"
     assert all(state.count("U") == 1 for state in seen)
-    controller.prefetcher.forget_look_ahead()
+    controller.prefetcher.look_ahead.forget()
     assert "C" in controller.layer_states() and controller.layer_states()[1] == "R"
 
 

@@ -13,11 +13,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from offload_core.planning.look_ahead import LookAhead
 from offload_core.planning.plan_change import better_plan
 from offload_core.planning.planner import PlanRequest, make_plan
 from offload_core.planning.simulate import simulate
-from offload_core.runtime.engine.prefetcher import Prefetcher
-from offload_core.runtime.engine.walks import KEPT, Walks
+from offload_core.planning.walks import KEPT, Walks
 from tests.runtime.test_replan import Toy, watch
 from tests.runtime.test_virtual_clock import RATE, Bench
 from tests.runtime.world import check_look_ahead, hand_plan
@@ -326,6 +326,6 @@ def test_a_visit_that_is_expected_asks_for_nothing(monkeypatch):
             return original(self, *args)
 
         monkeypatch.setattr(Walks, method, counted)
-    monkeypatch.setattr(Prefetcher, "_forget_pending", lambda self: called.append("_forget_pending"))
+    monkeypatch.setattr(LookAhead, "forget_pending", lambda self: called.append("forget_pending"))
     bench.pass_(ONCE)
     assert called == ["after", "add", "after", "after"]

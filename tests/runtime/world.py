@@ -233,8 +233,9 @@ class Component:
 
 def check_look_ahead(prefetcher: Prefetcher) -> None:
     """The invariants that the prefetcher promises in its first lines, and that look-ahead ends where the road does."""
-    layers, ahead = prefetcher._layers, prefetcher._ahead
-    counted_on = prefetcher._road[prefetcher._next : prefetcher._next + ahead]
+    road, layers = prefetcher.look_ahead, prefetcher._layers
+    ahead = road._ahead
+    counted_on = road._road[road._next : road._next + ahead]
     assert sum(layer.pending for layer in layers) == ahead == len(counted_on), "pending does not add up to ahead"
     for layer in layers:
         assert layer.pending == counted_on.count(layer), f"{layer.name} is pending, and not on the road"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from offload_core.runtime.engine.walks import KEPT
+from offload_core.planning.walks import KEPT
 from tests.runtime.world import Component, World
 
 ONCE = list(range(8))
@@ -81,7 +81,7 @@ def more_walks_than_are_kept(world: World) -> None:
     one = eight_layers(world)
     for begin in (*range(8), *range(0, 8, 2), *range(8)):
         one.run([(begin + number) % 8 for number in ONCE[: 4 + begin % 3]])
-    walks = one.controller.prefetcher._walks
+    walks = one.controller.prefetcher.look_ahead._walks
     assert len(walks._kept) <= KEPT == 6, "walks are kept without a bound"
     known = {None, *walks._kept}
     for context, (forecast, _) in walks._forecasts.items():

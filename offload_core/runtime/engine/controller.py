@@ -249,7 +249,7 @@ class OffloadController:
     def _arrange(self, plan: Plan) -> None:
         """Change to `plan`, from the plan in effect or from a partly arranged one."""
         began_ns = time.monotonic_ns()
-        self.prefetcher.forget_look_ahead()
+        self.prefetcher.look_ahead.forget()
         self.versions.settle(self.layers)
         self._free_what_moves(plan)
         in_pass = self.in_pass()
@@ -260,7 +260,7 @@ class OffloadController:
         self._weights.put_on_loose(self._loose)
         self._place(plan, moves)
         self._tables.load(plan.tables)
-        self.prefetcher.expect([self.layers[index] for index in plan.visits])
+        self.prefetcher.look_ahead.expect([self.layers[index] for index in plan.visits])
         self.prefetcher.loaded = True
         self.plan = plan
         self._tiers_due = moves if moves.put_off else None
@@ -342,7 +342,7 @@ class OffloadController:
         for layer in self.layers:
             master = layer.master_of(parameter)
             if master is not None:
-                self.prefetcher.forget_look_ahead()
+                self.prefetcher.look_ahead.forget()
                 self.prefetcher.drain()
                 layer.write(master, value)
                 self.inventory = with_files(self.inventory, self.layers)
@@ -359,7 +359,7 @@ class OffloadController:
         """Before other code writes into a master of a loaded layer in place. During a pass nothing is done about it."""
         if self.in_pass():
             return
-        self.prefetcher.forget_look_ahead()
+        self.prefetcher.look_ahead.forget()
         self.prefetcher.drain()
         layer.host.to_be_written()
         self.inventory = with_files(self.inventory, self.layers)
@@ -408,7 +408,7 @@ class OffloadController:
             return
         self._require_no_pass("to change weights")
         self._weights.want(changes)
-        self.prefetcher.forget_look_ahead()
+        self.prefetcher.look_ahead.forget()
         self._revise_layers()
         if self.plan is not None:
             self._tables.take_off()  # a changed table is replaced by a tensor of its own

@@ -1,11 +1,7 @@
 """Issues the copies of layers ahead of their visits, and orders copies and kernels with two events a layer.
 
-Every pass is recorded; the last few different walks over the layers are kept (`walks.py`), the plan's guess among them.
-Copies are issued in the order of the expected visits (`_road`): the walk that this pass is expected to make, then the
-walk expected to follow it, so that the last layers of a pass fetch the first of the next. After an unexpected visit,
-the expected visits become those of a walk that begins with all visits of the pass so far. What no walk predicts is
-copied on entry (a demand load): slower, never wrong. A wrong prediction costs copies and ring bytes only: `pending` is
-then reset for all layers; copied bytes stay valid until overwritten.
+`offload_core/planning/look_ahead.py` knows the order of visits and says which copy is due; here it is issued. What it does not
+foresee is copied on entry (a demand load): slower, never wrong.
 
 Ordering, and why it is enough
 ------------------------------
@@ -24,9 +20,8 @@ Every streamed layer owns one fixed range of the ring, and shares bytes of it wi
 No other wait, host synchronisation or allocation is needed: the ring bounds look-ahead, however far the host runs
 ahead.
 
-Invariants between any two calls: a layer with `pending` visits is valid; the `pending` of all layers add up to
-`_ahead`; the ranges of `valid` streamed layers are disjoint. Knows nothing about modules or the app. One thread runs a
-component at a time.
+Invariants between any two calls: those of look-ahead; and the ranges of `valid` streamed layers are disjoint. Knows
+nothing about modules or the app. One thread runs a component at a time.
 """
 
 from __future__ import annotations
@@ -36,6 +31,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from ...planning.look_ahead import LookAhead
 from ..device.counters import RunCounters
 from ..device.device_port import DevicePort
 from ..layers.layer import Layer
@@ -43,15 +39,11 @@ from ..patches.versions import Versions
 from .recorder import Recorder
 from .tier_moves import copied_unplaced, give_up_reads
 from .timing import collect, wait_for_resident, wait_timed
-from .walks import Walk, Walks
 
 _TIMED_PASSES = 2
 _TIMED_EVERY = 8
 """Visits of the first passes and of every eighth are measured: enough for planning, too few to cost time. The very
 first pass, and the first of another shape, do not count for planning: kernels are loaded and selected in them."""
-
-_MISSES_TO_PAUSE = 2
-"""Unexpected visits in a row after which look-ahead pauses: unused copies would delay demand loads."""
 
 
 class Prefetcher:
@@ -77,26 +69,8 @@ class Prefetcher:
         self.around_allocations: Callable[[], AbstractContextManager[Any]] = nullcontext
         """Entered around device allocations in a pass; steady visits make none. No older memory is freed inside."""
         self.versions = Versions(port)
-        self._ring_is_ours = False
+        self.look_ahead = LookAhead(layers)
         self._layers = tuple(layers)
-        self._walks = Walks(layers)
-        self._walk = self._then = self._walks.expected()
-        """The walk that this pass makes (between passes: the next pass), and the one expected to follow it."""
-        self._length = 0
-        """Number of visits of `_walk`."""
-        self._road: list[Layer] = []
-        """The expected visits: those of `_walk`, then those of `_then`."""
-        self._next = 0
-        """Index in `_road` of the next expected visit; less than `_length`."""
-        self._ahead = 0
-        """Number of visits from `_next` on that are counted in `pending`: their copies have been issued."""
-        self._go(self._walk, self._then)
-        self._entry: Hashable = None
-        """The entry through which the pass under way began; None if unknown."""
-        self._trace: list[Layer] = []
-        self._before_entry = 0
-        """Number of visits of this pass before its entry was called."""
-        self._misses = 0
         self._timing = False
         self._at_rest = True
         """No pass is under way: `read_times` may read events that otherwise only the pass reads."""
@@ -112,12 +86,6 @@ class Prefetcher:
 
     # ------------------------------------------------------------------ passes
 
-    def expect(self, order: Sequence[Layer]) -> None:
-        """The plan's guess of the order of visits. Ignored once a pass was seen."""
-        if not self._walks.seen:
-            self._walks.guess(order)
-            self._set_out()
-
     def begin_pass(self, entry: Hashable = None) -> None:
         """A pass begins, through the method with the key `entry`: the order of visits may depend on it. Layers called
         by themselves since the last pass, as connectors are, belong to this one. Starts look-ahead."""
@@ -127,16 +95,11 @@ class Prefetcher:
         if self.versions.outdated:
             self.versions.reserve(self._layers)
         self.in_pass = True
-        if self._trace and self._walks.is_whole(self._trace):
+        if self.look_ahead.has_walked:
             self._finish_pass()
-        self._entry = entry
-        if self._walk.seen and entry is not None and self._walk.entry != entry:
-            walk = self._walks.through(entry)
-            if walk is not None:
-                self._change_to(walk, len(self._trace) if walk.begins_with(self._trace) else 0)
         if not self._begun:
             self._begun, self._cold_pass = True, self.counters.passes
-        self._start_pass(self._trace)
+        self._start_pass(entry)
         if self.recorder is not None:
             self.recorder.begin_pass(self.counters)
 
@@ -149,18 +112,14 @@ class Prefetcher:
             self._look_ahead()
         else:
             self._abort()
-        self._entry = None
         if self.recorder is not None:
             self.recorder.end_pass(self.counters, self._timing)
         self._at_rest = True
 
-    def _start_pass(self, visited: Sequence[Layer] = ()) -> None:
-        """`visited`: visits that this pass has already made."""
+    def _start_pass(self, entry: Hashable = None) -> None:
         with self._reading:
             self._at_rest = False
-        self._trace = list(visited)
-        self._before_entry = len(visited)
-        self._misses = 0
+        self.look_ahead.begin_pass(entry)
         self.port.compute_waits(self._passed)
         passes = self.counters.passes
         wanted = passes < self._cold_pass + _TIMED_PASSES or self.before_pass is not None
@@ -169,27 +128,21 @@ class Prefetcher:
             self._timing = self._timing or self.recorder.watched
             if self._timing:
                 self.recorder.clock.tick()
-        self._ring_is_ours = self.may_use_ring()
+        self.look_ahead.use_ring(self.may_use_ring())
         self._look_ahead()
 
     def _finish_pass(self) -> None:
-        """Record the walk just made, and expect its most probable successor."""
         self.counters.passes += 1
-        trace, self._trace = self._trace, []
-        if trace:
-            self._walks.add(trace, self._entry, self._before_entry)
-        self._set_out()
+        self.look_ahead.end_pass()
 
     def _abort(self) -> None:
         """A pass has failed: on return no layer is in use or pending, and no copy is in flight."""
         self.counters.aborted_passes += 1
-        self._trace = []
         for layer in self._layers:
             if layer.in_use:  # interrupted inside `enter` or `leave`
                 layer.in_use = 1
                 self._put_back(layer)
-        self.forget_look_ahead()
-        self._set_out()
+        self.look_ahead.abort()
         give_up_reads(self.port, self._layers)
         self.drain()
 
@@ -204,18 +157,8 @@ class Prefetcher:
         if not self.in_pass:
             self._continue_implicit_pass(layer)
         counters.visits += 1
-        self._trace.append(layer)
-        position = self._next
-        if self._road[position] is layer:
-            self._misses = 0
-            self._next = position = position + 1
-            if self._ahead:
-                self._ahead -= 1
-                layer.pending -= 1
-            if position == self._length:
-                self._turn()
-        else:
-            self._find_place(layer)
+        if not self.look_ahead.visit(layer):
+            counters.order_misses += 1
         if layer.valid:
             if layer.keep_resident:
                 counters.resident_visits += 1
@@ -236,7 +179,7 @@ class Prefetcher:
                 self.port.compute_waits(layer.copy_done)
         except BaseException:  # its bytes could not be read: the next visit has to issue the copy again
             layer.valid = False
-            self._forget_pending()
+            self.look_ahead.forget_pending()
             raise
         if not layer.swapped_in:
             layer.swap_in()
@@ -267,8 +210,7 @@ class Prefetcher:
         layer.timed = False
         if self.make_room is None or not self.make_room(layer.name, too_late) or too_late:
             return False
-        while self._trace and self._trace.pop() is not layer:
-            pass
+        self.look_ahead.undo_visit(layer)
         self.counters.retried_visits += 1
         return True
 
@@ -292,33 +234,9 @@ class Prefetcher:
 
     def _look_ahead(self) -> None:
         """Issue copies for the expected visits, in order, as far as the ring has room."""
-        if self._misses >= _MISSES_TO_PAUSE:
-            return
-        road = self._road
-        position = self._next + self._ahead
-        end = len(road)
-        while position < end:
-            layer = road[position]
-            if not layer.valid:
-                if not self._may_issue(layer):
-                    return
-                self._issue(layer)
-            layer.pending += 1
-            self._ahead += 1
-            position += 1
-
-    def _may_issue(self, layer: Layer) -> bool:
-        """Whether the layer has a place on the device that no layer in use or pending overlaps."""
-        if layer.device_buffer is None or layer.in_use:
-            return False
-        if layer.keep_resident:
-            return True
-        if not self._ring_is_ours:
-            return False
-        for other in layer.overlaps:  # noqa: SIM110 - a generator costs more than the whole loop
-            if other.pending or other.in_use:
-                return False
-        return True
+        due = self.look_ahead.due
+        while (layer := due()) is not None:
+            self._issue(layer)
 
     def _issue(self, layer: Layer) -> None:
         """Queue the layer's copy. No overlapping layer is in use or pending; all become invalid."""
@@ -354,21 +272,11 @@ class Prefetcher:
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
 
-    def forget_look_ahead(self) -> None:
-        """Reset `pending` and expect the first visit of a pass. Copied bytes stay valid until overwritten."""
-        self._forget_pending()
-        self._next = 0
-
-    def _forget_pending(self) -> None:
-        for layer in self._layers:
-            layer.pending = 0
-        self._ahead = 0
-
     def give_up_ring(self) -> None:
         """The ring moves, or another component is about to overwrite it: our streamed layers become invalid."""
-        self.forget_look_ahead()
+        self.look_ahead.forget()
         self.versions.settle(self._layers)
-        self._ring_is_ours = False
+        self.look_ahead.use_ring(False)
         for layer in self._layers:
             if not layer.keep_resident:
                 layer.valid = False
@@ -395,13 +303,11 @@ class Prefetcher:
         else:
             if layer.device_buffer is None or any(other.in_use for other in layer.overlaps):
                 return False
-            if not self._ring_is_ours:
-                self._ring_is_ours = self.may_use_ring()
-                if not self._ring_is_ours:
-                    return False
+            if not self.look_ahead.has_ring and not self.look_ahead.use_ring(self.may_use_ring()):
+                return False
             self.counters.demand_loads += 1
             if any(other.pending for other in layer.overlaps):
-                self._forget_pending()
+                self.look_ahead.forget_pending()
         self._issue(layer)
         return True
 
@@ -431,7 +337,7 @@ class Prefetcher:
             with self.around_allocations():
                 revision.apply()
         except BaseException:
-            self._forget_pending()
+            self.look_ahead.forget_pending()
             layer.spoil(self.port)
             raise
         layer.carries = revision
@@ -439,85 +345,34 @@ class Prefetcher:
         if not layer.keep_resident and revision.version is None:
             self.counters.copied_back += self.versions.save(layer)
 
-    def _find_place(self, layer: Layer) -> None:
-        """The visit was not expected: switch to a walk that begins with all visits of this pass. Without such a walk,
-        continue after the layer's next visit on the current walk, if it has one."""
-        self.counters.order_misses += 1
-        walk = self._walks.explaining(self._trace, self._walk)
-        if walk is not None:
-            self._misses = 0
-            self._change_to(walk, len(self._trace))
-            return
-        self._misses += 1
-        walk, start = self._walk, self._next
-        if walk.derived_from is not None:  # a wrong guess
-            walk, start = walk.derived_from, 0
-        count = len(walk.visits)
-        for position in range(start, start + count):
-            if walk.visits[position % count] is layer:
-                self._change_to(walk, position % count + 1)
-                break
-
-    # ------------------------------------------------------------------ expected visits
-
-    def _set_out(self) -> None:
-        """Between passes: expect the first visit of the most probable next pass. Look-ahead for it may be under way."""
-        walk = self._walks.expected()
-        then = self._walks.after(self._walks.last, walk)
-        if walk is not self._walk or then is not self._then or self._next:
-            self._forget_pending()
-            self._go(walk, then)
-
-    def _turn(self) -> None:
-        """The walk is complete: the next one begins, whose visits are in `_road` already; look-ahead for it stays."""
-        self._go(self._then, self._walks.after(self._walk, self._then))
-
-    def _change_to(self, walk: Walk, position: int) -> None:
-        """This pass makes `walk` and has made its first `position` visits. Resets `pending`."""
-        self._forget_pending()
-        self._go(walk, self._walks.after(self._walks.last, walk))
-        self._next = position
-        if position == self._length:
-            self._turn()
-
-    def _go(self, walk: Walk, then: Walk) -> None:
-        """Expect the first visit of `walk`, then `then`. The caller keeps or resets `pending`."""
-        if walk is not self._walk or then is not self._then or not self._road:
-            self._walk, self._then = walk, then
-            self._length = len(walk.visits)
-            self._road = walk.visits + then.visits
-        self._next = 0
-
     def _continue_implicit_pass(self, layer: Layer) -> None:
         """Layers run outside an entry of the component: a pass ends where its first layer recurs."""
-        if self._trace and self._trace[0] is layer:
+        trace = self.look_ahead.trace
+        if trace and trace[0] is layer:
             self._finish_pass()
-        if not self._trace:
+        if not self.look_ahead.trace:
             self._start_pass()
 
     # ------------------------------------------------------------------ times
 
     def recorded_order(self) -> tuple[int, ...]:
         """Layer indices in the order of visits of the walk to plan by (`Walks.typical`); empty before a pass."""
-        walk = self._walks.typical()
-        return tuple(layer.index for layer in walk.visits) if walk.seen else ()
+        return tuple(layer.index for layer in self.look_ahead.typical_walk())
 
     def measure_again(self) -> None:
         """Discard the compute times (another resolution, say) and measure the next passes. Copy rates are kept."""
         for layer in self._layers:
             layer.compute_ns, layer.timed = None, False
-        self._walks.count_again()
+        self.look_ahead.count_again()
         self._begun, self._cold_pass = False, self.counters.passes
 
     def all_measured(self) -> bool:
         """Whether every layer of the recorded order has a measured time. Never waits for an event."""
-        walk = self._walks.typical()
-        if not walk.seen:
-            return False
-        for layer in walk.visits:
+        visits = self.look_ahead.typical_walk()
+        for layer in visits:
             if layer.timed:
                 collect(layer, self.port, self.counters, self.recorder)
-        return all(layer.compute_ns is not None for layer in walk.visits)
+        return bool(visits) and all(layer.compute_ns is not None for layer in visits)
 
     def read_times(self) -> None:
         """Read the events of measured visits that have happened, if no pass is under way. Never waits. Any thread."""

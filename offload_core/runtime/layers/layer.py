@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...planning.look_ahead import Loadable
 from ..device.device_port import DevicePort, Event
 from ..host.host_layer import HostLayer
 from ..host.masters import close_holds
@@ -32,13 +33,13 @@ Binding = tuple[dict[str, Any], str, nn.Parameter]
 """A module's parameter dictionary, a name in it, and the parameter to put there."""
 
 
-class Layer:
+class Layer(Loadable):
     """The unit of movement. The prefetcher reads and writes the public slots below on its hot path."""
 
     __slots__ = (
-        *("found", "host", "host_bindings", "index", "name", "nbytes"),
-        *("device_bindings", "device_buffer", "keep_resident", "overlaps", "swapped_in"),
-        *("copy_done", "has_arrived", "in_use", "last_read", "pending", "read_since_copy", "valid"),
+        *("found", "host", "host_bindings", "index", "nbytes"),
+        *("device_bindings", "swapped_in"),
+        *("copy_done", "has_arrived", "last_read", "read_since_copy"),
         *("carries", "revision", "saved", "saving", "source", "source_carries"),
         *(
             "arrived",
@@ -54,9 +55,9 @@ class Layer:
     )
 
     def __init__(self, index: int, found: FoundLayer, port: DevicePort, pinned: bool) -> None:
+        super().__init__(found.name)
         self.index = index
         self.found = found
-        self.name = found.name
         self.nbytes = found.nbytes
         self.host = HostLayer(found.parameters, port, pinned)
         self.host_bindings: list[Binding] = _bindings(found)
@@ -67,16 +68,8 @@ class Layer:
         self.last_read: Event = port.event()
         """Compute to copy: the last visit has read the bytes."""
         self.overlaps: tuple[Layer, ...] = ()
-        """The other layers that share bytes of the ring with this one."""
-        self.keep_resident = False
-        self.valid = False
-        """A copy into `device_buffer` was issued, and none over it since."""
         self.has_arrived = False
         """The copy of `valid` is known to be complete. Kept for residents only."""
-        self.pending = 0
-        """Expected visits for which look-ahead has issued the copy: the bytes must not be overwritten."""
-        self.in_use = 0
-        """Calls of the layer that are under way: 2 in a recursive call."""
         self.read_since_copy = False
         """The copy lane has not yet waited for `last_read`."""
         self.swapped_in = False

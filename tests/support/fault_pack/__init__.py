@@ -74,15 +74,15 @@ def one_wrong_byte_in_each_copy() -> None:
 
 
 def layer_taken_for_present() -> None:
-    prefetcher = _engine("engine.prefetcher").Prefetcher
-    set_out = prefetcher._set_out
+    look_ahead = _engine("engine.prefetcher").LookAhead
+    set_out = look_ahead._set_out
 
     def stale(self):
         set_out(self)
         for layer in self._layers:
             layer.valid = layer.device_buffer is not None
 
-    _replace(prefetcher, "_set_out", stale)
+    _replace(look_ahead, "_set_out", stale)
 
 
 def overlaps_forgotten() -> None:
