@@ -14,7 +14,7 @@ Invariants between any two calls: a layer with `pending` visits is valid, and th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 from .walks import Walk, Walks
@@ -138,22 +138,23 @@ class LookAhead(Generic[L]):
         while self.trace and self.trace.pop() is not layer:
             pass
 
-    def due(self) -> L | None:
-        """The layer whose copy is to be issued next, at once; None if there is none, or no room for it in the ring.
-        Expected layers that are valid are counted as pending on the way."""
+    def fetch(self, issue: Callable[[L], None]) -> None:
+        """Have copies issued for the expected visits, in order, as far as the ring has room. `issue(layer)` makes the
+        layer valid, and all that overlap it invalid."""
         if self._misses >= MISSES_TO_PAUSE:
-            return None
+            return
         road = self._road
         position = self._next + self._ahead
         end = len(road)
         while position < end:
             layer = road[position]
             if not layer.valid:
-                return layer if self._may_issue(layer) else None
+                if not self._may_issue(layer):
+                    return
+                issue(layer)
             layer.pending += 1
             self._ahead += 1
             position += 1
-        return None
 
     def _may_issue(self, layer: L) -> bool:
         """Whether the layer has a place on the device that no layer in use or pending overlaps."""

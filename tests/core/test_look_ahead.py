@@ -46,7 +46,7 @@ class Ring:
     def begin(self, entry: str | None = "forward") -> None:
         self.look_ahead.begin_pass(entry)
         self.look_ahead.use_ring(self.ring_is_ours)
-        self._copy_what_is_due()
+        self.look_ahead.fetch(self._copy)
 
     def enter(self, number: int) -> None:
         layer = self.layers[number]
@@ -68,7 +68,7 @@ class Ring:
     def leave(self, number: int) -> None:
         self.layers[number].in_use -= 1
         if not self.layers[number].in_use:
-            self._copy_what_is_due()
+            self.look_ahead.fetch(self._copy)
 
     def fail(self, number: int) -> None:
         self.layers[number].in_use -= 1
@@ -76,13 +76,9 @@ class Ring:
 
     def end(self) -> None:
         self.look_ahead.end_pass()
-        self._copy_what_is_due()
+        self.look_ahead.fetch(self._copy)
 
-    def _copy_what_is_due(self) -> None:
-        while (layer := self.look_ahead.due()) is not None:
-            self._copy(layer, "copy")
-
-    def _copy(self, layer: Loadable, how: str) -> None:
+    def _copy(self, layer: Loadable, how: str = "copy") -> None:
         for other in layer.overlaps:
             assert not other.in_use and not other.pending, f"{layer.name} overwrites {other.name}"
             other.valid = False

@@ -126,13 +126,13 @@ def no_copy_waits_for_readers_at_the_wrap_around(patch: Patch) -> None:
 
 @fault("race")
 def last_read_recorded_before_the_kernels(patch: Patch) -> None:
-    within(patch, Prefetcher, "_put_back", record_compute=nothing)
+    within(patch, Layer, "leave", record_compute=nothing)
     after(patch, Prefetcher, "enter", lambda self, layer: self.port.record_compute(layer.last_read))
 
 
 @fault("race")
 def last_read_recorded_on_the_copy_lane(patch: Patch) -> None:
-    within(patch, Prefetcher, "_put_back", record_compute=RacePort.record_copy)
+    within(patch, Layer, "leave", record_compute=RacePort.record_copy)
 
 
 @fault("race")
@@ -197,7 +197,7 @@ def look_ahead_overwrites_a_layer_in_use(patch: Patch) -> None:
         return layer.device_buffer is not None and not any(other.pending for other in layer.overlaps)
 
     patch.setattr(LookAhead, "_may_issue", changed)
-    after(patch, Prefetcher, "enter", lambda self, layer: self._look_ahead())
+    after(patch, Prefetcher, "enter", lambda self, layer: self.look_ahead.fetch(self._issue))
 
 
 @fault("state")

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from bench import lora_step
+from offload_core.planning.look_ahead import LookAhead
 from offload_core.planning.plan import Plan
 from offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
 from offload_core.planning.simulate import SimulationResult, simulate
@@ -164,7 +165,7 @@ def the_host_waits(patch):
 
 
 def no_look_ahead(patch):
-    patch.setattr(Prefetcher, "_look_ahead", lambda self: None)
+    patch.setattr(LookAhead, "fetch", lambda self, issue: None)
 
 
 def forgets_between_passes(patch):

@@ -168,12 +168,12 @@ class OffloadController:
 
     def compute_ns(self) -> tuple[int | None, ...]:
         """Nanoseconds of each layer's last measured visit, without stalls; None where none was measured yet."""
-        return tuple(layer.compute_ns for layer in self.layers)
+        return tuple(layer.times.compute_ns for layer in self.layers)
 
     def measured_inventory(self) -> Inventory:
         """The inventory with measured compute times and the recorded order of visits."""
         layers = tuple(
-            replace(spec, compute_ns=layer.compute_ns) for spec, layer in zip(self.inventory.layers, self.layers)
+            replace(spec, compute_ns=layer.times.compute_ns) for spec, layer in zip(self.inventory.layers, self.layers)
         )
         visits = self.prefetcher.recorded_order() or self.inventory.visits
         return replace(self.inventory, layers=layers, visits=visits)
@@ -288,8 +288,7 @@ class OffloadController:
         finally:
             for layer in self.layers:
                 layer.unbind()
-                layer.keep_resident = False
-                layer.overlaps = ()
+                layer.keep(resident=False)
             self._offsets, self._streamed = [], []
             self._weights.take_off()
             self._loose.unload()
@@ -442,7 +441,7 @@ class OffloadController:
         if layer.is_in_place:
             return
         layer.swap_out()  # a resident's modules would hold the old value until then
-        layer.valid = False
+        layer.invalidate()
         self.queue.fence()
 
     def _check(self, plan: Plan) -> None:
@@ -473,10 +472,9 @@ class OffloadController:
                     self.prefetcher.before_release()
                     drained = True
                 if layer.keep_resident and self.prefetcher.recorder is not None:
-                    self.prefetcher.recorder.evicted(layer, layer.nbytes)
+                    self.prefetcher.recorder.evicted(layer.index, layer.nbytes)
                 layer.unbind()
-                layer.overlaps = ()
-                layer.keep_resident = stays
+                layer.keep(resident=stays)
         if drained:
             self.queue.port.trim()
 

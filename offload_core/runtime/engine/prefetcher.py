@@ -37,8 +37,6 @@ from ..device.device_port import DevicePort
 from ..layers.layer import Layer
 from ..patches.versions import Versions
 from .recorder import Recorder
-from .tier_moves import copied_unplaced, give_up_reads
-from .timing import collect, wait_for_resident, wait_timed
 
 _TIMED_PASSES = 2
 _TIMED_EVERY = 8
@@ -109,7 +107,7 @@ class Prefetcher:
         self.port.record_compute(self._passed)
         if completed:
             self._finish_pass()
-            self._look_ahead()
+            self.look_ahead.fetch(self._issue)
         else:
             self._abort()
         if self.recorder is not None:
@@ -129,7 +127,7 @@ class Prefetcher:
             if self._timing:
                 self.recorder.clock.tick()
         self.look_ahead.use_ring(self.may_use_ring())
-        self._look_ahead()
+        self.look_ahead.fetch(self._issue)
 
     def _finish_pass(self) -> None:
         self.counters.passes += 1
@@ -139,11 +137,10 @@ class Prefetcher:
         """A pass has failed: on return no layer is in use or pending, and no copy is in flight."""
         self.counters.aborted_passes += 1
         for layer in self._layers:
-            if layer.in_use:  # interrupted inside `enter` or `leave`
-                layer.in_use = 1
+            while layer.in_use:  # interrupted inside `enter` or `leave`
                 self._put_back(layer)
         self.look_ahead.abort()
-        give_up_reads(self.port, self._layers)
+        self._give_up_reads()
         self.drain()
 
     # ------------------------------------------------------------------ visits
@@ -151,7 +148,7 @@ class Prefetcher:
     def enter(self, layer: Layer) -> None:
         """Before the layer's call: its modules hold device parameters, and the compute lane waits for the copy."""
         if layer.in_use:
-            layer.in_use += 1
+            layer.enter_again()
             return
         counters = self.counters
         if not self.in_pass:
@@ -167,29 +164,26 @@ class Prefetcher:
         elif not self._load_now(layer):
             self._enter_unplaced(layer)
             return
-        layer.in_use = 1
-        if layer.timed:
-            collect(layer, self.port, self.counters, self.recorder)
+        if layer.times.timed:
+            layer.times.read(self.port, counters, self.recorder)
         try:
-            if self._timing and not layer.timed:
-                wait_timed(layer, self.port, counters.passes > self._cold_pass)
-            elif layer.keep_resident:
-                wait_for_resident(layer, self.port)
+            if self._timing and not layer.times.timed:
+                layer.enter(self.port, counters.passes > self._cold_pass)
             else:
-                self.port.compute_waits(layer.copy_done)
+                layer.enter(self.port)
         except BaseException:  # its bytes could not be read: the next visit has to issue the copy again
-            layer.valid = False
+            layer.invalidate()
             self.look_ahead.forget_pending()
             raise
-        if not layer.swapped_in:
-            layer.swap_in()
         if layer.carries is not layer.revision:
             self._revise(layer)
 
     def leave(self, layer: Layer) -> None:
         """After the layer's call: a streamed layer's modules hold host parameters; `last_read` frees its range."""
-        self._put_back(layer)
-        self._look_ahead()
+        if not self.in_pass:
+            self._mark_end(layer)
+        layer.leave(self.port)
+        self.look_ahead.fetch(self._issue)
 
     def fail(self, layer: Layer) -> None:
         """The layer's call, or `enter`, raised. The caller may catch the error and go on, so the pass is not over yet.
@@ -207,7 +201,7 @@ class Prefetcher:
         """The layer ran out of device memory: undo `enter` and make room. Returns whether to run it again; False if it
         is `too_late` for that, when room is made for later passes only."""
         self._put_back(layer)
-        layer.timed = False
+        layer.times.void()
         if self.make_room is None or not self.make_room(layer.name, too_late) or too_late:
             return False
         self.look_ahead.undo_visit(layer)
@@ -215,60 +209,20 @@ class Prefetcher:
         return True
 
     def _put_back(self, layer: Layer) -> None:
-        if layer.in_use != 1:
-            layer.in_use = max(0, layer.in_use - 1)  # a recursive call, or `enter` failed
-            return
-        if not layer.keep_resident:
-            layer.swap_out()
-            if layer.valid:  # else it ran from a temporary buffer, which the swap has just released
-                self.port.record_compute(layer.last_read)
-                layer.read_since_copy = True
-        if layer.timing:
-            self.port.record_compute(layer.finished)
-            layer.timing = False
-        if not self.in_pass:  # a pass without `end_pass`
+        if not self.in_pass:
+            self._mark_end(layer)
+        layer.leave(self.port)
+
+    def _mark_end(self, layer: Layer) -> None:
+        """A pass without `end_pass` may end with this layer's outermost call."""
+        if layer.in_use == 1:
             self.port.record_compute(self._passed)
-        layer.in_use = 0
 
     # ------------------------------------------------------------------ look-ahead
 
-    def _look_ahead(self) -> None:
-        """Issue copies for the expected visits, in order, as far as the ring has room."""
-        due = self.look_ahead.due
-        while (layer := due()) is not None:
-            self._issue(layer)
-
     def _issue(self, layer: Layer) -> None:
         """Queue the layer's copy. No overlapping layer is in use or pending; all become invalid."""
-        port = self.port
-        buffer = layer.device_buffer
-        assert buffer is not None
-        for other in layer.overlaps:
-            other.valid = False
-            if other.read_since_copy:
-                port.copy_waits(other.last_read)
-                other.read_since_copy = False
-            if other.saving:
-                port.copy_waits(other.saved)
-                other.saving = False
-        if layer.read_since_copy:
-            port.copy_waits(layer.last_read)
-            layer.read_since_copy = False
-        if layer.saving:
-            port.copy_waits(layer.saved)
-            layer.saving = False
-        timing = self._timing and layer.copies_timed < len(layer.copy_marks)
-        if timing:
-            start, end = layer.copy_marks[layer.copies_timed]
-            port.record_copy(start)
-        layer.queue_copy(port, buffer)
-        port.record_copy(layer.copy_done)
-        layer.carries = layer.source_carries
-        layer.valid = True
-        layer.has_arrived = False
-        if timing:
-            port.record_copy(end)
-            layer.copies_timed += 1
+        layer.issue(self.port, self._timing)
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
 
@@ -279,7 +233,14 @@ class Prefetcher:
         self.look_ahead.use_ring(False)
         for layer in self._layers:
             if not layer.keep_resident:
-                layer.valid = False
+                layer.invalidate()
+
+    def _give_up_reads(self) -> None:
+        """A pass has failed: give up unread look-ahead, and invalidate layers that are copied from sources."""
+        unread = [layer for layer in self._layers if not layer.swapped_in and layer.to_read is not None]
+        self.port.abandon([source for layer in unread if (source := layer.to_read) is not None])
+        for layer in unread:
+            layer.invalidate()
 
     def before_release(self) -> None:
         """Before device memory is released: its next use, on any stream, is ordered after our passes."""
@@ -314,16 +275,14 @@ class Prefetcher:
     def _enter_unplaced(self, layer: Layer) -> None:
         """One visit in a temporary buffer, copied on the compute lane: a nested layer, or without the ring."""
         if not self.loaded:
-            layer.in_use = 1
+            layer.enter_unplaced([])
             return
         self.counters.unplaced_visits += 1
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
         self._copied_on_compute = True
         with self.around_allocations():
-            bindings = copied_unplaced(layer, self.port, self._fence)
-            layer.in_use = 1
-            layer.swap_in(bindings)
+            layer.enter_unplaced(layer.copy_unplaced(self.port, self._fence))
             if layer.source_carries is not layer.revision and layer.revision is not None:
                 layer.revision.apply()
                 self.counters.revised_layers += 1
@@ -332,7 +291,7 @@ class Prefetcher:
         """The layer has arrived with its master's bytes: patch them on the device, and copy the result back once."""
         revision = layer.revision
         assert revision is not None and layer.carries is None  # `Layer.revise` invalidates anything else
-        layer.timing = layer.timed = False  # this visit takes longer than later ones
+        layer.times.void()  # this visit takes longer than later ones
         try:
             with self.around_allocations():
                 revision.apply()
@@ -340,7 +299,7 @@ class Prefetcher:
             self.look_ahead.forget_pending()
             layer.spoil(self.port)
             raise
-        layer.carries = revision
+        layer.patched()
         self.counters.revised_layers += 1
         if not layer.keep_resident and revision.version is None:
             self.counters.copied_back += self.versions.save(layer)
@@ -362,7 +321,7 @@ class Prefetcher:
     def measure_again(self) -> None:
         """Discard the compute times (another resolution, say) and measure the next passes. Copy rates are kept."""
         for layer in self._layers:
-            layer.compute_ns, layer.timed = None, False
+            layer.times.forget()
         self.look_ahead.count_again()
         self._begun, self._cold_pass = False, self.counters.passes
 
@@ -370,14 +329,14 @@ class Prefetcher:
         """Whether every layer of the recorded order has a measured time. Never waits for an event."""
         visits = self.look_ahead.typical_walk()
         for layer in visits:
-            if layer.timed:
-                collect(layer, self.port, self.counters, self.recorder)
-        return bool(visits) and all(layer.compute_ns is not None for layer in visits)
+            if layer.times.timed:
+                layer.times.read(self.port, self.counters, self.recorder)
+        return bool(visits) and all(layer.times.compute_ns is not None for layer in visits)
 
     def read_times(self) -> None:
         """Read the events of measured visits that have happened, if no pass is under way. Never waits. Any thread."""
         with self._reading:
             if self._at_rest:
                 for layer in self._layers:
-                    if layer.timed:
-                        collect(layer, self.port, self.counters, self.recorder)
+                    if layer.times.timed:
+                        layer.times.read(self.port, self.counters, self.recorder)

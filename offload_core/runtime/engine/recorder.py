@@ -12,7 +12,6 @@ from ...trace.events import COPY, EVICT, PASS, PLAN, STALL, VISIT, Source, Trace
 from ..device.clock import DeviceClock
 from ..device.counters import RunCounters
 from ..device.device_port import Event
-from ..layers.layer import Layer
 
 
 class Recorder:
@@ -33,20 +32,20 @@ class Recorder:
 
     # ------------------------------------------------------------------ on the device
 
-    def visit(self, layer: Layer, stall_ns: int, compute_ns: int) -> None:
-        """Record a measured visit whose times have been read."""
-        start_ns = self.clock.ns(layer.started)
+    def visit(self, index: int, started: Event, stall_ns: int, compute_ns: int) -> None:
+        """Record a measured visit of the layer `index`, whose times have been read."""
+        start_ns = self.clock.ns(started)
         if start_ns is None:
             return
         if stall_ns > 0:
-            self.trace.append(STALL, self._source, layer.index, start_ns - stall_ns, start_ns)
-        self.trace.append(VISIT, self._source, layer.index, start_ns, start_ns + compute_ns)
+            self.trace.append(STALL, self._source, index, start_ns - stall_ns, start_ns)
+        self.trace.append(VISIT, self._source, index, start_ns, start_ns + compute_ns)
 
-    def copy(self, layer: Layer, start: Event, copy_ns: int) -> None:
-        """Record a measured copy whose time has been read."""
+    def copy(self, index: int, start: Event, copy_ns: int, nbytes: int) -> None:
+        """Record a measured copy of the layer `index`, whose time has been read."""
         start_ns = self.clock.ns(start)
         if start_ns is not None:
-            self.trace.append(COPY, self._source, layer.index, start_ns, start_ns + copy_ns, layer.nbytes)
+            self.trace.append(COPY, self._source, index, start_ns, start_ns + copy_ns, nbytes)
 
     # ------------------------------------------------------------------ on the host
 
@@ -59,10 +58,10 @@ class Recorder:
         if timing:
             self.trace.append(PASS, self._source, None, self._began_ns, time.monotonic_ns(), self.last_pass_bytes)
 
-    def evicted(self, layer: Layer | None, nbytes: int) -> None:
-        """Record device bytes that were released: a resident layer's, or all of the component's (layer None)."""
+    def evicted(self, index: int | None, nbytes: int) -> None:
+        """Record device bytes that were released: of the resident layer `index`, or all of the component's (None)."""
         now = time.monotonic_ns()
-        self.trace.append(EVICT, self._source, None if layer is None else layer.index, now, now, nbytes)
+        self.trace.append(EVICT, self._source, index, now, now, nbytes)
 
     def planned(self, began_ns: int, device_bytes: int) -> None:
         """Record that a plan has taken effect; `began_ns` is of the monotonic clock."""

@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 
-import torch
-
 from ...planning.host_budget import available_bytes
 from ...planning.inventory import Inventory
 from ...planning.plan import HostTier, Plan
-from ..device.device_port import DevicePort, Event
+from ..device.device_port import DevicePort
 from ..host.masters import Hold, distinct
-from ..layers.layer import Binding, Layer
+from ..layers.layer import Layer
 from ..tensors.host_source import FileSource, loaders
 
 
@@ -128,31 +126,3 @@ def with_files(inventory: Inventory, layers: Sequence[Layer]) -> Inventory:
     """The inventory with `in_file` of each layer as it is now."""
     specs = tuple(replace(spec, in_file=layer.host.in_file) for spec, layer in zip(inventory.layers, layers))
     return replace(inventory, layers=specs)
-
-
-def copied_unplaced(layer: Layer, port: DevicePort, fence: Event) -> list[Binding]:
-    """Copy the layer into a temporary buffer on the compute lane, and return the bindings into it. Bytes that have to
-    be read first come by the copy lane, after all work issued so far."""
-    with torch.inference_mode(False):
-        buffer = port.empty(layer.nbytes)
-        bindings = layer.bindings_into(buffer)
-    if layer.saving:
-        port.compute_waits(layer.saved)
-    source = layer.to_read
-    if source is None:
-        port.copy_on_compute(buffer, layer.source_bytes)
-        return bindings
-    port.record_compute(fence)
-    port.copy_waits(fence)
-    port.copy_from(buffer, source)
-    port.record_copy(layer.copy_done)
-    port.compute_waits(layer.copy_done)
-    return bindings
-
-
-def give_up_reads(port: DevicePort, layers: Sequence[Layer]) -> None:
-    """A pass has failed: give up unread look-ahead, and invalidate layers that are copied from sources."""
-    unread = [(layer, source) for layer in layers if not layer.swapped_in and (source := layer.to_read) is not None]
-    port.abandon([source for _, source in unread])
-    for layer, _ in unread:
-        layer.valid = False

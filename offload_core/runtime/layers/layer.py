@@ -1,9 +1,10 @@
 """One layer at run time: its parameters on host and device, its place on the device, and its events.
 
-A layer swaps its parameters and issues no copies. The prefetcher orders copies and visits; the plan chooses residents.
+The prefetcher says when a copy is issued and when a call begins and ends; the plan chooses residents. What then becomes
+of the layer is done here, each change of state beside the event that orders it: `issue`, `enter`, `leave`, `give_way`.
 
-A layer's state follows from four slots, which say what has been *issued*; whether it has happened yet, only events
-tell. `sign` is the summary for displays:
+A layer's state is in four slots (`look_ahead.Loadable`), which say what has been *issued*; whether it has happened yet,
+only events tell. `sign` is the summary for displays:
 
     in_use         between entry and exit of the layer's call: the modules hold device parameters
     keep_resident  the plan keeps it on the device: once copied, the device parameters stay in the modules
@@ -14,7 +15,7 @@ tell. `sign` is the summary for displays:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import nn
 
 from ...planning.look_ahead import Loadable
 from ..device.device_port import DevicePort, Event
+from ..engine.timing import LayerTimes
 from ..host.host_layer import HostLayer
 from ..host.masters import close_holds
 from ..tensors.host_source import ByteSource
@@ -34,24 +36,14 @@ Binding = tuple[dict[str, Any], str, nn.Parameter]
 
 
 class Layer(Loadable):
-    """The unit of movement. The prefetcher reads and writes the public slots below on its hot path."""
+    """The unit of movement. The prefetcher reads the public slots below on its hot path."""
 
     __slots__ = (
         *("found", "host", "host_bindings", "index", "nbytes"),
         *("device_bindings", "swapped_in"),
         *("copy_done", "has_arrived", "last_read", "read_since_copy"),
         *("carries", "revision", "saved", "saving", "source", "source_carries"),
-        *(
-            "arrived",
-            "compute_ns",
-            "copies_timed",
-            "copy_marks",
-            "finished",
-            "started",
-            "timed",
-            "timed_warm",
-            "timing",
-        ),
+        "times",
     )
 
     def __init__(self, index: int, found: FoundLayer, port: DevicePort, pinned: bool) -> None:
@@ -74,8 +66,8 @@ class Layer(Loadable):
         """The copy lane has not yet waited for `last_read`."""
         self.swapped_in = False
         """The modules hold the parameters of `device_bindings`."""
+        self.times = LayerTimes(port, index, found.nbytes)
         self._init_revision(port)
-        self._init_times(port)
 
     def _init_revision(self, port: DevicePort) -> None:
         self.revision: Revision | None = None
@@ -91,26 +83,6 @@ class Layer(Loadable):
         self.saving = False
         """The copy lane has not yet waited for `saved`."""
 
-    def _init_times(self, port: DevicePort) -> None:
-        """Events that only measure. They are recorded again only after they were read, unlike the two that order."""
-        self.arrived: Event = port.event(timed=True)
-        self.started: Event = port.event(timed=True)
-        self.finished: Event = port.event(timed=True)
-        self.timing = False
-        """A visit that is being measured is under way."""
-        self.timed = False
-        """`arrived`, `started` and `finished` belong to one visit whose times have not been read yet."""
-        self.timed_warm = False
-        """That visit was not in a first pass, so its time is typical."""
-        self.copy_marks: list[tuple[Event, Event]] = [
-            (port.event(timed=True), port.event(timed=True)) for _ in range(2)
-        ]
-        """Start and end of two copies: look-ahead issues the next copy before the times of the last are read."""
-        self.copies_timed = 0
-        """How many of `copy_marks`, from the first on, are recorded and not read yet."""
-        self.compute_ns: int | None = None
-        """Nanoseconds of the last measured visit, without stalls."""
-
     @property
     def sign(self) -> str:
         """The state for displays, as one character of `docs/formats.md`."""
@@ -121,6 +93,138 @@ class Layer(Loadable):
         if self.valid:
             return "F" if self.pending else "C"
         return "O"
+
+    # ------------------------------------------------------------------ copies
+
+    def issue(self, port: DevicePort, timing: bool) -> None:
+        """Queue the copy on the copy lane, from the version, the master or the file. No overlapping layer is in use or
+        pending; all become invalid. `timing`: measure it, if there is an event for that."""
+        buffer = self.device_buffer
+        assert buffer is not None and not self.valid
+        for other in self.overlaps:
+            if other.valid or other.read_since_copy or other.saving:
+                other.give_way(port)
+        if self.read_since_copy or self.saving:
+            self.give_way(port)
+        end = self.times.start_copy(port) if timing else None
+        version = self.source_carries
+        to_read = self.host.source if version is None else version.to_read
+        if to_read is not None:
+            port.copy_from(buffer, to_read)
+        else:
+            port.copy(buffer, self.source_bytes)
+        port.record_copy(self.copy_done)
+        self.carries = version
+        self.valid = True
+        self.has_arrived = False
+        if end is not None:
+            self.times.end_copy(port, end)
+
+    def give_way(self, port: DevicePort) -> None:
+        """A copy is about to overwrite the bytes: it waits for what still reads them."""
+        self.valid = False
+        if self.read_since_copy:
+            port.copy_waits(self.last_read)
+            self.read_since_copy = False
+        if self.saving:
+            port.copy_waits(self.saved)
+            self.saving = False
+
+    def invalidate(self) -> None:
+        """The bytes on the device are lost or not to be used: the next visit needs a copy."""
+        self.valid = False
+
+    def copy_unplaced(self, port: DevicePort, fence: Event) -> list[Binding]:
+        """Copy the layer into a temporary buffer on the compute lane, and return the bindings into it. Bytes that have
+        to be read first come by the copy lane, after all work issued so far."""
+        with torch.inference_mode(False):
+            buffer = port.empty(self.nbytes)
+            bindings = self.bindings_into(buffer)
+        if self.saving:
+            port.compute_waits(self.saved)
+        to_read = self.to_read
+        if to_read is None:
+            port.copy_on_compute(buffer, self.source_bytes)
+            return bindings
+        port.record_compute(fence)
+        port.copy_waits(fence)
+        port.copy_from(buffer, to_read)
+        port.record_copy(self.copy_done)
+        port.compute_waits(self.copy_done)
+        return bindings
+
+    def copy_back(self, port: DevicePort, buffer: torch.Tensor) -> None:
+        """Queue a copy of the patched bytes into a host buffer, on a lane of its own."""
+        assert self.valid and self.device_buffer is not None and not self.saving
+        self.saving = True
+        port.copy_back(buffer, self.device_buffer, self.saved)
+
+    def settle(self, port: DevicePort) -> None:
+        """Order later work on both lanes after the copy back, if one is in flight."""
+        if self.saving:
+            port.copy_waits(self.saved)
+            port.compute_waits(self.saved)
+            self.saving = False
+
+    # ------------------------------------------------------------------ visits
+
+    def enter(self, port: DevicePort, warm: bool | None = None) -> None:
+        """The call begins: the compute lane waits for the copy, for a resident until it is known to be complete, and
+        the modules hold device parameters. `warm`: whether the time of this visit is typical; None: not measured."""
+        assert self.valid and not self.in_use
+        self.in_use = 1
+        if warm is not None:
+            self.times.wait(port, self.copy_done, warm)
+        elif not self.keep_resident:
+            port.compute_waits(self.copy_done)
+        elif not self.has_arrived:
+            port.compute_waits(self.copy_done)
+            self.has_arrived = port.happened(self.copy_done)
+        if not self.swapped_in:
+            self.swap_in()
+
+    def enter_again(self) -> None:
+        """The call begins inside itself."""
+        assert self.in_use
+        self.in_use += 1
+
+    def enter_unplaced(self, bindings: list[Binding]) -> None:
+        """The call begins, with the parameters of `bindings`; none: with the host's."""
+        assert not self.in_use
+        self.in_use = 1
+        if bindings:
+            self.swap_in(bindings)
+
+    def leave(self, port: DevicePort) -> None:
+        """A call is over, or could not begin. After the outermost one a streamed layer's modules hold host parameters,
+        and `last_read` is recorded."""
+        if self.in_use != 1:
+            self.in_use = max(0, self.in_use - 1)
+            return
+        if not self.keep_resident:
+            self.swap_out()
+            if self.valid:  # else it ran from a temporary buffer, which the swap has just released
+                port.record_compute(self.last_read)
+                self.read_since_copy = True
+        if self.times.timing:
+            self.times.finish(port)
+        self.in_use = 0
+
+    # ------------------------------------------------------------------ place and patches
+
+    def keep(self, resident: bool) -> None:
+        """Make it a resident, or a streamed layer; it has no place yet."""
+        assert self.device_buffer is None
+        self.keep_resident, self.overlaps = resident, ()
+
+    def share_bytes_with(self, others: Sequence[Layer]) -> None:
+        """Set the other layers that share bytes of the ring with this one."""
+        self.overlaps = tuple(others)
+
+    def patched(self) -> None:
+        """The bytes on the device, the master's until now, contain the revision."""
+        assert self.valid and self.carries is None
+        self.carries = self.revision
 
     def bind(self, buffer: torch.Tensor) -> None:
         """Assign the layer's device buffer, and build the device parameters once for all visits."""
@@ -157,19 +261,6 @@ class Layer(Loadable):
     def to_read(self) -> ByteSource | None:
         """The source to read the bytes from if they are not page-locked; None: copy `source_bytes` directly."""
         return self.host.source if self.source_carries is None else self.source_carries.to_read
-
-    def queue_copy(self, port: DevicePort, buffer: torch.Tensor) -> None:
-        """Queue a copy into `buffer` on the copy lane, from the version, the master or the file."""
-        source, to_read = self.source, None
-        if source is None:
-            source, to_read = self.host.buffer, self.host.source
-        elif self.source_carries is not None:
-            to_read = self.source_carries.to_read
-        if to_read is not None:
-            port.copy_from(buffer, to_read)
-        else:
-            assert source is not None
-            port.copy(buffer, source)
 
     @property
     def is_in_place(self) -> bool:

@@ -30,7 +30,7 @@ def link_overlaps(layers: Sequence[Layer], offsets: Sequence[int]) -> None:
             overlaps[other].append(layer)
         alive.append((offset + layer.nbytes, layer))
     for layer, others in overlaps.items():
-        layer.overlaps = tuple(sorted(others, key=lambda other: other.index))
+        layer.share_bytes_with(sorted(others, key=lambda other: other.index))
 
 
 def seat_residents(layers: Sequence[Layer], port: DevicePort) -> None:

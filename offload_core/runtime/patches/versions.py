@@ -166,28 +166,24 @@ class Versions:
     def save(self, layer: Layer) -> int:
         """Copy a patched layer to the host, so that it need not be patched on its next arrival. Returns the bytes
         copied: 0 if no memory was reserved for it."""
-        revision, changed = layer.revision, layer.device_buffer
-        assert revision is not None and changed is not None
+        revision = layer.revision
+        assert revision is not None
         buffer = self._reserved.pop(layer.index, None)
         if buffer is None:
             return 0
-        layer.saving = True
-        self._port.copy_back(buffer, changed, layer.saved)
+        layer.copy_back(self._port, buffer)
         if id(buffer) in self._unlocked:
             self._port.host_waits(layer.saved)  # it is read by threads that wait for no event
             revision.to_read = MemorySource(buffer)
         revision.version = buffer
         self._kept[layer.index, revision.key] = (layer, revision)
-        layer.source, layer.source_carries = buffer, revision
+        layer.revise(revision)
         return layer.nbytes
 
     def settle(self, layers: Sequence[Layer]) -> None:
         """Order later work on both lanes after all copies back in flight."""
         for layer in layers:
-            if layer.saving:
-                self._port.copy_waits(layer.saved)
-                self._port.compute_waits(layer.saved)
-                layer.saving = False
+            layer.settle(self._port)
 
     def forget(self) -> None:
         """Release all versions; layers are patched on arrival until others are made. No copy is in flight."""
