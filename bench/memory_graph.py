@@ -199,7 +199,7 @@ class Probe:
         try:
             with self.streamed(graph.paused if paused else contextlib.nullcontext, patched) as controller:
                 if unplaced:
-                    controller.prefetcher.may_use_ring = lambda: False
+                    controller.prefetcher.owner.may_use_ring = lambda: False
                 self.model.graph = graph if graphed else None
                 times, equal = [], True
                 for _ in range(self.steps + 2):

@@ -28,8 +28,6 @@ from ...offload_core.planning.plan_change import better_plan, demoted
 from ...offload_core.planning.plan_text import plan_to_text
 from ...offload_core.planning.planner import PlanRequest, make_plan, smallest_budget, usual_budget, usual_ring_of
 from ...offload_core.runtime import OffloadController, discover
-from ...offload_core.runtime.engine.full_device import when_full
-from ...offload_core.runtime.engine.gradients import no_ring_while_gradients_are_recorded
 from ...offload_core.runtime.layers.discovery import keep_in_memory
 from ...offload_core.sentences import Sentence, sentence
 from ...offload_core.settings.component_settings import ComponentSettings
@@ -162,9 +160,9 @@ class Component:
         )
         self._controller.record(recording().trace, self.id)
         host_memory().joined(self._controller)
-        when_full(self._controller, self._make_room, brings_no_user_code)
+        self._controller.when_full(self._make_room, brings_no_user_code)
         self._controller.plan_for_tables_by(self._with_table)
-        no_ring_while_gradients_are_recorded(self._controller)  # the app's nodes infer in inference mode
+        self._controller.no_ring_while_gradients_are_recorded()  # the app's nodes infer in inference mode
         self._mover = ForeignMove(model, self.unload)
         if self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
             self._watch = ShapeWatch(model, self._runs_on)

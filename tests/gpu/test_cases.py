@@ -196,7 +196,7 @@ def test_out_of_memory_is_retried_with_less():
         controller = attachment.controller
         assert same_in_every_pass(model, x, expected)
         before = attachment.plan.device_bytes
-        controller.prefetcher.may_repeat = lambda args, kwargs: True
+        controller.prefetcher.owner.may_repeat = lambda args, kwargs: True
         hook = model.blocks[3].down.register_forward_pre_hook(FailsOnce())
         assert torch.equal(model(x).cpu(), expected)
         hook.remove()

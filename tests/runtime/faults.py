@@ -104,7 +104,7 @@ def no_kernel_waits_for_its_copy(patch: Patch) -> None:
 @fault("race")
 def the_first_layer_does_not_wait_for_its_copy(patch: Patch) -> None:
     firsts: list[Any] = []
-    after(patch, Prefetcher, "__init__", lambda self, port, layers: firsts.append(layers[0].copy_done))
+    after(patch, Prefetcher, "__init__", lambda self, port, layers, owner: firsts.append(layers[0].copy_done))
     waits = RacePort.compute_waits
     patch.setattr(RacePort, "compute_waits", lambda self, event: None if event in firsts else waits(self, event))
 

@@ -21,7 +21,7 @@ def planned_again_without_a_fence(patch: Patch) -> None:
 
 @fault("state")
 def planned_again_in_the_middle_of_a_pass(patch: Patch) -> None:
-    after(patch, Prefetcher, "enter", lambda self, layer: self.before_pass and self.before_pass())
+    after(patch, Prefetcher, "enter", lambda self, layer: self.owner.before_pass())
     patch.setattr(OffloadController, "is_running", lambda self: False)
 
 

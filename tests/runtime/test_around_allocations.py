@@ -19,8 +19,7 @@ class Bracket:
         self.entered, self.inside, self.refuses = 0, False, ""
         self.outside: list[str] = []
         """What was taken in a pass outside of it."""
-        prefetcher = component.controller.prefetcher
-        prefetcher.around_allocations = self.bracket
+        component.controller.prefetcher.owner.around_allocations = self.bracket
         empty, change = world.port.empty, component._change
 
         def watched_empty(nbytes):
@@ -82,7 +81,8 @@ def test_a_plan_changes_inside():
         one.load(8192)
         bracket = Bracket(world, one)
         seen = []
-        one.controller.prefetcher.before_pass = lambda: seen.append(bracket.inside)
+        one.controller.replan_on_second_pass(lambda *found: seen.append(bracket.inside))
+        one.run()
         one.run()
         assert seen == [True]
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from offload_core.runtime.engine.gradients import no_ring_while_gradients_are_recorded
 from tests.runtime.world import Component, World
 from tests.support.tiny_torch_models import DIM, Model
 
@@ -30,7 +29,7 @@ def infer(one: Component) -> None:
 def test_the_backward_reads_the_weights_of_the_forward(late, again):
     with World(late) as world:
         one = world.add((4, 4, 4, 4, 4, 4))
-        no_ring_while_gradients_are_recorded(one.controller)
+        one.controller.no_ring_while_gradients_are_recorded()
         for model in (one.model, one.twin):
             model.requires_grad_(False)
         one.load(8192, residents=(4,))

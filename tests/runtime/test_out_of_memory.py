@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from offload_core.errors import OffloadError
 from offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
 from offload_core.runtime import DeviceQueue, OffloadController, discover, port_for
-from offload_core.runtime.engine.full_device import when_full
 from offload_core.runtime.engine.repeat import can_repeat
 from offload_core.runtime.tensors.safetensors_map import weights_from_file
 from tests.runtime.file_models import saved, visible_reads
@@ -96,7 +95,7 @@ class Stage:
         self.plan = hand_plan(self.controller, ring, residents)
         self.controller.load(self.plan)
         self.asked = 0
-        when_full(self.controller, self.less, lambda args, kwargs: True)
+        self.controller.when_full(self.less, lambda args, kwargs: True)
         self.x = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
 
     def less(self, plan, layer, too_late):
@@ -225,7 +224,7 @@ def test_who_is_asked_for_room_may_end_the_run_in_other_words(late):
             told.append((plan is stage.plan, layer, too_late))
             raise OffloadError("in other words")
 
-        when_full(stage.controller, refuse, lambda args, kwargs: not late)
+        stage.controller.when_full(refuse, lambda args, kwargs: not late)
         stage.model.layers[3].failures = 1
         with pytest.raises(OffloadError, match="in other words"):
             stage.model(stage.x)
@@ -239,7 +238,7 @@ def test_who_is_asked_for_room_may_end_the_run_in_other_words(late):
 def test_without_leave_only_our_own_work_is_repeated():
     with a_world() as world:
         stage = Stage(world)
-        when_full(stage.controller, stage.less)  # nobody says of a layer's arguments that they are harmless
+        stage.controller.when_full(stage.less)  # nobody says of a layer's arguments that they are harmless
         stage.model.layers[1].failures = 1
         with pytest.raises(torch.OutOfMemoryError):
             stage.model(stage.x)
@@ -256,7 +255,7 @@ def test_memory_for_a_visit_outside_the_ring_is_made():
         one.run()
         other.load(8192)
         less = hand_plan(one.controller, 8192)
-        when_full(one.controller, lambda plan, layer, too_late: None if plan is less else less)
+        one.controller.when_full(lambda plan, layer, too_late: None if plan is less else less)
 
         def inside():
             world.port.limit_bytes = world.port.live_bytes
@@ -308,8 +307,7 @@ def test_a_layer_with_layers_inside_is_not_tried_out():
         one = world.add((4, 4, 4, 4))
         one.load(8192, residents=(3,))
         asked = []
-        when_full(
-            one.controller,
+        one.controller.when_full(
             lambda plan, layer, too_late: asked.append(plan) if not too_late else None,
             lambda args, kwargs: True,
         )
@@ -354,7 +352,7 @@ def test_on_a_device_that_really_is_full():
     inventory = controller.inventory
     controller.load(make_plan(PlanRequest(inventory, "npu", inventory.total_bytes)))
     small = make_plan(PlanRequest(inventory, "npu", smallest_budget(inventory)))
-    when_full(controller, lambda plan, layer, too_late: small, lambda args, kwargs: True)
+    controller.when_full(lambda plan, layer, too_late: small, lambda args, kwargs: True)
     x = torch.randn(2048, WIDE, generator=torch.Generator().manual_seed(3)).to("npu")  # 4 MiB
     with torch.inference_mode():
         expected = twin(x).cpu()

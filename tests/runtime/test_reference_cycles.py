@@ -19,8 +19,6 @@ from torch import nn
 from offload_core.errors import BudgetError
 from offload_core.runtime import Change, OffloadController, attach, discover
 from offload_core.runtime.device.device_queue import DeviceQueue
-from offload_core.runtime.engine.full_device import when_full
-from offload_core.runtime.engine.gradients import no_ring_while_gradients_are_recorded
 from offload_core.trace.events import Trace
 from tests.runtime.world import World
 from tests.support.hand_plan import hand_plan
@@ -127,7 +125,7 @@ def the_device_is_full(world: World, controller: OffloadController, module: nn.M
         asked.append(layer)
         return None if plan is less else less
 
-    when_full(controller, ask, lambda args, kwargs: True)  # type: ignore[arg-type]
+    controller.when_full(ask, lambda args, kwargs: True)  # type: ignore[arg-type]
     failing(module, 2, torch.OutOfMemoryError)
     assert asked
     run(module)
@@ -136,7 +134,7 @@ def the_device_is_full(world: World, controller: OffloadController, module: nn.M
 def a_plan_is_asked_for(world: World, controller: OffloadController, module: nn.Module) -> None:
     passes(world, controller, module)
     controller.replan_when_measured(lambda plan, inventory, link: controller.plan)
-    assert controller.prefetcher.before_pass is not None
+    assert controller.plan_may_change
 
 
 def a_second_pass_is_waited_for(world: World, controller: OffloadController, module: nn.Module) -> None:
@@ -144,7 +142,7 @@ def a_second_pass_is_waited_for(world: World, controller: OffloadController, mod
 
 
 def gradients(world: World, controller: OffloadController, module: nn.Module) -> None:
-    no_ring_while_gradients_are_recorded(controller)
+    controller.no_ring_while_gradients_are_recorded()
     module.requires_grad_(False)
     x = torch.ones(2, DIM, requires_grad=True)
     module(x).sum().backward()
@@ -216,7 +214,7 @@ def test_a_component_that_was_never_loaded_dies_with_its_last_user():
         world.components.clear()
         lives.watch(one.model, one.controller)
         one.controller.replan_on_second_pass(lambda plan, inventory, link: None)
-        when_full(one.controller, lambda plan, layer, too_late: None)
+        one.controller.when_full(lambda plan, layer, too_late: None)
 
     with World() as world, no_collection():
         attached_only(world)

@@ -87,7 +87,7 @@ def test_asked_once_and_not_again():
     toy = Toy().attach(budget_bytes=30_000, passes=50)
     toy.steady(40)
     assert len(toy.asked) == 1
-    assert toy.controller.prefetcher.before_pass is None
+    assert not toy.controller.plan_may_change
 
 
 def test_until_a_plan_changes_the_host_waits_for_nothing():
@@ -266,7 +266,7 @@ def test_back_to_the_old_plan_where_there_is_no_memory_for_the_new(world):
     new = hand_plan(one.controller, 8192, residents=(1, 2, 3))
     one.controller.replan_when_measured(lambda plan, inventory, link: new)
     copied = world.port.copied_bytes
-    one.controller.prefetcher.before_pass()
+    one.controller.before_pass()
     assert one.controller.plan is old and one.controller.device_bytes() == old.device_bytes
     assert world.port.live_bytes == old.device_bytes and not world.port.in_flight()
     one.run()

@@ -17,7 +17,6 @@ from offload_core.planning.plan import HostTier, Plan
 from offload_core.runtime import DeviceQueue, OffloadController, attach, discover, port_for
 from offload_core.runtime.device import accelerator_port
 from offload_core.runtime.device.device_port import is_unified
-from offload_core.runtime.engine.full_device import when_full
 from offload_core.runtime.tensors.safetensors_map import weights_from_file
 from tests.runtime.file_models import saved
 from tests.runtime.test_out_of_memory import WIDE, Stack
@@ -267,7 +266,7 @@ def test_a_full_device_changes_no_page_lock_in_the_pass(npu, tmp_path, resident,
     controller = OffloadController(model, queue, discovery=discover(model, min_layer_bytes=1))
     controller.load(with_tiers(hand_plan(controller, 2 * MIB, residents=(0, 2, 4)), resident, streamed))
     less = hand_plan(controller, 2 * MIB, tiers=afterwards)
-    when_full(controller, lambda plan, layer, too_late: less, lambda args, kwargs: True)
+    controller.when_full(lambda plan, layer, too_late: less, lambda args, kwargs: True)
     if changed:
         controller.revise(strengthened(model.layers, 0.5, name="layers"))
         for layer in twin.layers:

@@ -265,7 +265,7 @@ def test_planned_once_and_by_the_walk_that_stands_for_the_others(run, typical):
     ((_, inventory, _, passes),) = toy.asked
     assert list(inventory.visits) == typical and passes <= 3
     assert {layer.compute_ns for layer in inventory.layers} == {COMPUTE_NS}
-    assert toy.controller.prefetcher.before_pass is None
+    assert not toy.controller.plan_may_change
 
 
 def test_planned_once_for_each_change_of_shape():

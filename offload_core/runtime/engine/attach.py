@@ -29,7 +29,6 @@ from ..device.ports import port_for
 from ..host.host_parameter import is_adopted
 from ..layers.discovery import discover, keep_in_memory
 from .controller import Entry, OffloadController
-from .full_device import when_full
 
 _CALLERS_WORD = "given by the caller"
 
@@ -128,7 +127,7 @@ def attach(
             controller.replan_when_measured(partial(_replan, several))
         else:
             controller.replan_on_second_pass(partial(_replan, several))
-        when_full(controller, partial(_less, request))
+        controller.when_full(partial(_less, request))
         controller.plan_for_tables_by(partial(_with_table, request))
     except BaseException:
         if attachment is not None:

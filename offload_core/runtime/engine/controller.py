@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import PlanError, StateError
+from ...errors import OffloadError, PlanError, StateError
 from ...planning.check import check_places
 from ...planning.inventory import Inventory
 from ...planning.plan import HostTier, Plan
@@ -54,8 +54,9 @@ Entry = tuple[nn.Module, str]
 AskForPlan = Callable[[Plan, Inventory, float | None], Plan | None]
 """(plan in effect, measured inventory, measured link rate in bytes/s or None) -> a better plan, or None."""
 
-MakeRoom = Callable[["OffloadController", str, bool], bool]
-"""(controller, name of the layer that failed, whether it is too late to run it again) -> whether room was made."""
+AskForRoom = Callable[[Plan, str, bool], Plan | None]
+"""(plan in effect, name of the layer that failed, whether it is too late to run it again) -> a plan of fewer device
+bytes, the same plan if others have made room, or None. What it raises replaces the original error."""
 
 MayRepeat = Callable[[tuple[Any, ...], dict[str, Any]], bool]
 """(args, kwargs) of a layer's call -> whether, judging by these, the call may be repeated."""
@@ -63,8 +64,42 @@ MayRepeat = Callable[[tuple[Any, ...], dict[str, Any]], bool]
 PlanForTable = Callable[["OffloadController", str], Plan | None]
 """(controller, name of a table about to be used as a whole) -> a plan that may place it on the device, or None."""
 
-MayUseRing = Callable[["OffloadController"], bool]
-"""(controller) -> whether this pass may use the ring."""
+
+class _Passes:
+    """The prefetcher's `PassOwner`: passes on what it asks to the controller, to which it refers only while loaded."""
+
+    def __init__(self, around_allocations: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+        self.around_allocations = around_allocations
+        self._controller: OffloadController | None = None
+
+    def connect(self, controller: OffloadController | None) -> None:
+        """Refer to `controller`, which is alive from now on as long as the module; None: to none."""
+        self._controller = controller
+
+    @property
+    def loaded(self) -> bool:
+        return self._controller is not None and self._controller.loaded
+
+    @property
+    def plan_may_change(self) -> bool:
+        return self._controller is not None and self._controller.plan_may_change
+
+    def before_pass(self) -> None:
+        if self._controller is not None:
+            self._controller.before_pass()
+
+    def may_use_ring(self) -> bool:
+        return self._controller is not None and self._controller.may_use_ring()
+
+    @property
+    def makes_room(self) -> bool:
+        return self._controller is not None and self._controller.makes_room
+
+    def make_room(self, layer: str, too_late: bool) -> bool:
+        return self._controller is not None and self._controller.make_room(layer, too_late)
+
+    def may_repeat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return self._controller is not None and self._controller.may_repeat(args, kwargs)
 
 
 class OffloadController:
@@ -86,7 +121,7 @@ class OffloadController:
 
         `entries`: the methods that run a pass, by default `root.forward`. `pinned`: ask for page-locked host masters;
         those that cannot be page-locked are pageable. `progress(bytes, of_bytes)` reports how much of them is filled.
-        `around_allocations`: see `Prefetcher`.
+        `around_allocations`: see `PassOwner`.
         """
         self.root = root
         self.queue = queue
@@ -106,10 +141,10 @@ class OffloadController:
         self._tables = HostTables(discovered.tables, queue.port)
         self._loose = self._find_loose()
         self._weights = ChangedWeights(root, component, self.layers, queue.port)
-        self.prefetcher = Prefetcher(queue.port, self.layers)
-        self.prefetcher.around_allocations = around_allocations
-        self._may_use_ring_by: MayUseRing = OffloadController.may_use_ring
-        self._make_room: MakeRoom | None = None
+        self._passes = _Passes(around_allocations)
+        self.prefetcher = Prefetcher(queue.port, self.layers, self._passes)
+        self._ring_with_gradients = True
+        self._ask_for_room: AskForRoom | None = None
         self._may_repeat: MayRepeat | None = None
         self._plan_for_table: PlanForTable | None = None
         self._tables_asked_for: set[str] = set()
@@ -198,7 +233,7 @@ class OffloadController:
         """Record events into `trace` from now on, under the source name `name`."""
         layers = tuple(layer.name for layer in self.layers)
         source = Source(name, self.component, str(self.queue.port.device), layers)
-        self.prefetcher.recorder = Recorder(trace, source, self.queue.clock)
+        self.prefetcher.record_into(Recorder(trace, source, self.queue.clock))
 
     def layer_states(self) -> str:
         """One character per layer, in the plan's order (`Layer.sign`). Any thread may call it."""
@@ -261,10 +296,8 @@ class OffloadController:
         self._place(plan, moves)
         self._tables.load(plan.tables)
         self.prefetcher.look_ahead.expect([self.layers[index] for index in plan.visits])
-        self.prefetcher.loaded = True
         self.plan = plan
         self._tiers_due = moves if moves.put_off else None
-        self._look_before_pass()
         if in_pass:
             self.versions.reserve_later()
         else:
@@ -279,7 +312,6 @@ class OffloadController:
         self.plan = None
         self._tiers_due = None
         self._plan_again(None, None)
-        self.prefetcher.loaded = False
         try:
             self.prefetcher.give_up_ring()
             self.prefetcher.drain()
@@ -332,7 +364,7 @@ class OffloadController:
         self._interposed = []
         self._close_masters()
         self.layers = []
-        self._make_room = self._may_repeat = self._plan_for_table = None
+        self._ask_for_room = self._may_repeat = self._plan_for_table = None
 
     def write_master(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Change a layer's or loose parameter. A device copy is fetched again on the next visit. `parameter` is the
@@ -515,14 +547,14 @@ class OffloadController:
     def _plan_again(self, ask: AskForPlan | None, time_to_ask: Callable[[], bool] | None) -> None:
         self._ask_for_plan = ask
         self._time_to_ask = time_to_ask or (lambda: False)
-        self._look_before_pass()
 
-    def _look_before_pass(self) -> None:
-        """Set or clear the prefetcher's `before_pass` callback."""
-        due = self.loaded and (self._tiers_due is not None or self._ask_for_plan is not None)
-        self.prefetcher.before_pass = self._before_pass if due else None
+    @property
+    def plan_may_change(self) -> bool:
+        """Whether there is something to do before the next pass. Until there is not, all visits are measured."""
+        return self.loaded and (self._tiers_due is not None or self._ask_for_plan is not None)
 
-    def _before_pass(self) -> None:
+    def before_pass(self) -> None:
+        """Finish the page-locks that were put off, and ask for a better plan. No pass is under way."""
         if not self.is_running():
             self._finish_tiers()
         self._ask_before_pass()
@@ -532,7 +564,6 @@ class OffloadController:
         if self._tiers_due is not None:
             self._tiers_due.finish()
             self._tiers_due = None
-            self._look_before_pass()
 
     def _ask_before_pass(self) -> None:
         """Ask for a plan if it is time to, and put it into effect; not while a layer on the device is in use."""
@@ -576,7 +607,7 @@ class OffloadController:
             return
         self._tables_asked_for.add(name)
         self.inventory = self.inventory.with_tables_used_whole(self._tables_asked_for)
-        with self.prefetcher.around_allocations():  # a changed plan takes memory
+        with self._passes.around_allocations():  # a changed plan takes memory
             plan = self._plan_for_table(self, name)
             if plan is not None:
                 self._check(plan)
@@ -584,36 +615,63 @@ class OffloadController:
 
     # ------------------------------------------------------------------ what the prefetcher asks in a pass
 
-    def make_room_by(self, make_room: MakeRoom | None, may_repeat: MayRepeat | None) -> None:
-        """Set the callback for a device that is full in the middle of a pass; None: the error passes on. It is given
-        the controller, so that it need not hold it. `may_repeat`: see `Prefetcher`. Both end with `detach`."""
-        self._make_room, self._may_repeat = make_room, may_repeat
-        if self.loaded:
-            self._connect()
+    def when_full(self, ask: AskForRoom | None, may_repeat: MayRepeat | None = None) -> None:
+        """Set the callback for a device that is full in the middle of a pass; None: errors pass on. Ends with `detach`.
 
-    def may_use_ring_by(self, may_use_ring: MayUseRing) -> None:
-        """Set the callback that decides in place of the method `may_use_ring`. It is given the controller."""
-        self._may_use_ring_by = may_use_ring
-        if self.loaded:
-            self._connect()
+        A layer is run again if our own work failed before it began, or if its call had no side effect when it failed
+        (`repeat.py`) and `may_repeat` rules out hidden side effects in its arguments.
+        """
+        self._ask_for_room, self._may_repeat = ask, may_repeat
+
+    def no_ring_while_gradients_are_recorded(self) -> None:
+        """Do without ring and look-ahead while gradients are recorded. For components whose inference records none.
+
+        Autograd keeps weights of the forward for the backward, a ring does not. Each visit of a streamed layer then
+        gets memory of its own, which autograd keeps as long as it needs it: training takes as much memory as without
+        offload, and is correct.
+        """
+        self._ring_with_gradients = False
 
     def _connect(self) -> None:
-        """Set the callbacks that refer to the controller, which is alive from now on as long as the module."""
-        self.prefetcher.may_use_ring = partial(self._may_use_ring_by, self)
-        self.prefetcher.make_room = None if self._make_room is None else partial(self._make_room, self)
-        self.prefetcher.may_repeat = self._may_repeat
+        """Let prefetcher and masters refer to the controller."""
+        self._passes.connect(self)
         for layer in self.layers:
             layer.host.touches.before_write = partial(self._before_write, layer)
 
     def _disconnect(self) -> None:
-        """Remove the callbacks that refer to the controller: they would be a reference cycle."""
-        self.prefetcher.may_use_ring = lambda: False
-        self.prefetcher.make_room = self.prefetcher.may_repeat = self.prefetcher.before_pass = None
+        """Remove what refers to the controller: it would be a reference cycle."""
+        self._passes.connect(None)
         for layer in self.layers:
             layer.host.touches.before_write = nothing_to_do
 
+    @property
+    def makes_room(self) -> bool:
+        """Whether there is a callback for a device that is full."""
+        return self._ask_for_room is not None
+
+    def make_room(self, layer: str, too_late: bool) -> bool:
+        """Change to a smaller plan during a pass, while no layer is in use. Returns whether there is more room."""
+        before, ask = self.plan, self._ask_for_room
+        plan = None if before is None or ask is None else ask(before, layer, too_late)
+        if plan is None:
+            return False
+        try:
+            if plan is not before:
+                self.change_to(plan)
+        except (torch.OutOfMemoryError, OffloadError):  # no room even for less: the first error passes on
+            return False
+        return True
+
+    def may_repeat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a layer's call may be repeated, judging by its arguments."""
+        return self._may_repeat is not None and self._may_repeat(args, kwargs)
+
     def may_use_ring(self) -> bool:
         """Make the ring ours for a pass that begins now. Returns whether it is, and has layers to stream."""
+        if not self._ring_with_gradients and torch.is_grad_enabled():
+            if any(layer.valid and not layer.keep_resident for layer in self.layers):
+                self.prefetcher.give_up_ring()  # look-ahead has copied layers for this pass
+            return False
         return self.plan is not None and bool(self._streamed) and self.queue.activate(self)
 
     # ------------------------------------------------------------------ the queue's lessee

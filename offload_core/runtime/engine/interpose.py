@@ -192,7 +192,7 @@ class LayerForward(Interposed):
     def _may_repeat(self, error: BaseException, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the layer's failed call may safely be made once more."""
         prefetcher, module = self.prefetcher, self.module
-        if prefetcher.may_repeat is None or not prefetcher.may_repeat(args, kwargs):
+        if not prefetcher.owner.may_repeat(args, kwargs):
             return False
         if any(
             isinstance(vars(inner).get("forward"), LayerForward) for inner in module.modules() if inner is not module

@@ -28,8 +28,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from ...planning.look_ahead import LookAhead
 from ..device.counters import RunCounters
@@ -44,28 +44,48 @@ _TIMED_EVERY = 8
 first pass, and the first of another shape, do not count for planning: kernels are loaded and selected in them."""
 
 
+class PassOwner(Protocol):
+    """What a prefetcher asks of those who run the component."""
+
+    around_allocations: Callable[[], AbstractContextManager[Any]]
+    """Entered around device allocations in a pass; steady visits make none. No older memory is freed inside."""
+
+    @property
+    def loaded(self) -> bool:
+        """Whether a plan is in effect. Without one, layers run on the host."""
+
+    @property
+    def plan_may_change(self) -> bool:
+        """Whether `before_pass` is to be called, and all visits are to be measured for it."""
+
+    def before_pass(self) -> None:
+        """Called before a pass, while none is under way: the plan may change here."""
+
+    def may_use_ring(self) -> bool:
+        """Called as a pass starts, and on a demand load without the ring: whether it may use the ring now."""
+
+    @property
+    def makes_room(self) -> bool:
+        """Whether to ask `make_room` at all when the device is full."""
+
+    def make_room(self, layer: str, too_late: bool) -> bool:
+        """The device is full, and no layer is in use. `layer`: the name of the one that failed; `too_late`: it cannot
+        be run again. Returns whether room was made; what it raises replaces the error."""
+
+    def may_repeat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the call of a layer that ran out of memory may be repeated, judging by its arguments."""
+
+
 class Prefetcher:
     """Serves the visits of one component. `enter` and `leave` bracket a visit, `begin_pass` and `end_pass` a pass."""
 
-    def __init__(self, port: DevicePort, layers: Sequence[Layer]) -> None:
+    def __init__(self, port: DevicePort, layers: Sequence[Layer], owner: PassOwner) -> None:
         self.port = port
         self.counters = RunCounters()
         self.in_pass = False
-        self.loaded = False
-        """Whether a plan is in effect. Without one, layers run on the host."""
-        self.may_use_ring: Callable[[], bool] = lambda: True
-        """Called as a pass starts, and on a demand load without the ring: whether it may use the ring now."""
-        self.before_pass: Callable[[], None] | None = None
-        """Called before each pass, while none is under way: the plan may change there."""
+        self.owner = owner
         self.recorder: Recorder | None = None
         """Receives the measured times. None costs one test per pass and per measured visit."""
-        self.make_room: Callable[[str, bool], bool] | None = None
-        """Called with the failed layer's name, and whether it is too late to run it again, when the device is full and
-        no layer is in use. Returns whether room was made; what it raises replaces the error."""
-        self.may_repeat: Callable[[tuple[Any, ...], dict[str, Any]], bool] | None = None
-        """Called with the arguments of a layer that ran out of memory: whether its call may be repeated."""
-        self.around_allocations: Callable[[], AbstractContextManager[Any]] = nullcontext
-        """Entered around device allocations in a pass; steady visits make none. No older memory is freed inside."""
         self.versions = Versions(port)
         self.look_ahead = LookAhead(layers)
         self._layers = tuple(layers)
@@ -87,9 +107,9 @@ class Prefetcher:
     def begin_pass(self, entry: Hashable = None) -> None:
         """A pass begins, through the method with the key `entry`: the order of visits may depend on it. Layers called
         by themselves since the last pass, as connectors are, belong to this one. Starts look-ahead."""
-        if self.before_pass is not None:
-            with self.around_allocations():  # a changed plan takes memory
-                self.before_pass()
+        if self.owner.plan_may_change:
+            with self.owner.around_allocations():  # a changed plan takes memory
+                self.owner.before_pass()
         if self.versions.outdated:
             self.versions.reserve(self._layers)
         self.in_pass = True
@@ -120,13 +140,13 @@ class Prefetcher:
         self.look_ahead.begin_pass(entry)
         self.port.compute_waits(self._passed)
         passes = self.counters.passes
-        wanted = passes < self._cold_pass + _TIMED_PASSES or self.before_pass is not None
+        wanted = passes < self._cold_pass + _TIMED_PASSES or self.owner.plan_may_change
         self._timing = wanted or passes % _TIMED_EVERY == 0
         if self.recorder is not None:
             self._timing = self._timing or self.recorder.watched
             if self._timing:
                 self.recorder.clock.tick()
-        self.look_ahead.use_ring(self.may_use_ring())
+        self.look_ahead.use_ring(self.owner.may_use_ring())
         self.look_ahead.fetch(self._issue)
 
     def _finish_pass(self) -> None:
@@ -195,14 +215,14 @@ class Prefetcher:
     def may_retry(self, layer: Layer) -> bool:
         """Whether no other layer is in use, nor this one twice, so that all of them may be moved."""
         outermost = layer.in_use < 2 and not any(other.in_use for other in self._layers if other is not layer)
-        return outermost and self.make_room is not None
+        return outermost and self.owner.makes_room
 
     def retry(self, layer: Layer, too_late: bool) -> bool:
         """The layer ran out of device memory: undo `enter` and make room. Returns whether to run it again; False if it
         is `too_late` for that, when room is made for later passes only."""
         self._put_back(layer)
         layer.times.void()
-        if self.make_room is None or not self.make_room(layer.name, too_late) or too_late:
+        if not self.owner.make_room(layer.name, too_late) or too_late:
             return False
         self.look_ahead.undo_visit(layer)
         self.counters.retried_visits += 1
@@ -264,7 +284,7 @@ class Prefetcher:
         else:
             if layer.device_buffer is None or any(other.in_use for other in layer.overlaps):
                 return False
-            if not self.look_ahead.has_ring and not self.look_ahead.use_ring(self.may_use_ring()):
+            if not self.look_ahead.has_ring and not self.look_ahead.use_ring(self.owner.may_use_ring()):
                 return False
             self.counters.demand_loads += 1
             if any(other.pending for other in layer.overlaps):
@@ -274,14 +294,14 @@ class Prefetcher:
 
     def _enter_unplaced(self, layer: Layer) -> None:
         """One visit in a temporary buffer, copied on the compute lane: a nested layer, or without the ring."""
-        if not self.loaded:
+        if not self.owner.loaded:
             layer.enter_unplaced([])
             return
         self.counters.unplaced_visits += 1
         self.counters.copies += 1
         self.counters.bytes_copied += layer.nbytes
         self._copied_on_compute = True
-        with self.around_allocations():
+        with self.owner.around_allocations():
             layer.enter_unplaced(layer.copy_unplaced(self.port, self._fence))
             if layer.source_carries is not layer.revision and layer.revision is not None:
                 layer.revision.apply()
@@ -293,7 +313,7 @@ class Prefetcher:
         assert revision is not None and layer.carries is None  # `Layer.revise` invalidates anything else
         layer.times.void()  # this visit takes longer than later ones
         try:
-            with self.around_allocations():
+            with self.owner.around_allocations():
                 revision.apply()
         except BaseException:
             self.look_ahead.forget_pending()
@@ -313,6 +333,10 @@ class Prefetcher:
             self._start_pass()
 
     # ------------------------------------------------------------------ times
+
+    def record_into(self, recorder: Recorder) -> None:
+        """Hand over the times of visits, copies and passes to `recorder` from now on."""
+        self.recorder = recorder
 
     def recorded_order(self) -> tuple[int, ...]:
         """Layer indices in the order of visits of the walk to plan by (`Walks.typical`); empty before a pass."""

@@ -73,7 +73,7 @@ ON_PURPOSE: tuple[tuple[str, str, str, str], ...] = (
 TO_CURE: dict[str, int] = {
     "offload_core/files/name_tree.py": 5,
     "offload_core/runtime/patches/patched_loose.py": 1,
-    "offload_core/runtime/engine/controller.py": 15,
+    "offload_core/runtime/engine/controller.py": 3,
     "offload_core/runtime/device/cpu_port.py": 8,
     "offload_core/runtime/layers/discovery.py": 1,
     "offload_core/runtime/host/host_parameter.py": 7,
