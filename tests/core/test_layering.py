@@ -49,7 +49,9 @@ FOLDERS = {  # folder: the folders that it may import, and does; `core` is offlo
     "runtime/tensors": "core core/files runtime/files",
     "runtime/device": "core core/planning runtime/files runtime/tensors",
     "runtime/host": "core/planning runtime/device runtime/files runtime/tensors",
-    "runtime/layers": "core core/files core/planning runtime/device runtime/files runtime/host runtime/tensors",
+    "runtime/layers": (
+        "core core/files core/planning core/trace runtime/device runtime/files runtime/host runtime/tensors"
+    ),
     "runtime/patches": "core runtime/device runtime/layers runtime/tensors",
     "runtime/engine": (
         "core core/files core/planning core/trace runtime/device runtime/host runtime/layers runtime/patches "
@@ -62,7 +64,7 @@ FOLDERS = {  # folder: the folders that it may import, and does; `core` is offlo
     "bridge/planning": "bridge/app bridge/memory bridge/requests core core/planning core/settings runtime/layers",
     "bridge/component": (
         "bridge/app bridge/memory bridge/planning bridge/requests core core/files core/planning core/settings "
-        "runtime runtime/engine runtime/files runtime/host runtime/layers runtime/patches runtime/tensors"
+        "runtime runtime/files runtime/host runtime/layers runtime/patches runtime/tensors"
     ),
     "bridge/report": (
         "bridge/app bridge/component bridge/memory bridge/planning bridge/requests core core/planning "

@@ -10,7 +10,7 @@ import torch
 from offload_core.planning.simulate import simulate, steady_events
 from offload_core.runtime.device.clock import DeviceClock
 from offload_core.runtime.engine.prefetcher import Prefetcher
-from offload_core.runtime.engine.recorder import Recorder
+from offload_core.runtime.layers.recorder import Recorder
 from offload_core.trace.events import Event, Trace, newest_pass
 from offload_core.trace.trace_export import chrome_trace
 from tests.core.test_trace import check_chrome

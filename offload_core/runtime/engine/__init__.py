@@ -4,4 +4,4 @@
 tiers, `repeat` runs a layer again after the device was full, `attach` does all of it for programs without the app.
 """
 
-__all__ = ["attach", "controller", "full_device", "gradients", "interpose", "tier_moves"]
+__all__ = ["attach", "controller", "interpose", "tier_moves"]

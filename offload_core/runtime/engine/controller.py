@@ -38,6 +38,7 @@ from ..layers.discovery import Discovery, discover, keep_in_memory
 from ..layers.layer import Layer, build_layers
 from ..layers.loose import LooseTensors
 from ..layers.patched_layers import Change
+from ..layers.recorder import Recorder
 from ..layers.ring import link_overlaps, place_layers, seat_residents
 from ..layers.tables import HostTables
 from ..patches.patched_loose import ChangedWeights
@@ -45,7 +46,6 @@ from ..patches.versions import Versions
 from ..tensors.layout import TENSOR_ALIGNMENT
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
 from .prefetcher import Prefetcher
-from .recorder import Recorder
 from .tier_moves import TierMoves, with_files
 
 Entry = tuple[nn.Module, str]

@@ -1,6 +1,6 @@
 """Issues the copies of layers ahead of their visits, and orders copies and kernels with two events a layer.
 
-`offload_core/planning/look_ahead.py` knows the order of visits and says which copy is due; here it is issued. What it does not
+`planning/look_ahead.py` knows the order of visits and says which copy is due; here it is issued. What it does not
 foresee is copied on entry (a demand load): slower, never wrong.
 
 Ordering, and why it is enough
@@ -35,8 +35,8 @@ from ...planning.look_ahead import LookAhead
 from ..device.counters import RunCounters
 from ..device.device_port import DevicePort
 from ..layers.layer import Layer
+from ..layers.recorder import Recorder
 from ..patches.versions import Versions
-from .recorder import Recorder
 
 _TIMED_PASSES = 2
 _TIMED_EVERY = 8

@@ -1,3 +1,7 @@
-"""What the engine moves: layers, the ring that they share, what lies outside layers, and how they are found."""
+"""What the engine moves: layers, the ring that they share, what lies outside layers, and how they are found.
 
-__all__ = ["discovery", "layer", "loose", "patched_layers", "ring", "tables", "wrapped"]
+`layer` has the states of a layer and what leads from one to the next. `layer_times` measures it, `recorder` writes the
+times into the trace.
+"""
+
+__all__ = ["discovery", "layer", "loose", "patched_layers", "recorder", "ring", "tables", "wrapped"]

@@ -23,12 +23,12 @@ from torch import nn
 
 from ...planning.look_ahead import Loadable
 from ..device.device_port import DevicePort, Event
-from ..engine.timing import LayerTimes
 from ..host.host_layer import HostLayer
 from ..host.masters import close_holds
 from ..tensors.host_source import ByteSource
 from ..tensors.parts import plain
 from .discovery import Discovery, FoundLayer
+from .layer_times import LayerTimes
 from .patched_layers import Revision
 
 Binding = tuple[dict[str, Any], str, nn.Parameter]
