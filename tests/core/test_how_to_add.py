@@ -29,7 +29,7 @@ def of_the_product(pattern: str) -> set[str]:
         path
         for folder in PRODUCT
         for path in (paths.ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".js", ".json")
+        if path.suffix in (".py", ".js", ".json", ".css", ".md")
     ]
     return {path.relative_to(paths.ROOT).as_posix() for path in files if re.search(pattern, code_of(path))}
 
