@@ -92,7 +92,7 @@ def test_a_budget_that_was_not_set_is_enough_for_the_ring_that_was(sim, weights_
         assert report["plan"]["ring_bytes"] == 10_000_000
         (line,) = report["warnings"]
         needed = report["budget_bytes"]
-        assert f"less than the {needed / 1e9:.2f} GB that it needs" in line
+        assert f"less than it needs: it takes {needed / 1e9:.2f} GB" in line
 
 
 def test_what_the_policy_keeps_is_shown_as_resident(sim):
