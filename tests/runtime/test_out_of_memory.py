@@ -238,7 +238,7 @@ def test_who_is_asked_for_room_may_end_the_run_in_other_words(late):
 def test_without_leave_only_our_own_work_is_repeated():
     with a_world() as world:
         stage = Stage(world)
-        stage.controller.when_full(stage.less)  # nobody says of a layer's arguments that they are harmless
+        stage.controller.when_full(stage.less)  # without `may_repeat`: no call is repeated
         stage.model.layers[1].failures = 1
         with pytest.raises(torch.OutOfMemoryError):
             stage.model(stage.x)
