@@ -17,7 +17,7 @@ from ...offload_core.planning.host_tiers import out_of_tier
 from ...offload_core.planning.plan import Plan
 from ...offload_core.planning.request import PlanRequest
 from ...offload_core.runtime import OffloadController
-from ...offload_core.runtime.engine.tier_moves import there_bytes
+from ...offload_core.runtime.engine.tier_moves import already_in_memory_bytes
 from ...offload_core.runtime.layers.layer import Layer
 from ...offload_core.sentences import Sentence, sentence
 from ...offload_core.settings.component_settings import SOURCE_WORDS, ComponentSettings, Setting, Source
@@ -85,7 +85,7 @@ def host_limits(settings: ComponentSettings, device: torch.device, layers: Itera
     """
     if not streams_to(device):
         return {"pin_budget_bytes": 0, "copies_budget_bytes": 0, "in_place": True, "hold_spare": True}
-    copies_bytes, pinned_bytes = there_bytes(layers)
+    copies_bytes, pinned_bytes = already_in_memory_bytes(layers)
     host = host_allowance(settings, copies_bytes, pinned_bytes)
     if takes_host_memory(device):
         host = HostBudget(0, 0, f"{device} computes in host memory, where a copy would be a second one")

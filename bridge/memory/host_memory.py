@@ -23,7 +23,7 @@ from ...offload_core.planning.host_tiers import least_worth_first
 from ...offload_core.planning.plan import HostTier
 from ...offload_core.runtime import OffloadController
 from ...offload_core.runtime.engine.tier_moves import bytes_in_use
-from ...offload_core.runtime.host.masters import Hold, distinct
+from ...offload_core.runtime.host.masters import MasterUse, distinct
 from ..app import compat
 from ..app.recording import bytes_progress
 from .allowances import host_available_bytes
@@ -42,7 +42,7 @@ class HostMemory:
 
     def __init__(self) -> None:
         self._controllers: weakref.WeakSet[OffloadController] = weakref.WeakSet()
-        self._lingering: list[Hold] = []
+        self._lingering: list[MasterUse] = []
         self._prompts: frozenset[object] = frozenset()
         self._watcher: threading.Thread | None = None
         self._counted_bytes = 0
@@ -66,8 +66,8 @@ class HostMemory:
         prompts = compat.running_prompts()
         if not prompts or self.short_bytes() > 0:
             return
-        holds = [layer.host.hold for layer in controller.layers if layer.host.in_file and layer.host.buffer is not None]
-        self._lingering += [hold.share() for hold in holds]
+        uses = [layer.host.use for layer in controller.layers if layer.host.in_file and layer.host.buffer is not None]
+        self._lingering += [use.share() for use in uses]
         self._prompts |= prompts
         if self._lingering and self._watcher is None:
             name = "layerwise-offload-lingering"
@@ -85,10 +85,10 @@ class HostMemory:
     def free_lingering(self, but: OffloadController | None = None) -> bool:
         """Free the lingering masters, except those that `but` shares. Returns True if any were freed."""
         shared = {id(layer.host.master) for layer in but.layers} if but is not None else set()
-        holds, self._lingering = self._lingering, [hold for hold in self._lingering if id(hold.master) in shared]
-        dropped = [hold for hold in holds if id(hold.master) not in shared]
-        for hold in dropped:
-            hold.drop()
+        uses, self._lingering = self._lingering, [use for use in self._lingering if id(use.master) in shared]
+        dropped = [use for use in uses if id(use.master) not in shared]
+        for use in dropped:
+            use.drop()
         self.update_app_account()
         return bool(dropped)
 
@@ -103,14 +103,14 @@ class HostMemory:
 
     def update_app_account(self) -> None:
         """Update our bytes in the app's count of page-locked memory; a shared buffer counts once."""
-        locked = sum(master.nbytes for master in distinct(self._holds()) if master.locked)
+        locked = sum(master.nbytes for master in distinct(self._uses()) if master.locked)
         compat.count_pins(locked - self._counted_bytes)
         self._counted_bytes = locked
 
-    def _holds(self) -> Iterator[Hold]:
+    def _uses(self) -> Iterator[MasterUse]:
         yield from list(self._lingering)
         for controller in list(self._controllers):
-            yield from (layer.host.hold for layer in controller.layers)
+            yield from (layer.host.use for layer in controller.layers)
 
     def in_use(self) -> dict[HostTier, int]:
         """Bytes by tier of all components and lingering masters; a shared buffer counts once."""
@@ -179,7 +179,7 @@ def _lower_tiers(controller: OffloadController, short_bytes: int, pins_over_byte
     residents = frozenset(index for index, layer in enumerate(controller.layers) if layer.keep_resident)
     for index in least_worth_first(controller.measured_inventory(), residents):
         layer = controller.layers[index]
-        master = layer.host.hold.master
+        master = layer.host.use.master
         if master is None or layer.is_in_place:
             continue
         if short_bytes > 0 and layer.host.in_file and not master.is_shared():

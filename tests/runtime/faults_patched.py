@@ -128,7 +128,7 @@ def the_version_of_another_patch_set_is_used(patch: Patch) -> None:
 @fault("value")
 def a_layer_is_changed_twice(patch: Patch) -> None:
     def forget(self: Versions, layer: Layer) -> None:
-        layer.source_carries = None
+        layer.copy_carries = None
 
     after(patch, Versions, "save", forget)
 

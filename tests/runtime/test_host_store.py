@@ -93,7 +93,7 @@ def test_the_buffer_lives_as_long_as_a_parameter_does(port):
 def test_write_changes_the_master_and_keeps_its_place(port):
     given = parameters(("bfloat16", "every second"))
     host = HostLayer(given, port, pinned=True)
-    host.take_hold()
+    host.take_over()
     places = [p.data_ptr() for p in given]
     host.write(given[0], torch.full((5,), 2.0))
     host.write(given[1], torch.full((4, 3), 3.0))

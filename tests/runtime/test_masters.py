@@ -100,7 +100,7 @@ def right(*users):
 
 
 def masters(*users):
-    return list(distinct(layer.host.hold for user in users for layer in user.layers))
+    return list(distinct(layer.host.use for user in users for layer in user.layers))
 
 
 def payload(user):

@@ -54,7 +54,7 @@ class Lives:
         if controller is not None:
             self._refs["controller"] = weakref.ref(controller)
             self._refs["prefetcher"] = weakref.ref(controller.prefetcher)
-            self._refs |= {f"master {layer.name}": weakref.ref(layer.host.hold) for layer in controller.layers}
+            self._refs |= {f"master {layer.name}": weakref.ref(layer.host.use) for layer in controller.layers}
 
     def check_gone(self) -> None:
         alive = [name for name, ref in self._refs.items() if ref() is not None]

@@ -184,12 +184,12 @@ def test_while_it_lends_a_weight_is_still_of_its_type(kind):
     given._is_param = True
     value, plain = bytes_of(given), given.plain().clone()
     host = HostLayer([given], RacePort(1 << 14), pinned=False)
-    host.take_hold()
+    host.take_over()
     assert isinstance(given, kind) and isinstance(given, nn.Parameter) and torch.equal(given.plain(), plain)
     twin = copy.deepcopy(given)
     assert type(twin) is kind and torch.equal(twin.plain(), plain)
     assert all(a.data_ptr() != b.data_ptr() for a, b in zip(parts_of(twin).leaves, given.parts.leaves, strict=True))
-    host.let_go()
+    host.hand_back()
     assert type(given) is kind
     assert all(torch.equal(a, b) for a, b in zip(bytes_of(given), value, strict=True))
 
@@ -197,7 +197,7 @@ def test_while_it_lends_a_weight_is_still_of_its_type(kind):
 def test_a_lending_wrapper_can_be_pickled():
     given = Scaled.of(torch.randn(DIM, DIM))
     host = HostLayer([given], RacePort(1 << 14), pinned=False)
-    host.take_hold()
+    host.take_over()
     file = io.BytesIO()
     torch.save(given, file)
     file.seek(0)

@@ -33,7 +33,7 @@ from ...trace.events import Source, Trace
 from ..device.counters import RunCounters
 from ..device.device_queue import DeviceQueue
 from ..host.host_parameter import nothing_to_do
-from ..host.masters import close_holds
+from ..host.masters import close_uses
 from ..layers.discovery import Discovery, discover, keep_in_memory
 from ..layers.layer import Layer, build_layers
 from ..layers.loose import LooseTensors
@@ -135,8 +135,8 @@ class OffloadController:
         discovered = keep_in_memory(root, discovery or discover(root))
         self.inventory: Inventory = discovered.inventory(component, queue.port.segment_bytes)
         self.layers = build_layers(discovered, queue.port, pinned, progress)
-        holds = [layer.host.hold for layer in self.layers]
-        self._close_masters = weakref.finalize(self, close_holds, queue.port, holds)
+        uses = [layer.host.use for layer in self.layers]
+        self._close_masters = weakref.finalize(self, close_uses, queue.port, uses)
         self._close_masters.atexit = False
         self._tables = HostTables(discovered.tables, queue.port)
         self._loose = self._find_loose()
@@ -332,7 +332,7 @@ class OffloadController:
     def _take_hold(self) -> None:
         """Interpose the layers' calls. Parameters may have been moved or replaced since the last unload."""
         for layer in self.layers:
-            if not layer.take_hold():
+            if not layer.take_over():
                 self._let_go()
                 raise StateError(
                     f"{self.component}: asked to load; found that a weight of {layer.name} has been replaced by one of "
@@ -353,7 +353,7 @@ class OffloadController:
             interposed.remove()
         self._disconnect()
         for layer in self.layers:
-            layer.let_go()
+            layer.hand_back()
             layer.host.show_file()
         self._tables.stop_lending()
 

@@ -303,7 +303,7 @@ class Prefetcher:
         self._copied_on_compute = True
         with self.owner.around_allocations():
             layer.enter_unplaced(layer.copy_unplaced(self.port, self._fence))
-            if layer.source_carries is not layer.revision and layer.revision is not None:
+            if layer.copy_carries is not layer.revision and layer.revision is not None:
                 layer.revision.apply()
                 self.counters.revised_layers += 1
 

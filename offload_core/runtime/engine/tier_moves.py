@@ -10,7 +10,7 @@ from ...planning.host_budget import available_bytes
 from ...planning.inventory import Inventory
 from ...planning.plan import HostTier, Plan
 from ..device.device_port import DevicePort
-from ..host.masters import Hold, distinct
+from ..host.masters import MasterUse, distinct
 from ..layers.layer import Layer
 from ..tensors.host_source import FileSource, loaders
 
@@ -102,7 +102,7 @@ def _drop_behind(layers: Sequence[Layer], plan: Plan) -> None:
             file.drop_behind = too_much
 
 
-def there_bytes(layers: Iterable[Layer]) -> tuple[int, int]:
+def already_in_memory_bytes(layers: Iterable[Layer]) -> tuple[int, int]:
     """(bytes of masters in memory of layers that could stay in their file, page-locked bytes of all masters)."""
     copies = pinned = 0
     for layer in layers:
@@ -113,10 +113,10 @@ def there_bytes(layers: Iterable[Layer]) -> tuple[int, int]:
     return copies, pinned
 
 
-def bytes_in_use(layers: Sequence[Layer], more: Sequence[Hold] = ()) -> dict[HostTier, int]:
+def bytes_in_use(layers: Sequence[Layer], more: Sequence[MasterUse] = ()) -> dict[HostTier, int]:
     """Host bytes of layers of any components and of the holds `more`, by tier; a shared buffer counts once."""
     by_tier: dict[HostTier, int] = {"pinned": 0, "pageable": 0, "mapped": 0}
-    for master in distinct([*(layer.host.hold for layer in layers), *more]):
+    for master in distinct([*(layer.host.use for layer in layers), *more]):
         by_tier["pinned" if master.locked else "pageable"] += master.nbytes
     by_tier["mapped"] = sum(layer.nbytes for layer in layers if layer.host.tier == "mapped")
     return by_tier

@@ -25,7 +25,7 @@ from ..tensors.host_source import ByteSource, FileSource, KeptPart, MemorySource
 from ..tensors.layout import Flattened, LayerLayout, TensorSlot, copy_span
 from ..tensors.parts import Parts, UnmovableTensor, parts_of, plain
 from .host_parameter import OutsideTouches, adopt, release
-from .masters import Hold, Master, find
+from .masters import HostMaster, MasterUse, find
 
 MAX_KEPT_SHARE = 4
 """A layer lies in a file if at most one byte in so many does not: nvfp4 weights have a scale per 16 elements."""
@@ -61,7 +61,7 @@ def lies_whole_in_file(parameters: Sequence[torch.Tensor]) -> bool:
 class HostLayer:
     """The host master of one layer: a buffer, page-locked or not, or the file that holds its tensors."""
 
-    __slots__ = ("_flat", "_key", "_port", "_slices", "buffer", "generation", "hold", "parameters", "source", "touches")
+    __slots__ = ("_flat", "_key", "_port", "_slices", "buffer", "generation", "parameters", "source", "touches", "use")
 
     def __init__(self, parameters: list[nn.Parameter], port: DevicePort, pinned: bool) -> None:
         """`parameters` are on the CPU, each once, each movable. Where they lie in files they stay there until
@@ -72,7 +72,7 @@ class HostLayer:
         self.generation = 0
         """Incremented whenever a master's bytes change: what was derived from older bytes is out of date."""
         self.touches = OutsideTouches()
-        self.hold = Hold()
+        self.use = MasterUse()
         """Our use of the master. A finalizer refers to this alone, so that it does not keep the layer alive."""
         self.buffer: torch.Tensor | None = None
         """The master's buffer; None in the tier `mapped`."""
@@ -83,7 +83,7 @@ class HostLayer:
         if self._slices is not None:
             self.source = self._file_source()
         else:
-            self._use(self.hold.take(port).fill(self.layout.nbytes, pinned, self._copy_leaves), pinned)
+            self._use(self.use.take(port).fill(self.layout.nbytes, pinned, self._copy_leaves), pinned)
 
     def _copy_leaves(self, buffer: torch.Tensor) -> None:
         for slot, leaf in zip(self.layout.slots, self._flat.leaves):
@@ -103,7 +103,7 @@ class HostLayer:
     @property
     def pinned(self) -> bool:
         """Whether the buffer is page-locked on our behalf."""
-        return self.hold.pinned
+        return self.use.pinned
 
     @property
     def tier(self) -> HostTier:
@@ -113,9 +113,9 @@ class HostLayer:
         return "pinned" if self.pinned else "pageable"
 
     @property
-    def master(self) -> Master | None:
+    def master(self) -> HostMaster | None:
         """The master in memory, ours or one that `move_to` would share; None if there is none."""
-        return self.hold.master if self.buffer is not None else find(self._port, self._key)
+        return self.use.master if self.buffer is not None else find(self._port, self._key)
 
     def move_to(self, tier: HostTier, threads: Executor | None = None) -> None:
         """Bring the bytes to `tier`, or the closest that is possible. No copy is in flight from the layer.
@@ -130,7 +130,7 @@ class HostLayer:
         buffer = self.buffer
         if buffer is None:
             self._check_files()  # also for bytes that another layer has read
-            master = self.hold.take(self._port, self._key)
+            master = self.use.take(self._port, self._key)
             buffer = master.fill(
                 self.layout.nbytes,
                 pinned and not self._port.pins_in_place,
@@ -140,11 +140,11 @@ class HostLayer:
 
     def _use(self, buffer: torch.Tensor, pinned: bool) -> None:
         """Point the parameters into `buffer`, our master's, and page-lock it or not."""
-        if pinned and self.hold.pin():
-            assert self.hold.master is not None and self.hold.master.buffer is not None
-            buffer = self.hold.master.buffer
+        if pinned and self.use.pin():
+            assert self.use.master is not None and self.use.master.buffer is not None
+            buffer = self.use.master.buffer
         elif not pinned:
-            self.hold.unpin()
+            self.use.unpin()
         if buffer is not self.buffer:
             self.buffer = buffer
             self._point_into(buffer, range(len(self._flat.leaves)))
@@ -153,7 +153,7 @@ class HostLayer:
     def _leave_buffer(self) -> None:
         if self.buffer is not None:
             self._point_at_file(self._ours())
-            self.hold.drop()
+            self.use.drop()
             self.buffer = None
             self.source = self._file_source()
 
@@ -195,7 +195,7 @@ class HostLayer:
         """The layer's own, writable buffer, which no other layer shares. The layer lies in no file from now on."""
         if self._slices is not None:
             ours, pinned, source, shown = self._ours(), self.pinned, self._file_source(), self.buffer
-            fresh = Hold()
+            fresh = MasterUse()
             master = fresh.take(self._port)
             buffer = master.fill(
                 self.layout.nbytes,
@@ -203,7 +203,7 @@ class HostLayer:
                 lambda empty: source.read(empty, 0) if shown is None else copy_span(empty, shown),
             )
             self._slices, self._key = None, None
-            self.hold.take_from(fresh)
+            self.use.take_from(fresh)
             self.buffer = buffer
             self._point_into(buffer, ours)
             self._use(buffer, pinned)
@@ -231,12 +231,12 @@ class HostLayer:
     def layout(self) -> LayerLayout:
         return self._flat.layout
 
-    def take_hold(self) -> None:
+    def take_over(self) -> None:
         """Make the parameters lend their values (see `HostParameter`)."""
         for parameter, parts in zip(self.parameters, self._flat.parts):
             adopt(parameter, self.touches, parts)
 
-    def let_go(self) -> None:
+    def hand_back(self) -> None:
         """Make the parameters ordinary ones again; their data stays where it is."""
         for parameter in self.parameters:
             release(parameter)
@@ -268,7 +268,7 @@ class HostLayer:
         if not self._fits(position, parts):
             return False
         views = []
-        buffer = self.buffer if self._holds(parts, slots) else self.own_bytes()
+        buffer = self.buffer if self._uses(parts, slots) else self.own_bytes()
         assert buffer is not None
         for leaf, slot in zip(parts.leaves, slots):
             with _mode_of(leaf):
@@ -345,7 +345,7 @@ class HostLayer:
             return slice_of(leaf) is not None
         return plain(leaf).data_ptr() == self._slices[place].mapped.data_ptr()
 
-    def _holds(self, parts: Parts, slots: Sequence[TensorSlot]) -> bool:
+    def _uses(self, parts: Parts, slots: Sequence[TensorSlot]) -> bool:
         """Whether the leaves look into the buffer at their own slots, so that no value has to be taken over."""
         if self.buffer is None:
             return False

@@ -5,8 +5,8 @@ A layer whose tensors lie in a file shares its master with every layer of the sa
 its last user. A layer that lies in no file has a master of its own. A buffer is page-locked once, from the first user
 that needs it to the last. The registry holds weak references only.
 
-Any thread may use this. `_lock` is held briefly, and is re-entrant: a garbage collection may end a hold anywhere.
-Reading a file takes `Master.filling`, which is never acquired while `_lock` is held.
+Any thread may use this. `_lock` is held briefly, and is re-entrant: a garbage collection may end a use anywhere.
+Reading a file takes `HostMaster.filling`, which is never acquired while `_lock` is held.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 from ..device.device_port import DevicePort
 
 _lock = threading.RLock()
-_shared: weakref.WeakValueDictionary[Hashable, Master] = weakref.WeakValueDictionary()
+_shared: weakref.WeakValueDictionary[Hashable, HostMaster] = weakref.WeakValueDictionary()
 
 
-class Master:
+class HostMaster:
     """A layer's bytes on the host. `key` identifies them; None: they are never shared."""
 
-    __slots__ = ("__weakref__", "buffer", "filling", "holds", "key", "locked", "port")
+    __slots__ = ("__weakref__", "buffer", "filling", "key", "locked", "port", "uses")
 
     def __init__(self, port: DevicePort, key: Hashable = None) -> None:
         self.port = port
@@ -34,7 +34,7 @@ class Master:
         self.buffer: torch.Tensor | None = None
         """None until it is filled. With a key it never changes afterwards."""
         self.filling = threading.Lock()
-        self.holds: weakref.WeakSet[Hold] = weakref.WeakSet()
+        self.uses: weakref.WeakSet[MasterUse] = weakref.WeakSet()
         self.locked: list[torch.Tensor] = []
         """The buffer, while it is page-locked."""
         weakref.finalize(self, _end_lock, port, self.locked).atexit = False
@@ -45,7 +45,7 @@ class Master:
 
     def is_shared(self) -> bool:
         """Whether several layers use it."""
-        return len(self.holds) > 1
+        return len(self.uses) > 1
 
     def fill(self, nbytes: int, pinned: bool, read: Callable[[torch.Tensor], None]) -> torch.Tensor:
         """The buffer, filled by `read` if it is not filled yet. If `read` fails it stays empty. `pinned`: allocate it
@@ -80,41 +80,41 @@ class Master:
                     self.locked.append(pinned)
 
     def _unlock_if_unwanted(self) -> None:
-        if not any(hold.pinned for hold in self.holds):
+        if not any(use.pinned for use in self.uses):
             _end_lock(self.port, self.locked)
 
 
-class Hold:
+class MasterUse:
     """One layer's use of a master, or of none. Finalizers refer to this, so that they do not keep the layer alive."""
 
     __slots__ = ("__weakref__", "master", "pinned")
 
     def __init__(self) -> None:
-        self.master: Master | None = None
+        self.master: HostMaster | None = None
         self.pinned = False
         """This user needs the buffer page-locked, and it is."""
 
-    def take(self, port: DevicePort, key: Hashable = None) -> Master:
+    def take(self, port: DevicePort, key: Hashable = None) -> HostMaster:
         """Use the master of `key`, which may have to be filled; without a key, a new one."""
         with _lock:
             place = (port.device.type, key)
             master = None if key is None else _shared.get(place)
             if master is None:
-                master = Master(port, key)
+                master = HostMaster(port, key)
                 if key is not None:
                     _shared[place] = master
             self.drop()
             self.master = master
-            master.holds.add(self)
+            master.uses.add(self)
             return master
 
-    def take_from(self, other: Hold) -> None:
+    def take_from(self, other: MasterUse) -> None:
         """Take over the master of `other`."""
         with _lock:
             self.drop()
             self.master = other.master
             if self.master is not None:
-                self.master.holds.add(self)
+                self.master.uses.add(self)
             other.drop()
 
     def pin(self) -> bool:
@@ -125,13 +125,13 @@ class Hold:
             self.pinned = bool(self.master.locked)
             return self.pinned
 
-    def share(self) -> Hold:
-        """Another hold of the same master, page-locked or not as this one."""
+    def share(self) -> MasterUse:
+        """Another use of the same master, page-locked or not as this one."""
         with _lock:
-            other = Hold()
+            other = MasterUse()
             other.master, other.pinned = self.master, self.pinned
             if other.master is not None:
-                other.master.holds.add(other)
+                other.master.uses.add(other)
             return other
 
     def unpin(self) -> None:
@@ -147,27 +147,27 @@ class Hold:
             master, self.master = self.master, None
             self.pinned = False
             if master is not None:
-                master.holds.discard(self)
+                master.uses.discard(self)
                 master._unlock_if_unwanted()
 
 
-def find(port: DevicePort, key: Hashable) -> Master | None:
+def find(port: DevicePort, key: Hashable) -> HostMaster | None:
     """The master of `key`, if it is in memory; None otherwise. Not to be written to."""
     master = _shared.get((port.device.type, key))
     return None if master is None or master.buffer is None else master
 
 
-def distinct(holds: Iterable[Hold]) -> Iterator[Master]:
-    """The masters of the holds, each once."""
-    yield from {id(master): master for hold in holds if (master := hold.master) is not None}.values()
+def distinct(uses: Iterable[MasterUse]) -> Iterator[HostMaster]:
+    """The masters of the uses, each once."""
+    yield from {id(master): master for use in uses if (master := use.master) is not None}.values()
 
 
-def close_holds(port: DevicePort, holds: Iterable[Hold]) -> None:
-    """End the holds of a component. Also runs for a component that was dropped without `detach`. The finalizer that
-    calls it refers to the holds only, so that it keeps no module alive."""
+def close_uses(port: DevicePort, uses: Iterable[MasterUse]) -> None:
+    """End the uses of a component. Also runs for a component that was dropped without `detach`. The finalizer that
+    calls it refers to the uses only, so that it keeps no module alive."""
     port.drain()
-    for hold in holds:
-        hold.drop()
+    for use in uses:
+        use.drop()
 
 
 def _end_lock(port: DevicePort, locked: list[torch.Tensor]) -> None:

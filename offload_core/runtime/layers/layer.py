@@ -24,7 +24,7 @@ from torch import nn
 from ...planning.look_ahead import Loadable
 from ..device.device_port import DevicePort, Event
 from ..host.host_layer import HostLayer
-from ..host.masters import close_holds
+from ..host.masters import close_uses
 from ..tensors.host_source import ByteSource
 from ..tensors.parts import plain
 from .discovery import Discovery, FoundLayer
@@ -42,7 +42,7 @@ class Layer(Loadable):
         *("found", "host", "host_bindings", "index", "nbytes"),
         *("device_bindings", "swapped_in"),
         *("copy_done", "has_arrived", "last_read", "read_since_copy"),
-        *("carries", "revision", "saved", "saving", "source", "source_carries"),
+        *("carries", "revision", "saved", "saving", "copy_carries", "copy_from"),
         "times",
     )
 
@@ -72,14 +72,14 @@ class Layer(Loadable):
     def _init_revision(self, port: DevicePort) -> None:
         self.revision: Revision | None = None
         """The patches of the layer's weights on the device; None: the masters' values."""
-        self.source: torch.Tensor | None = None
+        self.copy_from: torch.Tensor | None = None
         """The version that the next copy comes from; None: the master."""
-        self.source_carries: Revision | None = None
-        """The revision contained in the bytes of `source`."""
+        self.copy_carries: Revision | None = None
+        """The revision contained in the bytes of `copy_from`."""
         self.carries: Revision | None = None
         """The revision contained in the bytes on the device, if `valid`."""
         self.saved: Event = port.event()
-        """Copy-back to copy: `source` is complete, and the bytes on the device may be overwritten."""
+        """Copy-back to copy: `copy_from` is complete, and the bytes on the device may be overwritten."""
         self.saving = False
         """The copy lane has not yet waited for `saved`."""
 
@@ -107,7 +107,7 @@ class Layer(Loadable):
         if self.read_since_copy or self.saving:
             self.give_way(port)
         end = self.times.start_copy(port) if timing else None
-        version = self.source_carries
+        version = self.copy_carries
         to_read = self.host.source if version is None else version.to_read
         if to_read is not None:
             port.copy_from(buffer, to_read)
@@ -245,22 +245,22 @@ class Layer(Loadable):
         """Set the revision wanted on the device. Returns whether the bytes there contain another one."""
         self.revision = revision
         if revision is not None and revision.version is not None:
-            self.source, self.source_carries = revision.version, revision
+            self.copy_from, self.copy_carries = revision.version, revision
         else:
-            self.source, self.source_carries = None, None
+            self.copy_from, self.copy_carries = None, None
         return self.valid and self.carries is not None and self.carries is not revision
 
     @property
     def source_bytes(self) -> torch.Tensor:
         """The host buffer to copy from: the version's or the master's."""
-        buffer = self.host.buffer if self.source is None else self.source
+        buffer = self.host.buffer if self.copy_from is None else self.copy_from
         assert buffer is not None
         return buffer
 
     @property
     def to_read(self) -> ByteSource | None:
         """The source to read the bytes from if they are not page-locked; None: copy `source_bytes` directly."""
-        return self.host.source if self.source_carries is None else self.source_carries.to_read
+        return self.host.source if self.copy_carries is None else self.copy_carries.to_read
 
     @property
     def is_in_place(self) -> bool:
@@ -300,9 +300,9 @@ class Layer(Loadable):
         self.pending = 0
         self.read_since_copy = False
 
-    def take_hold(self) -> bool:
-        """Make the module's current parameters the layer's masters again; their values may have changed since `let_go`.
-        Returns False if one no longer has the shape and type that the layer was built for."""
+    def take_over(self) -> bool:
+        """Make the module's current parameters the layer's masters again; their values may have changed since
+        `hand_back`. Returns False if one no longer has the shape and type that the layer was built for."""
         positions = {id(parameter): position for position, parameter in enumerate(self.host.parameters)}
         reclaimed: set[int] = set()
         bindings = []
@@ -316,7 +316,7 @@ class Layer(Loadable):
             params[name] = self.host.parameters[position]
             bindings.append((params, name, self.host.parameters[position]))
         self.host_bindings = bindings
-        self.host.take_hold()
+        self.host.take_over()
         return True
 
     def replaced(self) -> list[tuple[int, torch.Tensor]]:
@@ -369,9 +369,9 @@ class Layer(Loadable):
         params[name] = host
         self.host.look_back(next(p for p, own in enumerate(self.host.parameters) if own is host))
 
-    def let_go(self) -> None:
+    def hand_back(self) -> None:
         """Make the module's parameters ordinary ones again; their data stays where it is."""
-        self.host.let_go()
+        self.host.hand_back()
 
     def write(self, master: nn.Parameter, value: torch.Tensor) -> None:
         """Change a host parameter. No copy to or from the layer is in flight."""
@@ -422,6 +422,6 @@ def build_layers(
             if progress is not None:
                 progress(done, total)
     except BaseException:
-        close_holds(port, [layer.host.hold for layer in layers])
+        close_uses(port, [layer.host.use for layer in layers])
         raise
     return layers

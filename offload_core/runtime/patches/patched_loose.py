@@ -177,12 +177,12 @@ class ChangedWeights:
             for layer in self._layers:
                 if layer.swapped_in:
                     layer.swap_out()
-                layer.let_go()
+                layer.hand_back()
             yield
         finally:
             self.aside = False
             for layer in self._layers if lent else ():
-                layer.host.take_hold()
+                layer.host.take_over()
             for layer in shown:
                 layer.swap_in()
             for (parameters, name), _, own in replaced:
