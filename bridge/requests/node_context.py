@@ -21,7 +21,7 @@ from typing import Any
 from ...offload_core.errors import SettingsError, shown
 from ...offload_core.settings.component_settings import SOURCE_WORDS, ComponentSettings, Source, bytes_from_gb
 from ...offload_core.settings.groups import numbered_base
-from ...offload_core.settings.node_table import GRAPH_SETTINGS
+from ...offload_core.settings.node_table import GRAPH_SETTINGS, is_gb
 from .graph import check_known, names_in
 from .requested import AUTO, Requested, SourceRequest, ask
 
@@ -104,9 +104,7 @@ def _request(source: str, content: object) -> SourceRequest:
                 raise _refused(
                     key, f"is no setting of {name} that the graph can set; it can set {', '.join(GRAPH_SETTINGS)}"
                 )
-            wishes.append(
-                (name, GRAPH_SETTINGS[key], bytes_from_gb(value, f"{name}.{key}") if key.endswith("_gb") else value)
-            )
+            wishes.append((name, GRAPH_SETTINGS[key], bytes_from_gb(value, f"{name}.{key}") if is_gb(key) else value))
     return SourceRequest.of(source, mode, "", wishes)
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from ...offload_core.errors import SettingsError
 from ...offload_core.settings.component_settings import SOURCES, ComponentSettings, Source, bytes_from_gb
 from ...offload_core.settings.groups import match, normalise_selection
-from ...offload_core.settings.node_table import OPTIONS_WIDGETS, Slot
+from ...offload_core.settings.node_table import OPTIONS_WIDGETS, Slot, is_gb
 from ...offload_core.settings.policy import check_mode
 from ...offload_core.settings.resolver import Wish, settings_for
 
@@ -143,18 +143,16 @@ def widget_settings(slot: Slot, inputs: Mapping[str, object], component: str) ->
     """The settings that a node's widgets make for the component in `slot`. Raises SettingsError."""
     settings = ComponentSettings(component)
     for setting, widget in slot.widgets.items():
-        settings = settings.with_value(setting, _value(widget, inputs.get(widget, AUTO)), Source.NODE)
+        gb_widget = widget if is_gb(widget) else ""
+        settings = settings.with_value(setting, inputs.get(widget, AUTO), Source.NODE, gb_widget=gb_widget)
     return settings
 
 
 def options_request(inputs: Mapping[str, Any]) -> SourceRequest:
     """The request in the widgets of an options node. Raises SettingsError."""
     wishes = [
-        (selector, setting, _value(widget, inputs.get(widget, AUTO)))
+        (selector, setting, bytes_from_gb(value, widget) if is_gb(widget) else value)
         for widget, (selector, setting) in OPTIONS_WIDGETS.items()
+        for value in [inputs.get(widget, AUTO)]
     ]
     return SourceRequest.of(Source.OPTIONS, inputs.get("mode", AUTO), inputs.get("selection", ""), wishes)
-
-
-def _value(widget: str, value: object) -> object:
-    return bytes_from_gb(value, widget) if widget.endswith("_gb") else value

@@ -28,6 +28,7 @@ __all__ = [
     "TAKE_LORAS",
     "Slot",
     "is_chosen",
+    "is_gb",
     "widget_name",
 ]
 
@@ -53,6 +54,11 @@ def is_chosen(value: object) -> bool:
 def widget_name(setting: str) -> str:
     """What widgets and graph options call a setting: sizes are in GB there."""
     return setting.replace("_bytes", "_gb")
+
+
+def is_gb(widget: str) -> bool:
+    """Whether a widget, or a graph's setting, of this name is a size in GB; all others are words."""
+    return widget.endswith("_gb")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,14 @@ def content() -> str:
         "DECLARED_AS": ("Kinds known only from a file, and what their loader declares", node_table.DECLARED_AS),
         "GROUPS": ("The components that options can speak of as one", list(groups.GROUPS)),
         "COMPUTED_ON_CPU": ("The kinds that can be placed on the CPU", list(node_table.COMPUTED_ON_CPU)),
-        "CHOICES": ("The settings of graph options that are words", [n for n in graph_settings if not _is_size(n)]),
-        "SIZES": ("The settings of graph options that are numbers of GB", [n for n in graph_settings if _is_size(n)]),
+        "CHOICES": (
+            "The settings of graph options that are words",
+            [n for n in graph_settings if not node_table.is_gb(n)],
+        ),
+        "SIZES": (
+            "The settings of graph options that are numbers of GB",
+            [n for n in graph_settings if node_table.is_gb(n)],
+        ),
         "MODES": ("", list(policy.MODES)),
         "PLACEMENTS": ("", list(settings.PLACEMENTS)),
         "HOST_TIERS": ("", list(settings.HOST_TIERS)),
@@ -39,10 +45,6 @@ def content() -> str:
 def _slot(slot: node_table.Slot) -> dict:
     needs = {"needs": slot.needs} if slot.needs else {}
     return {"kind": slot.kind, "placement": slot.widgets["placement"], **needs}
-
-
-def _is_size(name: str) -> bool:
-    return name.endswith("_gb")
 
 
 def _constant(name: str, comment: str, value: object) -> str:
