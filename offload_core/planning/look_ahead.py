@@ -14,8 +14,8 @@ Invariants between any two calls: a layer with `pending` visits is valid, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Hashable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from .walks import Walk, Walks
 
@@ -45,6 +45,16 @@ class Loadable:
 
 
 L = TypeVar("L", bound=Loadable)
+
+
+T = TypeVar("T", contravariant=True)
+
+
+class Issuer(Protocol[T]):
+    """Makes copies."""
+
+    def issue(self, layer: T) -> None:
+        """Make a layer valid, and all that overlap it invalid."""
 
 
 class LookAhead(Generic[L]):
@@ -138,9 +148,8 @@ class LookAhead(Generic[L]):
         while self.trace and self.trace.pop() is not layer:
             pass
 
-    def fetch(self, issue: Callable[[L], None]) -> None:
-        """Have copies issued for the expected visits, in order, as far as the ring has room. `issue(layer)` makes the
-        layer valid, and all that overlap it invalid."""
+    def fetch(self, issuer: Issuer[L]) -> None:
+        """Have copies issued for the expected visits, in order, as far as the ring has room."""
         if self._misses >= MISSES_TO_PAUSE:
             return
         road = self._road
@@ -151,7 +160,7 @@ class LookAhead(Generic[L]):
             if not layer.valid:
                 if not self._may_issue(layer):
                     return
-                issue(layer)
+                issuer.issue(layer)
             layer.pending += 1
             self._ahead += 1
             position += 1

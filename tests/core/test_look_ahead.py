@@ -46,7 +46,7 @@ class Ring:
     def begin(self, entry: str | None = "forward") -> None:
         self.look_ahead.begin_pass(entry)
         self.look_ahead.use_ring(self.ring_is_ours)
-        self.look_ahead.fetch(self._copy)
+        self.look_ahead.fetch(self)
 
     def enter(self, number: int) -> None:
         layer = self.layers[number]
@@ -61,14 +61,14 @@ class Ring:
                 return
             if any(other.pending for other in layer.overlaps):
                 self.look_ahead.forget_pending()
-            self._copy(layer, "load")
+            self.issue(layer, "load")
         self.lines.append(f"run {layer.name}")
         layer.in_use += 1
 
     def leave(self, number: int) -> None:
         self.layers[number].in_use -= 1
         if not self.layers[number].in_use:
-            self.look_ahead.fetch(self._copy)
+            self.look_ahead.fetch(self)
 
     def fail(self, number: int) -> None:
         self.layers[number].in_use -= 1
@@ -76,9 +76,9 @@ class Ring:
 
     def end(self) -> None:
         self.look_ahead.end_pass()
-        self.look_ahead.fetch(self._copy)
+        self.look_ahead.fetch(self)
 
-    def _copy(self, layer: Loadable, how: str = "copy") -> None:
+    def issue(self, layer: Loadable, how: str = "copy") -> None:
         for other in layer.overlaps:
             assert not other.in_use and not other.pending, f"{layer.name} overwrites {other.name}"
             other.valid = False
@@ -227,7 +227,7 @@ STEPS = st.lists(st.sampled_from(["begin", "end", "fail", "leave", *range(6)]), 
 
 @given(st.lists(PLACE, min_size=1, max_size=6), STEPS)
 def test_no_copy_overwrites_what_is_in_use_or_still_to_come(places, steps):
-    """Places of any sizes, visits in any order and inside each other, passes that end anywhere. `_copy` asserts it."""
+    """Places of any sizes, visits in any order and inside each other, passes that end anywhere. `issue` asserts it."""
     stage, inside = Ring(places), []
     stage.begin()
     for step in steps:

@@ -104,14 +104,14 @@ def no_kernel_waits_for_its_copy(patch: Patch) -> None:
 @fault("race")
 def the_first_layer_does_not_wait_for_its_copy(patch: Patch) -> None:
     firsts: list[Any] = []
-    after(patch, Prefetcher, "__init__", lambda self, port, layers, owner: firsts.append(layers[0].copy_done))
+    after(patch, Prefetcher, "__init__", lambda self, port, layers: firsts.append(layers[0].copy_done))
     waits = RacePort.compute_waits
     patch.setattr(RacePort, "compute_waits", lambda self, event: None if event in firsts else waits(self, event))
 
 
 @fault("race")
 def no_copy_waits_for_readers(patch: Patch) -> None:
-    within(patch, Prefetcher, "_issue", copy_waits=nothing)
+    within(patch, Prefetcher, "issue", copy_waits=nothing)
 
 
 @fault("race")
@@ -121,7 +121,7 @@ def no_copy_waits_for_readers_at_the_wrap_around(patch: Patch) -> None:
             for other in layer.overlaps:
                 other.read_since_copy = False
 
-    before(patch, Prefetcher, "_issue", forget)
+    before(patch, Prefetcher, "issue", forget)
 
 
 @fault("race")
@@ -137,13 +137,13 @@ def last_read_recorded_on_the_copy_lane(patch: Patch) -> None:
 
 @fault("race")
 def copy_done_recorded_on_the_compute_lane(patch: Patch) -> None:
-    within(patch, Prefetcher, "_issue", record_copy=RacePort.record_compute)
+    within(patch, Prefetcher, "issue", record_copy=RacePort.record_compute)
 
 
 @fault("race")
 def copy_done_recorded_before_the_copy(patch: Patch) -> None:
-    within(patch, Prefetcher, "_issue", record_copy=nothing)
-    before(patch, Prefetcher, "_issue", lambda self, layer: self.port.record_copy(layer.copy_done))
+    within(patch, Prefetcher, "issue", record_copy=nothing)
+    before(patch, Prefetcher, "issue", lambda self, layer: self.port.record_copy(layer.copy_done))
 
 
 @fault("race")
@@ -180,7 +180,7 @@ def another_range_after_the_wrap_around(patch: Patch) -> None:
 
 @fault("race")
 def what_a_copy_overwrites_still_counts_as_there(patch: Patch) -> None:
-    original = Prefetcher._issue
+    original = Prefetcher.issue
 
     def changed(self: Prefetcher, layer: Layer) -> None:
         was = [(other, other.valid) for other in layer.overlaps]
@@ -188,7 +188,7 @@ def what_a_copy_overwrites_still_counts_as_there(patch: Patch) -> None:
         for other, valid in was:
             other.valid = valid
 
-    patch.setattr(Prefetcher, "_issue", changed)
+    patch.setattr(Prefetcher, "issue", changed)
 
 
 @fault("race")
@@ -197,7 +197,7 @@ def look_ahead_overwrites_a_layer_in_use(patch: Patch) -> None:
         return layer.device_buffer is not None and not any(other.pending for other in layer.overlaps)
 
     patch.setattr(LookAhead, "_may_issue", changed)
-    after(patch, Prefetcher, "enter", lambda self, layer: self.look_ahead.fetch(self._issue))
+    after(patch, Prefetcher, "enter", lambda self, layer: self.look_ahead.fetch(self))
 
 
 @fault("state")

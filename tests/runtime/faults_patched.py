@@ -43,7 +43,7 @@ def a_layer_is_overwritten_while_it_is_copied_back(patch: Patch) -> None:
         for other in layer.overlaps:
             other.saving = False
 
-    before(patch, Prefetcher, "_issue", forget)
+    before(patch, Prefetcher, "issue", forget)
 
 
 @fault("race")
@@ -51,7 +51,7 @@ def a_version_is_used_before_it_is_complete(patch: Patch) -> None:
     def forget(self: Prefetcher, layer: Layer) -> None:
         layer.saving = False
 
-    before(patch, Prefetcher, "_issue", forget)
+    before(patch, Prefetcher, "issue", forget)
 
 
 @fault("race")

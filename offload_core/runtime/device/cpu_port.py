@@ -32,6 +32,19 @@ class LaneEvent:
         self.failure: BaseException | None = None
         """Failure of the copy before the event: every wait for the event raises it."""
 
+    def queue(self) -> threading.Event:
+        """The copy lane will reach it. Returns the record, for `reach`."""
+        self.pending, self.reached_ns, self.failure = threading.Event(), None, None
+        return self.pending
+
+    def reach(self, record: threading.Event | None, failure: BaseException | None = None) -> None:
+        """The lane has come to `record`, behind a copy that may have failed; None: the compute lane, which is there."""
+        self.failure = failure
+        if record is None:
+            self.pending = None
+        if record is self.pending:
+            self.reached_ns = time.perf_counter_ns()
+
 
 class ThreadedCpuPort:
     """Copies on a worker thread, in order. Kernels of the calling thread are complete when they return."""
@@ -67,20 +80,17 @@ class ThreadedCpuPort:
         return LaneEvent()
 
     def record_copy(self, event: LaneEvent) -> None:
-        reached = event.pending = threading.Event()
-        event.reached_ns = event.failure = None
+        record = event.queue()
 
         def mark() -> None:
-            event.failure, self._failure = self._failure, None
-            if event.pending is reached:
-                event.reached_ns = time.perf_counter_ns()
-            reached.set()
+            failure, self._failure = self._failure, None
+            event.reach(record, failure)
+            record.set()
 
         self._queue(mark)
 
     def record_compute(self, event: LaneEvent) -> None:
-        event.pending = event.failure = None  # the compute lane's work is complete
-        event.reached_ns = time.perf_counter_ns()
+        event.reach(None)
 
     def copy_waits(self, event: LaneEvent) -> None:
         if (reached := event.pending) is not None:

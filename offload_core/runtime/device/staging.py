@@ -68,15 +68,23 @@ class _Job:
         self.source = source
         self.failure: BaseException | None = None
 
+    def fail(self, failure: BaseException) -> None:
+        """The bytes are not to be used. The first failure counts."""
+        self.failure = self.failure or failure
+
 
 class _Chunk:
     """One piece of a copy: what goes through one slot at once."""
 
-    __slots__ = ("end", "job", "number", "read", "start")
+    __slots__ = ("end", "is_read", "job", "number", "start")
 
     def __init__(self, job: _Job, start: int, end: int, number: int) -> None:
         self.job, self.start, self.end, self.number = job, start, end, number
-        self.read = False
+        self.is_read = False
+
+    def finish_read(self) -> None:
+        """Its slot is filled, or its copy has failed."""
+        self.is_read = True
 
 
 class StagedPort:
@@ -229,7 +237,7 @@ class StagedPort:
         with self._change:
             for chunk in self._unread:
                 if id(chunk.job.source) in given_up:
-                    chunk.job.failure = chunk.job.failure or Abandoned()
+                    chunk.job.fail(Abandoned())
 
     def drain(self) -> None:
         with self._change:
@@ -288,7 +296,7 @@ class StagedPort:
                 chunk = self._unread.popleft()
             self._read(chunk)
             with self._change:
-                chunk.read = True
+                chunk.finish_read()
                 del chunk  # a waiting thread must not keep device memory alive
                 self._change.notify_all()
 
@@ -300,13 +308,13 @@ class StagedPort:
             self.inner.host_waits(slot.emptied)
             job.source.read(slot.buffer[: chunk.end - chunk.start], chunk.start)
         except BaseException as failure:  # raised by each wait for the copy; the lane must go on
-            job.failure = failure
+            job.fail(failure)
 
     def _deliver(self) -> None:
         """The courier thread: does the queued work of the copy lane, in order."""
         while True:
             with self._change:
-                while not self._work or (isinstance(self._work[0], _Chunk) and not self._work[0].read):
+                while not self._work or (isinstance(self._work[0], _Chunk) and not self._work[0].is_read):
                     if self._closed and not self._work:
                         return
                     self._change.wait()
@@ -332,5 +340,5 @@ class StagedPort:
                     self.inner.copy(job.destination[chunk.start : chunk.end], slot.buffer[: chunk.end - chunk.start])
                     self.inner.record_copy(slot.emptied)
             except BaseException as failure:
-                job.failure = failure
+                job.fail(failure)
         self._sent = chunk.number + 1

@@ -45,7 +45,7 @@ from ..patches.patched_loose import ChangedWeights
 from ..patches.versions import Versions
 from ..tensors.layout import TENSOR_ALIGNMENT
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
-from .prefetcher import Prefetcher
+from .prefetcher import PassOwner, Prefetcher
 from .tier_moves import TierMoves, with_files
 
 Entry = tuple[nn.Module, str]
@@ -65,44 +65,7 @@ PlanForTable = Callable[["OffloadController", str], Plan | None]
 """(controller, name of a table about to be used as a whole) -> a plan that may place it on the device, or None."""
 
 
-class _Passes:
-    """The prefetcher's `PassOwner`: passes on what it asks to the controller, to which it refers only while loaded."""
-
-    def __init__(self, around_allocations: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
-        self.around_allocations = around_allocations
-        self._controller: OffloadController | None = None
-
-    def connect(self, controller: OffloadController | None) -> None:
-        """Refer to `controller`, which is alive from now on as long as the module; None: to none."""
-        self._controller = controller
-
-    @property
-    def loaded(self) -> bool:
-        return self._controller is not None and self._controller.loaded
-
-    @property
-    def plan_may_change(self) -> bool:
-        return self._controller is not None and self._controller.plan_may_change
-
-    def before_pass(self) -> None:
-        if self._controller is not None:
-            self._controller.before_pass()
-
-    def may_use_ring(self) -> bool:
-        return self._controller is not None and self._controller.may_use_ring()
-
-    @property
-    def makes_room(self) -> bool:
-        return self._controller is not None and self._controller.makes_room
-
-    def make_room(self, layer: str, too_late: bool) -> bool:
-        return self._controller is not None and self._controller.make_room(layer, too_late)
-
-    def may_repeat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return self._controller is not None and self._controller.may_repeat(args, kwargs)
-
-
-class OffloadController:
+class OffloadController(PassOwner):
     """Layerwise offload of one module on one device. End it with `detach`."""
 
     def __init__(
@@ -141,8 +104,8 @@ class OffloadController:
         self._tables = HostTables(discovered.tables, queue.port)
         self._loose = self._find_loose()
         self._weights = ChangedWeights(root, component, self.layers, queue.port)
-        self._passes = _Passes(around_allocations)
-        self.prefetcher = Prefetcher(queue.port, self.layers, self._passes)
+        self.around_allocations = around_allocations
+        self.prefetcher = Prefetcher(queue.port, self.layers)
         self._ring_with_gradients = True
         self._ask_for_room: AskForRoom | None = None
         self._may_repeat: MayRepeat | None = None
@@ -607,7 +570,7 @@ class OffloadController:
             return
         self._tables_asked_for.add(name)
         self.inventory = self.inventory.with_tables_used_whole(self._tables_asked_for)
-        with self._passes.around_allocations():  # a changed plan takes memory
+        with self.around_allocations():  # a changed plan takes memory
             plan = self._plan_for_table(self, name)
             if plan is not None:
                 self._check(plan)
@@ -634,13 +597,13 @@ class OffloadController:
 
     def _connect(self) -> None:
         """Let prefetcher and masters refer to the controller."""
-        self._passes.connect(self)
+        self.prefetcher.serve(self)
         for layer in self.layers:
             layer.host.touches.before_write = partial(self._before_write, layer)
 
     def _disconnect(self) -> None:
         """Remove what refers to the controller: it would be a reference cycle."""
-        self._passes.connect(None)
+        self.prefetcher.serve(None)
         for layer in self.layers:
             layer.host.touches.before_write = nothing_to_do
 

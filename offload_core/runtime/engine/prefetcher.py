@@ -28,8 +28,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from ...planning.look_ahead import LookAhead
 from ..device.counters import RunCounters
@@ -44,46 +44,52 @@ _TIMED_EVERY = 8
 first pass, and the first of another shape, do not count for planning: kernels are loaded and selected in them."""
 
 
-class PassOwner(Protocol):
-    """What a prefetcher asks of those who run the component."""
+class PassOwner:
+    """What a prefetcher asks of those who run the component. This one stands for a component without a plan."""
 
-    around_allocations: Callable[[], AbstractContextManager[Any]]
+    around_allocations: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Entered around device allocations in a pass; steady visits make none. No older memory is freed inside."""
 
     @property
     def loaded(self) -> bool:
         """Whether a plan is in effect. Without one, layers run on the host."""
+        return False
 
     @property
     def plan_may_change(self) -> bool:
         """Whether `before_pass` is to be called, and all visits are to be measured for it."""
+        return False
 
     def before_pass(self) -> None:
         """Called before a pass, while none is under way: the plan may change here."""
 
     def may_use_ring(self) -> bool:
         """Called as a pass starts, and on a demand load without the ring: whether it may use the ring now."""
+        return False
 
     @property
     def makes_room(self) -> bool:
         """Whether to ask `make_room` at all when the device is full."""
+        return False
 
     def make_room(self, layer: str, too_late: bool) -> bool:
         """The device is full, and no layer is in use. `layer`: the name of the one that failed; `too_late`: it cannot
         be run again. Returns whether room was made; what it raises replaces the error."""
+        return False
 
     def may_repeat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the call of a layer that ran out of memory may be repeated, judging by its arguments."""
+        return False
 
 
 class Prefetcher:
     """Serves the visits of one component. `enter` and `leave` bracket a visit, `begin_pass` and `end_pass` a pass."""
 
-    def __init__(self, port: DevicePort, layers: Sequence[Layer], owner: PassOwner) -> None:
+    def __init__(self, port: DevicePort, layers: Sequence[Layer]) -> None:
         self.port = port
         self.counters = RunCounters()
         self.in_pass = False
-        self.owner = owner
+        self.owner = PassOwner()
         self.recorder: Recorder | None = None
         """Receives the measured times. None costs one test per pass and per measured visit."""
         self.versions = Versions(port)
@@ -101,6 +107,10 @@ class Prefetcher:
         self._passed = port.event()
         """Compute to compute: end of the last pass. Passes may run on different streams of the caller."""
         self._copied_on_compute = False
+
+    def serve(self, owner: PassOwner | None) -> None:
+        """Ask `owner` from now on, which is alive as long as the prefetcher; None: no plan is in effect."""
+        self.owner = owner or PassOwner()
 
     # ------------------------------------------------------------------ passes
 
@@ -127,7 +137,7 @@ class Prefetcher:
         self.port.record_compute(self._passed)
         if completed:
             self._finish_pass()
-            self.look_ahead.fetch(self._issue)
+            self.look_ahead.fetch(self)
         else:
             self._abort()
         if self.recorder is not None:
@@ -147,7 +157,7 @@ class Prefetcher:
             if self._timing:
                 self.recorder.clock.tick()
         self.look_ahead.use_ring(self.owner.may_use_ring())
-        self.look_ahead.fetch(self._issue)
+        self.look_ahead.fetch(self)
 
     def _finish_pass(self) -> None:
         self.counters.passes += 1
@@ -184,10 +194,11 @@ class Prefetcher:
         elif not self._load_now(layer):
             self._enter_unplaced(layer)
             return
-        if layer.times.timed:
-            layer.times.read(self.port, counters, self.recorder)
+        times = layer.times
+        if times.timed:
+            times.read(self.port, counters, self.recorder)
         try:
-            if self._timing and not layer.times.timed:
+            if self._timing and not times.timed:
                 layer.enter(self.port, counters.passes > self._cold_pass)
             else:
                 layer.enter(self.port)
@@ -203,7 +214,7 @@ class Prefetcher:
         if not self.in_pass:
             self._mark_end(layer)
         layer.leave(self.port)
-        self.look_ahead.fetch(self._issue)
+        self.look_ahead.fetch(self)
 
     def fail(self, layer: Layer) -> None:
         """The layer's call, or `enter`, raised. The caller may catch the error and go on, so the pass is not over yet.
@@ -240,7 +251,7 @@ class Prefetcher:
 
     # ------------------------------------------------------------------ look-ahead
 
-    def _issue(self, layer: Layer) -> None:
+    def issue(self, layer: Layer) -> None:
         """Queue the layer's copy. No overlapping layer is in use or pending; all become invalid."""
         layer.issue(self.port, self._timing)
         self.counters.copies += 1
@@ -289,7 +300,7 @@ class Prefetcher:
             self.counters.demand_loads += 1
             if any(other.pending for other in layer.overlaps):
                 self.look_ahead.forget_pending()
-        self._issue(layer)
+        self.issue(layer)
         return True
 
     def _enter_unplaced(self, layer: Layer) -> None:

@@ -40,6 +40,8 @@ ON_PURPOSE: tuple[tuple[str, str, str, str], ...] = (
         "*",
         "where a parameter lies in its file is noted on it",
     ),
+    ("offload_core/runtime/device/staging.py", "event", "*", "the port's own note on an event, made in each visit"),
+    ("offload_core/runtime/device/staging.py", "done", "*", "the same"),
     ("offload_core/runtime/engine/interpose.py", "self.module", "*", "the call that is interposed"),
     (
         "offload_core/runtime/engine/interpose.py",
@@ -74,12 +76,10 @@ TO_CURE: dict[str, int] = {
     "offload_core/files/name_tree.py": 5,
     "offload_core/runtime/patches/patched_loose.py": 1,
     "offload_core/runtime/engine/controller.py": 3,
-    "offload_core/runtime/device/cpu_port.py": 8,
     "offload_core/runtime/layers/discovery.py": 1,
     "offload_core/runtime/host/host_parameter.py": 7,
     "offload_core/runtime/engine/tier_moves.py": 1,
     "offload_core/runtime/patches/versions.py": 7,
-    "offload_core/runtime/device/staging.py": 11,
     "offload_core/runtime/layers/tables.py": 2,
     "offload_core/planning/search.py": 1,
 }
