@@ -149,7 +149,8 @@ class LookAhead(Generic[L]):
             pass
 
     def fetch(self, issuer: Issuer[L]) -> None:
-        """Have copies issued for the expected visits, in order, as far as the ring has room."""
+        """Have copies issued for the expected visits, in order, up to the first whose layer has no place on the device
+        or shares it with a layer in use or pending."""
         if self._misses >= MISSES_TO_PAUSE:
             return
         road = self._road
@@ -158,25 +159,15 @@ class LookAhead(Generic[L]):
         while position < end:
             layer = road[position]
             if not layer.valid:
-                if not self._may_issue(layer):
+                if layer.device_buffer is None or layer.in_use or not (self.has_ring or layer.keep_resident):
                     return
+                for other in layer.overlaps:  # residents have none
+                    if other.pending or other.in_use:
+                        return
                 issuer.issue(layer)
             layer.pending += 1
             self._ahead += 1
             position += 1
-
-    def _may_issue(self, layer: L) -> bool:
-        """Whether the layer has a place on the device that no layer in use or pending overlaps."""
-        if layer.device_buffer is None or layer.in_use:
-            return False
-        if layer.keep_resident:
-            return True
-        if not self.has_ring:
-            return False
-        for other in layer.overlaps:  # noqa: SIM110 - a generator costs more than the whole loop
-            if other.pending or other.in_use:
-                return False
-        return True
 
     def forget(self) -> None:
         """Reset `pending` and expect the first visit of a pass."""

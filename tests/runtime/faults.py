@@ -191,21 +191,30 @@ def what_a_copy_overwrites_still_counts_as_there(patch: Patch) -> None:
     patch.setattr(Prefetcher, "issue", changed)
 
 
+def _fetch_without(patch: Patch, count: str) -> None:
+    """Look-ahead does not see a count of the layers, `in_use` or `pending`, as it was before."""
+    fetch = LookAhead.fetch
+
+    def changed(self: LookAhead, issuer: Prefetcher) -> None:
+        before = [(layer, getattr(layer, count)) for layer in self._layers]
+        for layer, _ in before:
+            setattr(layer, count, 0)
+        fetch(self, issuer)
+        for layer, number in before:
+            setattr(layer, count, getattr(layer, count) + number)
+
+    patch.setattr(LookAhead, "fetch", changed)
+
+
 @fault("race")
 def look_ahead_overwrites_a_layer_in_use(patch: Patch) -> None:
-    def changed(self: LookAhead, layer: Layer) -> bool:
-        return layer.device_buffer is not None and not any(other.pending for other in layer.overlaps)
-
-    patch.setattr(LookAhead, "_may_issue", changed)
+    _fetch_without(patch, "in_use")
     after(patch, Prefetcher, "enter", lambda self, layer: self.look_ahead.fetch(self))
 
 
 @fault("state")
 def look_ahead_overwrites_a_layer_still_to_come(patch: Patch) -> None:
-    def changed(self: LookAhead, layer: Layer) -> bool:
-        return layer.device_buffer is not None and not any(other.in_use for other in layer.overlaps)
-
-    patch.setattr(LookAhead, "_may_issue", changed)
+    _fetch_without(patch, "pending")
 
 
 @fault("race")

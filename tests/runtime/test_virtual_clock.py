@@ -139,8 +139,8 @@ def test_two_components_hand_the_lane_over_without_a_host_wait():
 def one_event_for_all_layers(patch):
     original = Prefetcher.__init__
 
-    def changed(self, port, layers, owner):
-        original(self, port, layers, owner)
+    def changed(self, port, layers):
+        original(self, port, layers)
         for layer in layers:
             layer.copy_done, layer.last_read = layers[0].copy_done, layers[0].last_read
 
