@@ -107,6 +107,10 @@ class StagedPort:
         self.shares_host_memory = inner.shares_host_memory
         self.pins_in_place = inner.pins_in_place
         self.segment_bytes = inner.segment_bytes
+        # Calls that neither lane's order depends on are the inner port's own.
+        self.empty, self.copy_on_compute, self.before_release = inner.empty, inner.copy_on_compute, inner.before_release
+        self.host_empty, self.host_pin, self.host_release = inner.host_empty, inner.host_pin, inner.host_release
+        self.trim, self.memory = inner.trim, inner.memory
         self.while_waiting = while_waiting
         """Called every `_POLL_S` while the caller waits for a read; may raise to give up the wait."""
         self._slot_bytes, self._slot_count, self._threaded = slot_bytes, slots, threads
@@ -122,13 +126,7 @@ class StagedPort:
         """Failure of the last copy, for the event that is recorded next."""
         self._closed = False
 
-    # ------------------------------------------------------------------ what goes straight through
-
-    def empty(self, nbytes: int) -> torch.Tensor:
-        return self.inner.empty(nbytes)
-
-    def trim(self) -> None:
-        self.inner.trim()
+    # ------------------------------------------------------------------ what need not wait for the courier
 
     def event(self, timed: bool = False) -> StagedEvent:
         return StagedEvent(self.inner.event(timed))
@@ -137,27 +135,9 @@ class StagedPort:
         event.number, event.failure = 0, None
         self.inner.record_compute(event.inner)
 
-    def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        self.inner.copy_on_compute(destination, source)
-
     def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: StagedEvent) -> None:
         done.number, done.failure = 0, None
         self.inner.copy_back(destination, source, done.inner)
-
-    def memory(self) -> DeviceMemory | None:
-        return self.inner.memory()
-
-    def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
-        return self.inner.host_empty(nbytes, pinned)
-
-    def host_pin(self, buffer: torch.Tensor) -> bool:
-        return self.inner.host_pin(buffer)
-
-    def host_release(self, buffer: torch.Tensor) -> None:
-        self.inner.host_release(buffer)
-
-    def before_release(self) -> None:
-        self.inner.before_release()
 
     def host_waits(self, event: StagedEvent) -> None:
         self._until_issued(event)
