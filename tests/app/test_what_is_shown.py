@@ -155,3 +155,10 @@ def test_where_the_precision_is_left_to_the_app_that_is_what_is_said(sim):
     sim.run(flux()).check()
     for name in ("dit", "vae"):
         assert "ComfyUI's own choice" in report_of(sim, name)["settings"]["precision"]["reason"]
+
+
+def test_a_budget_rests_on_the_patcher_and_on_the_component(sim):
+    """In the patcher's settings, and in the request that the component is planned by: no third object keeps a budget,
+    which might be shown in place of the planned one (docs/architecture.md)."""
+    sim.run(flux(placement="layerwise", budget_gb=0.0432)).check()
+    assert sim.get("/probe/holders?value=43200000")["holders"] == ["PlanRequest.budget_bytes", "SettingValue.value"]

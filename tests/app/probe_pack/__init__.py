@@ -2,8 +2,12 @@
 
 GET /probe/patched answers what in the app's modules is no longer what it was before any pack was loaded:
 {"after_packs": [names], "now": [names]}.
+
+GET /probe/holders?value=N answers which attributes of the pack under test's objects hold the integer N:
+{"holders": ["Class.attribute"]}.
 """
 
+import gc
 import json
 import sys
 
@@ -30,6 +34,35 @@ async def _patched(request):
         "now": _snapshot.changes(before, _snapshot.take()),
     }
     return web.json_response(answer)
+
+
+def _attributes(item):
+    yield from getattr(item, "__dict__", {}).items()
+    for kind in type(item).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(item, name):
+                yield name, getattr(item, name)
+
+
+def _holds(item, number) -> bool:
+    if isinstance(item, dict):
+        item = item.values()
+    elif not isinstance(item, (list, tuple)):
+        return type(item) is int and item == number
+    return any(_holds(inner, number) for inner in item)
+
+
+@PromptServer.instance.routes.get("/probe/holders")
+async def _holders(request):
+    number = int(request.query["value"])
+    gc.collect()
+    ours = {"bridge", "offload_core"}
+    items = [item for item in gc.get_objects() if ours & set(str(type(item).__module__).split("."))]
+    holders = set()
+    for item in items:
+        holders |= {f"{type(item).__name__}.{name}" for name, value in _attributes(item) if _holds(value, number)}
+    return web.json_response({"holders": sorted(holders)})
 
 
 def _tensors(value):
