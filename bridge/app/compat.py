@@ -1,18 +1,19 @@
 """Feature detection of the running ComfyUI. No other module tests for features of the app.
 
-Three kinds. `NEEDED` and `NEEDED_OF_A_PATCHER` are required names: they are looked up once, when the app loads the
-pack; if one is missing, the log and every node that would load or take over a model say so. Parameters that a newer
-app has added to methods that ours override are looked up then as well (`compare`): the pack works without them, and
-the log and our nodes list them. The functions at the end are optional features, which some tested version lacks or a
-later one may drop; each docstring says what is returned then. Properties of single objects (whether a ControlNet has
-weights) are not features of the app and are tested where they are needed.
+`NEEDED` and `NEEDED_OF_A_PATCHER` are looked up when the app loads the pack (`look`); if a name is missing, the log and
+every node that would load or take over a model say so. Parameters that a newer app has added to methods that ours
+override are looked up then as well (`compare`): the pack works without them, and the log and our nodes list them.
+Optional features, which some tested version lacks or a later one may drop, are at the end: names for `find`, or
+functions that say what is returned then. Properties of single objects (whether a ControlNet has weights) are tested
+where they are needed.
 """
 
 from __future__ import annotations
 
-import importlib
+import functools
 import inspect
 import logging
+import pkgutil
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -34,65 +35,39 @@ NEWEST_RUN = "0.33.0"
 NODE_API = "comfy_api.v0_0_2"
 """The version of the app's node interface that our nodes are written for."""
 
-NEEDED = (
-    "comfy.cli_args.args.disable_pinned_memory",
-    "comfy.clip_vision.ClipVisionModel",
-    "comfy.clip_vision.load",
-    "comfy.controlnet.ControlNet.copy",
-    "comfy.controlnet.load_controlnet",
-    "comfy.float.stochastic_rounding(seed)",
-    "comfy.lora.calculate_weight(original_weights)",
-    "comfy.model_base.BaseModel",
-    "comfy.model_management.cast_to_device(copy)",
-    "comfy.model_management.get_free_memory",
-    "comfy.model_management.get_torch_device",
-    "comfy.model_management.minimum_inference_memory",
-    "comfy.model_management.throw_exception_if_processing_interrupted",
-    "comfy.model_management.get_total_memory",
-    "comfy.model_management.is_device_cpu",
-    "comfy.model_patcher.CallbacksMP.ON_LOAD",
-    "comfy.model_patcher.CoreModelPatcher",
-    "comfy.model_patcher.ModelPatcher.apply_hooks",
-    "comfy.model_patcher.ModelPatcher.clone(disable_dynamic)",
-    "comfy.model_patcher.ModelPatcher.detach",
-    "comfy.model_patcher.ModelPatcher.eject_model",
-    "comfy.model_patcher.ModelPatcher.get_all_callbacks",
-    "comfy.model_patcher.ModelPatcher.get_combined_hook_patches",
-    "comfy.model_patcher.ModelPatcher.get_key_patches(filter_prefix)",
-    "comfy.model_patcher.ModelPatcher.is_dynamic",
-    "comfy.model_patcher.ModelPatcher.load(full_load)",
-    "comfy.model_patcher.ModelPatcher.loaded_size",
-    "comfy.model_patcher.ModelPatcher.model_size",
-    "comfy.model_patcher.ModelPatcher.model_state_dict(filter_prefix)",
-    "comfy.model_patcher.ModelPatcher.partially_load(extra_memory)",
-    "comfy.model_patcher.ModelPatcher.partially_unload(memory_to_free)",
-    "comfy.model_patcher.ModelPatcher.patch_hooks",
-    "comfy.model_patcher.ModelPatcher.patch_weight_to_device(return_weight)",
-    "comfy.model_patcher.ModelPatcher.unpatch_hooks",
-    "comfy.model_patcher.ModelPatcher.unpatch_model(unpatch_weights)",
-    "comfy.model_patcher.ModelPatcher.use_ejected(skip_and_inject_on_exit_only)",
-    "comfy.model_patcher.get_key_weight",
-    "comfy.model_patcher.move_weight_functions",
-    "comfy.model_patcher.wipe_lowvram_weight",
-    "comfy.ops.CastWeightBiasOp.bias_function",
-    "comfy.ops.CastWeightBiasOp.comfy_cast_weights",
-    "comfy.ops.CastWeightBiasOp.weight_function",
-    "comfy.sd.CLIP.clone",
-    "comfy.sd.CLIPType",
-    "comfy.sd.VAE(device)",
-    "comfy.sd.VAE(dtype)",
-    "comfy.sd.VAE(metadata)",
-    "comfy.sd.VAE.throw_exception_if_invalid",
-    "comfy.sd.load_checkpoint_guess_config(te_model_options)",
-    "comfy.sd.load_clip(disable_dynamic)",
-    "comfy.sd.load_diffusion_model(disable_dynamic)",
-    "comfy.utils.ProgressBar.update_absolute",
-    "comfy.utils.get_attr",
-    "comfy.utils.load_torch_file(return_metadata)",
-    "comfy.utils.string_to_seed",
-    "folder_paths.get_filename_list",
-    "folder_paths.get_full_path_or_raise",
+_NEEDED_BY_OWNER = (
+    ("comfy.cli_args.args", "disable_pinned_memory"),
+    ("comfy.clip_vision", "ClipVisionModel load"),
+    ("comfy.controlnet", "ControlNet.copy load_controlnet"),
+    ("comfy.float", "stochastic_rounding(seed)"),
+    ("comfy.lora", "calculate_weight(original_weights)"),
+    ("comfy.model_base", "BaseModel"),
+    (
+        "comfy.model_management",
+        "cast_to_device(copy) get_free_memory get_torch_device minimum_inference_memory "
+        "throw_exception_if_processing_interrupted get_total_memory is_device_cpu",
+    ),
+    ("comfy.model_patcher", "CallbacksMP.ON_LOAD CoreModelPatcher"),
+    (
+        "comfy.model_patcher.ModelPatcher",
+        "apply_hooks clone(disable_dynamic) detach eject_model get_all_callbacks get_combined_hook_patches "
+        "get_key_patches(filter_prefix) is_dynamic load(full_load) loaded_size model_size "
+        "model_state_dict(filter_prefix) partially_load(extra_memory) partially_unload(memory_to_free) patch_hooks "
+        "patch_weight_to_device(return_weight) unpatch_hooks unpatch_model(unpatch_weights) "
+        "use_ejected(skip_and_inject_on_exit_only)",
+    ),
+    ("comfy.model_patcher", "get_key_weight move_weight_functions wipe_lowvram_weight"),
+    ("comfy.ops.CastWeightBiasOp", "bias_function comfy_cast_weights weight_function"),
+    (
+        "comfy.sd",
+        "CLIP.clone CLIPType VAE(device) VAE(dtype) VAE(metadata) VAE.throw_exception_if_invalid "
+        "load_checkpoint_guess_config(te_model_options) load_clip(disable_dynamic) "
+        "load_diffusion_model(disable_dynamic)",
+    ),
+    ("comfy.utils", "ProgressBar.update_absolute get_attr load_torch_file(return_metadata) string_to_seed"),
+    ("folder_paths", "get_filename_list get_full_path_or_raise"),
 )
+NEEDED = tuple(f"{owner}.{name}" for owner, names in _NEEDED_BY_OWNER for name in names.split())
 """Dotted names, with the required parameter of a function in parentheses. Every tested version has all of them."""
 
 NEEDED_OF_A_PATCHER = (
@@ -105,50 +80,27 @@ NEEDED_OF_A_PATCHER = (
 
 _missing: tuple[str, ...] = ()
 _unknown: tuple[str, ...] = ()
-
-
-def app_version() -> str:
-    """The app's version, or `unknown`."""
-    try:
-        return str(importlib.import_module("comfyui_version").__version__)
-    except (ImportError, AttributeError):
-        return "unknown"
-
-
 _ABSENT = object()
 
 
-def find(name: str) -> Any:
-    """The object of a dotted name in the app; None if it is absent, or its function lacks the parameter."""
-    value = _look_up(name)
-    return None if value is _ABSENT else value
-
-
-def has(name: str) -> bool:
-    """Whether the app has the name, be its value None, and its function the parameter."""
-    return _look_up(name) is not _ABSENT
-
-
-def _look_up(name: str) -> Any:
+def find(name: str, absent: Any = None) -> Any:
+    """The object of a dotted name in the app; `absent` if the app lacks it, or its function the parameter."""
     path, _, parameter = name.rstrip(")").partition("(")
-    parts = path.split(".")
-    for count in range(len(parts), 0, -1):
-        try:
-            value: Any = importlib.import_module(".".join(parts[:count]))
-        except ImportError:
-            continue
-        for part in parts[count:]:
-            value = getattr(value, part, _ABSENT)
-        if value is not _ABSENT and parameter and parameter not in inspect.signature(value).parameters:
-            return _ABSENT
-        return value
-    return _ABSENT
+    try:
+        value = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError):
+        return absent
+    return absent if parameter and parameter not in inspect.signature(value).parameters else value
 
 
-def look() -> tuple[str, ...]:
-    """The required names that this app lacks, which are also logged. Called when the app loads the pack."""
+def app_version() -> str:
+    return str(find("comfyui_version.__version__", "unknown"))
+
+
+def look() -> None:
+    """Look up the required names, and log those that this app lacks. Called when the app loads the pack."""
     global _missing
-    missing = [name for name in (NODE_API, *NEEDED) if not has(name)]
+    missing = [name for name in (NODE_API, *NEEDED) if find(name, _ABSENT) is _ABSENT]
     _missing = tuple(missing or _missing_of_a_patcher())
     if _missing:
         log.error("Layerwise Offload: %s", _refusal())
@@ -156,7 +108,6 @@ def look() -> tuple[str, ...]:
         log.info("Layerwise Offload on ComfyUI %s: run up to %s, has all it needs", app_version(), NEWEST_RUN)
     else:
         log.info("Layerwise Offload on ComfyUI %s", app_version())
-    return _missing
 
 
 def _missing_of_a_patcher() -> list[str]:
@@ -167,22 +118,18 @@ def _missing_of_a_patcher() -> list[str]:
         patcher = kind(torch.nn.Module(), load_device=cpu, offload_device=cpu)
     except Exception as error:  # reported as missing: the app must start in any case
         return [f"comfy.model_patcher.ModelPatcher(model, load_device, offload_device): {error}"]
-    return [f"ModelPatcher(...).{name}" for name in NEEDED_OF_A_PATCHER if not _has_attribute(patcher, name)]
+    return [f"ModelPatcher(...).{name}" for name in NEEDED_OF_A_PATCHER if _reach(patcher, name) is _ABSENT]
 
 
-def _has_attribute(value: Any, name: str) -> bool:
-    for part in name.split("."):
-        if not hasattr(value, part):
-            return False
-        value = getattr(value, part)
-    return True
+def _reach(value: Any, name: str) -> Any:
+    return functools.reduce(lambda owner, part: getattr(owner, part, _ABSENT), name.split("."), value)
 
 
-def compare(ours: type, replaced: Sequence[str]) -> tuple[str, ...]:
-    """The parameters of the app's methods, as `load(name)`, that the overriding methods of `ours` ignore.
+def compare(ours: type, replaced: Sequence[str]) -> None:
+    """Log the parameters of the app's methods, as `load(name)`, that the overriding methods of `ours` ignore.
 
     `ours`: our subclass of the app's ModelPatcher. `replaced`: names of the overriding methods. Called once, after
-    `look`. The result is logged; `unheeded` returns it as a sentence for reports and nodes.
+    `look`; `unheeded` then returns them as a sentence for reports and nodes.
     """
     global _unknown
     app = find("comfy.model_patcher.ModelPatcher")
@@ -195,7 +142,6 @@ def compare(ours: type, replaced: Sequence[str]) -> tuple[str, ...]:
     )
     for what in unheeded():
         log.warning("Layerwise Offload: %s", what.text)
-    return _unknown
 
 
 def _names(function: Any) -> tuple[str, ...]:
@@ -241,29 +187,17 @@ def _number(version: str) -> tuple[int, ...]:
 
 # ---------------------------------------------------------------------- features that a version may lack
 
+FILL_IN_WEIGHT = "comfy.ops.disable_weight_init._zero_init_parameter"
+"""(module, name): initialises a weight that no file had. Before 0.24 layers are built with values instead."""
+DETECT_TEXT_ENCODER = "comfy.sd.detect_te_model"
+"""(tensors by name): a text encoder's kind, by names and shapes; None if it is none."""
+PATCHED_SHAPE = "comfy.lora.calculate_shape"
+"""(patches, weight, key): the shape of a weight under patches."""
+
 
 def server() -> Any | None:
     """The app's server; None in a process without one."""
     return getattr(find("server.PromptServer"), "instance", None)
-
-
-def fill_in_weight() -> Callable[[Any, str], None] | None:
-    """The app's initialisation of a weight missing from the file; None where layers are built with values (before
-    0.24)."""
-    zero_init: Callable[[Any, str], None] | None = find("comfy.ops.disable_weight_init._zero_init_parameter")
-    return zero_init
-
-
-def detect_text_encoder() -> Callable[[Any], Any] | None:
-    """The app's detection of text encoders by names and shapes; None in versions without it."""
-    detect: Callable[[Any], Any] | None = find("comfy.sd.detect_te_model")
-    return detect
-
-
-def patched_shape() -> Callable[[Any, Any, str], Any] | None:
-    """The app's function for the shape of a weight under patches; None in versions without it."""
-    calculate_shape: Callable[[Any, Any, str], Any] | None = find("comfy.lora.calculate_shape")
-    return calculate_shape
 
 
 def saves_lazily() -> bool:

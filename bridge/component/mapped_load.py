@@ -196,7 +196,7 @@ def _in_memory(tensor: torch.Tensor, built: Built, files: MappedFiles) -> torch.
 
 def fill_in_missing(model: nn.Module) -> None:
     """Initialise weights that no file had, as the app does when it loads a module."""
-    zero_init = compat.fill_in_weight()
+    zero_init = compat.find(compat.FILL_IN_WEIGHT)
     if zero_init is not None:
         for module in model.modules():
             if hasattr(module, "comfy_cast_weights"):

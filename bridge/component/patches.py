@@ -189,7 +189,7 @@ def _other_shape(model: torch.nn.Module, key: str, patches: list[Any]) -> tuple[
             f"asked to patch {key}; found no weight of that name in the {type(model).__name__}; use the patch with the "
             "model it was made for"
         )
-    shape_of = compat.patched_shape()
+    shape_of = compat.find(compat.PATCHED_SHAPE)
     shape = tuple(weight.shape) if shape_of is None else tuple(shape_of(patches, weight, key))
     return None if shape == tuple(weight.shape) else shape
 

@@ -24,7 +24,7 @@ def kinds_of(files: Iterable[ModelFile]) -> set[str]:
 
 def _app_knows_encoder(tensors: Mapping[str, TensorInfo]) -> bool:
     """Whether the app's detection, by names and shapes, finds a text encoder; False in versions without it."""
-    detect = compat.detect_text_encoder()
+    detect = compat.find(compat.DETECT_TEXT_ENCODER)
     try:
         return detect is not None and detect(tensors) is not None
     except Exception:  # it asked for values, which it does only for an encoder that it has detected
