@@ -82,13 +82,11 @@ class _StandIn:
 
 
 def is_quantised(weight: Any) -> bool:
-    """Whether a weight is packed and carries its patches in an attribute."""
-    return getattr(weight, "tensor_type", None) is not None and hasattr(weight, CARRIER) and _is_packed(weight)
-
-
-def _is_packed(weight: torch.Tensor) -> bool:
-    """Whether the stored tensor differs in shape from the weight that it encodes, or is not of floating point."""
-    return tuple(weight.size()) != tuple(weight.tensor_shape) or not weight.is_floating_point()  # type: ignore[attr-defined]
+    """Whether a weight carries its patches in an attribute and is packed: stored in another shape than that of the
+    weight that it encodes, or not of floating point."""
+    if getattr(weight, "tensor_type", None) is None or not hasattr(weight, CARRIER):
+        return False
+    return tuple(weight.size()) != tuple(weight.tensor_shape) or not weight.is_floating_point()
 
 
 def foreign_of(patcher: comfy.model_patcher.ModelPatcher) -> Foreign | None:
@@ -101,7 +99,7 @@ def foreign_of(patcher: comfy.model_patcher.ModelPatcher) -> Foreign | None:
         return None
     names = {name for base in kind.__mro__ if base is not _PLAIN and issubclass(base, _PLAIN) for name in vars(base)}
     replaced = {name for name in names if callable(getattr(_PLAIN, name, None)) and not name.startswith("__")}
-    quantised = _has_quantised(patcher.model)
+    quantised = any(getattr(weight, "tensor_type", None) is not None for weight in patcher.model.parameters())
     only_patches = "__init__" not in names and replaced <= _UNDERSTOOD
     if not only_patches or not (quantised or _PATCHES in replaced):
         raise OffloadError(
@@ -112,7 +110,3 @@ def foreign_of(patcher: comfy.model_patcher.ModelPatcher) -> Foreign | None:
         name: getattr(patcher, name) for name in names if not (name.startswith("__") or callable(getattr(kind, name)))
     }
     return Foreign(kind, own, quantised)
-
-
-def _has_quantised(model: torch.nn.Module) -> bool:
-    return any(getattr(parameter, "tensor_type", None) is not None for parameter in model.parameters())
