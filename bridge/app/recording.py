@@ -1,7 +1,4 @@
-"""The trace that all components write to, one per process, and the progress bars of loading.
-
-The trace is created when the first component is attached or the first browser reads it, not at import.
-"""
+"""The one trace of the process, and the progress bars of loading."""
 
 from __future__ import annotations
 
@@ -13,20 +10,10 @@ import comfy.utils
 from ...offload_core.trace.events import Trace
 
 
-class Recording:
-    """Owns the trace. `close` drops the recorded events; attached components continue to write."""
-
-    def __init__(self) -> None:
-        self.trace = Trace()
-
-    def close(self) -> None:
-        self.trace.watch(False)
-        self.trace.forget()
-
-
 @functools.cache
-def recording() -> Recording:
-    return Recording()
+def recording() -> Trace:
+    """The trace that all components of the process write to."""
+    return Trace()
 
 
 # The app's progress on the node that is running. The app raises its interrupt from these calls: callers must clean up

@@ -158,7 +158,7 @@ class Component:
             progress=moved_bytes(lambda: None if (component := this()) is None else component._controller),
             around_allocations=compat.outside_the_apps_graph(),
         )
-        self._controller.record(recording().trace, self.id)
+        self._controller.record(recording(), self.id)
         host_memory().joined(self._controller)
         self._controller.when_full(self._make_room, brings_no_user_code)
         self._controller.plan_for_tables_by(self._with_table)

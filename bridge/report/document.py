@@ -178,7 +178,7 @@ def _expected_plan(component: Component, patcher: Any) -> tuple[Plan, PlanReques
 
 def timelines(expected: Sequence[dict[str, Any]]) -> dict[str, tuple[list[Event], bool]]:
     """By id, one pass on the device of each component, and whether it was measured; else it is the simulator's."""
-    events, _ = recording().trace.since()
+    events, _ = recording().since()
     by_id = {}
     for component in live_components():
         plan, request = component.plan, component.request

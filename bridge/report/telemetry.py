@@ -67,7 +67,7 @@ class Subscriptions:
         self._clients.pop(client_id, None)
 
     async def _run(self) -> None:
-        trace = recording().trace
+        trace = recording()
         trace.watch(True)
         cursor, has_told = max(0, trace.written - MAX_EVENTS), False
         try:
@@ -92,7 +92,7 @@ class Subscriptions:
         catching_up: the events are from before the first client came; those of components that are gone are left out.
         """
         state = live_message()
-        events, after = recording().trace.since(cursor, MAX_EVENTS)
+        events, after = recording().since(cursor, MAX_EVENTS)
         if catching_up:
             alive = {component["id"] for component in state["components"]}
             events = [event for event in events if event.source in alive]
@@ -119,7 +119,7 @@ def stored_events() -> list[list[Any]]:
     for component in live_components():
         if component.attached:
             component.controller.prefetcher.read_times()
-    events, _ = recording().trace.since()
+    events, _ = recording().since()
     rows = [event_row(event) for event in events if event.kind in ON_DEVICE and event.source in alive]
     return rows[-MAX_STORED_EVENTS:]
 

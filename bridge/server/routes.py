@@ -125,7 +125,7 @@ def save(name: str) -> str:
 
 
 def _document() -> dict[str, Any]:
-    trace = recording().trace
+    trace = recording()
     events, _ = trace.since()
     return chrome_trace(events, trace.sources())
 

@@ -315,7 +315,7 @@ def events_of_what_is_gone() -> None:
     telemetry = _bridge("report.telemetry")
 
     def all_events():
-        return [telemetry.event_row(event) for event in telemetry.recording().trace.since()[0]]
+        return [telemetry.event_row(event) for event in telemetry.recording().since()[0]]
 
     _replace(_bridge("server.routes"), "stored_events", all_events)
 
