@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from ..app import compat
 from ..app.device import queue_for, ring_there, segment_bytes
 from ..app.kinds import Kind, entries_of, kind_of
 from ..app.recording import recording
-from ..app.watch import ForeignMove, ShapeWatch
+from ..app.watch import Before
 from ..memory.allowances import host_limits, not_locked
 from ..memory.giving_back import brings_no_user_code, clear_device_for, give_back, least_request, make_room
 from ..memory.host_memory import host_memory, moved_bytes
@@ -75,8 +75,8 @@ class Component:
         self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
         """Our patchers over the module; the last one to go closes the component."""
         self._controller: OffloadController | None = None
-        self._mover: ForeignMove | None = None
-        self._watch: ShapeWatch | None = None
+        self._mover: Before | None = None
+        self._watch: Before | None = None
         self._found_inventory: Inventory | None = None
         self._planned_for: tuple[Any, ...] | None = None
         self.last_plan: Plan | None = None
@@ -163,9 +163,10 @@ class Component:
         self._controller.when_full(self._make_room, brings_no_user_code)
         self._controller.plan_for_tables_by(self._with_table)
         self._controller.no_ring_while_gradients_are_recorded()  # the app's nodes infer in inference mode
-        self._mover = ForeignMove(model, self.unload)
+        # The app's own patchers move a module that is also ours: then it has to be an ordinary one.
+        self._mover = Before(model, "to", lambda *_, **__: self.unload())
         if self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
-            self._watch = ShapeWatch(model, self._runs_on)
+            self._watch = Before(model, "memory_required", self._runs_on)
             self._watch.install()
 
     def detach(self) -> None:
@@ -318,9 +319,9 @@ class Component:
         """What it can have on this shape, where the device ran out of memory with more; None: it did not."""
         return self._crowded[1] if self._crowded is not None and self._crowded[0] == self.shape else None
 
-    def _runs_on(self, shape: tuple[int, ...]) -> None:
-        """The shape that the next passes will run on."""
-        self.shape = shape
+    def _runs_on(self, input_shape: Sequence[int], *_: Any, **__: Any) -> None:
+        """The app estimates memory for this shape right before it loads the model: the next passes will run on it."""
+        self.shape = tuple(input_shape)
 
     def ran_full(self, nbytes: int, needs_room: bool = False) -> None:
         """In the middle of a pass: on this shape it can have `nbytes`. needs_room: and idle components have to go."""
