@@ -19,7 +19,7 @@ from .load.loaders import (
     load_diffusion_model,
     load_vae,
 )
-from .load.wrapping import wrap_clip, wrap_clip_vision, wrap_controlnet, wrap_model, wrap_vae
+from .load.wrapping import wrap
 from .report.document import live_document, report_image
 from .report.text import report_json, report_text
 from .requests.graph import check_options
@@ -61,9 +61,5 @@ __all__ = [
     "report_text",
     "step_progress",
     "widget_settings",
-    "wrap_clip",
-    "wrap_clip_vision",
-    "wrap_controlnet",
-    "wrap_model",
-    "wrap_vae",
+    "wrap",
 ]

@@ -4,17 +4,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import (
-    NODES,
-    NodeContext,
-    Slot,
-    widget_settings,
-    wrap_clip,
-    wrap_clip_vision,
-    wrap_controlnet,
-    wrap_model,
-    wrap_vae,
-)
+from ..bridge.api import NODES, NodeContext, Slot, widget_settings, wrap
 from .parts import node_context
 from .widgets import HIDDEN, placement_input, placement_inputs, shared_inputs
 
@@ -62,18 +52,9 @@ class LayerwiseOffloadApply(io.ComfyNode):
         return io.NodeOutput(*(_wrapped(slot, inputs, context) for slot in NODES["LayerwiseOffloadApply"]))
 
 
-_WRAP = {
-    "dit": wrap_model,
-    "text_encoder": wrap_clip,
-    "vae": wrap_vae,
-    "image_encoder": wrap_clip_vision,
-    "controlnet": wrap_controlnet,
-}
-
-
 def _wrapped(slot: Slot, inputs: dict[str, Any], context: NodeContext) -> Any:
     """The input of `slot`, taken over; None if it is not connected."""
     model = inputs.get(slot.needs)
     if model is None:
         return None
-    return _WRAP[slot.kind](model, slot.kind, widget_settings(slot, inputs, context.name(slot.kind)), context)
+    return wrap(model, slot.kind, widget_settings(slot, inputs, context.name(slot.kind)), context)

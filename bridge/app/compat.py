@@ -10,13 +10,13 @@ where they are needed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
 import pkgutil
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -158,19 +158,24 @@ def unheeded() -> list[Sentence]:
     return [sentence("unheeded", version=app_version(), newest=NEWEST_RUN, names=", ".join(_unknown))]
 
 
-def newer_than_the_pack(requested: str, error: BaseException) -> OffloadError:
-    """The error for a call by the app with arguments that the pack does not accept."""
-    return OffloadError(
-        f"asked {requested}; found that ComfyUI {app_version()} calls the pack in a way that it does not know "
-        f"({error}): this ComfyUI is newer than the pack, which was run in ComfyUI up to {NEWEST_RUN}; update the "
-        "pack, or use the app's own loader node"
-    )
+@contextlib.contextmanager
+def checked(requested: str, ours: type) -> Iterator[None]:
+    """A block in which the app works with `ours`. `requested`: what for.
 
-
-def require() -> None:
-    """Raise OffloadError if the app lacks a required name."""
+    Raises OffloadError if the app lacks a required name, or calls `ours` with arguments that it does not accept.
+    """
     if _missing:
         raise OffloadError(_refusal())
+    try:
+        yield
+    except TypeError as error:
+        if ours.__name__ not in str(error):
+            raise
+        raise OffloadError(
+            f"asked {requested}; found that ComfyUI {app_version()} calls the pack in a way that it does not know "
+            f"({error}): this ComfyUI is newer than the pack, which was run in ComfyUI up to {NEWEST_RUN}; update the "
+            "pack, or use the app's own loader node"
+        ) from error
 
 
 def _refusal() -> str:
@@ -232,11 +237,11 @@ def app_pin_room_bytes() -> int | None:
     return int(ceiling - (find("comfy.model_management.TOTAL_PINNED_MEMORY") or 0))  # rebound by the app as it counts
 
 
-def outside_the_apps_graph() -> Callable[[], AbstractContextManager[Any]]:
+def outside_the_apps_graph() -> Callable[[], contextlib.AbstractContextManager[Any]]:
     """A factory of context managers in which device memory is allocated outside the app's memory graph (from 0.34 on).
 
     They raise if the graph has failed; `nullcontext` where the app has no such graph."""
-    return find("comfy.model_prefetch.pause_malloc_graph") or nullcontext
+    return find("comfy.model_prefetch.pause_malloc_graph") or contextlib.nullcontext
 
 
 def apps_graph_is_active() -> bool:

@@ -39,15 +39,25 @@ def read(paths: Sequence[str]) -> list[ModelFile]:
         return []
 
 
-def require_kind(paths: Sequence[str], wanted: str, what: str) -> None:
-    """Raise OffloadError if a file is detected as another kind than `wanted`; `what` names that kind to the user."""
-    for path in paths:
+WORDS = {
+    "controlnet": "ControlNet",
+    "image_encoder": "CLIP vision model",
+    "vae": "VAE",
+    "dit": "diffusion model",
+    "text_encoder": "text encoder",
+}
+"""What users call a component of each kind."""
+
+
+def require_kind(paths: Sequence[str], kind: str) -> None:
+    """Raise OffloadError if a file is detected as another kind; not for a diffusion model, where the app does it."""
+    for path in paths if kind != "dit" else ():
         kinds = kinds_of(read([path]))
-        if kinds and wanted not in kinds:
-            detected = " or ".join(sorted(_WORDS[kind] for kind in kinds))
+        if kinds and kind not in kinds:
+            detected = " or ".join(sorted(WORDS[other] for other in kinds))
             raise OffloadError(
-                f"asked to load {Path(path).name} as a {what}; found that it is a {detected}; choose a {what}, or load "
-                "this file with the loader for its kind"
+                f"asked to load {Path(path).name} as a {WORDS[kind]}; found that it is a {detected}; choose a "
+                f"{WORDS[kind]}, or load this file with the loader for its kind"
             )
 
 
@@ -58,15 +68,6 @@ def kind_of_vae(path: str) -> str:
     """The kind of component in a VAE file: `audio_vae` or `vae`, from its tensor names."""
     names = [tensor.name for file in read([path]) for tensor in file.tensors]
     return "audio_vae" if any(name.startswith(_AUDIO_VAE_NAMES) for name in names) else "vae"
-
-
-_WORDS = {
-    "controlnet": "ControlNet",
-    "image_encoder": "CLIP vision model",
-    "vae": "VAE",
-    "dit": "diffusion model",
-    "text_encoder": "text encoder",
-}
 
 
 def payloads(files: Mapping[str, Sequence[str]]) -> dict[str, int]:

@@ -7,8 +7,9 @@ OffloadError or SettingsError.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy.clip_vision
 import comfy.controlnet
@@ -19,8 +20,10 @@ import torch
 from ...offload_core.errors import OffloadError, SettingsError
 from ..planning.placing import left_to_the_app
 from ..requests.requested import Requested
-from .file_kinds import require_kind
+from .file_kinds import WORDS, require_kind
 from .loading import adopt, app_load, check_placement, file_names
+
+T = TypeVar("T")
 
 _WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -39,39 +42,31 @@ VAE_PRECISIONS = ("auto", *_VAE_DTYPES)
 _CPU = torch.device("cpu")
 
 
-def _maps(requested: Requested) -> bool:
-    """Whether weights may be left in the file: not if the app moves them itself."""
-    return not left_to_the_app(requested)
+def load_diffusion_model(path: str, weight_dtype: str, requested: Requested) -> Any:
+    """A MODEL from a diffusion model file."""
+    options = _WEIGHT_DTYPES[weight_dtype]
 
+    def load(**more: bool) -> Any:
+        return comfy.sd.load_diffusion_model(path, model_options=dict(options), **more)
 
-def load_diffusion_model(path: str, weight_dtype: str, requested: Requested, disable_dynamic: bool = False) -> Any:
-    """A MODEL from a diffusion model file. `disable_dynamic`: load an ordinary patcher of the app instead."""
-    options = dict(_WEIGHT_DTYPES[weight_dtype])
-    if disable_dynamic:
-        return comfy.sd.load_diffusion_model(path, model_options=options, disable_dynamic=True)
-    check_placement(requested)
-    with app_load("diffusion model", [path], _maps(requested)) as files:
-        patcher = comfy.sd.load_diffusion_model(path, model_options=options)
-    adopt(patcher, requested, [path], files, functools.partial(load_diffusion_model, path, weight_dtype, requested))
-    return patcher
+    return _load("dit", [path], requested, load, lambda patcher: patcher, may_be_dynamic=True)
 
 
 def load_clip(
     paths: Sequence[str], clip_type: str, requested: Requested, embeddings: list[str] | None = None
 ) -> comfy.sd.CLIP:
     """A CLIP from one to four text encoder files, in the order of the app's loaders."""
-    check_placement(requested)
-    require_kind(paths, "text_encoder", "text encoder")
-    with app_load("text encoder", paths, _maps(requested)) as files:
-        clip = comfy.sd.load_clip(
+
+    def load(**more: bool) -> comfy.sd.CLIP:
+        return comfy.sd.load_clip(
             list(paths),
             embedding_directory=embeddings,
             clip_type=comfy.sd.CLIPType[clip_type.upper()],
             model_options=_encoder_options(requested),
+            **more,
         )
-    reload = functools.partial(_clip_patcher, list(paths), clip_type, requested, embeddings)
-    adopt(clip.patcher, requested, paths, files, reload)
-    return clip
+
+    return _load("text_encoder", paths, requested, load, may_be_dynamic=True)
 
 
 def _encoder_options(requested: Requested) -> dict[str, torch.device]:
@@ -81,76 +76,75 @@ def _encoder_options(requested: Requested) -> dict[str, torch.device]:
     return {} if left_to_the_app(requested) else {"initial_device": _CPU}
 
 
-def _clip_patcher(
-    paths: list[str], clip_type: str, requested: Requested, embeddings: list[str] | None, disable_dynamic: bool = False
-) -> Any:
-    if disable_dynamic:
-        kind = comfy.sd.CLIPType[clip_type.upper()]
-        return comfy.sd.load_clip(paths, embeddings, kind, _encoder_options(requested), disable_dynamic=True).patcher
-    return load_clip(paths, clip_type, requested, embeddings).patcher
-
-
-def load_vae(path: str, requested: Requested, disable_dynamic: bool = False) -> comfy.sd.VAE:
+def load_vae(path: str, requested: Requested) -> comfy.sd.VAE:
     """A VAE. With precision on auto the app chooses the type, which leaves a bf16 file bf16."""
-    check_placement(requested)
-    require_kind([path], "vae", "VAE")
-    precision = requested.value("precision")
-    dtype = _VAE_DTYPES.get(precision) if isinstance(precision, str) else None
-    if isinstance(precision, str) and dtype is None:
-        raise SettingsError(
-            f"asked vae.precision = {precision}; found that a VAE computes in {', '.join(_VAE_DTYPES)} only; choose "
-            "one of these, or auto"
-        )
-    with app_load("VAE", [path], _maps(requested)) as files:
+
+    def load() -> comfy.sd.VAE:
+        precision = requested.value("precision")
+        dtype = _VAE_DTYPES.get(precision) if isinstance(precision, str) else None
+        if isinstance(precision, str) and dtype is None:
+            raise SettingsError(
+                f"asked vae.precision = {precision}; found that a VAE computes in {', '.join(_VAE_DTYPES)} only; "
+                "choose one of these, or auto"
+            )
         content, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
         device = _CPU if requested.value("placement") == "cpu" else None
         vae = comfy.sd.VAE(sd=content, metadata=metadata, device=device, dtype=dtype)
         vae.throw_exception_if_invalid()
-    adopt(vae.patcher, requested, [path], files, functools.partial(_new_patcher, load_vae, "patcher", path, requested))
-    return vae
+        return vae
 
-
-def _new_patcher(
-    load: Callable[[str, Requested], Any],
-    attribute: str,
-    path: str,
-    requested: Requested,
-    disable_dynamic: bool = False,
-) -> Any:
-    """A patcher over a model read anew. Ours is never dynamic, so `disable_dynamic` has no effect."""
-    return getattr(load(path, requested), attribute)
+    return _load("vae", [path], requested, load)
 
 
 def load_clip_vision(path: str, requested: Requested) -> comfy.clip_vision.ClipVisionModel:
     """A CLIP_VISION."""
-    check_placement(requested)
-    require_kind([path], "image_encoder", "CLIP vision model")
-    with app_load("CLIP vision model", [path], _maps(requested)) as files:
-        vision = comfy.clip_vision.load(path)
-    if vision is None:
-        raise _not_a(path, "CLIP vision model")
-    reload = functools.partial(_new_patcher, load_clip_vision, "patcher", path, requested)
-    adopt(vision.patcher, requested, [path], files, reload)
-    return vision
+    return _load("image_encoder", [path], requested, lambda: comfy.clip_vision.load(path))
 
 
 def load_controlnet(path: str, requested: Requested) -> Any:
     """A CONTROL_NET with weights of its own."""
+
+    def patcher_of(control: Any) -> Any:
+        patcher = getattr(control, "control_model_wrapped", None)
+        if patcher is None:
+            raise OffloadError(
+                f"asked to load {file_names([path])} for layerwise offload; found a {type(control).__name__}, which "
+                "has no weights of its own to stream; use Load ControlNet Model"
+            )
+        return patcher
+
+    return _load("controlnet", [path], requested, lambda: comfy.controlnet.load_controlnet(path), patcher_of)
+
+
+def _load(
+    kind: str,
+    paths: Sequence[str],
+    requested: Requested,
+    load: Callable[..., T],
+    patcher_of: Callable[[T], Any] = operator.attrgetter("patcher"),
+    may_be_dynamic: bool = False,
+) -> T:
+    """What `load`, a call of the app's loader, returns: of `kind`, with our patcher.
+
+    may_be_dynamic: the app's loader may build a dynamic patcher, and an ordinary one with `disable_dynamic=True`.
+    """
     check_placement(requested)
-    require_kind([path], "controlnet", "ControlNet")
-    with app_load("ControlNet", [path], _maps(requested)) as files:
-        control = comfy.controlnet.load_controlnet(path)
-    if control is None:
-        raise _not_a(path, "ControlNet")
-    patcher = getattr(control, "control_model_wrapped", None)
-    if patcher is None:
+    require_kind(paths, kind)
+    with app_load(WORDS[kind], paths, not left_to_the_app(requested)) as files:
+        loaded = load()
+    if loaded is None:
         raise OffloadError(
-            f"asked to load {file_names([path])} for layerwise offload; found a {type(control).__name__}, which has no "
-            "weights of its own to stream; use Load ControlNet Model"
+            f"asked to load the {WORDS[kind]} {file_names(paths)}; found nothing in it that ComfyUI knows as one; "
+            "choose another file"
         )
-    reload = functools.partial(_new_patcher, load_controlnet, "control_model_wrapped", path, requested)
-    adopt(patcher, requested, [path], files, reload)
-    return control
+
+    def reload(disable_dynamic: bool) -> Any:
+        if disable_dynamic and may_be_dynamic:
+            return patcher_of(load(disable_dynamic=True))
+        return patcher_of(_load(kind, paths, requested, load, patcher_of, may_be_dynamic))
+
+    adopt(patcher_of(loaded), requested, paths, files, reload)
+    return loaded
 
 
 def load_checkpoint(
@@ -160,7 +154,7 @@ def load_checkpoint(
     for request in requested.values():
         check_placement(request, at_load=False)
     encoder = _encoder_options(requested["text_encoder"])
-    with app_load("checkpoint", [path], all(map(_maps, requested.values()))) as files:
+    with app_load("checkpoint", [path], not any(map(left_to_the_app, requested.values()))) as files:
         model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
             path, embedding_directory=embeddings, te_model_options=encoder
         )
@@ -174,18 +168,11 @@ def load_checkpoint(
 
 
 def _checkpoint_patcher(
-    path: str, name: str, requested: dict[str, Requested], embeddings: list[str] | None, disable_dynamic: bool = False
+    path: str, name: str, requested: dict[str, Requested], embeddings: list[str] | None, _disable_dynamic: bool
 ) -> Any:
-    """A patcher over one part of the checkpoint, which is read anew."""
+    """A patcher over one part of the checkpoint, which is read anew; ours is never dynamic."""
     return _patchers_by_name(*load_checkpoint(path, requested, embeddings))[name]
 
 
 def _patchers_by_name(model: Any, clip: Any, vae: Any) -> dict[str, Any]:
     return {"dit": model, "text_encoder": clip and clip.patcher, "vae": vae and vae.patcher}
-
-
-def _not_a(path: str, what: str) -> OffloadError:
-    return OffloadError(
-        f"asked to load the {what} {file_names([path])}; found nothing in it that ComfyUI knows as one; "
-        "choose another file"
-    )

@@ -7,7 +7,6 @@ when it turns Dynamic VRAM on. It is rebound to our class for the duration of on
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,11 +31,6 @@ _swap_lock = threading.Lock()
 MAX_ERROR_CHARACTERS = 400
 """Limit for the text of an app error that is quoted in ours."""
 
-_NO_KNOWN_MODEL = "check that the file is complete and a {what} that this ComfyUI knows"
-
-_ON_THE_CPU = ("text_encoder", "vae")
-"""Components whose app loader can place them on the CPU."""
-
 
 @contextlib.contextmanager
 def patcher_class(cls: type[comfy.model_patcher.ModelPatcher]) -> Iterator[None]:
@@ -56,10 +50,11 @@ def app_load(what: str, paths: Sequence[str], maps: bool) -> Iterator[MappedFile
 
     maps: weights stay in the mapped file, as far as the app's loader uses them unchanged. Call `adopt` afterwards.
     """
-    compat.require()
-    files = MappedFiles()
+    files, names = MappedFiles(), file_names(paths)
     try:
-        with patcher_class(LayerwiseModelPatcher), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(compat.checked(f"to load the {what} {names}", LayerwiseModelPatcher))
+            stack.enter_context(patcher_class(LayerwiseModelPatcher))
             if maps:
                 stack.enter_context(files.watching())
                 stack.enter_context(weights_stay_in_file())
@@ -67,11 +62,10 @@ def app_load(what: str, paths: Sequence[str], maps: bool) -> Iterator[MappedFile
     except OffloadError:
         raise
     except Exception as error:
-        if is_refused_by_ours(error):
-            raise compat.newer_than_the_pack(f"to load the {what} {file_names(paths)}", error) from error
+        remedy = _of_another_length(paths) or f"check that the file is complete and a {what} that this ComfyUI knows"
         raise OffloadError(
-            f"asked to load the {what} {file_names(paths)}; found that ComfyUI cannot: {type(error).__name__}: "
-            f"{_short(error)}; {_of_another_length(paths) or _NO_KNOWN_MODEL.format(what=what)}"
+            f"asked to load the {what} {names}; found that ComfyUI cannot: {type(error).__name__}: {_short(error)}; "
+            f"{remedy}"
         ) from error
 
 
@@ -86,11 +80,6 @@ def _of_another_length(paths: Sequence[str]) -> str:
         except (OffloadError, OSError):  # no such file, or another fault in it
             continue
     return ""
-
-
-def is_refused_by_ours(error: BaseException) -> bool:
-    """Whether the error is a call of our patcher with arguments that it does not accept, not a fault of a file."""
-    return isinstance(error, TypeError) and LayerwiseModelPatcher.__name__ in str(error)
 
 
 def _short(error: Exception) -> str:
@@ -111,14 +100,13 @@ def adopt(
     requested: Requested,
     paths: Sequence[str],
     files: MappedFiles,
-    reload: Callable[..., Any] | None,
+    reload: Callable[[bool], Any],
 ) -> None:
-    """Give a freshly loaded patcher its settings. `reload(disable_dynamic=False)` loads another one for the app.
+    """Give a freshly loaded patcher its settings. `reload(disable_dynamic)` loads another one for the app.
 
     For models that it does not load partially the app builds a patcher of its own. That one is kept, unless placement,
     budget or selection are set explicitly: streaming moves whole layers, so it works for these models too.
     """
-    check_placement(requested)
     if not isinstance(patcher, LayerwiseModelPatcher):
         is_set = requested.settings.is_explicitly_set
         if left_to_the_app(requested) or not (is_set("placement") or is_set("budget_bytes") or requested.selected):
@@ -126,13 +114,12 @@ def adopt(
         become_ours(patcher)
     patcher.take(requested)
     patcher.component.comes_from(file_names(paths), _settle_weights(patcher, requested, files))
-    if reload is not None:
-        patcher.cached_patcher_init = (functools.partial(_twin, reload), ())
 
+    def another(*_args: Any, disable_dynamic: bool = False, **_kwargs: Any) -> Any:
+        """A patcher over the same files. A newer app may call it with more arguments."""
+        return reload(disable_dynamic)
 
-def _twin(reload: Callable[..., Any], *_args: Any, disable_dynamic: bool = False, **_kwargs: Any) -> Any:
-    """Called by the app for another patcher over the same files. Other arguments of a newer app are ignored."""
-    return reload(disable_dynamic=disable_dynamic)
+    patcher.cached_patcher_init = (another, ())
 
 
 def _settle_weights(patcher: LayerwiseModelPatcher, requested: Requested, files: MappedFiles) -> bool:
@@ -155,7 +142,8 @@ def _settle_weights(patcher: LayerwiseModelPatcher, requested: Requested, files:
 
 def check_placement(requested: Requested, at_load: bool = True) -> None:
     """Raise SettingsError for the placement `cpu` where the app cannot compute the component on the CPU."""
-    if requested.value("placement") == "cpu" and not (at_load and group_of(requested.component) in _ON_THE_CPU):
+    placed_by_app = at_load and group_of(requested.component) in ("text_encoder", "vae")
+    if requested.value("placement") == "cpu" and not placed_by_app:
         where = "for this component" if at_load else "after it has been loaded"
         raise SettingsError(
             f"asked {requested.component}.placement = cpu; found no way to compute it on the CPU {where}; choose "

@@ -18,11 +18,47 @@ from ..app import compat
 from ..app.kinds import kind_of
 from ..planning.placing import left_to_the_app
 from ..requests.node_context import NodeContext
-from .loading import check_placement, is_refused_by_ours, patcher_class
+from .loading import check_placement, patcher_class
 from .patcher import LayerwiseModelPatcher, become_ours
 
+_HOLDERS = {
+    "text_encoder": ("patcher", "cond_stage_model"),
+    "vae": ("patcher", "first_stage_model"),
+    "image_encoder": ("patcher", "model"),
+    "controlnet": ("control_model_wrapped", "control_model"),
+}
+"""The attributes of the app's objects by kind: the patcher, and the module that it is over."""
 
-def wrap_model(
+
+def wrap(connected: Any, kind: str, settings: ComponentSettings, context: NodeContext) -> Any:
+    """A copy of a MODEL, CLIP, VAE, CLIP_VISION or CONTROL_NET over a layerwise patcher; a MODEL is such a patcher.
+
+    Control nets chained in front stay as they are. Raises OffloadError and SettingsError.
+    """
+    with compat.checked(f"to apply layerwise offload to a {kind}", LayerwiseModelPatcher):
+        if kind == "dit":
+            return _wrapped(connected, kind, settings, context)
+        of_patcher, of_model = _HOLDERS[kind]
+        patcher = getattr(connected, of_patcher, None)
+        if patcher is None:
+            raise OffloadError(
+                f"asked to apply layerwise offload to a {type(connected).__name__}; found that it has no weights of "
+                "its own to stream; use it without layerwise offload"
+            )
+        if kind == "text_encoder":
+            holder = connected.clone()
+        elif kind == "controlnet":
+            holder = connected.copy()
+            holder.previous_controlnet = connected.previous_controlnet
+        else:  # these have no copying method of their own
+            holder = copy.copy(connected)
+        ours = _wrapped(patcher, kind, settings, context)
+        setattr(holder, of_patcher, ours)
+        setattr(holder, of_model, ours.model)
+        return holder
+
+
+def _wrapped(
     model: comfy.model_patcher.ModelPatcher, kind: str, settings: ComponentSettings, context: NodeContext
 ) -> comfy.model_patcher.ModelPatcher:
     """A layerwise patcher over the module of `model`, which is to be a component of `kind`.
@@ -31,18 +67,6 @@ def wrap_model(
     first turned into an ordinary one by the app's factory, which loads the file a second time; one that is to be left
     to the app stays what it is, block prefetch of the app's included.
     """
-    compat.require()
-    try:
-        return _wrapped(model, kind, settings, context)
-    except TypeError as error:
-        if is_refused_by_ours(error):
-            raise compat.newer_than_the_pack(f"to apply layerwise offload to a {kind}", error) from error
-        raise
-
-
-def _wrapped(
-    model: comfy.model_patcher.ModelPatcher, kind: str, settings: ComponentSettings, context: NodeContext
-) -> comfy.model_patcher.ModelPatcher:
     component_kind = kind_of(model.model)
     if component_kind.declared_as != kind:
         raise OffloadError(
@@ -66,50 +90,6 @@ def _wrapped(
     if dynamic:
         clone.component.warn(sentence("loaded_twice"), do=sentence("do_load_once"))
     return clone
-
-
-def wrap_clip(clip: Any, kind: str, settings: ComponentSettings, context: NodeContext) -> Any:
-    """The CLIP object over a layerwise patcher."""
-    wrapped = clip.clone()
-    wrapped.patcher = wrap_model(clip.patcher, kind, settings, context)
-    wrapped.cond_stage_model = wrapped.patcher.model
-    return wrapped
-
-
-def wrap_vae(vae: Any, kind: str, settings: ComponentSettings, context: NodeContext) -> Any:
-    """The VAE object over a layerwise patcher."""
-    return _copy_over(vae, "patcher", "first_stage_model", kind, settings, context)
-
-
-def wrap_clip_vision(clip_vision: Any, kind: str, settings: ComponentSettings, context: NodeContext) -> Any:
-    """The CLIP_VISION object over a layerwise patcher."""
-    return _copy_over(clip_vision, "patcher", "model", kind, settings, context)
-
-
-def wrap_controlnet(controlnet: Any, kind: str, settings: ComponentSettings, context: NodeContext) -> Any:
-    """The CONTROL_NET object over a layerwise patcher; control nets chained in front of it stay as they are."""
-    patcher = getattr(controlnet, "control_model_wrapped", None)
-    if patcher is None:
-        raise OffloadError(
-            f"asked to apply layerwise offload to a {type(controlnet).__name__}; found that it has no weights of its "
-            "own to stream; use it without layerwise offload"
-        )
-    wrapped = controlnet.copy()
-    wrapped.previous_controlnet = controlnet.previous_controlnet
-    wrapped.control_model_wrapped = wrap_model(patcher, kind, settings, context)
-    wrapped.control_model = wrapped.control_model_wrapped.model
-    return wrapped
-
-
-def _copy_over(
-    holder: Any, patcher: str, model: str, kind: str, settings: ComponentSettings, context: NodeContext
-) -> Any:
-    """A shallow copy of one of the app's holders, over a layerwise patcher. They have no `clone` of their own."""
-    wrapped = copy.copy(holder)
-    ours = wrap_model(getattr(holder, patcher), kind, settings, context)
-    setattr(wrapped, patcher, ours)
-    setattr(wrapped, model, ours.model)
-    return wrapped
 
 
 def _without_dynamic_vram(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:

@@ -41,12 +41,6 @@ from ..requests.prompt_files import Wanted, wanted_in
 from ..requests.requested import Requested
 
 KINDS = {kind.name: kind for kind in (kinds.DIT, kinds.TEXT_ENCODER, kinds.IMAGE_ENCODER, kinds.VAE, kinds.CONTROLNET)}
-_WORDS = {
-    "text_encoder": "text encoder",
-    "image_encoder": "CLIP vision model",
-    "vae": "VAE",
-    "controlnet": "ControlNet",
-}
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8_e4m3fn": 1, "fp8_e4m3fn_fast": 1, "fp8_e5m2": 1}
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 SEEN_LATER = sentence("seen_later")
@@ -146,8 +140,8 @@ def _ahead(wanted: Wanted, device: torch.device) -> Ahead | None:
     if not paths:
         return Ahead(wanted, wanted.requested(), "", None)
     turned_out = None
-    if wanted.kind in _WORDS and wanted.folder != "checkpoints":
-        require_kind(paths, wanted.kind, _WORDS[wanted.kind])
+    if wanted.folder != "checkpoints":
+        require_kind(paths, wanted.kind)
         turned_out = kind_of_vae(paths[0]) if wanted.kind == "vae" else None
     requested = wanted.requested(turned_out)
     tensors = _tensors(wanted, paths)
