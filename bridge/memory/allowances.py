@@ -54,27 +54,6 @@ def host_available_bytes() -> int:
     return int(psutil.virtual_memory().available) if available is None else available
 
 
-def _asked_pins(settings: ComponentSettings) -> int:
-    """The budget of page-locked memory that was set, in bytes, else `UNLIMITED_BYTES`."""
-    value = settings.value(Setting.PIN_BUDGET_BYTES)
-    return value if isinstance(value, int) else UNLIMITED_BYTES
-
-
-def host_allowance(settings: ComponentSettings, held_bytes: int = 0, pinned_bytes: int = 0) -> HostBudget:
-    """What a component may have of the host. `held_bytes`, `pinned_bytes`: what of it is there already."""
-    asked_bytes = _asked_pins(settings)
-    apps_room = compat.app_pin_room_bytes()
-    budget = host_budget.host_budget(
-        host_available_bytes() + held_bytes,
-        asked_pins_bytes=asked_bytes if asked_bytes < UNLIMITED_BYTES else None,
-        apps_pin_room_bytes=None if apps_room is None else apps_room + pinned_bytes,
-        cautious=host_budget.is_windows() or host_budget.is_wsl() or torch.version.hip is not None,
-    )
-    if args.disable_pinned_memory:
-        return replace(budget, pins_bytes=0, reason="the app was started with --disable-pinned-memory")
-    return budget
-
-
 def host_limits(settings: ComponentSettings, device: torch.device, layers: Iterable[Layer] = ()) -> dict[str, Any]:
     """What a plan may take of host memory now, as members of a plan request.
 
@@ -86,7 +65,17 @@ def host_limits(settings: ComponentSettings, device: torch.device, layers: Itera
     if not streams_to(device):
         return {"pin_budget_bytes": 0, "copies_budget_bytes": 0, "in_place": True, "hold_spare": True}
     copies_bytes, pinned_bytes = already_in_memory_bytes(layers)
-    host = host_allowance(settings, copies_bytes, pinned_bytes)
+    asked = settings.value(Setting.PIN_BUDGET_BYTES)
+    asked_bytes = asked if isinstance(asked, int) else None
+    room = compat.app_pin_room_bytes()
+    host = host_budget.host_budget(
+        host_available_bytes() + copies_bytes,
+        asked_pins_bytes=asked_bytes,
+        apps_pin_room_bytes=None if room is None else room + pinned_bytes,
+        cautious=host_budget.is_windows() or host_budget.is_wsl() or torch.version.hip is not None,
+    )
+    if args.disable_pinned_memory:
+        host = replace(host, pins_bytes=0, reason="the app was started with --disable-pinned-memory")
     if takes_host_memory(device):
         host = HostBudget(0, 0, f"{device} computes in host memory, where a copy would be a second one")
     limits: dict[str, Any] = {"pin_budget_bytes": host.pins_bytes, "copies_budget_bytes": host.copies_bytes}
@@ -94,7 +83,8 @@ def host_limits(settings: ComponentSettings, device: torch.device, layers: Itera
     if isinstance(tier, str):
         limits |= {"host_tier": tier, "copies_budget_bytes": host_available_bytes() + copies_bytes}
         if tier == "pinned":  # what is page-locked already takes nothing more
-            limits["pin_budget_bytes"] = max(host.pins_bytes, min(pinned_bytes, _asked_pins(settings)))
+            kept_bytes = pinned_bytes if asked_bytes is None else min(pinned_bytes, asked_bytes)
+            limits["pin_budget_bytes"] = max(host.pins_bytes, kept_bytes)
     return {**limits, "host_source": host.reason}
 
 

@@ -50,11 +50,6 @@ class HostMemory:
         """Controllers whose plan was changed here and not recomputed since."""
         self._relieving = False
 
-    def close(self) -> None:
-        """Free the lingering masters and remove our bytes from the app's count."""
-        self._controllers.clear()
-        self.free_lingering()
-
     # ------------------------------------------------------------------ components, and the app's count
 
     def joined(self, controller: OffloadController) -> None:
@@ -82,24 +77,19 @@ class HostMemory:
         self._watcher, self._prompts = None, frozenset()
         self.free_lingering()
 
-    def free_lingering(self, but: OffloadController | None = None) -> bool:
-        """Free the lingering masters, except those that `but` shares. Returns True if any were freed."""
+    def free_lingering(self, but: OffloadController | None = None) -> None:
+        """Free the lingering masters, except those that `but` shares."""
         shared = {id(layer.host.master) for layer in but.layers} if but is not None else set()
         uses, self._lingering = self._lingering, [use for use in self._lingering if id(use.master) in shared]
-        dropped = [use for use in uses if id(use.master) not in shared]
-        for use in dropped:
-            use.drop()
+        for use in uses:
+            if id(use.master) not in shared:
+                use.drop()
         self.update_app_account()
-        return bool(dropped)
 
-    def free_lingering_if_needed(self, controller: OffloadController, copies_budget_bytes: int | None) -> bool:
-        """Free lingering masters if the copies budget is below the component's bytes in files. True if any were freed.
-
-        copies_budget_bytes: host memory for copies of layers that lie in a file; None: unlimited.
-        """
-        in_file_bytes = sum(layer.nbytes for layer in controller.layers if layer.host.in_file)
-        short = copies_budget_bytes is not None and copies_budget_bytes < in_file_bytes
-        return short and self.free_lingering(but=controller)
+    def free_lingering_if_needed(self, controller: OffloadController, copies_budget_bytes: int) -> None:
+        """Free lingering masters if the budget for copies of layers is below the component's bytes in files."""
+        if copies_budget_bytes < sum(layer.nbytes for layer in controller.layers if layer.host.in_file):
+            self.free_lingering(but=controller)
 
     def update_app_account(self) -> None:
         """Update our bytes in the app's count of page-locked memory; a shared buffer counts once."""
@@ -142,7 +132,18 @@ class HostMemory:
         """
         self._relieving = True
         try:
-            self._relieve(but)
+            if self._lingering and self.short_bytes() > 0:
+                self.free_lingering()
+            idle = [other for other in list(self._controllers) if other is not but and not other.in_pass()]
+            for controller in sorted(idle, key=lambda other: other.loaded):
+                short_bytes, pins_over_bytes = self.short_bytes(), _pins_over_bytes()
+                if short_bytes <= 0 and pins_over_bytes <= 0:
+                    break
+                tiers = _lower_tiers(controller, short_bytes, pins_over_bytes)
+                if tiers:
+                    _move_to_tiers(controller, tiers)
+                    self._changed.add(controller)
+                    self.update_app_account()
         finally:
             self._relieving = False
 
@@ -152,20 +153,6 @@ class HostMemory:
         self.update_app_account()
         if _pins_over_bytes() > 0 and not self._relieving:
             self.free_until_not_short(but=mover)
-
-    def _relieve(self, but: OffloadController | None) -> None:
-        if self._lingering and self.short_bytes() > 0:
-            self.free_lingering()
-        idle = [other for other in list(self._controllers) if other is not but and not other.in_pass()]
-        for controller in sorted(idle, key=lambda other: other.loaded):
-            short_bytes, pins_over_bytes = self.short_bytes(), _pins_over_bytes()
-            if short_bytes <= 0 and pins_over_bytes <= 0:
-                break
-            tiers = _lower_tiers(controller, short_bytes, pins_over_bytes)
-            if tiers:
-                _move_to_tiers(controller, tiers)
-                self._changed.add(controller)
-                self.update_app_account()
 
 
 def _pins_over_bytes() -> int:
