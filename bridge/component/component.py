@@ -1,7 +1,6 @@
-"""What stands behind our patchers: one per underlying module, shared by all clones.
+"""What stands behind our patchers: one component per underlying module, shared by all clones.
 
-It owns the controller (host masters, plan, ring lease) and knows which patch set the masters hold. Patchers come and go
-with the graph; this lives as long as the module.
+Patchers come and go with the graph; a component owns the module's controller, until the last of them goes.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from ..app.kinds import Kind, entries_of, kind_of
 from ..app.recording import recording
 from ..app.watch import Before
 from ..memory.allowances import host_limits, not_locked
-from ..memory.giving_back import brings_no_user_code, clear_device_for, give_back, least_request, make_room
+from ..memory.giving_back import brings_no_user_code, give_back, idle_beside, least_request, make_room
 from ..memory.host_memory import host_memory, moved_bytes
 from ..planning.decide import MEASURED_FROM_PASSES, Decision, Situation, decide, plan_decision
 from ..planning.placing import Neighbour
@@ -190,11 +189,6 @@ class Component:
 
     # ------------------------------------------------------------------ sizes
 
-    @property
-    def total_bytes(self) -> int:
-        """Device bytes with everything resident."""
-        return self.controller.inventory.total_bytes
-
     def device_bytes(self) -> int:
         """What it holds on the device now."""
         return 0 if self._controller is None else self._controller.device_bytes()
@@ -204,20 +198,16 @@ class Component:
         return 0 if self._controller is None else self._controller.freed_by()
 
     def wanted_bytes(self, model: torch.nn.Module, requested: Requested, device: torch.device) -> int:
-        """Device bytes to ask the app for before loading: the budget if one is set; else all, or only the ring's.
-
-        Of a ring, only what is missing of the one that is on the device already.
-        """
+        """Device bytes to ask the app for before loading: the budget if one is set; else all, or what a ring lacks."""
         inventory = self.inventory_of(model, device)
         total = inventory.total_bytes
         budget = requested.value("budget_bytes")
         if isinstance(budget, int):
             return min(budget, total)
-        if requested.value("placement") == "resident":
+        rings = self.kind.asks_for_ring or requested.mode == "memory"
+        if requested.value("placement") == "resident" or not rings:
             return total
-        if self.kind.asks_for_ring or requested.mode == "memory":
-            return usual_budget(inventory) - self._ring_shared(inventory, device)
-        return total
+        return usual_budget(inventory) - self._ring_shared(inventory, device)
 
     def _ring_shared(self, inventory: Inventory, device: torch.device) -> int:
         """How much of a usual ring is there already, because another component has leased it."""
@@ -236,10 +226,12 @@ class Component:
     def load(self, requested: Requested, offered_bytes: float) -> None:
         """Load within what `requested` or else the policy and the app allow; a plan that is still right is kept."""
         if self.loaded and not self.controller.in_pass():
-            self._take_over_weights()
+            for name in self.controller.take_over_replaced():  # others have put weights of their own into the module
+                self.warn(sentence("written_under_patch", name=name), do=sentence("do_change_before"))
         crowded_bytes = self._crowded_bytes()
         if self._needs_room and crowded_bytes is not None:
-            clear_device_for(self, self._others())
+            for other in idle_beside(self, self._others()):
+                other.leave_device()
         if not self.loaded:  # a ring that is there for others is there for it, if it can do with a ring
             inventory = self.controller.inventory
             shared = self._ring_shared(inventory, self.device)
@@ -269,11 +261,6 @@ class Component:
             least, size = f"{MIN_LAYER_BYTES / 1e6:.0f} MB", f"{inventory.total_bytes / 1e9:.3f} GB"
             what = sentence("nothing_to_stream", model=self.model_name, least=least, size=size)
             self.warn(what, do=sentence("do_choose_whole"))
-
-    def _take_over_weights(self) -> None:
-        """Others may have put weights of their own into the module since it was last used."""
-        for name in self.controller.take_over_replaced():
-            self.warn(sentence("written_under_patch", name=name), do=sentence("do_change_before"))
 
     def _decided(self, decision: Decision) -> None:
         """What this load came to. Its notices take the place of the last load's; those that are new are told."""
@@ -343,10 +330,7 @@ class Component:
         model.device = torch.device("cpu")
 
     def give_back(self, requested: Requested, nbytes: int) -> int:
-        """Free at least `nbytes` layer by layer, if it has them. What was asked to be resident goes whole, or stays.
-
-        Returns the bytes freed; 0: it cannot, or not in part.
-        """
+        """Free at least `nbytes` layer by layer and return the bytes freed; 0 if it cannot, or is to be resident."""
         if requested.value("placement") == "resident":
             return 0
         freed = give_back(self, nbytes)
@@ -357,10 +341,7 @@ class Component:
         return make_room(self, plan, layer, too_late, self._others())
 
     def _with_table(self, controller: OffloadController, table: str) -> Plan | None:
-        """A table is about to be used as a whole: within the same limits, a plan that has it on the device.
-
-        None if the budget has no room for it, which is then said.
-        """
+        """Within the same limits, a plan that has the table on the device; None, and a notice, if there is no room."""
         assert self.request is not None and controller.plan is not None
         tables = controller.inventory.tables
         request = replace(self.request, inventory=replace(self.request.inventory, tables=tables))
@@ -435,11 +416,10 @@ class Component:
         except OffloadError as error:  # the pass that is about to begin can do without
             log.warning("Layerwise Offload, %s: not planned again: %s", self.model_name, error)
             return None
-        if plan is not None and out_of_tier(plan, request):
-            return None  # the host tier that was asked for cannot be had for what it would stream
-        if plan is not None:
-            self.planned(plan, request)
-            log.info("Layerwise Offload, %s, planned again:\n%s", self.model_name, plan_to_text(plan))
+        if plan is None or out_of_tier(plan, request):  # the host tier that was asked for cannot be had for all of it
+            return None
+        self.planned(plan, request)
+        log.info("Layerwise Offload, %s, planned again:\n%s", self.model_name, plan_to_text(plan))
         return plan
 
     def _settled_here(self) -> bool:
@@ -468,10 +448,7 @@ class Component:
         return plan_decision(replace(decision, request=request), requested.settings, situation, self.model_name)
 
     def warn(self, what: Sentence, do: Sentence | None = None) -> None:
-        """A notice for the report and the node, once. `do`: what the user can do about it, who is then told at once.
-
-        Only what has a `do` is worth interrupting the user for; there is no other rule.
-        """
+        """A notice for the report and the node, once. `do`: what the user can do about it, who is then told at once."""
         notice = Notice(self.name, what, do)
         if notice not in self._happened:
             self._happened.append(notice)

@@ -1,15 +1,14 @@
-"""A ModelPatcher that streams weights instead of moving them.
+"""A ModelPatcher that streams weights instead of moving them, or else calls the app's methods.
 
-Clones carry settings and patches; the state of the weights belongs to the component, one per module. With the placement
-`whole`, or on a device without memory of its own, every method calls the app's.
-
-Every override accepts further arguments and passes them on, since a newer app may add some (decision 164). Arguments
-that an override in `REPLACED` does not name have no effect on streamed layers; `compat.compare` logs them at start.
+Clones carry settings and patches; the state of the weights belongs to the component, one per module. Every override
+accepts further arguments and passes them on, since a newer app may add some (decision 164). Arguments that an override
+in `REPLACED` does not name have no effect on streamed layers; `compat.compare` logs them at start.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -30,7 +29,7 @@ from ..component import patches, true_values
 from ..component.component import Component
 from ..component.mapped_load import Built, MappedFiles, bring_weights_into_memory, settle_types_and_strides
 from ..component.patches import changes_with
-from ..memory.giving_back import unload_order_bytes
+from ..memory.giving_back import UNLOAD_ORDER_BYTES
 from ..memory.host_memory import host_memory
 from ..planning.placing import left_to_the_app
 from ..report import telemetry
@@ -63,17 +62,11 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     foreign: Foreign | None = None
     """The patching of another pack, if its patcher was taken over."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        load_device: torch.device,
-        offload_device: torch.device,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(model, load_device, offload_device, *args, **kwargs)
+    def __init__(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
         if getattr(_this_load, "maps", False):
-            self.built = {name: Built.of(tensor) for name, tensor in _tensors(model)}
+            tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+            self.built = {name: Built.of(tensor) for name, tensor in tensors}
         self.join_component()
 
     def is_dynamic(self, *args: Any, **kwargs: Any) -> bool:
@@ -135,7 +128,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     def model_size(self, *args: Any, **kwargs: Any) -> int:
         """Device bytes that the model needs; once loaded, those that it holds, so that no model is evicted for more.
 
-        Loaded models that are not `resident` add `unload_order_bytes`, by which the app orders its requests to unload.
+        Those that are not `resident` add a share of `UNLOAD_ORDER_BYTES`, by which the app orders who is to unload.
         """
         if not self.streams:
             apps: int = super().model_size(*args, **kwargs)
@@ -143,8 +136,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         component = self.component
         if not component.loaded:
             return component.wanted_bytes(self.model, self.requested, self.load_device)
-        whole = self.requested.value("placement") == "resident"
-        return component.freeable_bytes() + (0 if whole else unload_order_bytes(component.kind.passes))
+        order = 0 if self.requested.value("placement") == "resident" else UNLOAD_ORDER_BYTES // component.kind.passes
+        return component.freeable_bytes() + order
 
     def loaded_size(self, *args: Any, **kwargs: Any) -> int:
         """Device bytes that unloading frees."""
@@ -372,8 +365,3 @@ def become_ours(patcher: comfy.model_patcher.ModelPatcher) -> LayerwiseModelPatc
     ours = cast(LayerwiseModelPatcher, patcher)
     ours.join_component(foreign)
     return ours
-
-
-def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()

@@ -49,10 +49,6 @@ class HoldsMemory(Protocol):
     def warn(self, what: Sentence, do: Sentence | None = None) -> None: ...
 
 
-def unload_order_bytes(passes: int) -> int:
-    return UNLOAD_ORDER_BYTES // max(1, passes)
-
-
 def give_back(component: HoldsMemory, nbytes: int) -> int:
     """Free at least `nbytes`, if the component holds them and may part with some only. Returns the bytes freed.
 
@@ -87,20 +83,8 @@ class FullInTheAppsGraph(OffloadError, torch.OutOfMemoryError):
     memory: it then takes its models off the device."""
 
 
-def _full_in_the_apps_graph(
-    component: HoldsMemory, plan: Plan, layer: str, others: Iterable[HoldsMemory]
-) -> FullInTheAppsGraph:
-    """What ends a run in which the app's memory graph has failed for want of memory.
-
-    Nothing is moved before the app has cleaned up. What the component can have on this shape is remembered, and that
-    idle ones have to make room for it: `clear_device_for`, at the next load, does the rest.
-    """
-    request = component.request
-    assert request is not None
-    less = make_plan(least_request(request))
-    idle = sum(other.freeable_bytes() for other in _idle(component, others))
-    given = idle + max(0, plan.device_bytes - less.device_bytes)
-    component.ran_full(less.device_bytes, needs_room=True)
+def _full_in_the_apps_graph(component: HoldsMemory, layer: str, given: int) -> FullInTheAppsGraph:
+    """What ends a run in which the app's memory graph has failed. `given`: bytes that are given up before the next."""
     memory = component.controller.queue.port.memory()
     free = "" if memory is None else f"{memory.free_bytes / 1e9:.2f} of {memory.total_bytes / 1e9:.2f} GB free and "
     problem = (
@@ -116,13 +100,8 @@ def _full_in_the_apps_graph(
     )
 
 
-def clear_device_for(component: HoldsMemory, others: Iterable[HoldsMemory]) -> None:
-    """Idle components leave the device, because `component` ran out of memory on this shape."""
-    for other in _idle(component, others):
-        other.leave_device()
-
-
-def _idle(component: HoldsMemory, others: Iterable[HoldsMemory]) -> list[HoldsMemory]:
+def idle_beside(component: HoldsMemory, others: Iterable[HoldsMemory]) -> list[HoldsMemory]:
+    """Those of `others` on the same device that run nothing now."""
     return [
         other
         for other in others
@@ -136,18 +115,20 @@ def make_room(
     """The device is full in the middle of our own pass: idle components go, and this one keeps the least it needs.
 
     None if there is nothing to give. What is given up here stays given up while it runs on the same shape. Inside the
-    app's memory graph it raises instead, and room is made before the next run.
+    app's memory graph it raises instead: nothing is moved before the app has cleaned up, and the next load makes room.
     """
-    if apps_graph_is_active():
-        raise _full_in_the_apps_graph(component, plan, layer, others)
-    given = 0
-    for other in _idle(component, others):
-        given += other.freeable_bytes()
-        other.leave_device()
     assert component.request is not None
     least = least_request(component.request)
     less = make_plan(least)
-    given += max(0, plan.device_bytes - less.device_bytes)
+    given = max(0, plan.device_bytes - less.device_bytes)
+    in_graph = apps_graph_is_active()
+    for other in idle_beside(component, others):
+        given += other.freeable_bytes()
+        if not in_graph:
+            other.leave_device()
+    if in_graph:
+        component.ran_full(less.device_bytes, needs_room=True)
+        raise _full_in_the_apps_graph(component, layer, given)
     if not given:
         return None
     name, size = str(component.device), f"{given / 1e9:.2f} GB"
