@@ -147,14 +147,14 @@ def settle_types_and_strides(
     into memory. Raises FileReadError.
     """
     for owner_name, owner in model.named_modules():
+        prefix = f"{owner_name}." if owner_name else ""
         for name, parameter in list(owner._parameters.items()):
             if parameter is None or parameter.is_meta:
                 continue
-            full = f"{owner_name}.{name}" if owner_name else name
             if is_plain(parameter):
                 # A layer that the app builds without its weight (for Dynamic VRAM) has the type in this attribute.
                 dtype = getattr(owner, f"{name}_comfy_model_dtype", None) or parameter.dtype
-                before = built.get(full, Built.of(parameter)._replace(dtype=dtype))
+                before = built.get(prefix + name, Built.of(parameter)._replace(dtype=dtype))
                 _settle_tensor(parameter, before.for_file(parameter), files, leave, convert)
                 continue
             with contextlib.suppress(UnmovableTensor):  # a tensor type that cannot be taken apart stays as loaded
@@ -162,8 +162,8 @@ def settle_types_and_strides(
                     _settle_tensor(leaf, Built.of(leaf), files, leave, convert)
         for name, buffer in owner._buffers.items():
             if buffer is not None and is_plain(buffer) and files.maps(buffer):
-                full = f"{owner_name}.{name}" if owner_name else name
-                owner._buffers[name] = _in_memory(buffer, built.get(full, Built.of(buffer)).for_file(buffer), files)
+                before = built.get(prefix + name, Built.of(buffer))
+                owner._buffers[name] = _in_memory(buffer, before.for_file(buffer), files)
 
 
 def _settle_tensor(tensor: torch.Tensor, built: Built, files: MappedFiles, leave: bool, convert: bool) -> None:

@@ -1,9 +1,7 @@
 """Patches (LoRA and the like) and weight hooks as changes that the engine applies on arrival, by the app's arithmetic.
 
-The reference is the app's fully loaded model: each weight is patched once, on the device, by the app's
-`patch_weight_to_device`, with its intermediate type and stochastic rounding, so that the streamed picture equals the
-loaded one to the bit. The host masters keep the unpatched values. Patches are compared by content, not by object: the
-app makes new objects each time a LoRA is loaded or its strength changes.
+Each weight is patched once, on the device, by the app's `patch_weight_to_device`, as in the app's fully loaded model.
+Patches are compared by content: the app makes new objects each time a LoRA is loaded or its strength changes.
 """
 
 from __future__ import annotations
@@ -58,17 +56,15 @@ def changes_of(patcher: Any, device: torch.device, shows_progress: bool = False)
 
 def _by_its_pack(patcher: Any, foreign: Foreign, key: str, own: list[Any], device: torch.device) -> Change:
     """A change by another pack's class: attributes of a quantised weight (`marks`), or a patched value."""
-    homes = (patcher.load_device, patcher.offload_device)
-    weight = comfy.utils.get_attr(patcher.model, key)
-    if is_quantised(weight):
-        current = functools.partial(comfy.utils.get_attr, patcher.model, key)
-        return Change(key=identity(own), compute=current, marks=foreign.carried(weight, key, own, homes))
+    model, homes = patcher.model, (patcher.load_device, patcher.offload_device)
+    current = functools.partial(comfy.utils.get_attr, model, key)
+    if is_quantised(current()):
+        return Change(key=identity(own), compute=current, marks=foreign.carried(current(), key, own, homes))
 
     def compute() -> torch.Tensor:
-        value = foreign.patched(comfy.utils.get_attr(model, key), key, own, device, homes)
+        value = foreign.patched(current(), key, own, device, homes)
         return torch.Tensor.as_subclass(value, torch.Tensor)  # a result of the pack's type lacks its attributes
 
-    model = patcher.model
     return Change(key=identity(own), compute=compute, shape=_other_shape(model, key, own))
 
 
@@ -109,15 +105,16 @@ def untouched(patches: Any) -> Any:
 
 def keep_patched(component: Component, lora_mode: object) -> None:
     """Set by `lora_mode` whether patched layers are kept on the host; `on_arrival` frees those that are kept."""
-    controller = component.controller
-    versions = controller.versions
-    if lora_mode == "on_arrival":
+    versions = component.controller.versions
+    if lora_mode == "host":
+        versions.hold_if(lambda nbytes: nbytes <= host_available_bytes())
+    elif lora_mode != "on_arrival":
+        versions.hold_if(_keep_within_budgets(component))
+    else:
         versions.hold_if(None)
         if versions.held_bytes:
-            controller.unload()  # ends all copies in flight
+            component.controller.unload()  # ends all copies in flight
             versions.forget()
-    else:
-        versions.hold_if(_keep_what_fits if lora_mode == "host" else _keep_within_budgets(component))
 
 
 def _keep_within_budgets(component: Component) -> Callable[[int], bool]:
@@ -141,10 +138,6 @@ def _keep_within_budgets(component: Component) -> Callable[[int], bool]:
     return may_keep
 
 
-def _keep_what_fits(nbytes: int) -> bool:
-    return nbytes <= host_available_bytes()
-
-
 def check_room(controller: OffloadController, component: str, lora_mode: object) -> None:
     """Raise SettingsError if `lora_mode` is host and available host memory is too small for the patched layers."""
     if lora_mode != "host":
@@ -163,11 +156,9 @@ def check_room(controller: OffloadController, component: str, lora_mode: object)
 
 def not_kept(versions: Versions) -> list[Sentence]:
     """For the report: at most one line with the reason why patched layers are not kept on the host."""
-    if not versions.refused:
-        return []
-    on_request = versions.may_hold is None
-    layers = len(versions.refused)
-    return [sentence("patched_on_arrival_asked" if on_request else "patched_on_arrival_short", layers=layers)]
+    asked, layers = versions.may_hold is None, len(versions.refused)
+    what = sentence("patched_on_arrival_asked" if asked else "patched_on_arrival_short", layers=layers)
+    return [what] if layers else []
 
 
 def app_patches(model: torch.nn.Module, key: str) -> bool:
@@ -241,7 +232,7 @@ def _hooked(model: torch.nn.Module, key: str, own: list[Any], patches: list[Any]
     """The module's current weight under its `own` patches and the hooks' `patches`, on `device`."""
     weight, set_weight, convert = comfy.model_patcher.get_key_weight(model, key)
     own, patches = untouched(own), untouched(patches)
-    original = [(weight, convert or _unchanged), *own]
+    original = [(weight, convert or (lambda unchanged, **_: unchanged)), *own]
     base = patched(model, key, own, device) if own else mm.cast_to_device(weight, device, weight.dtype)
     value = mm.cast_to_device(base, device, torch.float32, copy=True)
     if convert is not None:
@@ -250,10 +241,6 @@ def _hooked(model: torch.nn.Module, key: str, own: list[Any], patches: list[Any]
     seed = comfy.utils.string_to_seed(key)
     if set_weight is None:
         rounded: torch.Tensor = comfy.float.stochastic_rounding(value, weight.dtype, seed=seed)
-        return rounded
-    written: torch.Tensor = set_weight(value, inplace_update=True, seed=seed, return_weight=True)
-    return written
-
-
-def _unchanged(weight: torch.Tensor, **options: Any) -> torch.Tensor:
-    return weight
+    else:
+        rounded = set_weight(value, inplace_update=True, seed=seed, return_weight=True)
+    return rounded

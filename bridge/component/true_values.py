@@ -130,12 +130,10 @@ def fill_in_patched(patcher: Any, state: dict[str, Any], prefix: str) -> dict[st
     model = patcher.model
     for name in state:
         key = prefix + name
-        if key in patcher.patches and app_patches(model, key) and not _is_cast_by_the_app(model, key):
+        if key not in patcher.patches or not app_patches(model, key):
+            continue
+        owner, _, kind = key.rpartition(".")
+        if kind not in ("weight", "bias") or not hasattr(model.get_submodule(owner), "comfy_cast_weights"):
             weight = patcher.patch_weight_to_device(key, device_to=patcher.load_device, return_weight=True)
             state[name] = weight.to("cpu")
     return state
-
-
-def _is_cast_by_the_app(model: nn.Module, key: str) -> bool:
-    owner, _, name = key.rpartition(".")
-    return name in ("weight", "bias") and hasattr(model.get_submodule(owner), "comfy_cast_weights")
