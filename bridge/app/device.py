@@ -44,9 +44,7 @@ def takes_host_memory(device: torch.device) -> bool:
     return not streams_to(device) or device_port.is_unified(device)
 
 
-def segment_bytes(device: torch.device) -> int:
-    """The granularity, in bytes, in which the allocator of `device` reserves memory."""
-    return device_port.segment_bytes_of(device)
+segment_bytes = device_port.segment_bytes_of
 
 
 def total_bytes(device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import comfy.utils
@@ -47,12 +48,10 @@ def bytes_progress() -> Callable[[int, int], None]:
 
 def count_progress(total: int) -> Callable[[], None]:
     """For `total` scattered steps: a callback for each step; calls beyond `total` are ignored."""
-    show, done = bytes_progress(), 0
+    show, steps = bytes_progress(), itertools.count(1)
 
     def count() -> None:
-        nonlocal done
-        done += 1
-        if done <= total:
+        if (done := next(steps)) <= total:
             show(done, total)
 
     return count

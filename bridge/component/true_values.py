@@ -1,8 +1,7 @@
-"""Gives code that reads a streamed model's weights the values that the app's own loaded model would give, or an error.
+"""Gives savers, merges and LoRA extraction the weights that the app's own loaded model would give, or an error.
 
 A streamed layer's module holds unpatched masters, which may lie in a file, in the file's type; the file may have
-changed. Masters of a loaded model lend their values on the device (`host_parameter.py`). This module serves readers of
-unpatched values: savers, merges and LoRA extraction, which use the patcher's methods.
+changed. Masters of a loaded model lend their values on the device (`host_parameter.py`).
 """
 
 from __future__ import annotations
@@ -31,18 +30,14 @@ def in_their_types(model: nn.Module) -> Iterator[None]:
 
     Tensors taken from the module in the block stay valid afterwards.
     """
-    changed = []
-    try:
+    with contextlib.ExitStack() as restored:
         for parameter in model.parameters():
             part = slice_of(parameter)
             if part is not None and dtype_of(parameter) != part.dtype:
                 value = part.in_memory(dtype_of(parameter))
-                changed.append((parameter, part.mapped))
+                restored.callback(_set_data, parameter, part.mapped)
                 _set_data(parameter, value)
         yield
-    finally:
-        for parameter, mapped in changed:
-            _set_data(parameter, mapped)
 
 
 def _set_data(parameter: nn.Parameter, value: torch.Tensor) -> None:
@@ -57,15 +52,11 @@ def read_from_file(model: nn.Module, key: str) -> Iterator[None]:
     owner, _, name = key.rpartition(".")
     parameters = model.get_submodule(owner)._parameters
     weight = parameters.get(name)
-    part = None if weight is None else slice_of(weight)
-    if weight is None or part is None:
+    with contextlib.ExitStack() as restored:
+        if weight is not None and (part := slice_of(weight)) is not None:
+            parameters[name] = nn.Parameter(part.in_memory(dtype_of(weight)), requires_grad=False)
+            restored.callback(parameters.update, {name: weight})
         yield
-        return
-    parameters[name] = nn.Parameter(part.in_memory(dtype_of(weight)), requires_grad=False)
-    try:
-        yield
-    finally:
-        parameters[name] = weight
 
 
 def deferred_weight(weight: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ to load large files first. Files of unknown kind pass: the app decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...offload_core.errors import OffloadError
@@ -14,12 +14,6 @@ from ...offload_core.files.file_kinds import kinds_by_names
 from ...offload_core.files.model_files import ModelFile, read_models
 from ...offload_core.files.safetensors_header import TensorInfo
 from ..app import compat
-
-
-def kinds_of(files: Iterable[ModelFile]) -> set[str]:
-    """The kinds of component that these files may be for; empty if unknown."""
-    tensors = {tensor.name: tensor for file in files for tensor in file.tensors}
-    return kinds_by_names(tensors) | ({"text_encoder"} if _app_knows_encoder(tensors) else set())
 
 
 def _app_knows_encoder(tensors: Mapping[str, TensorInfo]) -> bool:
@@ -52,7 +46,8 @@ WORDS = {
 def require_kind(paths: Sequence[str], kind: str) -> None:
     """Raise OffloadError if a file is detected as another kind; not for a diffusion model, where the app does it."""
     for path in paths if kind != "dit" else ():
-        kinds = kinds_of(read([path]))
+        tensors = {tensor.name: tensor for file in read([path]) for tensor in file.tensors}
+        kinds = kinds_by_names(tensors) | ({"text_encoder"} if _app_knows_encoder(tensors) else set())
         if kinds and kind not in kinds:
             detected = " or ".join(sorted(WORDS[other] for other in kinds))
             raise OffloadError(

@@ -13,7 +13,7 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import psutil
@@ -23,7 +23,7 @@ from ...offload_core.planning.host_tiers import least_worth_first
 from ...offload_core.planning.plan import HostTier
 from ...offload_core.runtime import OffloadController
 from ...offload_core.runtime.engine.tier_moves import bytes_in_use
-from ...offload_core.runtime.host.masters import MasterUse, distinct
+from ...offload_core.runtime.host.masters import MasterUse
 from ..app import compat
 from ..app.recording import bytes_progress
 from .allowances import host_available_bytes
@@ -93,14 +93,9 @@ class HostMemory:
 
     def update_app_account(self) -> None:
         """Update our bytes in the app's count of page-locked memory; a shared buffer counts once."""
-        locked = sum(master.nbytes for master in distinct(self._uses()) if master.locked)
+        locked = self.in_use()["pinned"]
         compat.count_pins(locked - self._counted_bytes)
         self._counted_bytes = locked
-
-    def _uses(self) -> Iterator[MasterUse]:
-        yield from list(self._lingering)
-        for controller in list(self._controllers):
-            yield from (layer.host.use for layer in controller.layers)
 
     def in_use(self) -> dict[HostTier, int]:
         """Bytes by tier of all components and lingering masters; a shared buffer counts once."""
