@@ -1,7 +1,4 @@
-"""The kind of component of an app model: its name in settings and reports, where its passes begin, how often it runs.
-
-Detected from the model object, so that one patcher class serves all of the app's loaders.
-"""
+"""The kind of component of an app model: name in settings and reports, where its passes begin, how often it runs."""
 
 from __future__ import annotations
 

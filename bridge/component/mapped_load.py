@@ -141,10 +141,9 @@ def settle_types_and_strides(
 ) -> None:
     """Give the mapped parameters of a freshly loaded model their built type and strides, in the file or in memory.
 
-    built: the layouts of parameters and buffers before the file's were assigned. leave: weights may stay in the file;
-    otherwise all are copied into memory. convert: weights of another type than the file's are converted now; otherwise
-    when they are read. Weights whose strides differ from the file's (`--force-channels-last`) and buffers are copied
-    into memory. Raises FileReadError.
+    built: the layouts of parameters and buffers before the file's were assigned. leave: weights may stay in the file.
+    convert: weights of another type than the file's are converted now; otherwise when they are read. Weights whose
+    strides differ from the file's (`--force-channels-last`) and buffers are copied into memory. Raises FileReadError.
     """
     for owner_name, owner in model.named_modules():
         prefix = f"{owner_name}." if owner_name else ""

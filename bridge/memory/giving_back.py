@@ -1,7 +1,7 @@
 """Device memory given back: to the app when it asks for some, and to our own pass when the device turns out to be full.
 
-Nothing is ever copied back. Layers are given up in the order that costs least, then the ring shrinks, then all goes. Of
-a ring that several components share, only what no other needs comes free: that is what counts here.
+Layers are given up in the order that costs least, then the ring shrinks, then all goes; nothing is copied back. Of a
+ring that several components share, only what no other needs comes free.
 """
 
 from __future__ import annotations
@@ -79,8 +79,7 @@ def give_back(component: HoldsMemory, nbytes: int) -> int:
 
 
 class FullInTheAppsGraph(OffloadError, torch.OutOfMemoryError):
-    """The device ran out of memory where the layer cannot be run again. To the app it is what it is to us, want of
-    memory: it then takes its models off the device."""
+    """The device ran out of memory where a layer cannot be run again. The app then takes its models off the device."""
 
 
 def _full_in_the_apps_graph(component: HoldsMemory, layer: str, given: int) -> FullInTheAppsGraph:
