@@ -57,7 +57,7 @@ def app_load(what: str, paths: Sequence[str], maps: bool) -> Iterator[MappedFile
             stack.enter_context(patcher_class(LayerwiseModelPatcher))
             if maps:
                 stack.enter_context(files.watching())
-                stack.enter_context(weights_stay_in_file())
+                stack.callback(weights_stay_in_file.reset, weights_stay_in_file.set(True))
             yield files
     except OffloadError:
         raise

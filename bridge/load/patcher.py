@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -35,23 +35,14 @@ from ..planning.placing import left_to_the_app
 from ..report import telemetry
 from ..requests.requested import Requested
 
-_this_load = threading.local()
+weights_stay_in_file: ContextVar[bool] = ContextVar("weights_stay_in_file", default=False)
+"""During a load: the app assigns the mapped tensors of a file to the models that it builds, instead of copying them."""
 
 REPLACED = (
     *("is_dynamic", "load", "loaded_size", "model_size", "partially_load", "partially_unload"),
     *("patch_hooks", "unpatch_hooks", "unpatch_model"),
 )
 """The methods that replace the app's while layers are streamed; all other overrides call the app's method."""
-
-
-@contextlib.contextmanager
-def weights_stay_in_file() -> Iterator[None]:
-    """In the block, the app assigns the mapped tensors of a file to the models that it loads, instead of copying."""
-    _this_load.maps = True
-    try:
-        yield
-    finally:
-        _this_load.maps = False
 
 
 class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
@@ -64,14 +55,14 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def __init__(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
-        if getattr(_this_load, "maps", False):
+        if weights_stay_in_file.get():
             tensors = itertools.chain(model.named_parameters(), model.named_buffers())
             self.built = {name: Built.of(tensor) for name, tensor in tensors}
         self.join_component()
 
     def is_dynamic(self, *args: Any, **kwargs: Any) -> bool:
         """True only during its own load, where it makes the app assign mapped tensors."""
-        return bool(self.built) and getattr(_this_load, "maps", False)
+        return bool(self.built) and weights_stay_in_file.get()
 
     def join_component(self, foreign: Foreign | None = None) -> None:
         """Register with the module's component, with default settings; `foreign`: what it was in another pack."""

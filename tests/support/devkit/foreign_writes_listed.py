@@ -52,7 +52,6 @@ ON_PURPOSE: tuple[tuple[str, str, str, str], ...] = (
     ("offload_core/runtime/engine/interpose.py", "_call", "*", "torch.compile reads it from the function"),
     ("offload_core/runtime/files/written_pages.py", "byte", "value", "ctypes"),
     ("offload_core/runtime/files/direct_read.py", "_own", "reader", "of the thread"),
-    ("bridge/load/patcher.py", "_this_load", "maps", "of the thread"),
     ("bridge/load/patcher.py", "model", "*", "what the app's own patcher notes on a model that it has loaded"),
     ("bridge/load/patcher.py", "self.model", "*", "what the app's own patcher notes on a model that it has loaded"),
     ("bridge/load/patcher.py", "module", "*", "what the app's own patcher sets on each module that it loads"),
