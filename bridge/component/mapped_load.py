@@ -108,21 +108,19 @@ class MappedFiles:
         """The part of a file that holds `tensor`; None if it is not a contiguous range of one mapped tensor."""
         if type(tensor) not in (torch.Tensor, nn.Parameter) or not tensor.numel() or tensor.device.type != "cpu":
             return None
-        start = tensor.data_ptr()
-        position = bisect.bisect_right(self._slices, start, key=lambda entry: entry[0]) - 1
-        if position < 0:
-            return None
-        first, end, whole = self._slices[position]
+        mapped, address = self.range_of(tensor), tensor.data_ptr()
         nbytes = tensor.numel() * tensor.element_size()
-        if start + nbytes > end or not tensor.is_contiguous():
+        if mapped is None or address + nbytes > mapped[1] or not tensor.is_contiguous():
             return None
-        return FileSlice(whole.file, whole.offset + start - first, nbytes, tensor.dtype, tensor.detach())
+        start, _, whole = mapped
+        return FileSlice(whole.file, whole.offset + address - start, nbytes, tensor.dtype, tensor.detach())
 
-    def maps(self, tensor: torch.Tensor) -> bool:
-        """Whether any byte of `tensor` may be in a mapped file."""
-        start = tensor.data_ptr()
-        position = bisect.bisect_right(self._slices, start, key=lambda entry: entry[0]) - 1
-        return position >= 0 and start < self._slices[position][1]
+    def range_of(self, tensor: torch.Tensor) -> tuple[int, int, FileSlice] | None:
+        """(address, end, place) of the mapped tensor in which `tensor` begins; None if it is in no mapped file."""
+        address = tensor.data_ptr()
+        position = bisect.bisect_right(self._slices, address, key=lambda entry: entry[0]) - 1
+        inside = position >= 0 and address < self._slices[position][1]
+        return self._slices[position] if inside else None
 
 
 def _open(path: Any) -> tuple[WeightFile, dict[str, tuple[int, int]]] | None:
@@ -160,13 +158,13 @@ def settle_types_and_strides(
                 for leaf in parts_of(parameter).leaves:
                     _settle_tensor(leaf, Built.of(leaf), files, leave, convert)
         for name, buffer in owner._buffers.items():
-            if buffer is not None and is_plain(buffer) and files.maps(buffer):
+            if buffer is not None and is_plain(buffer) and files.range_of(buffer) is not None:
                 before = built.get(prefix + name, Built.of(buffer))
                 owner._buffers[name] = _in_memory(buffer, before.for_file(buffer), files)
 
 
 def _settle_tensor(tensor: torch.Tensor, built: Built, files: MappedFiles, leave: bool, convert: bool) -> None:
-    if not files.maps(tensor):
+    if files.range_of(tensor) is None:
         return
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         as_built = with_strides(tensor.data, built.stride)

@@ -129,9 +129,8 @@ def _settle_weights(patcher: LayerwiseModelPatcher, requested: Requested, files:
     placement or budget are explicit, or the model exceeds available host memory. Where device memory is host memory,
     weights of another type than the file's are converted when they are read.
     """
-    has_memory = streams_to(patcher.load_device)
     streams = not left_to_the_app(requested)
-    if streams and not has_memory:
+    if streams and not streams_to(patcher.load_device):
         nbytes = sum(parameter.numel() * parameter.element_size() for parameter in patcher.model.parameters())
         explicit = requested.value("placement") == "layerwise" or requested.settings.is_explicitly_set("budget_bytes")
         streams = explicit or nbytes > host_available_bytes()
