@@ -1,7 +1,6 @@
-"""The pass time of one choice of residents and ring, for the planner's search.
+"""The pass time of one choice of residents and ring, for the planner's search; counts the visits that it simulates.
 
-The same lanes as in `simulate`, without its records, and with a count of the visits simulated. Knows nothing about how
-choices are made.
+Knows nothing about how choices are made.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 
 from .packing import align_up, pack_cyclic, pack_far_apart
 from .reserved import reserved_bytes
-from .timeline import NO_WAIT, PassOrder, order_passes
+from .timeline import Order, PassTimes, order_passes, run_pass
 
 __all__ = ["Candidate", "Evaluator", "Problem"]
 
@@ -142,7 +141,7 @@ class Evaluator:
         self.work += len(problem.visits)
         used = max((offset + problem.sizes[layer] for layer, offset in offsets.items()), default=0)
         places = [offsets.get(layer) for layer in range(len(problem.sizes))]
-        first_order, steady_order = order_passes(problem.visits, problem.sizes, places, used)
+        first_order, steady_order = order_passes(problem.visits, problem.sizes, places)
         order, passes = (first_order, 1) if first else (steady_order, _STEADY_PASSES)
         pass_ns, waits = _run(problem, order, passes)
         if problem.ring_bytes is None:  # the unused end of the ring is not needed
@@ -151,33 +150,14 @@ class Evaluator:
         return Candidate(residents, kept_bytes, ring_bytes, offsets, pass_ns, waits, far_apart)
 
 
-def _run(problem: Problem, order: PassOrder, passes: int) -> tuple[int, tuple[int, ...]]:
+def _run(problem: Problem, order: Order, passes: int) -> tuple[int, tuple[int, ...]]:
     """(ns of the last pass, ns waited before each of its visits) of at most `passes` passes; it stops at the second of
     two passes of equal duration. Starts with an empty ring and idle lanes."""
-    link_ns, compute_ns = problem.link_ns, problem.compute_ns
-    steps = [
-        (link_ns[layer] if copies else -1, wait, compute_ns[layer])
-        for layer, copies, wait in zip(problem.visits, order.copies, order.waits_for)
-    ]
-    copy_free = compute_free = duration = 0
-    ends: list[int] = [0] * len(steps)
-    waits: list[int] = []
+    visits = problem.visits
+    times, duration = PassTimes(ends=[0] * len(visits)), 0
     for _ in range(passes):
-        start, before, ends, waits = compute_free, ends, [], []
-        for link, wait, compute in steps:
-            ready = compute_free
-            if link >= 0:
-                if wait != NO_WAIT:
-                    freed = ends[wait] if wait >= 0 else before[wait]
-                    if freed > copy_free:
-                        copy_free = freed
-                copy_free += link
-                if copy_free > ready:
-                    ready = copy_free
-            waits.append(ready - compute_free)
-            compute_free = ready + compute
-            ends.append(compute_free)
-        previous, duration = duration, compute_free - start
+        before, times = times, run_pass(order, visits, problem.link_ns, problem.compute_ns, times)
+        previous, duration = duration, times.end - before.end
         if duration == previous:
             break
-    return duration, tuple(waits)
+    return duration, tuple(start - free for free, start in zip((before.end, *times.ends), times.starts))

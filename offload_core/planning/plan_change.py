@@ -15,7 +15,7 @@ from .cost_model import compute_times
 from .plan import Plan
 from .planner import make_plan
 from .request import PlanRequest
-from .simulate import copy_ns, predict, simulate
+from .simulate import copy_ns, simulate
 
 __all__ = ["better_plan", "demoted", "several_passes"]
 
@@ -77,7 +77,7 @@ def demoted(current: Plan, request: PlanRequest) -> Plan:
     if exchanged is best:
         return best
     times, _ = compute_times(request.inventory, request.in_place)
-    predicted = predict(exchanged, times, request.h2d_bytes_per_s)
+    predicted = simulate(exchanged, times, request.h2d_bytes_per_s)
     saved_ns = sum(
         copy_ns(best.layers[index].bytes, request.h2d_bytes_per_s)
         for index in set(best.residents) - set(exchanged.residents)

@@ -21,7 +21,7 @@ from .plan import Plan, PlannedLayer, Prediction
 from .request import ALIGNMENT_BYTES, PlanRequest
 from .ring_size import usual_ring
 from .search import Search
-from .simulate import copy_ns, predict
+from .simulate import copy_ns, simulate
 
 __all__ = [
     "PlanRequest",
@@ -257,7 +257,7 @@ class _Draft:
             segment_bytes=self.inventory.segment_bytes,
             predicted=Prediction(0, 0, 0, 0, 0),
         )
-        plan = replace(plan, predicted=predict(plan, self.compute_ns, self.request.h2d_bytes_per_s))
+        plan = replace(plan, predicted=simulate(plan, self.compute_ns, self.request.h2d_bytes_per_s))
         notes = (*explain(plan, self.request, self.too_large, self.compute_note), *explain_tiers(plan, self.request))
         return replace(plan, decisions=(*self.inventory.notes, *why, *notes))
 

@@ -31,10 +31,11 @@ from offload_core.planning.reserved import SEGMENT_BYTES
 from offload_core.planning.ring_size import usual_ring
 from offload_core.planning.rules import RULES
 from offload_core.planning.search import EQUAL, WORK_VISITS, Search
-from offload_core.planning.simulate import copy_ns, simulate
+from offload_core.planning.simulate import copy_ns
 from offload_core.settings.component_settings import bytes_from_gb
 from offload_core.units import format_bytes
 from tests.core.shapes import GB, MB, equal, flux, inventories, inventory, qwen_image
+from tests.support.simulated import simulate_in_detail
 
 
 def planned(inv: Inventory, budget_bytes: int | None, **request: object) -> Plan:
@@ -515,7 +516,7 @@ def test_credit_rule_spreads() -> None:
 def test_prediction_is_the_simulators() -> None:
     inv = flux(551)
     plan = planned(inv, 8 * GB)
-    result = simulate(plan, [layer.compute_ns or 0 for layer in inv.layers], 25e9)
+    result = simulate_in_detail(plan, [layer.compute_ns or 0 for layer in inv.layers], 25e9)
     assert (plan.predicted.pass_ns, plan.predicted.bound_ns) == (result.pass_ns, result.bound_ns)
     assert plan.predicted.bytes_per_pass == result.bytes_per_pass
     assert result.peak_ring_bytes <= plan.ring_bytes

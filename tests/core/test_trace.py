@@ -257,7 +257,7 @@ def test_the_trace_of_a_plan_is_what_the_simulator_says() -> None:
     events = steady_events(plan, times, 25e9, "dit-plan")
     visits = [e for e in events if e.kind == "visit"]
     assert visits[-1].end_ns == result.pass_ns
-    assert sum(e.end_ns - e.start_ns for e in events if e.kind == "stall") == sum(result.stall_ns)
+    assert sum(e.end_ns - e.start_ns for e in events if e.kind == "stall") == result.stall_ns
     within = [e for e in events if e.kind == "copy" and 0 <= e.start_ns < result.pass_ns]
     assert sum(e.nbytes for e in within) == result.bytes_per_pass
 

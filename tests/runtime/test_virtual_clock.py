@@ -14,11 +14,11 @@ from bench import lora_step
 from offload_core.planning.look_ahead import LookAhead
 from offload_core.planning.plan import Plan
 from offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
-from offload_core.planning.simulate import SimulationResult, simulate
 from offload_core.runtime import OffloadController, discover
 from offload_core.runtime.engine.prefetcher import Prefetcher
 from tests.support.clocked_model import RATE, SETTLED, Bench, Measured, equal_layers
 from tests.support.hand_plan import hand_plan
+from tests.support.simulated import SimulationResult, simulate_in_detail
 
 
 def random_case(seed: int) -> tuple[Bench, Plan]:
@@ -41,7 +41,7 @@ def random_case(seed: int) -> tuple[Bench, Plan]:
 
 
 def compare(bench: Bench, plan: Plan) -> tuple[Measured, SimulationResult]:
-    return bench.measure(plan), simulate(plan, bench.compute_ns, RATE)
+    return bench.measure(plan), simulate_in_detail(plan, bench.compute_ns, RATE)
 
 
 @pytest.mark.parametrize("seed", range(60))

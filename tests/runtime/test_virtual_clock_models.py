@@ -24,11 +24,11 @@ from offload_core.planning.cost_model import compute_times
 from offload_core.planning.inventory import Inventory, LayerSpec
 from offload_core.planning.plan import Plan
 from offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
-from offload_core.planning.simulate import simulate
 from offload_core.runtime import DeviceQueue, OffloadController, discover
 from offload_core.runtime.engine import controller as controller_module
 from offload_core.runtime.engine.prefetcher import Prefetcher
 from offload_core.runtime.host import host_layer
+from tests.support.simulated import simulate_in_detail
 from tests.support.virtual_clock import VirtualClockPort
 
 RATE = 25e9
@@ -106,7 +106,7 @@ def compare(controller, network, plan: Plan, times: tuple[int, ...], port: Virtu
     network()
     assert port.compute_ns - begin == pytest.approx(plan.predicted.first_pass_ns, rel=0.01)
     waits = port.host_waits
-    for _ in range(simulate(plan, times, RATE).passes_simulated):
+    for _ in range(simulate_in_detail(plan, times, RATE).passes_simulated):
         before, copied = port.compute_ns, port.copied_bytes
         network()
     assert port.compute_ns - before == pytest.approx(plan.predicted.pass_ns, rel=0.01)
