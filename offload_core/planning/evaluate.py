@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from .packing import align_up, pack_cyclic, pack_far_apart
-from .reserved import reserved_bytes
+from .packing import pack_cyclic, pack_far_apart
+from .reserved import align_up, reserved_bytes
 from .timeline import Order, PassTimes, order_passes, run_pass
 
 __all__ = ["Candidate", "Evaluator", "Problem"]
@@ -123,14 +123,16 @@ class Evaluator:
 
     def _judge(self, residents: frozenset[int], ring_bytes: int, far_apart: bool, first: bool) -> Candidate | None:
         problem = self.problem
-        streamed = [layer for layer in self.movable if layer not in residents]
-        largest = max((problem.sizes[layer] for layer in streamed), default=0)
+        offsets = dict.fromkeys((layer for layer in self.movable if layer not in residents), 0)
+        largest = max((problem.sizes[layer] for layer in offsets), default=0)
         needed = self.resident_bytes(residents) + problem.reserved_ring(ring_bytes)
         if needed > problem.room_bytes or largest > ring_bytes:
             return None
         self.work += len(problem.visits) * (_FAR_APART_WORK - 1 if far_apart else 0)
         pack = pack_far_apart if far_apart else pack_cyclic
-        offsets = pack(problem.visits, problem.sizes, set(streamed), ring_bytes, problem.alignment)
+        visits = [layer for layer in problem.visits if layer in offsets]
+        # Layers without a visit stay at 0: they are copied only when they are used outside the recorded order.
+        offsets |= pack(visits, problem.sizes, ring_bytes, problem.alignment)
         return self.place(residents, ring_bytes, offsets, far_apart, first)
 
     def place(

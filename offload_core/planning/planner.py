@@ -16,9 +16,9 @@ from .decisions import explain, gb_at_least
 from .evaluate import Candidate, Evaluator, Problem
 from .host_tiers import explain_tiers, host_tiers
 from .inventory import Inventory, TableSpec
-from .packing import align_up
 from .plan import Plan, PlannedLayer, Prediction
 from .request import ALIGNMENT_BYTES, PlanRequest
+from .reserved import align_up
 from .ring_size import usual_ring
 from .search import Search
 from .simulate import copy_ns, simulate

@@ -6,7 +6,7 @@ segments. Plans count reserved bytes, so that a budget holds for the figure that
 
 from __future__ import annotations
 
-__all__ = ["SEGMENT_BYTES", "reserved_bytes"]
+__all__ = ["SEGMENT_BYTES", "align_up", "reserved_bytes"]
 
 SEGMENT_BYTES = 2 << 20
 """The segment size of torch's caching allocator."""
@@ -15,8 +15,11 @@ _SHARED_BYTES = 1 << 20
 """Allocations up to this size share a segment."""
 
 
+def align_up(value: int, alignment: int) -> int:
+    """The smallest multiple of `alignment` that is at least `value`."""
+    return -(-value // alignment) * alignment
+
+
 def reserved_bytes(nbytes: int, segment_bytes: int) -> int:
     """Device bytes that an allocation of `nbytes` reserves. `segment_bytes` 1: exactly `nbytes`."""
-    if nbytes <= _SHARED_BYTES or segment_bytes == 1:
-        return nbytes
-    return -(-nbytes // segment_bytes) * segment_bytes
+    return nbytes if nbytes <= _SHARED_BYTES else align_up(nbytes, segment_bytes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .evaluate import Candidate, Evaluator
-from .packing import align_up
+from .reserved import align_up
 
 __all__ = ["improved_layout"]
 
