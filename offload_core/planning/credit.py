@@ -11,36 +11,24 @@ Knows nothing about ring offsets; the planner's search has the simulator judge e
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from .evaluate import Problem
 
 __all__ = ["credit_residents"]
 
 _BISECTIONS = 16
 
 
-def credit_residents(
-    visits: Sequence[int],
-    sizes: Sequence[int],
-    link_ns: Sequence[int],
-    compute_ns: Sequence[int],
-    keep: Collection[int],
-    ring_bytes: int,
-    room_bytes: int,
-    reserved: Sequence[int],
-) -> frozenset[int]:
-    """The layers that the credit rule keeps resident besides `keep`, within `room_bytes` of device memory.
-
-    sizes       bytes of each layer
-    link_ns     link time of each layer's copy
-    compute_ns  compute time of one visit of each layer
-    reserved    device bytes of each layer as a resident
+def credit_residents(problem: Problem, chosen: frozenset[int], ring_bytes: int, room_bytes: int) -> frozenset[int]:
+    """The layers that the credit rule keeps resident besides those of `problem.keep` and `chosen`, within `room_bytes`.
 
     Credit is counted in link nanoseconds, so the link's own rate is 1. If the residents of that rate fit, they are
     returned: streaming then costs no time. Otherwise bisection finds the lowest rate whose residents fit; the result is
     empty if there is none. The bucket's capacity is one ring: more than that cannot be prefetched.
     """
-    candidates = [layer for layer in dict.fromkeys(visits) if layer not in keep and sizes[layer]]
-    ns_per_byte = sum(link_ns[layer] for layer in candidates) / max(1, sum(sizes[layer] for layer in candidates))
+    link_ns, kept = problem.link_ns, problem.keep | chosen
+    candidates = [layer for layer in problem.visited() if layer not in kept]
+    candidate_bytes = sum(problem.sizes[layer] for layer in candidates)
+    ns_per_byte = sum(link_ns[layer] for layer in candidates) / max(1, candidate_bytes)
     bucket = ring_bytes * ns_per_byte
 
     def residents_at(rate: float) -> frozenset[int]:
@@ -48,19 +36,19 @@ def credit_residents(
         for _ in range(2):  # the first pass only fills the bucket, as the pass before would have
             resident: set[int] = set()
             streamed: set[int] = set()
-            for layer in visits:
+            for layer in problem.visits:
                 need = link_ns[layer]
-                if need and layer not in keep and layer not in resident:
+                if need and layer not in kept and layer not in resident:
                     if credit >= need or layer in streamed:
                         credit = max(0.0, credit - need)
                         streamed.add(layer)
                     else:
                         resident.add(layer)
-                credit = min(bucket, credit + rate * compute_ns[layer])
+                credit = min(bucket, credit + rate * problem.compute_ns[layer])
         return frozenset(resident)
 
     def fits(residents: frozenset[int]) -> bool:
-        return sum(reserved[layer] for layer in residents) <= room_bytes
+        return sum(problem.reserved[layer] for layer in residents) <= room_bytes
 
     best = residents_at(1.0)
     if fits(best):

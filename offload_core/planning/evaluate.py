@@ -94,10 +94,10 @@ class Evaluator:
         self.visit_counts = Counter(problem.visits)
         self.compute_ns = sum(problem.compute_ns[layer] for layer in problem.visits)
         self.work = 0
-        self._judged: dict[tuple[frozenset[int], int, bool], Candidate | None] = {}
+        self._judged: dict[tuple[frozenset[int], int, bool, bool], Candidate | None] = {}
 
     def judged(self) -> list[Candidate]:
-        """Every choice judged so far by its steady pass."""
+        """Every choice judged so far."""
         return [candidate for candidate in self._judged.values() if candidate is not None]
 
     def resident_bytes(self, residents: frozenset[int]) -> int:
@@ -110,16 +110,15 @@ class Evaluator:
             self.problem.link_ns[layer] * self.visit_counts[layer] for layer in self.movable if layer not in residents
         )
 
-    def judge(self, residents: frozenset[int], ring_bytes: int, far_apart: bool = False) -> Candidate | None:
-        """This choice with its steady pass, or None if it does not fit the room."""
-        key = (residents, ring_bytes, far_apart)
+    def judge(
+        self, residents: frozenset[int], ring_bytes: int, far_apart: bool = False, first_pass: bool = False
+    ) -> Candidate | None:
+        """This choice with its steady pass, or with its first one, which starts with an empty device. None if it does
+        not fit the room."""
+        key = (residents, ring_bytes, far_apart, first_pass)
         if key not in self._judged:
-            self._judged[key] = self._judge(residents, ring_bytes, far_apart, first=False)
+            self._judged[key] = self._judge(*key)
         return self._judged[key]
-
-    def judge_first_pass(self, residents: frozenset[int], ring_bytes: int) -> Candidate | None:
-        """This choice with its first pass, which starts with an empty device; None if it does not fit the room."""
-        return self._judge(residents, ring_bytes, far_apart=False, first=True)
 
     def _judge(self, residents: frozenset[int], ring_bytes: int, far_apart: bool, first: bool) -> Candidate | None:
         problem = self.problem

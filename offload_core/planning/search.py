@@ -41,27 +41,22 @@ class Search:
         self._work_visits = WORK_VISITS * (2 if len(self._movable) <= _EXHAUSTIVE_LAYERS else 1)
         self._repeats = len(problem.visits) != len(self.evaluator.visit_counts)
 
-    @property
-    def work(self) -> int:
-        """Visits simulated so far."""
-        return self.evaluator.work
-
     def steady(self) -> Candidate | None:
         """The choice with the fastest steady pass; of equal ones that with the least memory. None: nothing fits."""
         best = self._best_start()
         if best is None:
             return None
-        best = self._improved(best)
-        best = self._exhausted(best)
-        best = self._laid_out(best)
-        best = _least([best, *self._simple_rules(best)])
-        return self._trimmed(best)
+        best = self._laid_out(self._exhausted(self._improved(best)))
+        # The choices of other rules in the same memory: the plan must not be slower than these.
+        room = self.problem.room_bytes - best.ring_bytes
+        rivals = [self.evaluator.judge(rule(self.problem, room), best.ring_bytes) for rule in RULES]
+        return self._trimmed(_least(best, *rivals))
 
     def streamed_only(self, first_pass: bool) -> Candidate | None:
         """No residents beyond `keep`: of the fastest rings, by first or steady pass, the smallest of at least the usual
         size, else the largest. None: no ring fits."""
-        judge = self.evaluator.judge_first_pass if first_pass else self.evaluator.judge
-        judged = (judge(frozenset(), ring) for ring in self._rings(frozenset()))
+        rings = self._rings(frozenset())
+        judged = [self.evaluator.judge(frozenset(), ring, first_pass=first_pass) for ring in rings]
         candidates = sorted((choice for choice in judged if choice is not None), key=lambda choice: choice.ring_bytes)
         if not candidates:
             return None
@@ -92,14 +87,12 @@ class Search:
         best: Candidate | None = None
         for residents, ring in self._starts():
             candidate = self.evaluator.judge(residents, ring)
-            if candidate is not None and (best is None or _key(candidate) < _key(best)):
-                best = candidate
+            best = candidate if best is None else _least(best, candidate)
             if best is not None and (self._is_perfect(best) or self._spent(0.4)):
                 break
         if best is None or self._is_perfect(best):
             return best
-        apart = self.evaluator.judge(best.residents, best.ring_bytes, far_apart=True)
-        return best if apart is None else _least([best, apart])
+        return _least(best, self.evaluator.judge(best.residents, best.ring_bytes, far_apart=True))
 
     def _starts(self) -> Iterator[tuple[frozenset[int], int]]:
         """(residents, ring bytes) by the credit rule for each ring size: with no layer resident beforehand, then with
@@ -110,23 +103,16 @@ class Search:
         for size in (None, *classes):
             forced |= {layer for layer in self._movable if sizes[layer] == size}
             base = frozenset(forced)
-            room = problem.room_bytes - self.evaluator.resident_bytes(base)
+            room = self._left(base)
             if room < 0:
                 return
             for ring in self._rings(base):
                 left = room - problem.reserved_ring(ring)
                 if left < 0:
                     continue
-                chosen = credit_residents(
-                    *(problem.visits, sizes, problem.link_ns, problem.compute_ns, problem.keep | base),
-                    ring_bytes=ring,
-                    room_bytes=left,
-                    reserved=problem.reserved,
-                )
+                chosen = credit_residents(problem, base, ring, left)
                 self.evaluator.work += len(problem.visits)
-                yield base | chosen, ring
-                if problem.ring_bytes is None:
-                    yield base | chosen, self._most_ring(base | chosen)
+                yield from self._with_rings(base | chosen, ring)
 
     def _rings(self, residents: frozenset[int]) -> list[int]:
         """Ring sizes to try with these residents, the most promising first."""
@@ -174,7 +160,8 @@ class Search:
         work is done."""
         while not self._is_perfect(best):
             better = None
-            for residents, ring in self._neighbours(best):
+            choices = (choice for near in self._neighbours(best) for choice in self._with_rings(near, best.ring_bytes))
+            for residents, ring in choices:
                 if self._is_slower(residents, best):
                     continue
                 candidate = self.evaluator.judge(residents, ring, best.far_apart)
@@ -187,24 +174,22 @@ class Search:
             best = better
         return best
 
-    def _neighbours(self, best: Candidate) -> Iterator[tuple[frozenset[int], int]]:
-        """Choices one step away, the most promising first: a layer that stalls becomes resident, in exchange for the
+    def _neighbours(self, best: Candidate) -> Iterator[frozenset[int]]:
+        """Residents one step away, the most promising first: a layer that stalls becomes resident, in exchange for the
         residents with the shortest stalls if there is no room."""
-        chosen = best.residents
+        chosen, ring = best.residents, best.ring_bytes
         stalling, spare = self._by_stall(best)
-        rings = self._rings(frozenset()) if self.problem.ring_bytes is not None else [best.ring_bytes]
         for layer in stalling:
-            yield from self._with_rings(chosen | {layer}, rings)
+            yield chosen | {layer}
         for layer in stalling:
             for resident in spare:
                 swapped = (chosen - {resident}) | {layer}
-                yield from self._with_rings(swapped, rings)
-                yield from self._with_rings(self._with_more(swapped, stalling, rings[0]), rings)
+                yield swapped
+                yield self._with_more(swapped, stalling, ring)
         for resident in spare:
-            yield from self._with_rings(self._with_more(chosen - {resident}, stalling, rings[0]), rings)
-            yield from self._with_rings(chosen - {resident}, rings)
-        for residents in self._exchanges(best):
-            yield from self._with_rings(residents, rings)
+            yield self._with_more(chosen - {resident}, stalling, ring)
+            yield chosen - {resident}
+        yield from self._exchanges(best)
 
     def _exchanges(self, best: Candidate) -> Iterator[frozenset[int]]:
         """Residents after an exchange of up to three for up to three streamed layers nearby that need more bytes.
@@ -217,20 +202,18 @@ class Search:
         classes = sorted({sizes[layer] for layer in streamed}, reverse=True)[:_SIZE_CLASSES]
         room = self.problem.room_bytes - min(best.ring_bytes, *self._rings(best.residents))
         for anchor in sorted(best.residents, key=lambda layer: order[layer]):
-            nearest = sorted(best.residents, key=lambda layer: abs(order[layer] - order[anchor]))
+            nearest = sorted((*best.residents, *streamed), key=lambda layer: abs(order[layer] - order[anchor]))
+            kept = [layer for layer in nearest if layer in best.residents]
             for size in classes:
-                nearest_streamed = sorted(
-                    (layer for layer in streamed if sizes[layer] == size),
-                    key=lambda layer: abs(order[layer] - order[anchor]),
-                )
+                alike = [layer for layer in nearest if layer not in best.residents and sizes[layer] == size]
                 for outgoing, incoming in ((1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (2, 3), (3, 2)):
-                    residents = best.residents.difference(nearest[:outgoing]).union(nearest_streamed[:incoming])
+                    residents = best.residents.difference(kept[:outgoing]).union(alike[:incoming])
                     if best.resident_bytes < self.evaluator.resident_bytes(residents) <= room:
                         yield residents
 
-    def _with_rings(self, residents: frozenset[int], rings: Iterable[int]) -> Iterator[tuple[frozenset[int], int]]:
-        for ring in rings:
-            yield residents, ring
+    def _with_rings(self, residents: frozenset[int], ring: int) -> Iterator[tuple[frozenset[int], int]]:
+        """These residents with this ring, and with the largest one if there is a choice."""
+        yield residents, ring
         if self.problem.ring_bytes is None:
             yield residents, self._most_ring(residents)
 
@@ -276,9 +259,7 @@ class Search:
                 continue
             for ring in self._rings(residents):
                 for apart in (False, True):
-                    candidate = self.evaluator.judge(residents, ring, far_apart=apart)
-                    if candidate is not None and _key(candidate) < _key(best):
-                        best = candidate
+                    best = _least(best, self.evaluator.judge(residents, ring, far_apart=apart))
             if self._spent(1.0) or self._is_perfect(best):
                 break
         return best
@@ -301,7 +282,7 @@ class Search:
                 break
             ring = self.problem.ring_bytes or self._most_ring(candidate.residents)
             work = int(_LAYOUT_WORK * self._work_visits)
-            best = _least([best, improved_layout(self.evaluator, candidate, ring, work)])
+            best = _least(best, improved_layout(self.evaluator, candidate, ring, work))
         return best
 
     def _ideal_ns(self, candidate: Candidate) -> int:
@@ -310,15 +291,7 @@ class Search:
             return candidate.pass_ns
         return max(self.evaluator.compute_ns, self.evaluator.link_ns(candidate.residents))
 
-    # ---- comparing with simpler rules, and using less memory
-
-    def _simple_rules(self, best: Candidate) -> Iterator[Candidate]:
-        """The choices of other rules in the same memory: the plan must not be slower than these."""
-        room = self.problem.room_bytes - best.ring_bytes
-        for rule in RULES:
-            candidate = self.evaluator.judge(rule(self.problem, room), best.ring_bytes)
-            if candidate is not None:
-                yield candidate
+    # ---- using less memory
 
     def _trimmed(self, best: Candidate) -> Candidate:
         """Equal pass time with less memory: without residents that save no time, then with a smaller ring."""
@@ -373,5 +346,6 @@ def _key(candidate: Candidate) -> tuple[int, int]:
     return candidate.pass_ns, candidate.device_bytes
 
 
-def _least(candidates: Iterable[Candidate]) -> Candidate:
-    return min(candidates, key=_key)
+def _least(best: Candidate, *others: Candidate | None) -> Candidate:
+    """The best of these; of equal ones the one that comes first."""
+    return min((best, *(other for other in others if other is not None)), key=_key)

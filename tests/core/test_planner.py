@@ -496,19 +496,14 @@ def test_the_search_counts_its_work() -> None:
     search = Search(problem_of(inv, inv.total_bytes // 10))
     assert search.steady() is not None
     # What begins while there is work left is finished: a few dozen choices more at the very most.
-    assert search.work <= 2.5 * WORK_VISITS + 30 * len(inv.visits)
+    assert search.evaluator.work <= 2.5 * WORK_VISITS + 30 * len(inv.visits)
 
 
 def test_credit_rule_spreads() -> None:
     # Copying takes twice as long as computing: every second layer has to stay, and no two neighbours do.
     inv = equal(20, 250 * MB, 5 * MB)
     problem = problem_of(inv, inv.total_bytes)
-    chosen = credit_residents(
-        *(inv.visits, problem.sizes, problem.link_ns, problem.compute_ns, ()),
-        ring_bytes=750 * MB,
-        room_bytes=inv.total_bytes,
-        reserved=problem.reserved,
-    )
+    chosen = credit_residents(problem, frozenset(), ring_bytes=750 * MB, room_bytes=inv.total_bytes)
     assert len(chosen) == 10
     assert all(abs(a - b) > 1 for a, b in itertools.combinations(chosen, 2))
 
