@@ -117,7 +117,7 @@ def live_state(component: Component) -> dict[str, Any]:
         "loaded": controller.loaded,
         "running": controller.prefetcher.in_pass or controller.is_running(),
         "layer_states": controller.layer_states(),
-        "numbers": numbers.to_json(),
+        "numbers": numbers,
         "pass": controller.counters.passes,
     }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.csv:
         _write_csv(events, sources)
     elif args.json:
-        write_json({"schema": 1, "components": [summary.to_json() for summary in summarise(events)]})
+        write_json({"schema": 1, "components": [asdict(summary) for summary in summarise(events)]})
     else:
         print("\n".join(_lines(events, sources)))
     return 0

@@ -7,6 +7,7 @@ page-locked. Knows nothing about devices or how memory is allocated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ..units import format_bytes
@@ -20,10 +21,11 @@ __all__ = ["explain_tiers", "host_tiers", "least_worth_first", "out_of_tier"]
 def host_tiers(request: PlanRequest, residents: frozenset[int]) -> list[HostTier]:
     """The tier of each layer, by its index, within the budgets of the request."""
     inventory = request.inventory
-    pins = request.pin_budget_bytes if request.host_tier in (None, "pinned") else 0
-    copies = request.copies_budget_bytes
-    if request.host_tier == "mapped":
-        copies = 0
+    limits = (
+        request.pin_budget_bytes if request.host_tier in (None, "pinned") else 0,
+        request.copies_budget_bytes if request.host_tier != "mapped" else 0,
+    )
+    pins, copies = (math.inf if limit is None else limit for limit in limits)
     tiers: list[HostTier] = ["mapped"] * len(inventory.layers)
     for index in _by_value(inventory, residents):
         layer = inventory.layers[index]
@@ -32,12 +34,11 @@ def host_tiers(request: PlanRequest, residents: frozenset[int]) -> list[HostTier
             tiers[index] = "pageable" if request.in_place else "mapped"
             continue
         copy_bytes = layer.bytes if layer.in_file else 0
-        if copies is not None and copy_bytes > copies:
+        if copy_bytes > copies:
             continue
-        copies = None if copies is None else copies - copy_bytes
-        pinned = pins is None or layer.bytes <= pins
-        tiers[index] = "pinned" if pinned else "pageable"
-        if pinned and pins is not None:
+        copies -= copy_bytes
+        tiers[index] = "pinned" if layer.bytes <= pins else "pageable"
+        if layer.bytes <= pins:
             pins -= layer.bytes
     return tiers
 

@@ -6,10 +6,11 @@ Knows nothing but the plan. GB are 10^9 bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from ..units import format_bytes, format_ns
-from .plan import Plan
+from .plan import Plan, PlannedLayer
 
 __all__ = ["plan_to_text"]
 
@@ -18,7 +19,8 @@ _NAME_CHARS = 44
 
 def plan_to_text(plan: Plan) -> str:
     """The whole text, without a newline at its end."""
-    return "\n".join([*_head(plan), "", *_table(plan), *_prediction(plan), *_decisions(plan)])
+    decisions = ["", *(f"  - {text}" for text in plan.decisions)] if plan.decisions else []
+    return "\n".join([*_head(plan), "", *_table(plan), "", _prediction(plan), *decisions])
 
 
 def _head(plan: Plan) -> list[str]:
@@ -35,37 +37,26 @@ def _head(plan: Plan) -> list[str]:
     ]
 
 
-def _runs(plan: Plan) -> Iterator[tuple[int, int]]:
-    """[first, last] of each run of neighbours alike in all but name and offset.
+def _family(layer: PlannedLayer) -> tuple[str, int]:
+    """What the layers of one line have in common: the list that their names belong to, and their size.
 
-    An evenly spread choice alternates and would give a line per layer. So a run may also mix placements, as long as the
-    sizes and the list the names belong to are the same; the line then counts both.
+    An evenly spread choice alternates and would give a line per layer. So a line may mix placements, and counts both.
     """
-    start = 0
-    for index in range(1, len(plan.layers) + 1):
-        if index == len(plan.layers) or _family(plan, index) != _family(plan, start):
-            yield start, index - 1
-            start = index
-
-
-def _family(plan: Plan, index: int) -> tuple[str, int]:
-    layer = plan.layers[index]
     stem, _, last = layer.name.rpartition(".")
     return (stem if last.isdigit() else layer.name, layer.bytes)
 
 
 def _table(plan: Plan) -> list[str]:
     rows = [("layers", "each", "placement", "host memory")]
-    for first, last in _runs(plan):
-        layers = plan.layers[first : last + 1]
+    for _, alike in groupby(plan.layers, key=_family):
+        layers = list(alike)
         name = layers[0].name
-        if last > first:
+        if len(layers) > 1:
             name = f"{name} .. {layers[-1].name.rpartition('.')[2]} ({len(layers)})"
         if len(name) > _NAME_CHARS:
             name = "..." + name[3 - _NAME_CHARS :]
-        placements: Counter[str] = Counter(layer.placement for layer in layers)
         tiers: Counter[str] = Counter(layer.host_tier for layer in layers)
-        rows.append((name, format_bytes(layers[0].bytes), _mix(plan, first, last, placements), _count(tiers)))
+        rows.append((name, format_bytes(layers[0].bytes), _mix(layers), _count(tiers)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return [f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip() for row in rows]
 
@@ -76,26 +67,22 @@ def _count(values: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {value}" for value, count in sorted(values.items()))
 
 
-def _mix(plan: Plan, first: int, last: int, placements: Mapping[str, int]) -> str:
+def _mix(layers: Sequence[PlannedLayer]) -> str:
     """One word, or for both how many of each and a picture of which: "2 resident (R), 3 streamed (.)  .R..R"."""
+    placements = Counter(layer.placement for layer in layers)
     if len(placements) == 1:
-        return next(iter(placements))
-    picture = "".join("R" if layer.placement == "resident" else "." for layer in plan.layers[first : last + 1])
+        return layers[0].placement
+    picture = "".join("R" if layer.placement == "resident" else "." for layer in layers)
     if len(picture) > 64:
         return f"{placements['resident']} resident, {placements['streamed']} streamed"
     return f"{placements['resident']} resident (R), {placements['streamed']} streamed (.)  {picture}"
 
 
-def _prediction(plan: Plan) -> list[str]:
+def _prediction(plan: Plan) -> str:
     predicted = plan.predicted
     hidden = predicted.pass_ns - predicted.stall_ns
-    return [
-        "",
+    return (
         f"  predicted: {format_ns(predicted.pass_ns)} a pass ({format_ns(hidden)} compute, waiting"
         f" {format_ns(predicted.stall_ns)}; bound {format_ns(predicted.bound_ns)}),"
-        f" first pass {format_ns(predicted.first_pass_ns)}, {format_bytes(predicted.bytes_per_pass)} copied a pass",
-    ]
-
-
-def _decisions(plan: Plan) -> list[str]:
-    return ["", *(f"  - {text}" for text in plan.decisions)] if plan.decisions else []
+        f" first pass {format_ns(predicted.first_pass_ns)}, {format_bytes(predicted.bytes_per_pass)} copied a pass"
+    )

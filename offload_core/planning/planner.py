@@ -7,7 +7,7 @@ nothing about modules, devices or files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import BudgetError
@@ -17,7 +17,7 @@ from .evaluate import Candidate, Evaluator, Problem
 from .host_tiers import explain_tiers, host_tiers
 from .inventory import Inventory, TableSpec
 from .plan import Plan, PlannedLayer, Prediction
-from .request import ALIGNMENT_BYTES, PlanRequest
+from .request import PlanRequest
 from .reserved import align_up
 from .ring_size import usual_ring
 from .search import Search
@@ -62,11 +62,13 @@ def _with_tables(request: PlanRequest, tables: Sequence[TableSpec]) -> Plan:
         return draft.all_resident("nothing to stream: every layer has to stay on the device")
     fits = request.budget_bytes is not None and draft.total_bytes <= request.budget_bytes
     if fits and request.keep_residents is not False:
-        return draft.all_resident(_why_all_fits(request))
+        once = ". One pass copies each layer once either way; the next use copies nothing"
+        then = ", nothing is streamed" if request.passes > 1 else once
+        return draft.all_resident(f"everything fits the budget: every layer stays{then}")
     chosen, why = draft.choose()
     if chosen is None:  # the ring does not fit only because it is aligned
         return draft.all_resident("everything fits the budget; a ring beside it would not")
-    return draft.plan(chosen, why)
+    return draft.plan(chosen.residents, chosen.ring_bytes, chosen.offsets, why)
 
 
 def check_budget(request: PlanRequest) -> None:
@@ -82,13 +84,12 @@ def smallest_budget_for(request: PlanRequest) -> int:
     return _Draft(request, ()).smallest_bytes
 
 
-def smallest_budget(inventory: Inventory, alignment: int = ALIGNMENT_BYTES) -> int:
+def smallest_budget(inventory: Inventory) -> int:
     """The smallest device bytes of any plan of this component.
 
     The loose bytes, the layers that may not be streamed, and a ring for the largest other layer.
     """
-    ring = inventory.reserved(align_up(max(_movable_sizes(inventory), default=0), alignment))
-    return min(inventory.total_bytes, _kept_bytes(inventory) + ring)
+    return smallest_budget_for(PlanRequest(inventory, device="any", budget_bytes=None))
 
 
 def usual_budget(inventory: Inventory) -> int:
@@ -98,12 +99,8 @@ def usual_budget(inventory: Inventory) -> int:
 
 def usual_ring_of(inventory: Inventory) -> int:
     """Device bytes of a ring of the usual size, at most those of all layers that may be streamed."""
-    ring = inventory.reserved(usual_ring(_movable_sizes(inventory)))
+    ring = inventory.reserved(usual_ring(layer.bytes for layer in inventory.layers if layer.keep is None))
     return min(ring, inventory.total_bytes - _kept_bytes(inventory))
-
-
-def _movable_sizes(inventory: Inventory) -> list[int]:
-    return [layer.bytes for layer in inventory.layers if layer.keep is None]
 
 
 def _kept_bytes(inventory: Inventory) -> int:
@@ -159,43 +156,33 @@ class _Draft:
         ring = self.request.ring_bytes or align_up(largest, self.request.alignment)
         return min(self.total_bytes, self.fixed_bytes + self.inventory.reserved(ring))
 
-    def require_budget(self) -> None:
-        """Raises BudgetError unless what has to be on the device fits the budget."""
-        budget, smallest = self.request.budget_bytes, self.smallest_bytes
+    def require_budget(self, whole: bool = False) -> None:
+        """Raises BudgetError unless what has to be on the device fits the budget; everything, if `whole`."""
+        whole = whole or not self.streams
+        budget, smallest = self.request.budget_bytes, self.total_bytes if whole else self.smallest_bytes
         if budget is None or budget >= smallest:
             return
-        if not self.streams:
-            raise self._does_not_fit_whole(budget)
-        largest = max(self.movable, key=lambda index: self.sizes[index])
-        ring_words = (
-            f"the ring of {self.request.ring_bytes} bytes that was asked for"
-            if self.request.ring_bytes
-            else f"a ring for the largest layer, {self.inventory.layers[largest].name} ({self.sizes[largest]} bytes)"
-        )
-        raise BudgetError(
-            f"a device budget of {budget} bytes was asked for {self.inventory.component}; {self.fixed_bytes} bytes "
-            f"that cannot be streamed and {ring_words} need {smallest} bytes; give at least {gb_at_least(smallest)}",
-            asked_bytes=budget,
-            smallest_bytes=smallest,
-        )
-
-    def _does_not_fit_whole(self, budget_bytes: int) -> BudgetError:
-        total = self.total_bytes
-        return BudgetError(
-            f"{self.inventory.component} was asked to fit on the device whole in {budget_bytes} bytes; it has {total} "
-            f"bytes; give at least {gb_at_least(total)}, or let its layers be streamed",
-            asked_bytes=budget_bytes,
-            smallest_bytes=total,
-        )
+        component = self.inventory.component
+        if whole:
+            words = (
+                f"{component} was asked to fit on the device whole in {budget} bytes; it has {smallest} bytes; "
+                f"give at least {gb_at_least(smallest)}, or let its layers be streamed"
+            )
+        else:
+            ring = f"the ring of {self.request.ring_bytes} bytes that was asked for"
+            if not self.request.ring_bytes:
+                largest = max((self.inventory.layers[index] for index in self.movable), key=lambda layer: layer.bytes)
+                ring = f"a ring for the largest layer, {largest.name} ({largest.bytes} bytes)"
+            words = (
+                f"a device budget of {budget} bytes was asked for {component}; {self.fixed_bytes} bytes that cannot be "
+                f"streamed and {ring} need {smallest} bytes; give at least {gb_at_least(smallest)}"
+            )
+        raise BudgetError(words, asked_bytes=budget, smallest_bytes=smallest)
 
     def all_resident(self, why: str) -> Plan:
         """The plan with every layer resident and no ring. Raises BudgetError if they do not fit."""
-        budget = self.request.budget_bytes
-        if budget is not None and self.total_bytes > budget:
-            raise self._does_not_fit_whole(budget)
-        residents = frozenset(self.movable)
-        candidate = Candidate(residents, sum(self.reserved[index] for index in residents), 0, {}, 0, ())
-        return self.plan(candidate, (why,))
+        self.require_budget(whole=True)
+        return self.plan(frozenset(self.movable), 0, {}, (why,))
 
     def choose(self) -> tuple[Candidate | None, tuple[str, ...]]:
         """(ring and residents, sentences that say why) for a component with streamed layers. None: no ring fits."""
@@ -231,16 +218,16 @@ class _Draft:
             ring_bytes=ring_bytes,
         )
 
-    def plan(self, chosen: Candidate, why: tuple[str, ...]) -> Plan:
-        """The plan of a choice, with its prediction and its decisions; `why` are the first of them."""
-        residents = self.keep | chosen.residents
+    def plan(self, chosen: frozenset[int], ring_bytes: int, offsets: Mapping[int, int], why: tuple[str, ...]) -> Plan:
+        """The plan with these residents beyond `keep`, its prediction and its decisions; `why` are the first of them."""
+        residents = self.keep | chosen
         tiers = host_tiers(self.request, residents)
         layers = tuple(
             PlannedLayer(
                 name=layer.name,
                 bytes=layer.bytes,
                 placement="resident" if index in residents else "streamed",
-                offset=None if index in residents else chosen.offsets[index],
+                offset=offsets.get(index),
                 host_tier=tiers[index],
             )
             for index, layer in enumerate(self.inventory.layers)
@@ -250,7 +237,7 @@ class _Draft:
             device=self.request.device,
             layers=layers,
             visits=self.inventory.visits,
-            ring_bytes=chosen.ring_bytes,
+            ring_bytes=ring_bytes,
             resident_bytes=sum(self.reserved[index] for index in residents),
             loose_bytes=self.loose_bytes,
             tables=self.tables,
@@ -268,12 +255,3 @@ def _one_round(visits: tuple[int, ...]) -> tuple[int, ...]:
         if len(visits) % length == 0 and visits[:length] * (len(visits) // length) == visits:
             return visits[:length]
     return visits
-
-
-def _why_all_fits(request: PlanRequest) -> str:
-    if request.passes > 1:
-        return "everything fits the budget: every layer stays, nothing is streamed"
-    return (
-        "everything fits the budget: every layer stays. One pass copies each layer once either way; "
-        "the next use copies nothing"
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..errors import PlanError
@@ -44,10 +45,7 @@ def chrome_trace(events: Iterable[Event], sources: Iterable[Source]) -> dict[str
             "schema": SCHEMA,
             "made_by": "Layerwise Offload",
             "origin_ns": origin_ns,
-            "components": [
-                {"id": source.id, "component": source.component, "device": source.device, "layers": list(source.layers)}
-                for source in used
-            ],
+            "components": [asdict(source) for source in used],
         },
     }
 

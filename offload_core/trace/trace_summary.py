@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from .events import Event, device_events
 
-__all__ = ["RunNumbers", "TraceSummary", "run_numbers", "summarise"]
-
-
-@dataclass(frozen=True, slots=True)
-class RunNumbers:
-    """The five figures of `docs/formats.md`; None: not known yet."""
-
-    stall_pct: float | None
-    bytes_per_pass: int | None
-    copy_bytes_per_s: float | None
-    hit_rate: float | None
-    headroom_bytes: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+__all__ = ["TraceSummary", "run_numbers", "summarise"]
 
 
 def run_numbers(
@@ -30,8 +15,9 @@ def run_numbers(
     before: Mapping[str, int],
     last_pass_bytes: int | None = None,
     headroom_bytes: int | None = None,
-) -> RunNumbers:
-    """The figures of a run from counters (named in `runtime/device/counters.py`) now and `before` the run.
+) -> dict[str, float | None]:
+    """The five figures of `docs/formats.md` of a run, from counters (named in `runtime/device/counters.py`) now and
+    `before` the run. None: not known yet.
 
     `last_pass_bytes`: bytes copied by the last pass; None: the mean of the run's passes is used. The link rate of
     earlier runs is used if this run has measured none.
@@ -46,13 +32,13 @@ def run_numbers(
         last_pass_bytes = growth("bytes_copied") // passes
     counters = now if not growth("copy_ns") else {name: growth(name) for name in ("timed_copy_bytes", "copy_ns")}
     copy_ns = counters.get("copy_ns", 0)
-    return RunNumbers(
-        stall_pct=round(100 * growth("stall_ns") / measured_ns, 2) if measured_ns else None,
-        bytes_per_pass=last_pass_bytes if passes else None,
-        copy_bytes_per_s=round(counters["timed_copy_bytes"] * 1e9 / copy_ns) if copy_ns else None,
-        hit_rate=round(growth("prefetch_hits") / visits, 4) if visits else None,
-        headroom_bytes=headroom_bytes,
-    )
+    return {
+        "stall_pct": round(100 * growth("stall_ns") / measured_ns, 2) if measured_ns else None,
+        "bytes_per_pass": last_pass_bytes if passes else None,
+        "copy_bytes_per_s": round(counters["timed_copy_bytes"] * 1e9 / copy_ns) if copy_ns else None,
+        "hit_rate": round(growth("prefetch_hits") / visits, 4) if visits else None,
+        "headroom_bytes": headroom_bytes,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +66,6 @@ class TraceSummary:
     hidden_ns: int
     stall_pct: float | None
     copy_bytes_per_s: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def summarise(events: Sequence[Event]) -> list[TraceSummary]:
