@@ -40,13 +40,13 @@ def check_plan(
     order of visits are the inventory's and only layers that lie in a file are read from one; and whether the device
     bytes keep within `budget_bytes` and the page-locked bytes within `pin_budget_bytes`.
     """
-    malformed = list(_form(plan))
-    if malformed:
-        return _limited(malformed)  # sums and places of values of the wrong type mean nothing
-    findings = [_obeyable(plan, inventory, alignment), _budgets(plan, budget_bytes, pin_budget_bytes)]
-    if inventory is not None:
-        findings.append(_made_for(plan, inventory))
-    return _limited(chain(*findings, _prediction(plan)))
+    findings = chain(
+        _obeyable(plan, inventory, alignment),
+        _budgets(plan, budget_bytes, pin_budget_bytes),
+        _made_for(plan, inventory) if inventory is not None else (),
+        _prediction(plan),
+    )
+    return _limited(list(_form(plan)) or findings)  # sums and places of values of the wrong type mean nothing
 
 
 def _limited(findings: Iterable[str]) -> list[str]:

@@ -5,8 +5,6 @@ added to the bucket as credit; each streamed layer takes its bytes from it. A la
 would stall the compute, so it stays resident. A rate above the link's makes fewer layers resident; the rate is
 bisected for the choice whose residents just fit. They are then spread over the pass. Keeping the first k layers, as
 most engines do, leaves the link idle while these compute and the compute stalled afterwards.
-
-Knows nothing about ring offsets; the planner's search has the simulator judge each choice.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The pass time of one choice of residents and ring, for the planner's search; counts the visits that it simulates.
-
-Knows nothing about how choices are made.
-"""
+"""The pass time of one choice of residents and ring, for the planner's search; counts the visits that it simulates."""
 
 from __future__ import annotations
 

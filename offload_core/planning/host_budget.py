@@ -2,8 +2,7 @@
 
 Pure functions of the contents of `/proc` and `/sys/fs/cgroup` below `root`, which tests replace. Available memory is
 the minimum of the machine's MemAvailable and, for each level of the cgroup chain, of limit less usage, where inactive
-page cache is not counted as usage. On other systems than Linux the caller brings the figure. Knows nothing about
-devices, torch or the app.
+page cache is not counted as usage. On other systems than Linux the caller brings the figure.
 """
 
 from __future__ import annotations
@@ -43,7 +42,8 @@ class HostBudget:
 
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Available host bytes by machine and cgroups; None where neither `/proc` nor cgroups give a figure."""
-    limits = [room for room in (_machine_bytes(root), *_cgroup_rooms(root)) if room is not None]
+    kilobytes = _entry(root / "proc/meminfo", "MemAvailable:")
+    limits = [*_cgroup_rooms(root)] if kilobytes is None else [kilobytes * 1024, *_cgroup_rooms(root)]
     return max(0, min(limits)) if limits else None
 
 
@@ -83,12 +83,6 @@ def is_wsl(root: Path = Path("/")) -> bool:
 
 def is_windows() -> bool:
     return sys.platform == "win32" or os.name == "nt"
-
-
-def _machine_bytes(root: Path) -> int | None:
-    """MemAvailable in bytes; None where it is missing."""
-    kilobytes = _entry(root / "proc/meminfo", "MemAvailable:")
-    return None if kilobytes is None else kilobytes * 1024
 
 
 def _cgroup_rooms(root: Path) -> Iterator[int]:

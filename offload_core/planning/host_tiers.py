@@ -2,7 +2,7 @@
 
 Layers of which most bytes are copied per pass come first; streamed layers before residents, which are copied once. A
 layer that lies in a file takes host memory only if it gets a copy; any other has its copy already, and may only be
-page-locked. Knows nothing about devices or how memory is allocated.
+page-locked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def host_tiers(request: PlanRequest, residents: frozenset[int]) -> list[HostTier
     )
     pins, copies = (math.inf if limit is None else limit for limit in limits)
     tiers: list[HostTier] = ["mapped"] * len(inventory.layers)
-    for index in _by_value(inventory, residents):
+    for index in reversed(least_worth_first(inventory, residents)):
         layer = inventory.layers[index]
         if index in residents and layer.in_file:
             # A resident is not copied again in a use; after an eviction it is read from its file.
@@ -48,16 +48,10 @@ def out_of_tier(plan: Plan, request: PlanRequest) -> list[int]:
     return [index for index in plan.streamed if request.host_tier not in (None, plan.layers[index].host_tier)]
 
 
-def _by_value(inventory: Inventory, residents: frozenset[int]) -> list[int]:
-    """Indices of the layers in the order in which they get host memory."""
-    counts = inventory.visit_counts()
-    sizes = [layer.bytes for layer in inventory.layers]
-    return sorted(range(len(sizes)), key=lambda index: (index in residents, -sizes[index] * counts[index], index))
-
-
 def least_worth_first(inventory: Inventory, residents: frozenset[int]) -> list[int]:
-    """Indices of the layers in the order in which their host memory is released."""
-    return _by_value(inventory, residents)[::-1]
+    """Indices of the layers in the order in which their host memory is released; they get it in the reverse order."""
+    copied = [layer.bytes * count for layer, count in zip(inventory.layers, inventory.visit_counts())]
+    return sorted(range(len(copied)), key=lambda index: (index not in residents, copied[index], -index))
 
 
 _COPIED_FROM: dict[HostTier, str] = {
@@ -72,7 +66,9 @@ def explain_tiers(plan: Plan, request: PlanRequest) -> Iterator[str]:
 
     None about page-locked layers if neither a tier nor host budgets were given.
     """
-    why = f" ({_decided_by(request)})" if _decided_by(request) else ""
+    asked = f"host_tier = {request.host_tier}, as asked" if request.host_tier is not None else ""
+    decided_by = "; ".join(part for part in (asked, request.host_source) if part)
+    why = f" ({decided_by})" if decided_by else ""
     for tier, words in _COPIED_FROM.items():
         layers = [plan.layers[index] for index in plan.streamed if plan.layers[index].host_tier == tier]
         if not layers or (tier == "pinned" and not why):
@@ -82,8 +78,3 @@ def explain_tiers(plan: Plan, request: PlanRequest) -> Iterator[str]:
             yield f"{len(layers)} streamed layers, {size}, are {words}{why}"
         elif tier == "mapped":
             yield f"{len(layers)} layers, {size}, are read from the file into the ring in every pass: not predicted"
-
-
-def _decided_by(request: PlanRequest) -> str:
-    asked = f"host_tier = {request.host_tier}, as asked" if request.host_tier is not None else ""
-    return "; ".join(part for part in (asked, request.host_source) if part)

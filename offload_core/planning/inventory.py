@@ -1,7 +1,4 @@
-"""The layers of one component, their bytes and times, and the order in which they are visited.
-
-Plain data. Knows nothing about modules, tensors, files or devices.
-"""
+"""The layers of one component, their bytes and times, and the order in which they are visited: plain data."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _farthest(starts: Sequence[int], spans: Sequence[_Span], size: int, now: int
 
 
 def _occupy(spans: list[_Span], start: int, end: int, began: int, ended: int) -> None:
-    """A layer uses [start, end) from position `began` to `ended` of the pass. Adjacent spans of equal use are joined."""
+    """A layer uses [start, end) from position `began` to `ended` of the pass. Neighbours of equal use are joined."""
     first = max(0, bisect_right(spans, start, key=attrgetter("end")) - 1)
     beyond = bisect_left(spans, end, key=attrgetter("start")) + 1
     changed: list[_Span] = []

@@ -1,14 +1,14 @@
 """The plan: the placement of every layer, and the predicted times. Immutable, with a JSON form.
 
-This module knows nothing about how a plan is made (`planner`), verified (`check`) or carried out (`runtime`). A `Plan`
-may hold inconsistent values: `check_plan` finds them.
+A `Plan` may hold inconsistent values: `check_plan` finds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Literal, TypeVar, get_args
 
 from ..errors import PlanError
 from ..fields import MAX_ITEMS, MAX_NS, as_bytes, as_int, as_name
@@ -19,6 +19,7 @@ __all__ = ["SCHEMA", "HostTier", "Placement", "Plan", "PlannedLayer", "Predictio
 SCHEMA = 1
 Placement = Literal["streamed", "resident"]
 HostTier = Literal["pinned", "pageable", "mapped"]
+T = TypeVar("T")
 
 _MAX_SUM_NS = MAX_NS * MAX_ITEMS
 _MAX_DECISION_CHARS = 10_000
@@ -117,35 +118,24 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """The plan from the result of `to_json`. Raises PlanError naming the field if it is missing or malformed.
 
-        Unknown fields are ignored, so that later versions of schema 1 may add some. Whether the values are consistent
-        is checked by `check_plan`.
+        Unknown fields are ignored, so that later versions of schema 1 may add some.
         """
         if not isinstance(data, Mapping):
             raise PlanError.bad_field("plan", data, "a JSON object")
         if as_int("schema", _get(data, "schema"), 0, 1 << 31) != SCHEMA:
             raise PlanError.bad_field("schema", data["schema"], str(SCHEMA))
-        layers = _get_list(data, "layers")
         return cls(
             component=as_name("component", _get(data, "component")),
             device=as_name("device", _get(data, "device")),
-            layers=tuple(_layer_from_json(f"layers[{index}]", layer) for index, layer in enumerate(layers)),
-            visits=tuple(
-                as_int(f"visits[{position}]", visit, 0, max(len(layers) - 1, 0))
-                for position, visit in enumerate(_get_list(data, "visits"))
-            ),
+            layers=_items(data, "layers", _layer_from_json),
+            visits=_items(data, "visits", partial(as_int, low=0, high=max(len(data["layers"]) - 1, 0))),
             ring_bytes=as_bytes("ring_bytes", _get(data, "ring_bytes")),
             resident_bytes=as_bytes("resident_bytes", _get(data, "resident_bytes")),
             loose_bytes=as_bytes("loose_bytes", _get(data, "loose_bytes")),
             segment_bytes=as_int("segment_bytes", data.get("segment_bytes", 1), 1, 1 << 30),
-            tables=tuple(
-                as_name(f"tables[{position}]", name)
-                for position, name in enumerate(_get_list(data, "tables", default=()))
-            ),
+            tables=_items(data, "tables", as_name, optional=True),
             predicted=_prediction_from_json(_get(data, "predicted")),
-            decisions=tuple(
-                _decision(f"decisions[{position}]", text)
-                for position, text in enumerate(_get_list(data, "decisions", default=()))
-            ),
+            decisions=_items(data, "decisions", _decision, optional=True),
         )
 
 
@@ -155,12 +145,15 @@ def _get(data: Mapping[str, Any], field: str, prefix: str = "") -> Any:
     return data[field]
 
 
-def _get_list(data: Mapping[str, Any], field: str, default: tuple[Any, ...] | None = None) -> Any:
-    value = data.get(field, default) if default is not None else _get(data, field)
+def _items(
+    data: Mapping[str, Any], field: str, read: Callable[[str, object], T], optional: bool = False
+) -> tuple[T, ...]:
+    """The items of a list, each of them as `read` returns it for its name and value."""
+    value = data.get(field, ()) if optional else _get(data, field)
     if not isinstance(value, (list, tuple)):
         raise PlanError.bad_field(field, value, "a list")
     as_int(f"number of {field}", len(value), 0, MAX_ITEMS)
-    return value
+    return tuple(read(f"{field}[{position}]", item) for position, item in enumerate(value))
 
 
 def _choice(field: str, value: object, choices: tuple[str, ...]) -> Any:

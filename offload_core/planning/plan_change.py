@@ -3,8 +3,7 @@
 A better plan may exist once times have been measured, or when a component that was planned for one pass makes a second
 one; it must be better by enough to move layers for it. The best plan for a smaller budget may make layers resident that
 are streamed now, each of which is copied once to get there; a layer of the same size that is resident already may do
-nearly as well. Pure arithmetic on plans. Knows nothing about how times are measured, why memory is needed or how a plan
-takes effect.
+nearly as well. Pure arithmetic on plans.
 """
 
 from __future__ import annotations

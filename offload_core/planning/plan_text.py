@@ -1,12 +1,9 @@
-"""A plan as text for people: a few lines of figures, one line per run of equal layers, the decisions.
-
-Knows nothing but the plan. GB are 10^9 bytes.
-"""
+"""A plan as text for people: a few lines of figures, one line per run of equal layers, the decisions."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from ..units import format_bytes, format_ns
@@ -56,15 +53,11 @@ def _table(plan: Plan) -> list[str]:
         if len(name) > _NAME_CHARS:
             name = "..." + name[3 - _NAME_CHARS :]
         tiers: Counter[str] = Counter(layer.host_tier for layer in layers)
-        rows.append((name, format_bytes(layers[0].bytes), _mix(layers), _count(tiers)))
+        counts = ", ".join(f"{count} {tier}" for tier, count in sorted(tiers.items()))
+        memory = counts if len(tiers) > 1 else layers[0].host_tier
+        rows.append((name, format_bytes(layers[0].bytes), _mix(layers), memory))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return [f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip() for row in rows]
-
-
-def _count(values: Mapping[str, int]) -> str:
-    if len(values) == 1:
-        return next(iter(values))
-    return ", ".join(f"{count} {value}" for value, count in sorted(values.items()))
 
 
 def _mix(layers: Sequence[PlannedLayer]) -> str:

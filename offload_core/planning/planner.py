@@ -1,8 +1,6 @@
-"""Makes a plan for a request: which layers are resident, the size of the ring, the offset of each layer, and the
-prediction.
+"""Makes a plan for a request: which layers are resident, the ring, the offset of each layer, and the prediction.
 
-A pure function: same request, same plan, no clock, no randomness. It knows layers, bytes, times and visits; it knows
-nothing about modules, devices or files.
+A pure function: same request, same plan, no clock, no randomness.
 """
 
 from __future__ import annotations
@@ -85,10 +83,7 @@ def smallest_budget_for(request: PlanRequest) -> int:
 
 
 def smallest_budget(inventory: Inventory) -> int:
-    """The smallest device bytes of any plan of this component.
-
-    The loose bytes, the layers that may not be streamed, and a ring for the largest other layer.
-    """
+    """The smallest device bytes of any plan: loose bytes, layers that may not be streamed, a ring for the largest."""
     return smallest_budget_for(PlanRequest(inventory, device="any", budget_bytes=None))
 
 
@@ -219,7 +214,7 @@ class _Draft:
         )
 
     def plan(self, chosen: frozenset[int], ring_bytes: int, offsets: Mapping[int, int], why: tuple[str, ...]) -> Plan:
-        """The plan with these residents beyond `keep`, its prediction and its decisions; `why` are the first of them."""
+        """The plan with `chosen` resident beyond `keep`, its prediction and decisions, of which `why` come first."""
         residents = self.keep | chosen
         tiers = host_tiers(self.request, residents)
         layers = tuple(

@@ -1,8 +1,7 @@
 """Better offsets in the ring for one choice of residents, found by moving one layer at a time.
 
 Packing in visit order does not consider times. Where the compute still waits, a copy waits for the last reader of its
-range; another range for it, or for a layer before it, often removes the wait. Knows nothing about how the choice was
-made; counts its work like the rest of the search.
+range; another range for it, or for a layer before it, often removes the wait.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The default size of a ring: used without a budget, and to choose among rings of equal speed.
 
 A ring holds layers that are visited in succession. A layer much larger than the others (an output projection, the
-projection of an encoder's result) must fit into it, but it needs no room for three of that size. Knows nothing but the
-sizes of layers.
+projection of an encoder's result) must fit into it, but it needs no room for three of that size.
 """
 
 from __future__ import annotations

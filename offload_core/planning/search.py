@@ -2,7 +2,7 @@
 
 Starts from the credit rule at several ring sizes, improves the best choice where the compute still waits, and stops at
 the bound or after a fixed amount of work, counted in visits simulated, so that the result does not depend on the
-machine. Knows nothing about requests, or about texts for people.
+machine.
 """
 
 from __future__ import annotations
@@ -332,11 +332,11 @@ class Search:
         """Lower bound in ns of all choices: the compute, and the link time of the bytes that do not fit the room."""
         problem = self.problem
         room = problem.room_bytes - (problem.ring_bytes or min((problem.sizes[i] for i in self._movable), default=0))
+        total = sum(problem.sizes[layer] for layer in self._movable if self.evaluator.visit_counts[layer])
+        if self._repeats or not total:
+            return self.evaluator.compute_ns
         left = float(self.evaluator.link_ns(frozenset()))
-        if not self._repeats:
-            total = sum(problem.sizes[layer] for layer in self._movable if self.evaluator.visit_counts[layer])
-            return max(self.evaluator.compute_ns, int(left * max(0, total - room) / total) if total else 0)
-        return self.evaluator.compute_ns
+        return max(self.evaluator.compute_ns, int(left * max(0, total - room) / total))
 
     def _spent(self, share: float) -> bool:
         return self.evaluator.work > self._work_visits * share

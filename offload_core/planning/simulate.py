@@ -1,7 +1,6 @@
 """Predicted times of a plan: an exact event-driven model of the engine's two lanes (`timeline.py`), and a lower bound.
 
-The host is assumed to be arbitrarily far ahead, and launches to take no time, so real runs can only be slower. Knows
-nothing about how the plan was chosen.
+The host is assumed to be arbitrarily far ahead, and launches to take no time, so real runs can only be slower.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The rules are the engine's. One copy lane and one compute lane, each in order. C
 of a layer waits for the last read of every earlier visit whose layer overlaps its ring range (itself included); compute
 runs in order, so it is enough to wait for the *latest* of those visits. A layer whose range was not overwritten since
 its last copy is not copied again. A resident is copied once, at its first visit. A visit starts when the visit before
-it has ended and its layer's bytes have arrived. Knows nothing about bytes per second or about how offsets were chosen.
+it has ended and its layer's bytes have arrived.
 """
 
 from __future__ import annotations

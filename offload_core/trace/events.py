@@ -1,7 +1,7 @@
 """A trace of events: a ring buffer of fixed size that never blocks and can be read from any thread.
 
 A record is packed by one call into memory allocated at the start, and unpacked by one call, so that readers never see a
-part of a record. Old records are overwritten. Knows nothing about devices, plans, clocks or the app.
+part of a record. Old records are overwritten.
 """
 
 from __future__ import annotations

@@ -51,15 +51,11 @@ def chrome_trace(events: Iterable[Event], sources: Iterable[Source]) -> dict[str
 
 
 def _names(device: str, process: int) -> list[dict[str, Any]]:
-    records = [_meta(process, 0, "process_name", {"name": f"Layerwise Offload, {device}"})]
+    rows: list[tuple[int, str, dict[str, Any]]] = [(0, "process_name", {"name": f"Layerwise Offload, {device}"})]
     for thread, track in enumerate(TRACKS, 1):
-        records.append(_meta(process, thread, "thread_name", {"name": track}))
-        records.append(_meta(process, thread, "thread_sort_index", {"sort_index": thread}))
-    return records
-
-
-def _meta(process: int, thread: int, name: str, args: dict[str, Any]) -> dict[str, Any]:
-    return {"ph": "M", "pid": process, "tid": thread, "name": name, "args": args}
+        rows.append((thread, "thread_name", {"name": track}))
+        rows.append((thread, "thread_sort_index", {"sort_index": thread}))
+    return [{"ph": "M", "pid": process, "tid": thread, "name": name, "args": args} for thread, name, args in rows]
 
 
 def _nested(events: Sequence[Event]) -> list[Event]:
