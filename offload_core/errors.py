@@ -17,6 +17,11 @@ class OffloadError(Exception):
 class SettingsError(OffloadError, ValueError):
     """A malformed setting, or a setting of the user that cannot be applied."""
 
+    @classmethod
+    def refused(cls, what: str, value: object, problem: str, do: str) -> SettingsError:
+        """The error for one value (shortened), with what is wrong with it and what to do."""
+        return cls(f"asked {what} = {shown(value)}; found that it {problem}; do {do}")
+
 
 class BudgetError(OffloadError):
     """A device budget that is smaller than what must be on the device.

@@ -17,7 +17,6 @@ from ...offload_core.planning.planner import smallest_budget, usual_budget
 from ...offload_core.sentences import Sentence, sentence
 from ...offload_core.settings import policy
 from ...offload_core.settings.component_settings import ComponentSettings, Setting, Source
-from ...offload_core.settings.feasibility import explicit_text
 from ...offload_core.settings.groups import match, numbered_base
 from ...offload_core.settings.resolver import Request, Resolution, resolve
 from ..app.device import total_bytes
@@ -106,7 +105,7 @@ def _as_it_stands(name: str, other: Neighbour, total: int) -> ComponentSettings:
     Whether its own wishes can be honoured is not checked here: loading it does that.
     """
     settings = ComponentSettings(name)
-    placement = explicit_text(other.requested.settings, Setting.PLACEMENT)
+    placement = other.requested.settings.explicit(Setting.PLACEMENT, str)
     if placement is None and left_to_the_app(other.requested):
         placement = "whole"
     if placement == "resident" and other.bytes > total:

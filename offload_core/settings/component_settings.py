@@ -1,22 +1,17 @@
-"""What was asked of a component, and by whom.
+"""What was asked of a component, and by whom: names of settings, sources, and values that make sense by themselves.
 
-A component (``dit``, ``text_encoder``, ``vae`` ...) has seven settings. Each starts ``UNSET``. Several sources may
-speak about the same setting; the strongest that said anything wins, and what the others said is kept so that a report
-can show it. A widget on ``auto`` (or on 0, where it counts bytes) says nothing; every other value is explicit, *also
-when it equals the default*.
-
-This module knows the names, the sources and the values that make sense by themselves. It knows nothing about devices,
-sizes, groups of components or modes: whether a wish can be honoured is ``resolver``'s business, and what to do without
-a wish is ``policy``'s.
+Several sources may speak about the same setting; the strongest that said anything wins, and what the others said is
+kept for reports. A widget on ``auto`` (or on 0, where it counts bytes) says nothing; every other value is explicit,
+*also when it equals the default*. Knows nothing about devices, sizes, groups of components or modes.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ..errors import SettingsError, shown
 from ..fields import MAX_BYTES
@@ -61,12 +56,13 @@ class Unset(enum.Enum):
 UNSET: Final = Unset.UNSET
 """No source has set the setting."""
 
+T = TypeVar("T")
 Value = str | int | None
 """What a setting can hold. ``None`` comes from the policy only: left to the layer below, with the reason beside it."""
 
 
 class Setting:
-    """Names of the settings of a component."""
+    """Names of the settings of a component, in the order in which they are shown."""
 
     PLACEMENT: Final = "placement"
     BUDGET_BYTES: Final = "budget_bytes"
@@ -88,17 +84,18 @@ class Source:
     POLICY: Final = "policy"
 
 
-SETTINGS: Final[tuple[str, ...]] = (
-    "placement",
-    "budget_bytes",
-    "ring_bytes",
-    "host_tier",
-    "pin_budget_bytes",
-    "precision",
-    "lora_mode",
-)
-SOURCES: Final[tuple[str, ...]] = ("node", "options", "graph", "settings", "selection", "policy")
-"""Strongest first."""
+SETTINGS: Final[tuple[str, ...]] = tuple(name for key, name in vars(Setting).items() if key.isupper())
+SOURCE_SENTENCES: Final[dict[str, Sentence]] = {
+    Source.NODE: sentence("source_node"),
+    Source.OPTIONS: sentence("source_options"),
+    Source.GRAPH: sentence("source_graph"),
+    Source.SETTINGS: sentence("source_settings"),
+    Source.SELECTION: sentence("source_selection"),
+    Source.POLICY: sentence("source_policy"),
+}
+"""What each source is called, within a sentence; strongest first."""
+SOURCE_WORDS: Final[dict[str, str]] = {source: name.text for source, name in SOURCE_SENTENCES.items()}
+SOURCES: Final[tuple[str, ...]] = tuple(SOURCE_SENTENCES)
 EXPLICIT_SOURCES: Final[tuple[str, ...]] = SOURCES[:4]
 """Those who may set any setting. ``selection`` sets a placement only, ``policy`` what no other source has set."""
 
@@ -106,8 +103,8 @@ PLACEMENTS: Final[tuple[str, ...]] = ("auto", "layerwise", "resident", "whole", 
 HOST_TIERS: Final[tuple[str, ...]] = ("auto", "pinned", "pageable", "mapped")
 PRECISIONS: Final[tuple[str, ...]] = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
 LORA_MODES: Final[tuple[str, ...]] = ("auto", "host", "on_arrival")
-# What becomes of a streamed layer that a LoRA has changed. host: kept in host memory, changed once; on_arrival: changed
-# each time it arrives; auto: kept while there is host memory to spare.
+# Of a streamed layer that a LoRA has changed: host: kept in host memory, changed once; on_arrival: changed each time it
+# arrives; auto: kept while there is host memory to spare.
 
 ALLOWED: Final[dict[str, tuple[str, ...]]] = {
     "placement": PLACEMENTS,
@@ -118,17 +115,6 @@ ALLOWED: Final[dict[str, tuple[str, ...]]] = {
 BYTE_SETTINGS: Final[tuple[str, ...]] = ("budget_bytes", "ring_bytes", "pin_budget_bytes")
 GB: Final = 10**9
 
-SOURCE_SENTENCES: Final[dict[str, Sentence]] = {
-    Source.NODE: sentence("source_node"),
-    Source.OPTIONS: sentence("source_options"),
-    Source.GRAPH: sentence("source_graph"),
-    Source.SETTINGS: sentence("source_settings"),
-    Source.SELECTION: sentence("source_selection"),
-    Source.POLICY: sentence("source_policy"),
-}
-"""What each source is called, within a sentence."""
-SOURCE_WORDS: Final[dict[str, str]] = {source: name.text for source, name in SOURCE_SENTENCES.items()}
-
 
 def bytes_from_gb(gigabytes: object, what: str = "a size in GB") -> int | Unset:
     """Bytes for a widget that counts GB (10**9 bytes, as in every text of ours); 0 and ``"auto"`` are ``UNSET``.
@@ -137,10 +123,11 @@ def bytes_from_gb(gigabytes: object, what: str = "a size in GB") -> int | Unset:
     """
     if isinstance(gigabytes, Unset) or gigabytes == "auto":
         return UNSET
+    advice = "give a number of GB, or 0 for auto"
     if isinstance(gigabytes, bool) or not isinstance(gigabytes, (int, float)):
-        raise _refused(what, gigabytes, f"is {_kind(gigabytes)}, not a number", "give a number of GB, or 0 for auto")
+        raise SettingsError.refused(what, gigabytes, f"is {_kind(gigabytes)}, not a number", advice)
     if not 0 <= gigabytes <= MAX_BYTES / GB:  # NaN fails both comparisons
-        raise _refused(what, gigabytes, f"is not within 0 .. {MAX_BYTES // GB}", "give a number of GB, or 0 for auto")
+        raise SettingsError.refused(what, gigabytes, f"is not within 0 .. {MAX_BYTES // GB}", advice)
     return UNSET if gigabytes == 0 else max(1, round(gigabytes * GB))
 
 
@@ -150,19 +137,17 @@ def validate(name: str, value: object, component: str = "") -> str | int | Unset
     Raises SettingsError, naming the value and what is allowed, if the setting does not exist or cannot hold the value.
     """
     what = f"{component}.{name}" if component else name
-    if name not in SETTINGS:
-        raise _refused("the setting", name, "does not exist", f"use one of: {', '.join(SETTINGS)}")
+    _check_exists("the setting", name, SETTINGS)
     if isinstance(value, Unset):
         return UNSET
     if name in BYTE_SETTINGS:
         return _validate_bytes(what, value)
+    advice = f"choose one of: {', '.join(ALLOWED[name])}"
     if not isinstance(value, str):
-        raise _refused(what, value, f"is {_kind(value)}, not a word", f"choose one of: {', '.join(ALLOWED[name])}")
-    if value == "auto":
-        return UNSET
+        raise SettingsError.refused(what, value, f"is {_kind(value)}, not a word", advice)
     if value not in ALLOWED[name]:
-        raise _refused(what, value, "is not a choice of this setting", f"choose one of: {', '.join(ALLOWED[name])}")
-    return value
+        raise SettingsError.refused(what, value, "is not a choice of this setting", advice)
+    return UNSET if value == "auto" else value
 
 
 def _validate_bytes(what: str, value: object) -> int | Unset:
@@ -172,9 +157,9 @@ def _validate_bytes(what: str, value: object) -> int | Unset:
     if isinstance(value, float) and value.is_integer():  # JSON writers spell 8000000000 as 8e9
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _refused(what, value, f"is {_kind(value)}, not a whole number", advice)
+        raise SettingsError.refused(what, value, f"is {_kind(value)}, not a whole number", advice)
     if not 0 <= value <= MAX_BYTES:
-        raise _refused(what, value, "is out of range", advice)
+        raise SettingsError.refused(what, value, "is out of range", advice)
     return UNSET if value == 0 else value
 
 
@@ -185,14 +170,9 @@ def _kind(value: object) -> str:
     return names.get(type(value).__name__, f"a {type(value).__name__}")
 
 
-def _refused(what: str, value: object, problem: str, do: str) -> SettingsError:
-    return SettingsError(f"asked {what} = {shown(value)}; found that it {problem}; do {do}")
-
-
-def _check_source(source: str) -> int:
-    if source not in SOURCES:
-        raise _refused("the source", source, "does not exist", f"use one of: {', '.join(SOURCES)}")
-    return SOURCES.index(source)
+def _check_exists(what: str, name: str, names: tuple[str, ...]) -> None:
+    if name not in names:
+        raise SettingsError.refused(what, name, "does not exist", f"use one of: {', '.join(names)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +208,7 @@ class ComponentSettings:
         Raises SettingsError for an unknown setting, source or value, when ``selection`` speaks about anything but the
         placement, and for ``None`` from any source but the policy.
         """
-        _check_source(source)
+        _check_exists("the source", source, SOURCES)
         checked: Value | Unset
         if value is None and source == Source.POLICY and name in SETTINGS:
             checked = None
@@ -237,12 +217,14 @@ class ComponentSettings:
         else:
             checked = validate(name, value, self.component)
         if source == Source.SELECTION and name != Setting.PLACEMENT:
-            raise _refused(f"{name} from the selection", value, "can only set a placement", "set it on a node")
-        rest = tuple(entry for entry in self._said if (entry.name, entry.source) != (name, source))
-        if isinstance(checked, Unset):
-            return replace(self, _said=rest)
-        reason = reason or sentence("set_by", source=SOURCE_SENTENCES[source])
-        return self._with((*rest, SettingValue(name, source, checked, reason)))
+            raise SettingsError.refused(
+                f"{name} from the selection", value, "can only set a placement", "set it on a node"
+            )
+        entries = [entry for entry in self._said if (entry.name, entry.source) != (name, source)]
+        if not isinstance(checked, Unset):
+            reason = reason or sentence("set_by", source=SOURCE_SENTENCES[source])
+            entries.append(SettingValue(name, source, checked, reason))
+        return self._with(entries)
 
     def value(self, name: str) -> Value | Unset:
         """The strongest source's value; ``UNSET`` without one; ``None`` if the policy left it to a layer below."""
@@ -274,10 +256,14 @@ class ComponentSettings:
         source = self.source(name)
         return source is not None and source != Source.POLICY
 
+    def explicit(self, name: str, kind: type[T]) -> T | None:
+        """The value, of this type, that a source other than the policy set; None without one."""
+        value = self.value(name)
+        return value if self.is_explicitly_set(name) and isinstance(value, kind) else None
+
     def said(self, name: str) -> tuple[SettingValue, ...]:
         """All that was said about a setting, strongest source first. Raises SettingsError for an unknown setting."""
-        if name not in SETTINGS:
-            raise _refused("the setting", name, "does not exist", f"use one of: {', '.join(SETTINGS)}")
+        _check_exists("the setting", name, SETTINGS)
         return tuple(entry for entry in self._said if entry.name == name)
 
     def merged(self, other: ComponentSettings) -> ComponentSettings:
@@ -291,12 +277,12 @@ class ComponentSettings:
                     f"asked {what} = {shown(present.value)} and {what} = {shown(entry.value)}; found that both come "
                     f"from {SOURCE_WORDS[entry.source]}; do leave one of them on auto"
                 )
-        return ComponentSettings(self.component or other.component)._with(tuple(entries.values()))
+        return ComponentSettings(self.component or other.component)._with(entries.values())
 
     def without(self, source: str) -> ComponentSettings:
         """A copy in which ``source`` said nothing."""
-        _check_source(source)
-        return replace(self, _said=tuple(entry for entry in self._said if entry.source != source))
+        _check_exists("the source", source, SOURCES)
+        return self._with(entry for entry in self._said if entry.source != source)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """``{setting: {"value", "source", "reason", "why"}}`` for the settings that have a value."""
@@ -310,7 +296,7 @@ class ComponentSettings:
         for name in SETTINGS:
             yield from self.said(name)[:1]
 
-    def _with(self, entries: tuple[SettingValue, ...]) -> ComponentSettings:
+    def _with(self, entries: Iterable[SettingValue]) -> ComponentSettings:
         # One order for equal contents, so that equality and hashes do not depend on the order of the calls.
         ordered = sorted(entries, key=lambda entry: (SETTINGS.index(entry.name), SOURCES.index(entry.source)))
         return replace(self, _said=tuple(ordered))

@@ -1,7 +1,7 @@
 """Whether what was explicitly asked of a component can be honoured: an error if not, never a silent change.
 
-Also says which explicit settings have nothing to act on under the placement a component ended up with.
-Knows nothing about how a placement was chosen, about modes, selections or layers.
+Also says which explicit settings have nothing to act on under the placement a component ended up with, or are stronger
+than the selection. Knows nothing about how the policy chose a placement, about modes or layers.
 """
 
 from __future__ import annotations
@@ -15,35 +15,21 @@ from ..units import format_bytes
 from .component_settings import SOURCE_SENTENCES, ComponentSettings, Setting, Source
 from .policy import Component, Device
 
-__all__ = ["NO_EFFECT", "check_component", "explicit_bytes", "explicit_text", "remarks"]
+__all__ = ["NO_EFFECT", "check_component", "remarks"]
 
+_OF_STREAMING: Final = ("ring_bytes", "host_tier", "pin_budget_bytes")
 # Settings without effect under a placement; `budget_bytes` on a resident is checked, so it has one.
 _UNUSED: Final[dict[str, tuple[str, ...]]] = {
-    "layerwise": (),
-    "resident": ("ring_bytes", "host_tier", "pin_budget_bytes"),
-    "whole": ("ring_bytes", "host_tier", "pin_budget_bytes"),
-    "cpu": ("budget_bytes", "ring_bytes", "host_tier", "pin_budget_bytes"),
+    "resident": _OF_STREAMING,
+    "whole": _OF_STREAMING,
+    "cpu": ("budget_bytes", *_OF_STREAMING),
 }
 _SAID_OF_ALL: Final = ("host_tier", "pin_budget_bytes")  # an options node has one of each, for all components
 NO_EFFECT: Final = "no_effect"
 """The code of a notice that a setting has nothing to act on under the placement."""
 
 
-def explicit_bytes(settings: ComponentSettings, name: str) -> int | None:
-    """The number of bytes that a source asked for, None if no source did."""
-    value = settings.value(name)
-    return value if settings.is_explicitly_set(name) and isinstance(value, int) else None
-
-
-def explicit_text(settings: ComponentSettings, name: str) -> str | None:
-    """The word that a source asked for, None if no source did."""
-    value = settings.value(name)
-    return value if settings.is_explicitly_set(name) and isinstance(value, str) else None
-
-
-def check_component(
-    component: Component, settings: ComponentSettings, device: Device | None, host_bytes: int | None
-) -> None:
+def check_component(component: Component, settings: ComponentSettings, device: Device, host_bytes: int | None) -> None:
     """Raises SettingsError or BudgetError for the first explicit wish that cannot be honoured.
 
     ``settings`` hold the placement the component ended up with, from whatever source.
@@ -53,60 +39,63 @@ def check_component(
     _check_host(component, settings, device, host_bytes)
 
 
-def remarks(component: Component, settings: ComponentSettings, device: Device | None) -> list[Notice]:
+def remarks(component: Component, settings: ComponentSettings, device: Device) -> list[Notice]:
     """Notices of explicit settings that hold, but do less, or cost more, than a person may expect."""
-    placement = str(settings.value(Setting.PLACEMENT))
+    chosen, *weaker = settings.said(Setting.PLACEMENT)
+    placement = str(chosen.value)
+    budget_bytes, device_bytes = settings.explicit(Setting.BUDGET_BYTES, int), device.total_bytes
     notices = []
-    size_bytes = device.total_bytes if device is not None and placement != "cpu" else None
-    budget_bytes = explicit_bytes(settings, Setting.BUDGET_BYTES)
-    if size_bytes is not None and budget_bytes is not None and budget_bytes > size_bytes:
-        setting = _setting(component, settings, Setting.BUDGET_BYTES)
-        what = sentence("budget_beyond_device", setting=setting, size=format_bytes(size_bytes))
+    if placement != "cpu" and device_bytes is not None and budget_bytes is not None and budget_bytes > device_bytes:
+        setting = _setting(settings, Setting.BUDGET_BYTES)
+        what = sentence("budget_beyond_device", setting=setting, size=format_bytes(device_bytes))
         notices.append(Notice(component.name, what, do=sentence("do_set_budget_of_device")))
-    total_bytes = _total_bytes(device)
-    free_bytes = device.free_bytes if device is not None and total_bytes is not None else None
-    asked_resident = explicit_text(settings, Setting.PLACEMENT) == "resident"
+    free_bytes = None if _total_bytes(device) is None else device.free_bytes
+    asked_resident = settings.explicit(Setting.PLACEMENT, str) == "resident"
     if asked_resident and free_bytes is not None and component.bytes > free_bytes:
-        setting = _setting(component, settings, Setting.PLACEMENT)
+        setting = _setting(settings, Setting.PLACEMENT)
         size, free = format_bytes(component.bytes), format_bytes(free_bytes)
         notices.append(Notice(component.name, sentence("resident_beyond_free", setting=setting, size=size, free=free)))
     for name in _UNUSED.get(placement, ()):
         # What is said of all components at once is meant for those that it suits: no line for the others.
         if settings.source(name) == "node" or (settings.source(name) == "options" and name not in _SAID_OF_ALL):
-            setting = _setting(component, settings, name)
-            notices.append(Notice(component.name, sentence(NO_EFFECT, setting=setting, placement=placement)))
+            what = sentence(NO_EFFECT, setting=_setting(settings, name), placement=placement)
+            notices.append(Notice(component.name, what))
+    if any(other.source == Source.SELECTION for other in weaker):
+        source = SOURCE_SENTENCES[chosen.source]
+        what = sentence("stronger_than_selection", component=component.name, source=source, placement=placement)
+        notices.append(Notice(component.name, what))
     return notices
 
 
-def _setting(component: Component, settings: ComponentSettings, name: str) -> Sentence:
+def _setting(settings: ComponentSettings, name: str) -> Sentence:
     value = settings.value(name)
     return sentence(
         "setting",
-        component=component.name,
+        component=settings.component,
         setting=name,
         value=format_bytes(value) if isinstance(value, int) else str(value),
         source=SOURCE_SENTENCES[settings.source(name) or Source.POLICY],
     )
 
 
-def _asked(component: Component, settings: ComponentSettings, name: str) -> str:
-    return _setting(component, settings, name).text
+def _asked(settings: ComponentSettings, name: str) -> str:
+    return _setting(settings, name).text
 
 
-def _total_bytes(device: Device | None) -> int | None:
+def _total_bytes(device: Device) -> int | None:
     """The size of the device the component runs on; None if it is the CPU, or not known."""
-    return None if device is None or device.kind == "cpu" else device.total_bytes
+    return None if device.kind == "cpu" else device.total_bytes
 
 
-def _check_placement(component: Component, settings: ComponentSettings, device: Device | None) -> None:
-    placement = explicit_text(settings, Setting.PLACEMENT)
+def _check_placement(component: Component, settings: ComponentSettings, device: Device) -> None:
+    placement = settings.explicit(Setting.PLACEMENT, str)
     if placement == "layerwise" and not component.streamable:
         why = component.why_not or "its layers cannot be streamed"
-        wish = _asked(component, settings, Setting.PLACEMENT)
+        wish = _asked(settings, Setting.PLACEMENT)
         raise SettingsError(f"asked {wish}; found that {why}; do choose resident, whole or auto")
     total_bytes = _total_bytes(device)
     if placement == "resident" and total_bytes is not None and component.bytes > total_bytes:
-        wish = _asked(component, settings, Setting.PLACEMENT)
+        wish = _asked(settings, Setting.PLACEMENT)
         raise BudgetError(
             f"asked {wish}; found {format_bytes(component.bytes)} of weights and a device of "
             f"{format_bytes(total_bytes)}; do choose layerwise or auto",
@@ -115,23 +104,23 @@ def _check_placement(component: Component, settings: ComponentSettings, device: 
         )
 
 
-def _check_budget(component: Component, settings: ComponentSettings, device: Device | None) -> None:
+def _check_budget(component: Component, settings: ComponentSettings, device: Device) -> None:
     placement = settings.value(Setting.PLACEMENT)
-    budget_bytes = explicit_bytes(settings, Setting.BUDGET_BYTES)
-    ring_bytes = explicit_bytes(settings, Setting.RING_BYTES)
+    budget_bytes = settings.explicit(Setting.BUDGET_BYTES, int)
+    ring_bytes = settings.explicit(Setting.RING_BYTES, int)
     total_bytes = _total_bytes(device)
     if placement == "layerwise" and ring_bytes is not None and total_bytes is not None and ring_bytes > total_bytes:
         raise SettingsError(
-            f"asked {_asked(component, settings, Setting.RING_BYTES)}; found a device of {format_bytes(total_bytes)}; "
+            f"asked {_asked(settings, Setting.RING_BYTES)}; found a device of {format_bytes(total_bytes)}; "
             "do give less, or leave it on auto"
         )
     if budget_bytes is None or placement == "cpu":
         return
-    wish = _asked(component, settings, Setting.BUDGET_BYTES)
+    wish = _asked(settings, Setting.BUDGET_BYTES)
     if placement == "layerwise":
         ring_bytes = min(ring_bytes or 0, component.bytes)  # a ring never needs more than all of the layers
         if ring_bytes > budget_bytes:
-            both = f"{wish} and {_asked(component, settings, Setting.RING_BYTES)}"
+            both = f"{wish} and {_asked(settings, Setting.RING_BYTES)}"
             _too_small(both, ": a budget includes the ring", budget_bytes, ring_bytes)
         smallest_bytes = min(component.bytes, component.smallest_bytes or 0)
         if budget_bytes < smallest_bytes:
@@ -149,30 +138,28 @@ def _too_small(wish: str, why: str, budget_bytes: int, smallest_bytes: int) -> N
     )
 
 
-def _check_host(
-    component: Component, settings: ComponentSettings, device: Device | None, host_bytes: int | None
-) -> None:
-    on_cpu = device is not None and device.kind == "cpu"  # streamed layers are read from their file there
-    if settings.value(Setting.PLACEMENT) != "layerwise" or host_bytes is None or on_cpu:
+def _check_host(component: Component, settings: ComponentSettings, device: Device, host_bytes: int | None) -> None:
+    # On the CPU, streamed layers are read from their file.
+    if settings.value(Setting.PLACEMENT) != "layerwise" or host_bytes is None or device.kind == "cpu":
         return
-    pins_bytes = explicit_bytes(settings, Setting.PIN_BUDGET_BYTES)
+    pins_bytes = settings.explicit(Setting.PIN_BUDGET_BYTES, int)
     if pins_bytes is not None and pins_bytes > host_bytes:
-        wish = _asked(component, settings, Setting.PIN_BUDGET_BYTES)
+        wish = _asked(settings, Setting.PIN_BUDGET_BYTES)
         have = format_bytes(host_bytes)
         raise SettingsError(f"asked {wish}; found {have} of memory available; do lower it or leave it on auto")
-    tier = explicit_text(settings, Setting.HOST_TIER)
+    tier = settings.explicit(Setting.HOST_TIER, str)
     if tier not in ("pinned", "pageable"):
         return
     # Layers that are resident need no copy on the host, so only what the device cannot hold is certain to need one.
-    device_bytes = explicit_bytes(settings, Setting.BUDGET_BYTES)
+    device_bytes = settings.explicit(Setting.BUDGET_BYTES, int)
     if device_bytes is None:
-        device_bytes = (device.total_bytes if device is not None else None) or 0
+        device_bytes = device.total_bytes or 0
     layers_bytes = component.bytes if component.layers_bytes is None else component.layers_bytes
     copies_bytes = max(0, layers_bytes - device_bytes)
-    wish = _asked(component, settings, Setting.HOST_TIER)
+    wish = _asked(settings, Setting.HOST_TIER)
     if tier == "pinned" and pins_bytes is not None and pins_bytes < copies_bytes:
         raise SettingsError(
-            f"asked {wish} and {_asked(component, settings, Setting.PIN_BUDGET_BYTES)}; found at least "
+            f"asked {wish} and {_asked(settings, Setting.PIN_BUDGET_BYTES)}; found at least "
             f"{format_bytes(copies_bytes)} of host copies to be page-locked; do raise that budget, or choose pageable "
             "or auto"
         )

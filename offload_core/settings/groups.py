@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from ..errors import SettingsError, shown
+from ..errors import SettingsError
 
 __all__ = [
     "ALL",
@@ -74,18 +74,24 @@ def sort_key(name: str) -> tuple[int, str, int, str]:
     return (GROUPS.index(group) if group else len(GROUPS), base, number, name)
 
 
+def names_text(names: Iterable[str]) -> str:
+    """The first twelve of the names as text, for errors."""
+    return ", ".join(sorted(names, key=sort_key)[:12]) or "no component at all"
+
+
 def normalise_name(value: object, what: str = "a component name") -> str:
     """The canonical form of one name: trimmed, ``-`` replaced by ``_``, lower case.
 
     Raises SettingsError if it is not text, or not a name (a letter, then letters, digits and underscores; at most 64).
     """
     if not isinstance(value, str):
-        raise _refused(what, value, f"is {type(value).__name__}, not text", "give a name such as text_encoder")
+        raise SettingsError.refused(
+            what, value, f"is {type(value).__name__}, not text", "give a name such as text_encoder"
+        )
     name = _canonical(value)
     if _NAME.fullmatch(name) is None:
-        raise _refused(
-            what, value, "is not a name", "use at most 64 letters, digits and underscores, starting with a letter"
-        )
+        advice = "use at most 64 letters, digits and underscores, starting with a letter"
+        raise SettingsError.refused(what, value, "is not a name", advice)
     return name
 
 
@@ -128,9 +134,8 @@ def select(selection: object, names: Sequence[str]) -> frozenset[str] | None:
     for token in (ALL,) if ALL in tokens else tokens:
         matches = match(token, names)
         if not matches:
-            known = ", ".join(sorted(names, key=sort_key)[:12]) or "no component at all"
             advice = f"name one of those, a group of them, {DEFAULT} or {ALL}"
-            raise _refused("the selection", token, f"matches none of: {known}", advice)
+            raise SettingsError.refused("the selection", token, f"matches none of: {names_text(names)}", advice)
         chosen.update(matches)
     return frozenset(chosen)
 
@@ -145,14 +150,12 @@ def _tokens(value: object) -> tuple[str, ...]:
         return ()
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)):
-        raise _refused("the selection", value, f"is {type(value).__name__}", "give a list of names or one string")
+        raise SettingsError.refused(
+            "the selection", value, f"is {type(value).__name__}", "give a list of names or one string"
+        )
     tokens: list[str] = []
     for item in items:
         if not isinstance(item, str):
-            raise _refused("the selection", item, f"is {type(item).__name__}, not text", "list names only")
+            raise SettingsError.refused("the selection", item, f"is {type(item).__name__}, not text", "list names only")
         tokens.extend(_canonical(part) for part in item.split(","))
     return tuple(dict.fromkeys(token for token in tokens if token))
-
-
-def _refused(what: str, value: object, found: str, do: str) -> SettingsError:
-    return SettingsError(f"asked {what} = {shown(value)}; found that it {found}; do {do}")

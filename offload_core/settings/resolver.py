@@ -28,8 +28,8 @@ from .component_settings import (
     Value,
     validate,
 )
-from .feasibility import check_component, explicit_bytes, explicit_text, remarks
-from .groups import ALL, DEFAULT, match, normalise_name, select, sort_key
+from .feasibility import check_component, remarks
+from .groups import ALL, DEFAULT, match, names_text, normalise_name, select, sort_key
 from .policy import Choice, Component, Device, Placed, check_mode, decide
 
 __all__ = ["MAX_COMPONENTS", "Request", "Resolution", "Wish", "filled", "resolve", "settings_for"]
@@ -97,15 +97,24 @@ def resolve(request: Request) -> Resolution:
     chosen = select(request.selection, names)
     wishes = {name: _said(name, request, names, chosen) for name in names}
     device = request.device or Device("unknown")
-    placed = [_placed(component, wishes[component.name], chosen is None) for component in request.components]
+    placed = [
+        Placed(
+            component,
+            placement=wishes[component.name].explicit(Setting.PLACEMENT, str),
+            budget_bytes=wishes[component.name].explicit(Setting.BUDGET_BYTES, int),
+            ring_bytes=wishes[component.name].explicit(Setting.RING_BYTES, int),
+            may_stream=chosen is None,
+        )
+        for component in request.components
+    ]
     decision = decide(request.mode, device, request.host_available_bytes, placed)
     components = {}
     for component in sorted(request.components, key=lambda component: sort_key(component.name)):
         name = component.name
         settings = filled(wishes[name], decision.choices[name])
-        check_component(component, settings, request.device, request.host_available_bytes)
+        check_component(component, settings, device, request.host_available_bytes)
         components[name] = settings
-        notices.extend(_notes(component, settings, device))
+        notices.extend(remarks(component, settings, device))
     return Resolution(components, (*notices, *decision.notices))
 
 
@@ -175,18 +184,17 @@ def _names(components: Sequence[Component]) -> tuple[str, ...]:
 
 def _absent(request: Request, names: Sequence[str]) -> list[Notice]:
     """Refuses wishes for components that are not there; standing ones of the app's settings only get a notice."""
-    spoken = [(entry.source, name) for name, settings in request.settings.items() for entry in settings]
-    spoken = [(source, name) for source, name in spoken if source in EXPLICIT_SOURCES]
-    spoken += [(wish.source, _checked(wish)[0]) for wish in request.wishes if _checked(wish)[1] is not None]
+    spoken = {(entry.source, name) for name, settings in request.settings.items() for entry in settings}
+    spoken = {(source, name) for source, name in spoken if source in EXPLICIT_SOURCES}
+    spoken |= {(wish.source, _checked(wish)[0]) for wish in request.wishes if _checked(wish)[1] is not None}
     notices = []
-    for source, selector in sorted(set(spoken)):
+    for source, selector in sorted(spoken):
         if _targets(selector, names):
             continue
-        known = ", ".join(sorted(names, key=sort_key)[:12]) or "no component at all"
         if source != Source.SETTINGS:
             raise SettingsError(
                 f"asked something of {shown(selector)} ({SOURCE_WORDS[source]}); found no such component among: "
-                f"{known}; do name one of those or a group of them"
+                f"{names_text(names)}; do name one of those or a group of them"
             )
         what = sentence("absent", component=selector, source=SOURCE_SENTENCES[source])
         notices.append(Notice(selector, what))
@@ -199,16 +207,6 @@ def _said(name: str, request: Request, names: Sequence[str], chosen: frozenset[s
     if chosen is not None and name in chosen:
         settings = settings.with_value(Setting.PLACEMENT, "layerwise", Source.SELECTION, sentence("selected"))
     return settings
-
-
-def _placed(component: Component, settings: ComponentSettings, may_stream: bool) -> Placed:
-    return Placed(
-        component,
-        placement=explicit_text(settings, Setting.PLACEMENT),
-        budget_bytes=explicit_bytes(settings, Setting.BUDGET_BYTES),
-        ring_bytes=explicit_bytes(settings, Setting.RING_BYTES),
-        may_stream=may_stream,
-    )
 
 
 def filled(settings: ComponentSettings, choice: Choice) -> ComponentSettings:
@@ -231,15 +229,3 @@ def filled(settings: ComponentSettings, choice: Choice) -> ComponentSettings:
         if not settings.is_explicitly_set(name):
             settings = settings.with_value(name, value, Source.POLICY, reason)
     return settings
-
-
-def _notes(component: Component, settings: ComponentSettings, device: Device) -> list[Notice]:
-    """Notices of explicit wishes that hold, but that a person may want to know more about."""
-    notices = remarks(component, settings, device)
-    placement = settings.value(Setting.PLACEMENT)
-    values = settings.said(Setting.PLACEMENT)
-    if any(weaker.source == Source.SELECTION for weaker in values[1:]):
-        source = SOURCE_SENTENCES[values[0].source]
-        what = sentence("stronger_than_selection", component=component.name, source=source, placement=str(placement))
-        notices.append(Notice(component.name, what))
-    return notices
