@@ -9,14 +9,13 @@ model's) need their room at the same time; all others take turns. A streamed dif
 unless a budget was set for it: it walks its layers once per step, so what it can hold is worth more to it than to an
 encoder, which walks them once per prompt.
 
-A placement that was set is never changed here. This module knows nothing about who set it, about selections, layers
-or ComfyUI; ``resolver`` knows the first two.
+A placement that was set is never changed here. Knows nothing about who set it, about selections, layers or ComfyUI.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ..errors import SettingsError, shown
@@ -82,9 +81,8 @@ class Placed:
     @property
     def streaming_bytes(self) -> int:
         """Device bytes it needs to be streamed: the ring that was asked for, what was measured, or a tenth of it."""
-        if self.component.smallest_bytes is not None:
-            needed_bytes = self.component.smallest_bytes
-        else:
+        needed_bytes = self.component.smallest_bytes
+        if needed_bytes is None:
             needed_bytes = -(-self.component.bytes // _STREAMED_SHARE)
         return min(self.component.bytes, max(needed_bytes, self.ring_bytes or 0))
 
@@ -184,20 +182,18 @@ class _Work:
                 return self._stream(placed, sentence("beyond_host", size=size, memory=format_bytes(self.host_bytes)))
             return Choice("whole", sentence("all_on_cpu"))
         if self.mode == "memory":
-            if placed.may_stream:
-                return self._stream(placed, sentence("memory_mode"))
-            return Choice("whole", sentence("memory_mode_not_selected"))
+            return self._stream(placed, sentence("memory_mode"), sentence("memory_mode_not_selected"))
         if self.device.free_bytes is None:
             notice = Notice("", sentence("free_memory_unknown"))
             if notice not in self.notices:
                 self.notices.append(notice)
-            if placed.may_stream:
-                return self._stream(placed, sentence("free_unknown"))
-            return Choice("whole", sentence("free_unknown_not_selected"))
+            return self._stream(placed, sentence("free_unknown"), sentence("free_unknown_not_selected"))
         return None
 
-    def _stream(self, placed: Placed, reason: Sentence) -> Choice:
-        """Streamed; or the app's way, with a notice, where the component cannot be."""
+    def _stream(self, placed: Placed, reason: Sentence, not_selected: Sentence | None = None) -> Choice:
+        """Streamed; or the app's way: where it is `not_selected`, and, with a notice, where the component cannot be."""
+        if not_selected is not None and not placed.may_stream:
+            return Choice("whole", not_selected)
         if placed.component.streamable:
             return Choice("layerwise", reason)
         why = placed.component.why_not or sentence("layers_cannot_stream")
@@ -226,10 +222,7 @@ class _Work:
     def _give_way(self, placed: Placed, need_bytes: int) -> None:
         size = format_bytes(placed.component.bytes)
         reason = sentence("does_not_fit", size=size, sum=self._sum(need_bytes))
-        if placed.may_stream:
-            choice = self._stream(placed, reason)
-        else:
-            choice = Choice("whole", sentence("both", first=reason, second=sentence("not_selected")))
+        choice = self._stream(placed, reason, sentence("both", first=reason, second=sentence("not_selected")))
         self.choices[placed.name] = choice
         if self.mode == "speed":
             what = sentence("speed_gives_way", component=placed.name, reason=reason, placement=choice.placement)
@@ -243,9 +236,8 @@ class _Work:
         left_bytes = self.usable_bytes - residents_bytes - self._in_step_bytes()
         for placed in self.placed:
             choice = self.choices[placed.name]
-            if choice.placement != "layerwise" or group_of(placed.name) != DIT:
-                continue
-            if placed.budget_bytes is not None or not placed.component.bytes:
+            is_streamed_dit = choice.placement == "layerwise" and group_of(placed.name) == DIT
+            if not is_streamed_dit or placed.budget_bytes is not None or not placed.component.bytes:
                 continue
             if left_bytes < max(1, placed.streaming_bytes):
                 left = format_bytes(max(0, left_bytes))
@@ -258,19 +250,12 @@ class _Work:
                 headroom=format_bytes(self.headroom_bytes),
             )
             budget_bytes = min(left_bytes, placed.component.bytes)
-            self.choices[placed.name] = Choice(choice.placement, choice.reason, budget_bytes, reason)
+            self.choices[placed.name] = replace(choice, budget_bytes=budget_bytes, budget_reason=reason)
 
     def _need_bytes(self, least: bool = False) -> int:
         """Residents, and the most that the others take while in use."""
-        alone_bytes, dit_bytes = 0, 0
-        for placed in self.placed:
-            placement = self.choices[placed.name].placement
-            if placement == "resident" or _runs_inside_dit(placed):
-                continue
-            if group_of(placed.name) == DIT:
-                dit_bytes = max(dit_bytes, placed.turn_bytes(placement, least))
-            else:
-                alone_bytes = max(alone_bytes, placed.turn_bytes(placement, least))
+        alone_bytes = max(self._turns(None, least), default=0)
+        dit_bytes = max(self._turns(DIT, least), default=0)
         return self._residents_bytes() + max(alone_bytes, dit_bytes + self._in_step_bytes())
 
     def _residents_bytes(self) -> int:
@@ -279,12 +264,12 @@ class _Work:
 
     def _in_step_bytes(self) -> int:
         """What runs inside the diffusion model's step needs beside it, residents not counted."""
-        placements = (
-            (placed, self.choices[placed.name].placement) for placed in self.placed if _runs_inside_dit(placed)
-        )
-        return sum(
-            placed.turn_bytes(placement, least=True) for placed, placement in placements if placement != "resident"
-        )
+        return sum(self._turns(_RUNS_INSIDE_DIT, least=True))
+
+    def _turns(self, role: str | None, least: bool) -> list[int]:
+        """Device bytes of each component of a role during its own use, residents not counted."""
+        placements = ((placed, self.choices[placed.name].placement) for placed in self.placed if _role(placed) == role)
+        return [placed.turn_bytes(placement, least) for placed, placement in placements if placement != "resident"]
 
     def _sum(self, need_bytes: int) -> Sentence:
         """The arithmetic behind a choice, in numbers."""
@@ -299,8 +284,11 @@ class _Work:
         self.notices.append(Notice(placed.name, what))
 
 
-def _runs_inside_dit(placed: Placed) -> bool:
-    return numbered_base(placed.name)[0] == _RUNS_INSIDE_DIT
+def _role(placed: Placed) -> str | None:
+    """`DIT`, or `_RUNS_INSIDE_DIT`; None for what takes turns with the diffusion model."""
+    if numbered_base(placed.name)[0] == _RUNS_INSIDE_DIT:
+        return _RUNS_INSIDE_DIT
+    return DIT if group_of(placed.name) == DIT else None
 
 
 def _gives_way_key(placed: Placed) -> tuple[int, int, int, str]:
