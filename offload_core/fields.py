@@ -5,6 +5,9 @@ Each function returns the value, or raises `PlanError` naming the field, the val
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from .errors import PlanError
 
 __all__ = ["MAX_BYTES", "MAX_ITEMS", "MAX_NS", "MAX_RATE", "as_bytes", "as_int", "as_name", "as_rate"]
@@ -34,6 +37,20 @@ def as_rate(field: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= MAX_RATE:
         raise PlanError.bad_field(field, value, f"a number from 1 to {MAX_RATE:g} (bytes per second)")
     return float(value)
+
+
+def no_duplicates(refused: Callable[[str], Exception]) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """The `object_pairs_hook` for `json.loads` that raises `refused(key)` for a key that an object has twice."""
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise refused(key)
+            result[key] = value
+        return result
+
+    return members
 
 
 def as_name(field: str, value: object) -> str:

@@ -6,6 +6,7 @@ import json
 from typing import Any, BinaryIO
 
 from ..errors import PlanError
+from ..fields import no_duplicates
 
 __all__ = ["read_json", "write_json"]
 
@@ -23,22 +24,14 @@ def read_json(stream: BinaryIO, what: str) -> Any:
         raise PlanError(f"{what}: not UTF-8 text (byte {error.start})") from None
     try:
         # NaN and Infinity are accepted here: the check of their field refuses them and names the field.
-        return json.loads(text, object_pairs_hook=_no_duplicates)
+        once = no_duplicates(lambda key: PlanError.bad_field("field", key, "each field once"))
+        return json.loads(text, object_pairs_hook=once)
     except RecursionError:
         raise PlanError(f"{what}: nested too deeply") from None
     except PlanError:
         raise
     except ValueError as error:  # also raised by int() for a number with too many digits
         raise PlanError(f"{what}: not valid JSON ({error})") from None
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise PlanError.bad_field("field", key, "each field once")
-        result[key] = value
-    return result
 
 
 def write_json(value: Any) -> None:

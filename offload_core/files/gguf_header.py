@@ -6,8 +6,8 @@ the rest of the file. Knows nothing about models.
 
 from __future__ import annotations
 
+import math
 import os
-import struct
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,15 +45,15 @@ def read_gguf_header(path: Path) -> tuple[TensorInfo, ...]:
         reader = _Reader(path, file)
         if reader.take(4) != MAGIC:
             raise HeaderError(f"{path}: not a GGUF file")
-        version = reader.number("<I")
+        version = reader.number(4)
         if version not in (2, 3):
             raise HeaderError(f"{path}: GGUF version {version}; 2 and 3 are understood")
-        tensor_count, value_count = reader.number("<Q"), reader.number("<Q")
+        tensor_count, value_count = reader.number(8), reader.number(8)
         if tensor_count > MAX_TENSORS or value_count > _MAX_VALUES:
             raise HeaderError(f"{path}: says it has {tensor_count} tensors and {value_count} values, too many")
         alignment = _DEFAULT_ALIGNMENT
         for _ in range(value_count):
-            key, value = reader.text(), reader.value(reader.number("<I"))
+            key, value = reader.text(), reader.value(reader.number(4))
             if key == "general.alignment" and isinstance(value, int):
                 alignment = value
         if not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
@@ -85,13 +85,13 @@ class _Reader:
         self._reserve(count)
         self._file.seek(count, os.SEEK_CUR)
 
-    def number(self, form: str) -> int:
-        """One integer; `form` is its format for `struct`."""
-        return int(struct.unpack(form, self.take(struct.calcsize(form)))[0])
+    def number(self, count: int) -> int:
+        """One unsigned integer of `count` bytes."""
+        return int.from_bytes(self.take(count), "little")
 
     def text(self) -> str:
         """One text, which follows its length."""
-        length = self.number("<Q")
+        length = self.number(8)
         if length > _MAX_TEXT_BYTES:
             raise HeaderError(f"{self.path}: a text of {length} bytes in the header; {_MAX_TEXT_BYTES} are allowed")
         return self.take(length).decode("utf-8", "replace")
@@ -99,11 +99,11 @@ class _Reader:
     def value(self, kind: int, depth: int = 0) -> int | None:
         """One value, if it is an unsigned 32-bit integer; any other is skipped, and None returned."""
         if kind == 4:
-            return self.number("<I")
+            return self.number(4)
         if kind in _VALUE_BYTES:
             self.skip(_VALUE_BYTES[kind])
         elif kind == _STRING:
-            self.skip(self.number("<Q"))
+            self.skip(self.number(8))
         elif kind == _ARRAY and depth < _MAX_DEPTH:
             self._array(depth)
         else:
@@ -111,7 +111,7 @@ class _Reader:
         return None
 
     def _array(self, depth: int) -> None:
-        kind, count = self.number("<I"), self.number("<Q")
+        kind, count = self.number(4), self.number(8)
         if kind in _VALUE_BYTES:
             self.skip(count * _VALUE_BYTES[kind])
             return
@@ -134,19 +134,18 @@ def _tensor(path: Path, reader: _Reader) -> TensorInfo:
     where = f"{path}: tensor {shown(name)}"
     if not name or not name.isprintable():
         raise HeaderError(f"{where}: not a name")
-    dimensions = reader.number("<I")
+    dimensions = reader.number(4)
     if dimensions > 8:
         raise HeaderError(f"{where}: {dimensions} dimensions; 8 are allowed")
-    shape = tuple(reader.number("<Q") for _ in range(dimensions))
-    kind, offset = reader.number("<I"), reader.number("<Q")
+    shape = tuple(reader.number(8) for _ in range(dimensions))
+    kind, offset = reader.number(4), reader.number(8)
     if kind not in _TENSOR_TYPES:
         raise HeaderError(f"{where}: type {kind} is not known")
     dtype, block_values, block_bytes = _TENSOR_TYPES[kind]
-    tensor = TensorInfo(name, dtype, shape[::-1], 0, 0, path)
-    if tensor.elements % block_values or (shape and shape[0] % block_values):
+    elements = math.prod(shape)
+    if elements % block_values or (shape and shape[0] % block_values):
         raise HeaderError(f"{where}: shape {shown(shape)} is not whole blocks of {dtype}")
-    size = tensor.elements // block_values * block_bytes
-    return TensorInfo(name, dtype, shape[::-1], offset, offset + size, path)
+    return TensorInfo(name, dtype, shape[::-1], offset, offset + elements // block_values * block_bytes, path)
 
 
 def _checked(path: Path, tensors: list[TensorInfo], alignment: int, data_bytes: int) -> tuple[TensorInfo, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OffloadError, shown
-from ..fields import MAX_BYTES
+from ..fields import MAX_BYTES, no_duplicates
 
 __all__ = ["HeaderError", "LengthError", "TensorInfo", "checked_tensors", "read_safetensors_header"]
 
@@ -108,9 +108,10 @@ def checked_tensors(path: Path, tensors: list[TensorInfo], data_bytes: int) -> t
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except HeaderError as error:
-        raise HeaderError(f"{path}: {error}") from None
+        once = no_duplicates(lambda key: HeaderError(f"{path}: {shown(key)} is in the header twice"))
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=once)
+    except HeaderError:
+        raise
     except RecursionError:
         raise HeaderError(f"{path}: its header is nested too deeply") from None
     except ValueError as error:
@@ -123,15 +124,6 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     if len(header) > MAX_TENSORS:
         raise HeaderError(f"{path}: {len(header)} tensors; {MAX_TENSORS} are allowed")
     return header
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise HeaderError(f"{shown(key)} is in the header twice")
-        result[key] = value
-    return result
 
 
 def _tensor(path: Path, name: str, entry: object) -> TensorInfo:

@@ -56,6 +56,7 @@ class Unset(enum.Enum):
 UNSET: Final = Unset.UNSET
 """No source has set the setting."""
 
+_refused = SettingsError.refused
 T = TypeVar("T")
 Value = str | int | None
 """What a setting can hold. ``None`` comes from the policy only: left to the layer below, with the reason beside it."""
@@ -125,9 +126,9 @@ def bytes_from_gb(gigabytes: object, what: str = "a size in GB") -> int | Unset:
         return UNSET
     advice = "give a number of GB, or 0 for auto"
     if isinstance(gigabytes, bool) or not isinstance(gigabytes, (int, float)):
-        raise SettingsError.refused(what, gigabytes, f"is {_kind(gigabytes)}, not a number", advice)
+        raise _refused(what, gigabytes, f"is {_kind(gigabytes)}, not a number", advice)
     if not 0 <= gigabytes <= MAX_BYTES / GB:  # NaN fails both comparisons
-        raise SettingsError.refused(what, gigabytes, f"is not within 0 .. {MAX_BYTES // GB}", advice)
+        raise _refused(what, gigabytes, f"is not within 0 .. {MAX_BYTES // GB}", advice)
     return UNSET if gigabytes == 0 else max(1, round(gigabytes * GB))
 
 
@@ -144,9 +145,9 @@ def validate(name: str, value: object, component: str = "") -> str | int | Unset
         return _validate_bytes(what, value)
     advice = f"choose one of: {', '.join(ALLOWED[name])}"
     if not isinstance(value, str):
-        raise SettingsError.refused(what, value, f"is {_kind(value)}, not a word", advice)
+        raise _refused(what, value, f"is {_kind(value)}, not a word", advice)
     if value not in ALLOWED[name]:
-        raise SettingsError.refused(what, value, "is not a choice of this setting", advice)
+        raise _refused(what, value, "is not a choice of this setting", advice)
     return UNSET if value == "auto" else value
 
 
@@ -157,9 +158,9 @@ def _validate_bytes(what: str, value: object) -> int | Unset:
     if isinstance(value, float) and value.is_integer():  # JSON writers spell 8000000000 as 8e9
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise SettingsError.refused(what, value, f"is {_kind(value)}, not a whole number", advice)
+        raise _refused(what, value, f"is {_kind(value)}, not a whole number", advice)
     if not 0 <= value <= MAX_BYTES:
-        raise SettingsError.refused(what, value, "is out of range", advice)
+        raise _refused(what, value, "is out of range", advice)
     return UNSET if value == 0 else value
 
 
@@ -172,7 +173,7 @@ def _kind(value: object) -> str:
 
 def _check_exists(what: str, name: str, names: tuple[str, ...]) -> None:
     if name not in names:
-        raise SettingsError.refused(what, name, "does not exist", f"use one of: {', '.join(names)}")
+        raise _refused(what, name, "does not exist", f"use one of: {', '.join(names)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +218,7 @@ class ComponentSettings:
         else:
             checked = validate(name, value, self.component)
         if source == Source.SELECTION and name != Setting.PLACEMENT:
-            raise SettingsError.refused(
-                f"{name} from the selection", value, "can only set a placement", "set it on a node"
-            )
+            raise _refused(f"{name} from the selection", value, "can only set a placement", "set it on a node")
         entries = [entry for entry in self._said if (entry.name, entry.source) != (name, source)]
         if not isinstance(checked, Unset):
             reason = reason or sentence("set_by", source=SOURCE_SENTENCES[source])

@@ -43,6 +43,7 @@ _DIT_NAMES: Final = frozenset({"dit", "transformer", "video_dit", "audio_dit", "
 # streamed only if selected by name.
 _VAE_NAMES: Final = frozenset({"vae", "video_vae", "condition_image_encoder"})
 
+_refused = SettingsError.refused
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 _NUMBERED = re.compile(r"(.*[a-z0-9])_([0-9]{1,3})", re.ASCII)
 
@@ -85,13 +86,11 @@ def normalise_name(value: object, what: str = "a component name") -> str:
     Raises SettingsError if it is not text, or not a name (a letter, then letters, digits and underscores; at most 64).
     """
     if not isinstance(value, str):
-        raise SettingsError.refused(
-            what, value, f"is {type(value).__name__}, not text", "give a name such as text_encoder"
-        )
+        raise _refused(what, value, f"is {type(value).__name__}, not text", "give a name such as text_encoder")
     name = _canonical(value)
     if _NAME.fullmatch(name) is None:
         advice = "use at most 64 letters, digits and underscores, starting with a letter"
-        raise SettingsError.refused(what, value, "is not a name", advice)
+        raise _refused(what, value, "is not a name", advice)
     return name
 
 
@@ -135,7 +134,7 @@ def select(selection: object, names: Sequence[str]) -> frozenset[str] | None:
         matches = match(token, names)
         if not matches:
             advice = f"name one of those, a group of them, {DEFAULT} or {ALL}"
-            raise SettingsError.refused("the selection", token, f"matches none of: {names_text(names)}", advice)
+            raise _refused("the selection", token, f"matches none of: {names_text(names)}", advice)
         chosen.update(matches)
     return frozenset(chosen)
 
@@ -150,12 +149,10 @@ def _tokens(value: object) -> tuple[str, ...]:
         return ()
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)):
-        raise SettingsError.refused(
-            "the selection", value, f"is {type(value).__name__}", "give a list of names or one string"
-        )
+        raise _refused("the selection", value, f"is {type(value).__name__}", "give a list of names or one string")
     tokens: list[str] = []
     for item in items:
         if not isinstance(item, str):
-            raise SettingsError.refused("the selection", item, f"is {type(item).__name__}, not text", "list names only")
+            raise _refused("the selection", item, f"is {type(item).__name__}, not text", "list names only")
         tokens.extend(_canonical(part) for part in item.split(","))
     return tuple(dict.fromkeys(token for token in tokens if token))
