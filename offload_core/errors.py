@@ -5,8 +5,6 @@ Knows nothing about how messages are shown.
 
 from __future__ import annotations
 
-__all__ = ["BudgetError", "OffloadError", "PlanError", "SettingsError", "StateError"]
-
 _SHOWN_CHARS = 80
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from .errors import PlanError
 
-__all__ = ["MAX_BYTES", "MAX_ITEMS", "MAX_NS", "MAX_RATE", "as_bytes", "as_int", "as_name", "as_rate"]
-
 MAX_BYTES = 1 << 50  # one PiB: beyond any host, and products with times still fit a float exactly enough
 MAX_NS = 10**15  # eleven days for one layer
 MAX_RATE = 1e15  # bytes per second

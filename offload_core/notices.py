@@ -11,8 +11,6 @@ from typing import Any
 
 from .sentences import Sentence, sentence
 
-__all__ = ["Notice", "concerning", "notices_json"]
-
 
 @dataclass(frozen=True, slots=True)
 class Notice:

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["TEMPLATES", "Sentence", "reason_json", "sentence"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sentence:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["format_bytes", "format_ns"]
-
 
 def format_bytes(size_bytes: int) -> str:
     """Bytes for people: "23.70 GB", "679.5 MB", "512 B"."""

@@ -21,8 +21,6 @@ from ..units import format_bytes, format_ns
 from .adviser import GPUS, Advice, Machine, advise, budget_curve
 from .json_io import write_json
 
-__all__ = ["add_parser", "run"]
-
 _SCHEMA = 1
 _AS_FAST = 1.005  # ratios of times below this are shown as "as long as"
 _PLOT_POINTS = 49

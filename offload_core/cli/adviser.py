@@ -19,8 +19,6 @@ from ..planning.request import PlanRequest
 from ..planning.reserved import SEGMENT_BYTES
 from ..planning.simulate import copy_ns
 
-__all__ = ["GPUS", "Advice", "Machine", "advise", "budget_curve"]
-
 # Dense bf16 TFLOPS and pinned host-to-device GB/s, as reached in practice (lower than the data sheets' figures).
 GPUS = {
     "RTX 3060": (21.0, 25.0),

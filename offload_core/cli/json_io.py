@@ -8,8 +8,6 @@ from typing import Any, BinaryIO
 from ..errors import PlanError
 from ..fields import no_duplicates
 
-__all__ = ["read_json", "write_json"]
-
 _MAX_INPUT_BYTES = 64 * 1024 * 1024
 
 

@@ -15,8 +15,6 @@ from typing import NoReturn
 from ..errors import BudgetError, OffloadError
 from . import advise, plan, resolve, trace
 
-__all__ = ["main"]
-
 _COMMANDS = {"plan": plan, "advise": advise, "resolve": resolve, "trace": trace}
 
 

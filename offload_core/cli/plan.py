@@ -18,8 +18,6 @@ from ..planning.planner import make_plan
 from ..planning.request import PlanRequest
 from .json_io import read_json, write_json
 
-__all__ = ["add_parser", "request_from_json", "run"]
-
 _SCHEMA = 1
 _LAYER_FIELDS = ("name", "bytes", "compute_ns", "keep", "touched_bytes", "in_file")
 _INVENTORY_FIELDS = ("component", "layers", "visits", "loose_bytes", "notes", "segment_bytes")

@@ -16,8 +16,6 @@ from ..settings.groups import normalise_name, normalise_selection
 from ..settings.policy import Component, Device, check_mode
 from ..settings.resolver import MAX_COMPONENTS, Request, Wish, resolve
 
-__all__ = ["add_parser", "parse_request", "request_from_json", "run"]
-
 _refused = SettingsError.refused
 _MAX_REQUEST_BYTES: Final = 4 << 20
 _MAX_WISHES: Final = 4096

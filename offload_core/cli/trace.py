@@ -26,8 +26,6 @@ from ..trace.trace_summary import summarise
 from .json_io import read_json, write_json
 from .plan import request_from_json
 
-__all__ = ["add_parser", "run"]
-
 _COLUMNS = ("id", "component", "kind", "layer", "start_ns", "end_ns", "bytes")
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-__all__ = ["kinds_by_names"]
-
 _PREFIXES: dict[str, tuple[str, ...]] = {
     "controlnet": ("controlnet_", "zero_convs.", "control_model.", "input_hint_block."),
     "image_encoder": ("vision_model.", "visual.transformer.", "encoder.layer.0."),

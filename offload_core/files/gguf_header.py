@@ -14,8 +14,6 @@ from typing import BinaryIO
 from ..errors import shown
 from .safetensors_header import MAX_TENSORS, HeaderError, LengthError, TensorInfo
 
-__all__ = ["read_gguf_header"]
-
 MAGIC = b"GGUF"
 _MAX_HEADER_BYTES = 256_000_000
 _MAX_VALUES = 100_000

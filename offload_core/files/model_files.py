@@ -15,8 +15,6 @@ from ..errors import shown
 from .gguf_header import MAGIC, read_gguf_header
 from .safetensors_header import HeaderError, TensorInfo, read_safetensors_header
 
-__all__ = ["ModelFile", "read_models"]
-
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 _MAX_INDEX_BYTES = 64_000_000
 _MAX_SHARDS = 1000

@@ -17,8 +17,6 @@ from .layer_walk import HOST_GATHER_BYTES, MIN_LAYER_BYTES, Limits, small_tensor
 from .name_tree import tensors_below, tree_of
 from .safetensors_header import TensorInfo
 
-__all__ = ["Compute", "components_of", "inventory_of"]
-
 _TEXT_TOKENS = 512
 
 # Prefixes of checkpoints that bundle several models.

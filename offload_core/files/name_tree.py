@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from .layer_walk import Part
 from .safetensors_header import TensorInfo
 
-__all__ = ["NamePart", "tensors_below", "tree_of"]
-
 NamePart = Part[list[TensorInfo]]
 """A module; `held` is the list of its own tensors."""
 

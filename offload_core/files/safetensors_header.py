@@ -16,8 +16,6 @@ from typing import Any
 from ..errors import OffloadError, shown
 from ..fields import MAX_BYTES, no_duplicates
 
-__all__ = ["HeaderError", "LengthError", "TensorInfo", "checked_tensors", "read_safetensors_header"]
-
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_TENSORS = 1_000_000
 _MAX_DIMENSIONS = 16

@@ -17,29 +17,6 @@ from ..errors import SettingsError, shown
 from ..fields import MAX_BYTES
 from ..sentences import Sentence, reason_json, sentence
 
-__all__ = [
-    "ALLOWED",
-    "BYTE_SETTINGS",
-    "EXPLICIT_SOURCES",
-    "GB",
-    "HOST_TIERS",
-    "LORA_MODES",
-    "PLACEMENTS",
-    "PRECISIONS",
-    "SETTINGS",
-    "SOURCES",
-    "SOURCE_SENTENCES",
-    "SOURCE_WORDS",
-    "UNSET",
-    "ComponentSettings",
-    "Setting",
-    "SettingValue",
-    "Source",
-    "Unset",
-    "bytes_from_gb",
-    "validate",
-]
-
 
 class Unset(enum.Enum):
     """The type of ``UNSET``, so that type checkers can tell it from a value."""

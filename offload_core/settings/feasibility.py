@@ -15,8 +15,6 @@ from ..units import format_bytes
 from .component_settings import SOURCE_SENTENCES, ComponentSettings, Setting, Source
 from .policy import Component, Device
 
-__all__ = ["NO_EFFECT", "check_component", "remarks"]
-
 _OF_STREAMING: Final = ("ring_bytes", "host_tier", "pin_budget_bytes")
 # Settings without effect under a placement; `budget_bytes` on a resident is checked, so it has one.
 _UNUSED: Final[dict[str, tuple[str, ...]]] = {

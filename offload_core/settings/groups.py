@@ -14,20 +14,6 @@ from typing import Final
 
 from ..errors import SettingsError
 
-__all__ = [
-    "ALL",
-    "DEFAULT",
-    "DEFAULT_GROUPS",
-    "GROUPS",
-    "group_of",
-    "match",
-    "normalise_name",
-    "normalise_selection",
-    "numbered_base",
-    "select",
-    "sort_key",
-]
-
 DIT: Final = "dit"
 TEXT_ENCODER: Final = "text_encoder"
 IMAGE_ENCODER: Final = "image_encoder"

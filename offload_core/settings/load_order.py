@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from .groups import numbered_base
 
-__all__ = ["load_order"]
-
 
 def load_order(sizes_bytes: Mapping[str, int]) -> list[str]:
     """Component names, largest size first, as most host memory is free at the start.

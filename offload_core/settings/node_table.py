@@ -14,24 +14,6 @@ from typing import Final
 from .component_settings import SETTINGS, Setting
 from .groups import ALL, DIT, GROUPS, IMAGE_ENCODER, TEXT_ENCODER, VAE
 
-__all__ = [
-    "APPLY",
-    "APP_LOADERS",
-    "COMPUTED_ON_CPU",
-    "CONTROLNET",
-    "DECLARED_AS",
-    "GRAPH_SETTINGS",
-    "LOADER",
-    "NODES",
-    "OPTIONS",
-    "OPTIONS_WIDGETS",
-    "TAKE_LORAS",
-    "Slot",
-    "is_chosen",
-    "is_gb",
-    "widget_name",
-]
-
 CONTROLNET: Final = "controlnet"
 TAKE_LORAS: Final = (DIT, TEXT_ENCODER)
 """The kinds whose layers a LoRA changes."""

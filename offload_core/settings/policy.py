@@ -24,8 +24,6 @@ from ..sentences import Sentence, sentence
 from ..units import format_bytes
 from .groups import DIT, IMAGE_ENCODER, TEXT_ENCODER, VAE, group_of, numbered_base, sort_key
 
-__all__ = ["MODES", "Choice", "Component", "Decision", "Device", "Placed", "check_mode", "decide", "headroom_bytes"]
-
 MODES: Final[tuple[str, ...]] = ("auto", "memory", "speed", "manual")
 
 # Share of the device left for activations and the app, and its ceiling. What is resident gives way layer by layer when

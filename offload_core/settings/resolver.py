@@ -32,8 +32,6 @@ from .feasibility import check_component, remarks
 from .groups import ALL, DEFAULT, match, names_text, normalise_name, select, sort_key
 from .policy import Choice, Component, Device, Placed, check_mode, decide
 
-__all__ = ["MAX_COMPONENTS", "Request", "Resolution", "Wish", "filled", "resolve", "settings_for"]
-
 MAX_COMPONENTS: Final = 256
 
 
