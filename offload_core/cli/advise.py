@@ -1,6 +1,6 @@
 """`python3 -m offload_core advise FILE [FILE ...] --device-gb 8`: memory and pass times of models before loading them.
 
-Reads headers only. Knows the command's options and its table; the figures come from `advise`.
+Knows the command's options and its table; the figures come from `adviser`.
 """
 
 from __future__ import annotations
@@ -107,13 +107,10 @@ def _machine(args: argparse.Namespace) -> Machine:
     )
 
 
-# ---- text
-
-
 def _text(answers: Sequence[Advice], machine: Machine) -> list[str]:
     lines = [
         f"{format_bytes(machine.device_bytes)} of device memory for weights (activations come on top), "
-        f"link {machine.h2d_bytes_per_s / 1e9:g} GB/s, {machine.tflops:g} TFLOPS ({machine.source})",
+        f"{_speeds(machine)}",
         "",
         *_columns(answers),
     ]
@@ -125,6 +122,10 @@ def _text(answers: Sequence[Advice], machine: Machine) -> list[str]:
         missing = format_bytes(host - machine.host_bytes)
         lines.append(f"  that is {missing} more than there is: that much would be read from the files in every use")
     return lines
+
+
+def _speeds(machine: Machine) -> str:
+    return f"link {machine.h2d_bytes_per_s / 1e9:g} GB/s, {machine.tflops:g} TFLOPS ({machine.source})"
 
 
 def _columns(answers: Sequence[Advice]) -> list[str]:
@@ -139,19 +140,17 @@ def _columns(answers: Sequence[Advice]) -> list[str]:
 
 
 def _row(answer: Advice) -> tuple[str, ...]:
-    plan, layerwise = answer.plan, answer.layerwise_ns
+    plan = answer.plan
+    on_device = (plan.resident_bytes + plan.loose_bytes, plan.ring_bytes) if plan else (0, 0)
+    sizes = (*on_device, answer.streamed_bytes, answer.host_bytes)
+    times = (answer.resident_ns, answer.layerwise_ns, answer.whole_ns)
     return (
         answer.model if len(answer.model) <= 40 else f"...{answer.model[-37:]}",
         answer.component,
         str(answer.passes),
         format_bytes(answer.file_bytes),
-        format_bytes(plan.resident_bytes + plan.loose_bytes) if plan else "-",
-        format_bytes(plan.ring_bytes) if plan else "-",
-        format_bytes(answer.streamed_bytes) if plan else "-",
-        format_bytes(answer.host_bytes) if plan else "-",
-        format_ns(answer.resident_ns),
-        "does not fit" if layerwise is None else format_ns(layerwise),
-        "does not fit" if answer.whole_ns is None else format_ns(answer.whole_ns),
+        *(format_bytes(size) if plan else "-" for size in sizes),
+        *("does not fit" if time is None else format_ns(time) for time in times),
     )
 
 
@@ -196,9 +195,6 @@ def _remarks(answer: Advice, machine: Machine) -> list[str]:
     return lines
 
 
-# ---- picture
-
-
 def _draw(path: Path, models: Sequence[ModelFile], machine: Machine) -> None:
     """Writes a PNG of pass time against budget, one panel per component: scales differ by orders of magnitude.
 
@@ -216,9 +212,7 @@ def _draw(path: Path, models: Sequence[ModelFile], machine: Machine) -> None:
         for component, curve in budget_curve(model, machine, _PLOT_POINTS).items()
     ]
     figure.set_size_inches(8, 0.7 + 3.4 * len(curves))
-    figure.suptitle(
-        f"link {machine.h2d_bytes_per_s / 1e9:g} GB/s, {machine.tflops:g} TFLOPS ({machine.source})", fontsize="medium"
-    )
+    figure.suptitle(_speeds(machine), fontsize="medium")
     for axes, (title, curve) in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves):
         _draw_curve(axes, title, curve, machine.device_bytes)
     figure.savefig(str(path), dpi=150)

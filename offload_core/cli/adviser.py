@@ -1,7 +1,6 @@
 """Memory and pass times of a model on a device, predicted from the headers of its files before anything is loaded.
 
-For each component: bytes resident, streamed and on the host, and the time of a pass with everything resident, with
-layers streamed, and with the component moved whole. Knows nothing about how its answers are shown.
+Knows nothing about how its answers are shown.
 """
 
 from __future__ import annotations
@@ -34,10 +33,9 @@ _FREE = 1.002  # streaming counts as free if a pass takes at most this multiple 
 class Machine:
     """The machine to predict for.
 
-    source      where `h2d_bytes_per_s` and `tflops` come from, for display
-    host_bytes  host memory of the machine; None: not given
-    tokens      tokens in one pass of the diffusion model; None: the usual number
-    passes      passes of the diffusion model in one run
+    source  where `h2d_bytes_per_s` and `tflops` come from, for display
+    tokens  tokens in one pass of the diffusion model; None: the usual number
+    passes  passes of the diffusion model in one run
     """
 
     device_bytes: int
@@ -53,48 +51,37 @@ class Machine:
 class Advice:
     """The prediction for one component. Times are nanoseconds per pass, sizes are bytes.
 
-    total_bytes   device bytes with every layer resident
-    file_bytes    bytes of its tensors in the file
-    tables_bytes  part of `file_bytes`: embedding tables that stay on the host
-    plan          None if the device is smaller than `smallest_bytes`; `problem` is then the planner's error message
-    resident_ns   a pass with everything resident, which is compute time alone
-    whole_ns      a pass with the component copied to the device before use, the copy divided among the passes of one
-                  use; None: it does not fit
-    free_bytes    the smallest device budget with which streaming costs no time; None for a single pass, which cannot
-                  hide its copies
+    total_bytes     device bytes with every layer resident
+    file_bytes      bytes of its tensors in the file
+    streamed_bytes  bytes of the streamed layers
+    host_bytes      host memory for the streamed layers and for the embedding tables that stay on the host
+    plan            None if the device is smaller than `smallest_bytes`; `problem` is then the planner's error message
+    resident_ns     a pass with everything resident, which is compute time alone
+    layerwise_ns    a pass as planned: the steady pass, or the first one if there is only one; None without a plan
+    whole_ns        a pass with the component copied to the device before use, the copy divided among the passes of one
+                    use; None: it does not fit
+    free_bytes      the smallest device budget with which streaming costs no time; None for a single pass, which cannot
+                    hide its copies
     """
 
     model: str
     component: str
     total_bytes: int
     file_bytes: int
-    tables_bytes: int
+    streamed_bytes: int
+    host_bytes: int
     layers: int
     passes: int
     plan: Plan | None
     resident_ns: int
+    layerwise_ns: int | None
     whole_ns: int | None
     free_bytes: int | None
     smallest_bytes: int
     problem: str | None
 
-    @property
-    def layerwise_ns(self) -> int | None:
-        """One pass as planned: the steady pass, or the first one if there is only one. None without a plan."""
-        return _pass_ns(self.plan, self.passes) if self.plan else None
-
-    @property
-    def streamed_bytes(self) -> int:
-        """Bytes of the streamed layers."""
-        return sum(self.plan.layers[index].bytes for index in self.plan.streamed) if self.plan else 0
-
-    @property
-    def host_bytes(self) -> int:
-        """Bytes of host memory for the streamed layers and for the tables that stay on the host."""
-        return self.streamed_bytes + self.tables_bytes
-
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON-ready objects, with the plan's figures beside them."""
+        plan = self.plan
         return {
             "model": self.model,
             "component": self.component,
@@ -102,15 +89,15 @@ class Advice:
             "device_bytes_whole": self.total_bytes,
             "layers": self.layers,
             "passes": self.passes,
-            "resident_bytes": self.plan.resident_bytes + self.plan.loose_bytes if self.plan else None,
+            "resident_bytes": plan.resident_bytes + plan.loose_bytes if plan else None,
             "streamed_bytes": self.streamed_bytes,
-            "ring_bytes": self.plan.ring_bytes if self.plan else None,
+            "ring_bytes": plan.ring_bytes if plan else None,
             "host_bytes": self.host_bytes,
             "smallest_bytes": self.smallest_bytes,
             "free_bytes": self.free_bytes,
             "pass_ns": {"resident": self.resident_ns, "layerwise": self.layerwise_ns, "whole": self.whole_ns},
             "problem": self.problem,
-            "plan": self.plan.to_json() if self.plan else None,
+            "plan": plan.to_json() if plan else None,
         }
 
 
@@ -124,7 +111,7 @@ def advise(models: Iterable[ModelFile], machine: Machine) -> list[Advice]:
 
 
 def _requests(model: ModelFile, machine: Machine) -> Iterator[tuple[PlanRequest, int]]:
-    """For each component of the model the request with the whole device as budget, and its bytes in the file."""
+    """For each component the request with the whole device as budget, and its bytes in the file."""
     for component, tensors in components_of(model.tensors, model.paths[0].parent.name).items():
         is_dit = component == "dit"  # only a diffusion model makes several passes in one use
         inventory = inventory_of(component, tensors, Compute(machine.tflops, machine.tokens if is_dit else None))
@@ -146,6 +133,8 @@ def _advice(model: ModelFile, request: PlanRequest, file_bytes: int, machine: Ma
         plan = make_plan(request)
     except BudgetError as error:
         problem = str(error)
+    streamed_bytes = sum(plan.layers[index].bytes for index in plan.streamed) if plan else 0
+    tables_bytes = file_bytes - inventory.loose_bytes - sum(layer.bytes for layer in inventory.layers)
     compute_ns = sum(layer.compute_ns or 0 for layer in inventory.layers)
     move_ns = copy_ns(inventory.total_bytes, machine.h2d_bytes_per_s)
     fits = inventory.total_bytes <= machine.device_bytes
@@ -154,11 +143,13 @@ def _advice(model: ModelFile, request: PlanRequest, file_bytes: int, machine: Ma
         component=inventory.component,
         total_bytes=inventory.total_bytes,
         file_bytes=file_bytes,
-        tables_bytes=file_bytes - inventory.loose_bytes - sum(layer.bytes for layer in inventory.layers),
+        streamed_bytes=streamed_bytes,
+        host_bytes=streamed_bytes + tables_bytes,
         layers=len(inventory.layers),
         passes=passes,
         plan=plan,
         resident_ns=compute_ns,
+        layerwise_ns=_pass_ns(plan, passes) if plan else None,
         whole_ns=compute_ns + move_ns // passes if fits else None,
         free_bytes=_free_bytes(request) if passes > 1 else None,
         smallest_bytes=smallest_budget(inventory),
@@ -167,7 +158,6 @@ def _advice(model: ModelFile, request: PlanRequest, file_bytes: int, machine: Ma
 
 
 def _pass_ns(plan: Plan, passes: int) -> int:
-    """Nanoseconds of a steady pass, or of the first one if there is only one."""
     return plan.predicted.first_pass_ns if passes == 1 else plan.predicted.pass_ns
 
 

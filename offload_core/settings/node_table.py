@@ -1,8 +1,7 @@
 """Facts about loader nodes, the pack's and the app's: which components each brings, from which files, by which widgets.
 
-Read by the nodes, by what reads a prompt before it runs and, through `web/tables.js`, which is generated from this file
-(`python3 -m tests.support.tables`), by the browser. The schemas in `nodes/` stay literal, for tools that read them
-without running them; `tests/app/test_nodes.py` compares them with this table. Knows neither the app nor torch.
+`python3 -m tests.support.tables` makes `web/tables.js` of it. The schemas in `nodes/` stay literal, for tools that read
+them without running them; `tests/app/test_nodes.py` compares them with this table.
 """
 
 from __future__ import annotations
@@ -128,14 +127,10 @@ GRAPH_SETTINGS: Final[dict[str, str]] = {
 """What the options of a graph and the user's ComfyUI settings can set of a component, by the name it has there."""
 
 OPTIONS_WIDGETS: Final[dict[str, tuple[str, str]]] = {
-    **{
-        widget_name(setting): (ALL, setting)
-        for setting in (Setting.LORA_MODE, Setting.HOST_TIER, Setting.PIN_BUDGET_BYTES)
-    },
-    **{
-        f"{group}_{widget_name(setting)}": (group, setting)
-        for group in GROUPS
-        for setting in (Setting.PLACEMENT, Setting.BUDGET_BYTES)
-    },
+    widget_name(name): (ALL, name) for name in (Setting.LORA_MODE, Setting.HOST_TIER, Setting.PIN_BUDGET_BYTES)
+} | {
+    f"{group}_{widget_name(name)}": (group, name)
+    for group in GROUPS
+    for name in (Setting.PLACEMENT, Setting.BUDGET_BYTES)
 }
 """The widgets of the options node: the components that each speaks of, and the setting."""
