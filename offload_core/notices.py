@@ -27,7 +27,6 @@ class Notice:
 
     @property
     def code(self) -> str:
-        """What it says, for programs."""
         return self.what.code
 
     @property

@@ -35,7 +35,6 @@ _GROUPS = ((4, ""), (2, "on the device"), (2, "in host memory"), (3, "time of on
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds the sub-command."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "advise",
         help="say what model files will need and cost on a device, from their headers",

@@ -29,7 +29,6 @@ _FIELDS = ("schema", *_INVENTORY_FIELDS, *_REQUEST_FIELDS)
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds the sub-command."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "plan",
         help="read a request as JSON on stdin, write the plan as JSON",

@@ -23,7 +23,6 @@ _DEVICE_KINDS: Final = ("cpu", "cuda", "hip", "xpu", "mps", "npu", "mlu", "hpu",
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the ``resolve`` command."""
     subparsers.add_parser(
         "resolve",
         help="resolve the settings of every component from a JSON request on standard input",

@@ -30,7 +30,6 @@ _COLUMNS = ("id", "component", "kind", "layer", "start_ns", "end_ns", "bytes")
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds the sub-command."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "trace",
         help="summarise a saved trace, or make the trace of a plan",

@@ -71,7 +71,6 @@ class _Reader:
         self._file = file
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
         self._reserve(count)
         data = self._file.read(count)
         if len(data) != count:
@@ -79,7 +78,6 @@ class _Reader:
         return data
 
     def skip(self, count: int) -> None:
-        """Skips the next bytes."""
         self._reserve(count)
         self._file.seek(count, os.SEEK_CUR)
 
@@ -88,7 +86,6 @@ class _Reader:
         return int.from_bytes(self.take(count), "little")
 
     def text(self) -> str:
-        """One text, which follows its length."""
         length = self.number(8)
         if length > _MAX_TEXT_BYTES:
             raise HeaderError(f"{self.path}: a text of {length} bytes in the header; {_MAX_TEXT_BYTES} are allowed")

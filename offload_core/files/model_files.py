@@ -30,7 +30,6 @@ class ModelFile:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tensors."""
         return sum(tensor.bytes for tensor in self.tensors)
 
 

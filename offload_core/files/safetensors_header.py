@@ -1,8 +1,4 @@
-"""The tensors of a safetensors file, from its header alone, which is not trusted.
-
-The header's length is checked against the file before it is read, and each tensor's shape, type and range against each
-other, against the other tensors and against the file's size. Knows nothing about models.
-"""
+"""The tensors of a safetensors file, from its header alone, which is not trusted. Knows nothing about models."""
 
 from __future__ import annotations
 
@@ -48,12 +44,10 @@ class TensorInfo:
 
     @property
     def bytes(self) -> int:
-        """Bytes in the file."""
         return self.end - self.start
 
     @property
     def elements(self) -> int:
-        """Number of elements."""
         return math.prod(self.shape)
 
 

@@ -156,12 +156,11 @@ class _Work:
     def place(self) -> None:
         undecided: list[Placed] = []
         for placed in self.placed:
-            if placed.placement is not None:
-                self.choices[placed.name] = Choice(placed.placement)
-            elif (choice := self._settled(placed)) is not None:
-                self.choices[placed.name] = choice
-            else:
+            choice = self._settled(placed) if placed.placement is None else Choice(placed.placement)
+            if choice is None:
                 undecided.append(placed)
+            else:
+                self.choices[placed.name] = choice
         if undecided:
             self._balance(undecided)
 
@@ -195,7 +194,8 @@ class _Work:
         if placed.component.streamable:
             return Choice("layerwise", reason)
         why = placed.component.why_not or sentence("layers_cannot_stream")
-        self._note(placed, sentence("cannot_be_streamed", component=placed.name, reason=reason, why=why))
+        what = sentence("cannot_be_streamed", component=placed.name, reason=reason, why=why)
+        self.notices.append(Notice(placed.name, what))
         return Choice("whole", sentence("cannot_stream", why=why))
 
     def _balance(self, undecided: list[Placed]) -> None:
@@ -224,7 +224,7 @@ class _Work:
         self.choices[placed.name] = choice
         if self.mode == "speed":
             what = sentence("speed_gives_way", component=placed.name, reason=reason, placement=choice.placement)
-            self._note(placed, what)
+            self.notices.append(Notice(placed.name, what))
 
     def share_budgets(self) -> None:
         """What residents and headroom leave goes to the streamed diffusion models: they walk their layers N times."""
@@ -238,8 +238,8 @@ class _Work:
             if not is_streamed_dit or placed.budget_bytes is not None or not placed.component.bytes:
                 continue
             if left_bytes < max(1, placed.streaming_bytes):
-                left = format_bytes(max(0, left_bytes))
-                self._note(placed, sentence("ring_only", component=placed.name, left=left))
+                what = sentence("ring_only", component=placed.name, left=format_bytes(max(0, left_bytes)))
+                self.notices.append(Notice(placed.name, what))
                 continue
             reason = sentence(
                 "budget_left",
@@ -277,9 +277,6 @@ class _Work:
             free=format_bytes(self.device.free_bytes or 0),
             headroom=format_bytes(self.headroom_bytes),
         )
-
-    def _note(self, placed: Placed, what: Sentence) -> None:
-        self.notices.append(Notice(placed.name, what))
 
 
 def _role(placed: Placed) -> str | None:

@@ -1,11 +1,8 @@
 """From what all sources asked to one value, source and reason for every setting of every component.
 
-Wishes of the node, the options, the graph and the app's settings come first, in that order; then the selection of
-components to stream; what is still open is filled in by the policy. What was asked is never changed: a wish that cannot
-be honoured is an error, and where the policy has to fall back it says so in ``notices``.
-
-Knows nothing about JSON, layers, torch or ComfyUI. Pure: equal requests give equal resolutions, whatever the order of
-components and wishes.
+What was asked is never changed: a wish that cannot be honoured is an error, and where the policy has to fall back it
+says so in ``notices``. Pure: equal requests give equal resolutions, whatever the order of components and wishes. Knows
+nothing about JSON and layers.
 """
 
 from __future__ import annotations
@@ -194,8 +191,7 @@ def _absent(request: Request, names: Sequence[str]) -> list[Notice]:
                 f"asked something of {shown(selector)} ({SOURCE_WORDS[source]}); found no such component among: "
                 f"{names_text(names)}; do name one of those or a group of them"
             )
-        what = sentence("absent", component=selector, source=SOURCE_SENTENCES[source])
-        notices.append(Notice(selector, what))
+        notices.append(Notice(selector, sentence("absent", component=selector, source=SOURCE_SENTENCES[source])))
     return notices
 
 
@@ -209,17 +205,13 @@ def _said(name: str, request: Request, names: Sequence[str], chosen: frozenset[s
 
 def filled(settings: ComponentSettings, choice: Choice) -> ComponentSettings:
     """The settings with the policy's value for each that no source set; the others stay as they are."""
-    streamed = choice.placement == "layerwise"
-    idle = sentence("nothing_to_decide", placement=choice.placement)
+    idle = None if choice.placement == "layerwise" else sentence("nothing_to_decide", placement=choice.placement)
     of_policy: dict[str, tuple[Value, Sentence | None]] = {
         Setting.PLACEMENT: (choice.placement, choice.reason),
-        Setting.BUDGET_BYTES: (
-            choice.budget_bytes,
-            choice.budget_reason or (sentence("budget_ring") if streamed else idle),
-        ),
-        Setting.RING_BYTES: (None, sentence("planner_decides_ring") if streamed else idle),
-        Setting.HOST_TIER: (None, sentence("tier_by_layer") if streamed else idle),
-        Setting.PIN_BUDGET_BYTES: (None, sentence("pins_shared") if streamed else idle),
+        Setting.BUDGET_BYTES: (choice.budget_bytes, choice.budget_reason or idle or sentence("budget_ring")),
+        Setting.RING_BYTES: (None, idle or sentence("planner_decides_ring")),
+        Setting.HOST_TIER: (None, idle or sentence("tier_by_layer")),
+        Setting.PIN_BUDGET_BYTES: (None, idle or sentence("pins_shared")),
         Setting.PRECISION: (None, sentence("precision_of_app")),
         Setting.LORA_MODE: (None, sentence("lora_when_applied")),
     }
