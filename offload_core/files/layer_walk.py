@@ -92,45 +92,34 @@ class Part(Generic[Held]):
                 pending += part.children.values()
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Thresholds of the walk in bytes; see `MIN_SINGLE_LAYER_BYTES` and `SPLIT_LAYER_BYTES`."""
-
-    single_bytes: int = MIN_SINGLE_LAYER_BYTES
-    split_bytes: int = SPLIT_LAYER_BYTES
-
-
-def units(root: Part[Held], limits: Limits) -> Iterator[tuple[str, Part[Held]]]:
+def units(root: Part[Held]) -> Iterator[tuple[str, Part[Held]]]:
     """(name, part) of each layer, in order. A part with several parents comes once for each of them."""
-    large = max(limits.split_bytes, root.nbytes // SPLIT_SHARE)
-    layers = list(_below(root, "", large, limits.single_bytes, root.is_list))
+    large = max(SPLIT_LAYER_BYTES, root.nbytes // SPLIT_SHARE)
+    layers = list(_below(root, "", large, root.is_list))
     ordinary = ordinary_size(part.nbytes for part in {id(part): part for _, part in layers}.values())
-    outsized = max(limits.single_bytes, OUTSIZED * ordinary) if ordinary else root.nbytes
+    outsized = max(MIN_SINGLE_LAYER_BYTES, OUTSIZED * ordinary) if ordinary else root.nbytes
     for name, part in layers:
         if part.nbytes > outsized and part.calls_its_children():
-            yield from _below(part, name, large, limits.single_bytes, True)
+            yield from _below(part, name, large, True)
         else:
             yield name, part
 
 
-def _below(
-    part: Part[Held], name: str, large: int, single_bytes: int, in_list: bool
-) -> Iterator[tuple[str, Part[Held]]]:
+def _below(part: Part[Held], name: str, large: int, in_list: bool) -> Iterator[tuple[str, Part[Held]]]:
     """(name, part) of the layers below `part`, whose name is `name`.
 
-    large         bytes above which an element of a list is split if it contains blocks
-    single_bytes  smallest layer outside a list
-    in_list       the children of `part` are elements of a list, which are layers at any size
+    large    bytes above which an element of a list is split if it contains blocks
+    in_list  the children of `part` are elements of a list, which are layers at any size
     """
     for child_name, child in part.with_bytes():
         path = f"{name}.{child_name}" if name else child_name
         if child.contains:
             # A wrapper around a single module does not turn that module into an element of a list.
             elements = in_list or child.is_list or len(child.with_bytes()) > 1
-            yield from _below(child, path, large, single_bytes, elements)
+            yield from _below(child, path, large, elements)
         elif holds_blocks(child) and not (in_list and child.nbytes <= large):
-            yield from _below(child, path, large, single_bytes, False)
-        elif in_list or child.nbytes >= single_bytes:
+            yield from _below(child, path, large, False)
+        elif in_list or child.nbytes >= MIN_SINGLE_LAYER_BYTES:
             yield path, child
 
 

@@ -1,7 +1,6 @@
 """Components, layers and compute times of a model, estimated from tensor names and shapes before it is loaded.
 
-Layers are found by the engine's own walk (`layer_walk.py`), over the tree made of the names (`name_tree.py`). Knows
-nothing about files, devices or budgets.
+Layers are found by the engine's own walk (`layer_walk.py`), over the tree made of the names (`name_tree.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from ..planning.cost_model import tokens_for
 from ..planning.inventory import Inventory, LayerSpec
 from ..units import format_bytes
-from .layer_walk import HOST_GATHER_BYTES, MIN_LAYER_BYTES, Limits, small_tensor_bytes, units
+from .layer_walk import HOST_GATHER_BYTES, MIN_LAYER_BYTES, small_tensor_bytes, units
 from .name_tree import tensors_below, tree_of
 from .safetensors_header import TensorInfo
 
@@ -106,7 +105,7 @@ def _is_host_table(tensor: TensorInfo) -> bool:
 def _layers(tensors: list[TensorInfo]) -> tuple[dict[str, list[TensorInfo]], list[TensorInfo]]:
     """The tensors of each layer by the layer's name, in natural order, and the tensors outside any layer."""
     layers: dict[str, list[TensorInfo]] = {}
-    for name, part in units(tree_of(tensors), Limits()):
+    for name, part in units(tree_of(tensors)):
         members = _moved([tensor for tensor in tensors_below(part) if not _is_host_table(tensor)])
         if members:
             layers[name] = members

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bench.full_size import give_memory
-from offload_core.runtime.layers import discovery
+from offload_core.files import layer_walk
 from offload_core.runtime.layers.discovery import discover
 
 MB = 1 << 20
@@ -100,7 +100,7 @@ def test_large_blocks_are_split_where_they_hold_blocks(monkeypatch):
 
     model = nn.ModuleList(Stack() for _ in range(2))
     assert names(discover(model)) == ["0", "1"]
-    monkeypatch.setattr(discovery, "SPLIT_LAYER_BYTES", 8 * MB)
+    monkeypatch.setattr(layer_walk, "SPLIT_LAYER_BYTES", 8 * MB)
     assert names(discover(model))[:3] == ["0.inner.0", "0.inner.1", "0.inner.2"]
 
 
@@ -117,7 +117,7 @@ def test_an_outsized_layer_is_cut_into_what_is_called(monkeypatch):
         def forward(self, x):
             return x
 
-    monkeypatch.setattr(discovery, "MIN_SINGLE_LAYER_BYTES", 8 * MB)
+    monkeypatch.setattr(layer_walk, "MIN_SINGLE_LAYER_BYTES", 8 * MB)
     found = names(discover(Model(stages=nn.ModuleList([Block(), Stage(), Block()]))))
     cut = ["resnets.0", "resnets.1", "resnets.2", "upsamplers.by_two", "out"]
     assert found[-7:] == ["stages.0", *(f"stages.1.{name}" for name in cut), "stages.2"]

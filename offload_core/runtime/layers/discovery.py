@@ -13,16 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from ...files.layer_walk import (
-    HOST_GATHER_BYTES,
-    MIN_LAYER_BYTES,
-    MIN_SINGLE_LAYER_BYTES,
-    SPLIT_LAYER_BYTES,
-    Limits,
-    Part,
-    small_tensor_bytes,
-    units,
-)
+from ...files.layer_walk import HOST_GATHER_BYTES, MIN_LAYER_BYTES, Part, small_tensor_bytes, units
 from ...planning.inventory import Inventory, LayerSpec, TableSpec
 from ..host.host_layer import lies_whole_in_file
 from ..host.host_parameter import become_value
@@ -87,7 +78,7 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
     for parameter in root.parameters():
         become_value(parameter)
     nbytes = {id(parameter): stored_bytes(parameter) for parameter in root.parameters()}
-    walked = units(_part_of(root, nbytes, {}), Limits(MIN_SINGLE_LAYER_BYTES, SPLIT_LAYER_BYTES))
+    walked = units(_part_of(root, nbytes, {}))
     found_layers = _outermost((name, part.held) for name, part in walked)
     shared = _shared_tensors(root, found_layers)
     notes: list[str] = []

@@ -184,8 +184,10 @@ def single_layers_from(at: int) -> None:
 
     So a small model is cut as one of full size is.
     """
-    for name in ("MIN_SINGLE_LAYER_BYTES", "HOST_GATHER_BYTES"):
-        _replace(_engine("layers.discovery"), name, at * 1_000_000)
+    discovery = _engine("layers.discovery")
+    walk = sys.modules[discovery.units.__module__]
+    _replace(walk, "MIN_SINGLE_LAYER_BYTES", at * 1_000_000)
+    _replace(discovery, "HOST_GATHER_BYTES", at * 1_000_000)
 
 
 def pin_ceiling(at: int) -> None:
