@@ -2,8 +2,7 @@
 
 from ..offload_core.errors import OffloadError, SettingsError
 from ..offload_core.settings.component_settings import HOST_TIERS, LORA_MODES, PLACEMENTS, ComponentSettings
-from ..offload_core.settings.groups import GROUPS
-from ..offload_core.settings.load_order import load_order
+from ..offload_core.settings.groups import GROUPS, load_order
 from ..offload_core.settings.node_table import COMPUTED_ON_CPU, NODES, Slot
 from ..offload_core.settings.policy import MODES
 from .app.recording import step_progress

@@ -2,7 +2,6 @@
 
 ``TEMPLATES`` has the English text of every code. The panel says the same from ``web/words/``, by ``why.<code>``. Sizes
 and counts are text already: they are formatted once, where the sentence is made, so that every language shows the same.
-A value may be a sentence itself. Standard library only.
 """
 
 from __future__ import annotations
@@ -38,10 +37,7 @@ def sentence(code: str, **values: str | int | Sentence) -> Sentence:
 
 def reason_json(reason: Sentence | None) -> dict[str, Any]:
     """The members of a document that say why: `reason` in English, `why` as data; empty and None without a reason."""
-    return {
-        "reason": "" if reason is None else reason.text,
-        "why": None if reason is None else reason.to_json(),
-    }
+    return {"reason": "", "why": None} if reason is None else {"reason": reason.text, "why": reason.to_json()}
 
 
 TEMPLATES: Final[Mapping[str, str]] = {

@@ -1,10 +1,6 @@
 """`python3 -m offload_core trace`: summarises a saved trace, or writes the trace of a simulated plan.
 
-    trace FILE                 a summary as text
-    trace FILE --json | --csv  the summary as JSON; every event as a line of CSV
-    trace --simulate           a planning request on stdin (as for `plan`), a Chrome trace of one steady pass on stdout
-
-FILE is Chrome trace JSON that the pack has saved: the panel's button, or the route in `docs/formats.md`.
+A trace is Chrome trace JSON that the pack has saved: the panel's button, or the route in `docs/formats.md`.
 """
 
 from __future__ import annotations

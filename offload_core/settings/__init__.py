@@ -2,7 +2,7 @@
 
 `component_settings` has the settings and their checks, `groups` the names of components and how they are selected,
 `policy` the modes that decide what was left on auto, `resolver` joins both, `feasibility` says what cannot be or has no
-effect. `node_table` lists the nodes and their components, `load_order` the order of loading. No torch.
+effect. `node_table` lists the nodes and their components. No torch.
 """
 
-__all__ = ["component_settings", "feasibility", "groups", "load_order", "node_table", "policy", "resolver"]
+__all__ = ["component_settings", "feasibility", "groups", "node_table", "policy", "resolver"]

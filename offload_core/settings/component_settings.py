@@ -167,11 +167,7 @@ class SettingValue:
 class ComponentSettings:
     """What all sources said about one component. Immutable, hashable; a new one has every setting ``UNSET``.
 
-    The order in which sources speak does not matter, only their strength does (``SOURCES``, strongest first)::
-
-        vae = ComponentSettings("vae").with_value("placement", "whole", "settings")
-        vae = vae.with_value("placement", "auto", "node")     # a widget on auto says nothing
-        vae.value("placement"), vae.source("placement")       # ("whole", "settings")
+    The order in which sources speak does not matter, only their strength does (``SOURCES``, strongest first).
     """
 
     component: str = ""
@@ -204,13 +200,11 @@ class ComponentSettings:
 
     def value(self, name: str) -> Value | Unset:
         """The strongest source's value; ``UNSET`` without one; ``None`` if the policy left it to a layer below."""
-        entries = self.said(name)
-        return entries[0].value if entries else UNSET
+        return next((entry.value for entry in self.said(name)), UNSET)
 
     def source(self, name: str) -> str | None:
         """The strongest source that set it, or None."""
-        entries = self.said(name)
-        return entries[0].source if entries else None
+        return next((entry.source for entry in self.said(name)), None)
 
     def reason(self, name: str) -> Sentence | None:
         """Why it has this value, with what weaker sources had asked for; None if no source set it."""
@@ -229,8 +223,7 @@ class ComponentSettings:
 
     def is_explicitly_set(self, name: str) -> bool:
         """True if a source other than the policy set it, to any value, the default included."""
-        source = self.source(name)
-        return source is not None and source != Source.POLICY
+        return self.source(name) not in (None, Source.POLICY)
 
     def explicit(self, name: str, kind: type[T]) -> T | None:
         """The value, of this type, that a source other than the policy set; None without one."""

@@ -1,15 +1,15 @@
-"""Names of components, their groups, and selectors of components in user input.
+"""Names of components, their groups and order, and selectors of components in user input.
 
 A component has one canonical name: lower case, underscores, an optional number at the end (``text_encoder_2``). The
 group depends on the name alone, so it is known before the component is loaded.
 
-Knows nothing about sizes, devices or placements.
+Knows nothing about devices or placements.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from ..errors import SettingsError
@@ -64,6 +64,16 @@ def sort_key(name: str) -> tuple[int, str, int, str]:
 def names_text(names: Iterable[str]) -> str:
     """The first twelve of the names as text, for errors."""
     return ", ".join(sorted(names, key=sort_key)[:12]) or "no component at all"
+
+
+def load_order(sizes_bytes: Mapping[str, int]) -> list[str]:
+    """Component names, largest size first, as most host memory is free at the start.
+
+    Variants of one base (`dit`, `dit_2`) are adjacent, ordered by the largest of them, the highest number first.
+    """
+    bases = {name: numbered_base(name)[0] for name in sizes_bytes}
+    largest = {base: max(size for name, size in sizes_bytes.items() if bases[name] == base) for base in bases.values()}
+    return sorted(sizes_bytes, key=lambda name: (-largest[bases[name]], bases[name], -numbered_base(name)[1]))
 
 
 def normalise_name(value: object, what: str = "a component name") -> str:

@@ -1,13 +1,8 @@
 """Places the components that no source placed, from their real sizes and the device's free bytes.
 
-Four modes. ``auto`` keeps resident what fits beside the rest and streams what does not, encoders first. ``memory``
-streams. ``speed`` is ``auto`` with less headroom, and says what it could not keep resident. ``manual`` touches nothing.
-
-What counts against the free bytes: every resident component, plus the most that the others take while one of them is
-in use, plus headroom for activations. Components that run inside each other's step (a ControlNet in the diffusion
-model's) need their room at the same time; all others take turns. A streamed diffusion model counts with all its bytes
-unless a budget was set for it: it walks its layers once per step, so what it can hold is worth more to it than to an
-encoder, which walks them once per prompt.
+``docs/policy.md`` has the modes, and what counts against the free bytes. A streamed diffusion model counts with all its
+bytes unless a budget was set for it: it walks its layers once per step, so what it can hold is worth more to it than to
+an encoder, which walks them once per prompt.
 
 A placement that was set is never changed here. Knows nothing about who set it, about selections, layers or ComfyUI.
 """
@@ -288,6 +283,5 @@ def _role(placed: Placed) -> str | None:
 
 def _gives_way_key(placed: Placed) -> tuple[int, int, int, str]:
     """Encoders, then VAE, then diffusion model; in a group the largest first, numbered variants before the base."""
-    group = group_of(placed.name)
-    rank = len(_GIVES_WAY) if group is None else _GIVES_WAY.index(group)
+    rank = _GIVES_WAY.index(group_of(placed.name))  # what is in no group was left to the app before
     return (rank, -placed.component.bytes, -numbered_base(placed.name)[1], placed.name)

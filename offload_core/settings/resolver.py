@@ -66,15 +66,11 @@ class Resolution:
     components: Mapping[str, ComponentSettings]
     notices: tuple[Notice, ...]
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the notices say, in English, without what to do."""
-        return tuple(notice.text for notice in self.notices)
-
     def to_json(self) -> dict[str, Any]:
+        """``warnings`` are what the notices say, in English, without what to do."""
         return {
             "components": {name: settings.to_json() for name, settings in self.components.items()},
-            "warnings": list(self.warnings),
+            "warnings": [notice.text for notice in self.notices],
             "notices": [notice.to_json() for notice in self.notices],
         }
 

@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offload_core.settings.groups import numbered_base
-from offload_core.settings.load_order import load_order
+from offload_core.settings.groups import load_order, numbered_base
 
 GB = 10**9
 NAMES = ("dit", "dit_2", "text_encoder", "text_encoder_2", "text_encoder_3", "vae", "image_encoder")
