@@ -1,7 +1,4 @@
-"""The errors of the core. A message says in one line what was asked, what was found and what to do.
-
-Knows nothing about how messages are shown.
-"""
+"""The errors of the core. A message says in one line what was asked, what was found and what to do."""
 
 from __future__ import annotations
 

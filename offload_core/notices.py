@@ -1,6 +1,6 @@
 """What a person may want to know of a component, and is no error: a budget cut to the device, a setting without effect.
 
-Plain data, so that what is shown, and to whom, is never decided by the wording. Knows nothing about who shows it.
+Plain data, so that what is shown, and to whom, is never decided by the wording.
 """
 
 from __future__ import annotations

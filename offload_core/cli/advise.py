@@ -1,7 +1,4 @@
-"""`python3 -m offload_core advise FILE [FILE ...] --device-gb 8`: memory and pass times of models before loading them.
-
-Knows the command's options and its table; the figures come from `adviser`.
-"""
+"""`python3 -m offload_core advise FILE [FILE ...] --device-gb 8`: memory and pass times of models before they load."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Memory and pass times of a model on a device, predicted from the headers of its files before anything is loaded.
-
-Knows nothing about how its answers are shown.
-"""
+"""Memory and pass times of a model on a device, predicted from the headers of its files before it is loaded."""
 
 from __future__ import annotations
 

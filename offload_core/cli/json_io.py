@@ -33,5 +33,4 @@ def read_json(stream: BinaryIO, what: str) -> Any:
 
 
 def write_json(value: Any) -> None:
-    """Writes one JSON value to stdout, indented."""
     print(json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False))

@@ -1,7 +1,4 @@
-"""`python3 -m offload_core plan < request.json`: one plan, as JSON or, with --text, as text.
-
-Knows the request's JSON form, schema 1, and nothing about planning.
-"""
+"""`python3 -m offload_core plan < request.json`: one plan, as JSON or, with --text, as text."""
 
 from __future__ import annotations
 

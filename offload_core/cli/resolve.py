@@ -1,6 +1,6 @@
 """``python -m offload_core resolve < request.json``: who gets which settings, from which source, and why.
 
-Knows the JSON form of requests and answers (schema 1, ``docs/policy.md``).
+The form of requests and answers, schema 1, is in ``docs/policy.md``.
 """
 
 from __future__ import annotations

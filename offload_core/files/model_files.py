@@ -1,7 +1,4 @@
-"""The tensors of model files: single files, shards and indices, in safetensors or GGUF, detected by content.
-
-Reads headers only. Knows nothing about what the tensors are for.
-"""
+"""The tensors of model files: single files, shards and indices, in safetensors or GGUF, detected by content."""
 
 from __future__ import annotations
 

@@ -81,8 +81,7 @@ PLACEMENTS: Final[tuple[str, ...]] = ("auto", "layerwise", "resident", "whole", 
 HOST_TIERS: Final[tuple[str, ...]] = ("auto", "pinned", "pageable", "mapped")
 PRECISIONS: Final[tuple[str, ...]] = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
 LORA_MODES: Final[tuple[str, ...]] = ("auto", "host", "on_arrival")
-# Of a streamed layer that a LoRA has changed: host: kept in host memory, changed once; on_arrival: changed each time it
-# arrives; auto: kept while there is host memory to spare.
+# A streamed layer that a LoRA has changed is kept in host memory, or changed on each arrival; auto: as memory allows.
 
 ALLOWED: Final[dict[str, tuple[str, ...]]] = {
     "placement": PLACEMENTS,

@@ -2,8 +2,6 @@
 
 A component has one canonical name: lower case, underscores, an optional number at the end (``text_encoder_2``). The
 group depends on the name alone, so it is known before the component is loaded.
-
-Knows nothing about devices or placements.
 """
 
 from __future__ import annotations
