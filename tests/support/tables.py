@@ -10,36 +10,29 @@ from offload_core.settings import groups, node_table, policy
 from tests.support.devkit import paths
 
 FILE = paths.ROOT / "web" / "tables.js"
-HEAD = """// Made by `python3 -m tests.support.tables` from `offload_core/settings`: change it there.
+HEAD = """// Made by `python3 -m tests.support.tables` from `offload_core/settings`, which says what they are: change it there.
 """
 
 
 def content() -> str:
     """The text of web/tables.js."""
-    nodes = {node_id: [_slot(slot) for slot in slots] for node_id, slots in node_table.NODES.items()}
     graph_settings = list(node_table.GRAPH_SETTINGS)
     tables = {
-        "NODES": ("The components that our nodes bring, in the order of their outputs, by node id", nodes),
-        "LOADER": ("The loader of a whole pipeline", node_table.LOADER),
-        "APPLY": ("The node that takes over what other nodes have loaded", node_table.APPLY),
-        "OPTIONS": ("The node whose widgets speak of other nodes' components", node_table.OPTIONS),
-        "APP_LOADERS": ("The app's loaders that an Apply node may stand behind", list(node_table.APP_LOADERS)),
-        "DECLARED_AS": ("Kinds known only from a file, and what their loader declares", node_table.DECLARED_AS),
-        "GROUPS": ("The components that options can speak of as one", list(groups.GROUPS)),
-        "COMPUTED_ON_CPU": ("The kinds that can be placed on the CPU", list(node_table.COMPUTED_ON_CPU)),
-        "CHOICES": (
-            "The settings of graph options that are words",
-            [n for n in graph_settings if not node_table.is_gb(n)],
-        ),
-        "SIZES": (
-            "The settings of graph options that are numbers of GB",
-            [n for n in graph_settings if node_table.is_gb(n)],
-        ),
-        "MODES": ("", list(policy.MODES)),
-        "PLACEMENTS": ("", list(settings.PLACEMENTS)),
-        "HOST_TIERS": ("", list(settings.HOST_TIERS)),
+        "NODES": {node_id: [_slot(slot) for slot in slots] for node_id, slots in node_table.NODES.items()},
+        "LOADER": node_table.LOADER,
+        "APPLY": node_table.APPLY,
+        "OPTIONS": node_table.OPTIONS,
+        "APP_LOADERS": list(node_table.APP_LOADERS),
+        "DECLARED_AS": node_table.DECLARED_AS,
+        "GROUPS": list(groups.GROUPS),
+        "COMPUTED_ON_CPU": list(node_table.COMPUTED_ON_CPU),
+        "CHOICES": [name for name in graph_settings if not node_table.is_gb(name)],
+        "SIZES": [name for name in graph_settings if node_table.is_gb(name)],
+        "MODES": list(policy.MODES),
+        "PLACEMENTS": list(settings.PLACEMENTS),
+        "HOST_TIERS": list(settings.HOST_TIERS),
     }
-    return HEAD + "".join(_constant(name, comment, value) for name, (comment, value) in tables.items())
+    return HEAD + "".join(_constant(name, value) for name, value in tables.items())
 
 
 def _slot(slot: node_table.Slot) -> dict:
@@ -47,11 +40,11 @@ def _slot(slot: node_table.Slot) -> dict:
     return {"kind": slot.kind, "placement": slot.widgets["placement"], **needs}
 
 
-def _constant(name: str, comment: str, value: object) -> str:
+def _constant(name: str, value: object) -> str:
     text = _one_line(value)
     if isinstance(value, dict) and len(text) > 100:
         text = "{\n" + "".join(f"  {key}: {_one_line(entry)},\n" for key, entry in value.items()) + "}"
-    return (f"/** {comment}. */\n" if comment else "") + f"export const {name} = {text};\n"
+    return f"export const {name} = {text};\n"
 
 
 def _one_line(value: object) -> str:
