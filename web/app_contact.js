@@ -2,10 +2,9 @@
 // need from this one. Draws nothing, and has no effect when it is imported.
 import { app } from '../../scripts/app.js';
 import { api } from '../../scripts/api.js';
+import { BYPASS, NEVER } from './prompt.js';
 
-const ROUTES = '/layerwise_offload';
-const EXTRA = 'layerwise_offload';
-const MESSAGES = { live: 'layerwise_offload.live', resolved: 'layerwise_offload.resolved' };
+const NAME = 'layerwise_offload'; // of our routes and messages, and of what is saved with a workflow
 const RUN_ENDS = ['execution_success', 'execution_error', 'execution_interrupted', 'reconnected'];
 
 export const register = (extension) => app.registerExtension(extension);
@@ -14,7 +13,7 @@ export const register = (extension) => app.registerExtension(extension);
 
 async function ask(path, body) {
   const request = body && { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body) };
-  const answer = await api.fetchApi(ROUTES + path, request);
+  const answer = await api.fetchApi(`/${NAME}${path}`, request);
   const content = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(content.error ?? `HTTP ${answer.status}`);
   return content;
@@ -26,19 +25,16 @@ export const fetchEvents = () => ask('/events');
 export const saveTrace = (name) => ask('/trace/save', { name });
 export const subscribe = (on) => ask('/subscribe', { client_id: api.clientId, on });
 
-/** Adds a listener for events of the app; returns the function that removes it. */
+/** Adds a listener for events of the app; returns the function that removes it, as do the three that follow. */
 function listen(names, listener) {
   for (const name of names) api.addEventListener(name, listener);
   return () => names.forEach((name) => api.removeEventListener(name, listener));
 }
 
-/** Calls `handler(content)` for every message of `kind`, `live` or `resolved`; returns the function that stops it. */
-export const onMessage = (kind, handler) => listen([MESSAGES[kind]], (event) => handler(event.detail));
-
-/** Calls `handler()` after each run, failed ones included, and after a reconnection; returns the function that stops it. */
+/** `kind`: `live` or `resolved`; `handler(content)` gets each message. */
+export const onMessage = (kind, handler) => listen([`${NAME}.${kind}`], (event) => handler(event.detail));
+/** After each run, failed ones included, and after a reconnection. */
 export const onRunEnd = (handler) => listen(RUN_ENDS, handler);
-
-/** Calls `handler()` after the user has changed the graph; returns the function that stops it. */
 export const onGraphChange = (handler) => listen(['graphChanged'], handler);
 
 // ---- the graph
@@ -47,28 +43,25 @@ const rootGraph = () => app.rootGraph ?? app.graph;
 
 /** Every node that would run, as [{id, node, graph, parent}]; `id` is in API form: `12`, in a subgraph `5:12`. */
 export function activeNodes(graph = rootGraph(), prefix = '', parent = null) {
-  const entries = [];
-  for (const node of graph?.nodes ?? []) {
-    if (node.mode === 2 || node.mode === 4) continue; // never, bypass
+  const runs = (graph?.nodes ?? []).filter(({ mode }) => mode !== NEVER && mode !== BYPASS);
+  return runs.flatMap((node) => {
     const entry = { id: `${prefix}${node.id}`, node, graph, parent };
-    entries.push(entry);
-    if (node.subgraph) entries.push(...activeNodes(node.subgraph, `${entry.id}:`, entry));
-  }
-  return entries;
+    return [entry, ...(node.subgraph ? activeNodes(node.subgraph, `${entry.id}:`, entry) : [])];
+  });
 }
 
 /** The selected items of the canvas: nodes, groups and reroute points. */
 export const selectedItems = () => [...(app.canvas?.selectedItems ?? [])];
 
-export const savedGraphOptions = () => rootGraph()?.extra?.[EXTRA] ?? null;
+export const savedGraphOptions = () => rootGraph()?.extra?.[NAME] ?? null;
 
 /** Saves the options with the workflow; null removes them from it. */
 export function writeGraphOptions(options) {
   const graph = rootGraph();
   if (!graph) return;
   graph.extra ??= {};
-  if (options) graph.extra[EXTRA] = options;
-  else delete graph.extra[EXTRA];
+  if (options) graph.extra[NAME] = options;
+  else delete graph.extra[NAME];
   markEdited();
 }
 

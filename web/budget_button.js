@@ -5,7 +5,7 @@ import { widgetOf } from './prompt.js';
 
 /**
  * Where `budget` (docs/formats.md) can be set: {widgets: [{node, widget}]}, {options: component} for the options of the
- * graph, or null. The user's settings hold for every workflow, so they are not changed: the graph's options override them.
+ * graph, also where a setting is too small, for that holds for every workflow; or null.
  */
 export function placeOf(budget, active) {
   if (!budget?.smallest_gb) return null;
@@ -28,7 +28,7 @@ export function budgetButton(say, contact) {
     root,
     update(next) {
       budget = next;
-      const place = budget && placeOf(budget, contact.activeNodes());
+      const place = placeOf(budget, contact.activeNodes());
       root.hidden = !place;
       if (!place) return;
       setText(root, say('empty.set', { size: `${budget.smallest_gb.toFixed(2)} GB` }));

@@ -1,40 +1,51 @@
 // Helpers that create and update elements. Text is never parsed as HTML. Knows nothing about the pack.
 
-/** Creates an element. `properties`: `class`, `text`, `value`, `style` (an object), `on…` listeners; the rest are attributes. */
+/** Creates an element. `properties`: `text`, `value`, `on…` listeners; the rest are attributes, none for null and false. */
 export function element(tag, properties = {}, ...children) {
   const created = document.createElement(tag);
+  created.append(...children.filter((child) => child !== null)); // first, for the value of a list is that of a child
   for (const [name, value] of Object.entries(properties)) {
     if (value === null || value === undefined || value === false) continue;
-    if (name === 'class') created.className = value;
-    else if (name === 'text') created.textContent = value;
-    else if (name === 'style') for (const [key, text] of Object.entries(value)) created.style.setProperty(key, text);
-    else if (name.startsWith('on')) created.addEventListener(name.slice(2), value);
+    if (name === 'text') created.textContent = value;
     else if (name === 'value') created.value = value;
-    else created.setAttribute(name, value === true ? '' : String(value));
+    else if (name.startsWith('on')) created.addEventListener(name.slice(2), value);
+    else created.setAttribute(name, value === true ? '' : value);
   }
-  created.append(...children.filter((child) => child !== null && child !== undefined));
   return created;
 }
 
 /** An entry of a legend: a swatch of the class `swatch`, then `content`. */
 export const legendKey = (swatch, ...content) => element('span', { class: 'lwo-key' }, element('i', { class: `lwo-swatch ${swatch}` }), ...content);
 
-/** A button with the text `text`. `properties`: as in `element`; a `class` stands beside the one of all buttons. */
-export const button = (text, { class: extra, ...properties }) =>
-  element('button', { class: extra ? `lwo-button ${extra}` : 'lwo-button', type: 'button', text, ...properties });
+/** A button. `properties`: as in `element`; a `class` stands beside the one of all buttons. */
+export const button = (text, { class: extra = '', ...properties }) =>
+  element('button', { class: `lwo-button ${extra}`, type: 'button', text, ...properties });
 
 // These write to the page only if the value differs: live updates call them for every element.
 export function setText(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
-export function setClass(target, name) {
-  if (target.className !== name) target.className = name;
+export function setAttribute(target, name, value) {
+  if (target.getAttribute(name) !== value) target.setAttribute(name, value);
 }
 
-export function setAttribute(target, name, value) {
-  if (value === null) target.removeAttribute(name);
-  else if (target.getAttribute(name) !== value) target.setAttribute(name, value);
+/**
+ * `show(entries)` fills `parent` with the root of a part {root, update} for each [key, ...data], and calls `update(...data)`.
+ * `make(...data)` makes a part; while its key is shown, it stays.
+ */
+export function keptParts(parent, make) {
+  let parts = new Map();
+  return (entries) => {
+    const next = new Map(entries.map(([key, ...data]) => [key, parts.get(key) ?? make(...data)]));
+    for (const [key, { root }] of parts) if (!next.has(key)) root.remove();
+    parts = next;
+    entries.forEach(([key, ...data], index) => {
+      const { root, update } = parts.get(key);
+      update(...data);
+      if (parent.children[index] !== root) parent.insertBefore(root, parent.children[index] ?? null);
+    });
+  };
 }
 
 /** Arrow keys, Home and End move the focus among `items()`, which are one tab stop; then `moved(item)` is called. */

@@ -9,9 +9,10 @@ export function explanations(say) {
   return {
     root,
     update(state, focusedId) {
-      const cards = state.components.map((component) => card(say, component, component.id === focusedId));
-      const others = state.bystanders.map((component) => bystander(say, component));
-      root.replaceChildren(...cards, ...others);
+      root.replaceChildren(
+        ...state.components.map((component) => explained(say, component, component.id === focusedId)),
+        ...state.bystanders.map((component) => card(component, 'lwo-bystander', {}, line('lwo-quiet', leftToApp(say, component)))),
+      );
     },
     show(id) {
       const target = [...root.children].find((child) => child.dataset.component === id);
@@ -22,69 +23,62 @@ export function explanations(say) {
   };
 }
 
-function card(say, component, isFocused) {
-  return element(
-    'article',
-    {
-      class: `lwo-card${isFocused ? ' lwo-focused' : ''}`, tabindex: -1, 'data-component': component.id,
-      'aria-label': `${component.component} ${component.model}`,
-    },
-    heading(component),
-    settingsTable(say, component),
+const line = (name, text) => element('p', { class: name, text });
+
+function card({ component, model }, name, properties, ...content) {
+  const heading = element('h3', {}, component, element('span', { class: 'lwo-model', text: model, title: model }));
+  return element('article', { class: `lwo-card ${name}`, ...properties }, heading, ...content);
+}
+
+function explained(say, component, isFocused) {
+  return card(
+    component,
+    isFocused ? 'lwo-focused' : '',
+    { tabindex: -1, 'data-component': component.id, 'aria-label': `${component.component} ${component.model}` },
+    settingsTable(say, component.settings ?? {}),
     whatIf(say, component),
-    ...noticeLines(say, component.notices, component.warnings).map((text) => element('p', { class: 'lwo-warning', text })),
+    ...noticeLines(say, component.notices, component.warnings).map((text) => line('lwo-warning', text)),
   );
 }
 
-const heading = ({ component, model }) => element('h3', {}, component, element('span', { class: 'lwo-model', text: model, title: model }));
-
-function settingsTable(say, component) {
-  const rows = Object.entries(component.settings ?? {}).map(([name, setting]) =>
+function settingsTable(say, settings) {
+  const rows = Object.entries(settings).map(([name, { value, source, why, reason }]) =>
     element(
       'tr',
       {},
       element('th', { scope: 'row', text: say(`setting.${name}`) }),
-      element('td', { class: 'lwo-value', text: settingValue(name, setting.value) }),
-      element('td', {}, element('span', { class: `lwo-source lwo-by-${setting.source}`, text: say(`source.${setting.source}`) })),
-      element('td', { class: 'lwo-reason', text: sentence(say, setting.why, setting.reason) }),
+      element('td', { class: 'lwo-value', text: settingValue(name, value) }),
+      element('td', {}, element('span', { class: `lwo-source lwo-by-${source}`, text: say(`source.${source}`) })),
+      element('td', { class: 'lwo-reason', text: sentence(say, why, reason) }),
     ),
   );
   const heads = ['setting', 'value', 'who', 'why'].map((name) => element('th', { scope: 'col', text: say(`explain.${name}`) }));
   return element('table', { class: 'lwo-settings' }, element('thead', {}, element('tr', {}, ...heads)), element('tbody', {}, ...rows));
 }
 
+/** A pass by the times that are known now; null if the report does not say: its plan may be older than the times. */
+const passNow = (component) => component.what_if?.find((budget) => budget.delta_bytes === 0)?.pass_ns ?? null;
+const signed = (value, unit) => `${value > 0 ? '+' : '−'}${Math.abs(value)} ${unit}`;
+
 /** What the simulator makes of a budget of a GB more and of a GB less, against what it makes of this one (delta 0). */
 export function whatIfLines(say, component) {
   const now = passNow(component);
   return (component.what_if ?? []).filter((budget) => budget.delta_bytes !== 0).map((budget) => {
-    const delta = `${budget.delta_bytes > 0 ? '+' : '−'}${Math.abs(budget.delta_bytes / GB)} GB`;
+    const delta = signed(budget.delta_bytes / GB, 'GB');
     if (budget.error) return { delta, text: budget.error, bad: true };
-    const pass = duration(budget.pass_ns);
-    const change = now === null ? null : Math.round((100 * (budget.pass_ns - now)) / now);
-    const comparison = change === null ? '' : change === 0 ? say('explain.same') : `${change > 0 ? '+' : '−'}${Math.abs(change)} %`;
-    return { delta, text: say('explain.what_if', { pass, change: comparison && ` (${comparison})`, resident: budget.resident_layers }), bad: false };
+    const percent = Math.round((100 * (budget.pass_ns - now)) / now);
+    const change = now === null ? '' : ` (${percent === 0 ? say('explain.same') : signed(percent, '%')})`;
+    return { delta, text: say('explain.what_if', { pass: duration(budget.pass_ns), change, resident: budget.resident_layers }), bad: false };
   });
 }
-
-/** A pass by the times that are known now; null if the report does not say: its plan may be older than the times. */
-const passNow = (component) => component.what_if?.find((budget) => budget.delta_bytes === 0)?.pass_ns ?? null;
 
 function whatIf(say, component) {
   const lines = whatIfLines(say, component);
   if (!lines.length) return null;
   const now = passNow(component);
-  const rows = lines.map((line) => element('li', { class: line.bad ? 'lwo-quiet' : '' }, element('b', { text: line.delta }), ' ', line.text));
+  const rows = lines.map(({ delta, text, bad }) => element('li', { class: bad && 'lwo-quiet' }, element('b', { text: delta }), ' ', text));
   const title = say(now === null ? 'explain.budget_only' : 'explain.budget', { budget: bytes(component.budget_bytes), pass: duration(now) });
   return element('div', { class: 'lwo-what-if' }, element('p', { text: title }), element('ul', {}, ...rows));
-}
-
-function bystander(say, component) {
-  return element(
-    'article',
-    { class: 'lwo-card lwo-bystander' },
-    heading(component),
-    element('p', { class: 'lwo-quiet', text: leftToApp(say, component) }),
-  );
 }
 
 /** Why a component is left to the app, in one line. */

@@ -2,34 +2,25 @@
 
 export const GB = 1e9;
 export const UNKNOWN = '–';
+const { MIN_VALUE } = Number;
 
-/** Bytes as GB, or as MB below 0.1 GB; `UNKNOWN` for null. */
-export function bytes(value) {
+/** A formatter by `steps`, [least size, unit, divisor, decimal places] from large to small; `UNKNOWN` for what is no number. */
+const formatter = (...steps) => (value) => {
   if (!Number.isFinite(value)) return UNKNOWN;
-  const size = Math.abs(value);
-  if (size >= 0.0995 * GB) return `${(value / GB).toFixed(size >= 99.5 * GB ? 0 : size >= 9.95 * GB ? 1 : 2)} GB`;
-  return `${(value / 1e6).toFixed(size !== 0 && size < 9.95e6 ? 1 : 0)} MB`;
-}
+  const [, unit, divisor, places] = steps.find(([least]) => Math.abs(value) >= least);
+  return `${(value / divisor).toFixed(places)} ${unit}`;
+};
 
-export function rate(bytesPerSecond) {
-  return Number.isFinite(bytesPerSecond) ? `${(bytesPerSecond / GB).toFixed(bytesPerSecond >= 9.95 * GB ? 1 : 2)} GB/s` : UNKNOWN;
-}
+export const bytes = formatter(
+  [99.5 * GB, 'GB', GB, 0], [9.95 * GB, 'GB', GB, 1], [0.0995 * GB, 'GB', GB, 2],
+  [9.95e6, 'MB', 1e6, 0], [MIN_VALUE, 'MB', 1e6, 1], [0, 'MB', 1e6, 0],
+);
+/** Of bytes per second. */
+export const rate = formatter([9.95 * GB, 'GB/s', GB, 1], [0, 'GB/s', GB, 2]);
+/** Of a value that is in percent already. */
+export const percent = formatter([9.95, '%', 1, 0], [MIN_VALUE, '%', 1, 1], [0, '%', 1, 0]);
+/** Of nanoseconds. */
+export const duration = formatter([1e9, 's', 1e9, 2], [9.95e6, 'ms', 1e6, 0], [0, 'ms', 1e6, 2]);
 
-/** `value` is in percent. */
-export function percent(value) {
-  if (!Number.isFinite(value)) return UNKNOWN;
-  return `${value.toFixed(value !== 0 && Math.abs(value) < 9.95 ? 1 : 0)} %`;
-}
-
-export function duration(nanoseconds) {
-  if (!Number.isFinite(nanoseconds)) return UNKNOWN;
-  const milliseconds = nanoseconds / 1e6;
-  if (milliseconds >= 1000) return `${(milliseconds / 1000).toFixed(2)} s`;
-  return `${milliseconds.toFixed(milliseconds >= 9.95 ? 0 : 2)} ms`;
-}
-
-/** A setting's value as text: bytes as GB, `UNKNOWN` if it is left to the planner. */
-export function settingValue(name, value) {
-  if (value === null || value === undefined) return UNKNOWN;
-  return name.endsWith('_bytes') && Number.isFinite(value) ? bytes(value) : String(value);
-}
+/** A setting's value as text; `UNKNOWN` if it is left to the planner. */
+export const settingValue = (name, value) => (name.endsWith('_bytes') ? bytes(value) : String(value ?? UNKNOWN));

@@ -1,8 +1,6 @@
-// The options of a graph and the user's defaults as plain data, and the text in which our nodes send them to the server:
-//   {"schema": 1, "graph": {"mode", "components": {selector: {placement, budget_gb, ring_gb, lora_mode,
-//                                                    host_tier, pin_budget_gb}}},
-//    "settings": {same}}
-// Unset values (`auto` and 0) are left out. Pure.
+// The options of a graph and the user's defaults as plain data, and the text in which our nodes send them to the server
+// (docs/formats.md). Unset values (`auto` and 0) are left out. Pure.
+import { widgetNamed } from './model.js';
 import { CHOICES, SIZES } from './tables.js';
 
 export const SCHEMA = 1;
@@ -33,11 +31,9 @@ export function changed(options, selector, name, value) {
 
 /** The value of the nodes' `graph_options` input; '' if all is unset. Sorted keys let equal options hit the app's cache. */
 export function optionsText(graph, settings) {
-  const parts = { graph: withoutUnset(graph), settings: withoutUnset(settings) };
-  if (!parts.graph && !parts.settings) return '';
-  const content = { schema: SCHEMA };
-  for (const [name, options] of Object.entries(parts)) if (options) content[name] = sorted(options);
-  return JSON.stringify(content);
+  const parts = Object.entries({ graph, settings }).map(([name, options]) => [name, sorted(withoutUnset(options))]);
+  const set = parts.filter(([, options]) => options);
+  return set.length ? JSON.stringify({ schema: SCHEMA, ...Object.fromEntries(set) }) : '';
 }
 
 /** The graph's options in a text of `optionsText`; null if there are none, or if it is not JSON. */
@@ -49,16 +45,11 @@ export function graphPart(text) {
   }
 }
 
-/**
- * The graph's options in the first of our nodes that carries some, as after a workflow in API form was loaded; null if none
- * does. `active`: [{node}].
- */
+/** The graph's options in the first node of `active` that carries some, as after a workflow in API form was loaded, or null. */
 export function carriedPart(active) {
-  for (const { node } of active) {
-    const part = graphPart(node.widgets?.find((widget) => widget.name === 'graph_options')?.value);
-    if (part) return { schema: SCHEMA, ...part };
-  }
-  return null;
+  const texts = active.map(({ node }) => widgetNamed(node, 'graph_options')?.value);
+  const part = texts.map(graphPart).find(Boolean);
+  return part ? { schema: SCHEMA, ...part } : null;
 }
 
 /** A copy of a JSON value with the keys of every object in alphabetical order. */

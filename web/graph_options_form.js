@@ -1,12 +1,16 @@
-// The form for the options of a graph: its mode, and for each component the placement, the budget, the ring, and the host
-// tier and page-locked memory of streamed layers.
+// The form for the options of a graph: its mode, and for each component a row of its settings.
 import { button, element } from './dom.js';
 import { changed, withoutUnset } from './graph_options.js';
 import { HOST_TIERS, MODES, PLACEMENTS } from './tables.js';
 
-// The setting of each column, and its key in words/; the values of those that are chosen from a list.
-const CHOSEN = { placement: PLACEMENTS, host_tier: HOST_TIERS };
-const COLUMNS = { placement: 'placement', budget_gb: 'budget', ring_gb: 'ring', host_tier: 'host', pin_budget_gb: 'pins' };
+// The settings by column: the key in words/, the values of one that is chosen from a list, and whether the heading has a tooltip.
+const COLUMNS = {
+  placement: { word: 'placement', values: PLACEMENTS },
+  budget_gb: { word: 'budget' },
+  ring_gb: { word: 'ring' },
+  host_tier: { word: 'host', values: HOST_TIERS, hasTip: true },
+  pin_budget_gb: { word: 'pins', hasTip: true },
+};
 
 /**
  * `update(options, names)` draws the form for the components `names` of the graph, and for those that only the options name:
@@ -15,72 +19,57 @@ const COLUMNS = { placement: 'placement', budget_gb: 'budget', ring_gb: 'ring', 
 export function graphOptionsForm(say, save) {
   const root = element('div', { class: 'lwo-form' });
   let drawn = '';
-  let options = null;
-  return {
-    root,
-    update(saved, names) {
-      const current = JSON.stringify([saved, names]);
-      if (current === drawn) return; // the input that the user types in keeps the focus
-      drawn = current;
-      options = saved;
-      const clear = button(say('form.clear'), { onclick: () => (keep(null), this.update(null, names)) });
-      const keep = (next) => {
-        options = next;
-        drawn = next ? JSON.stringify([next, names]) : '';
-        clear.hidden = !withoutUnset(next);
-        save(next);
-      };
-      clear.hidden = !withoutUnset(options);
-      root.replaceChildren(...content(say, saved, names, (...change) => keep(changed(options, ...change)), clear));
-    },
+  const update = (saved, names) => {
+    const textOf = (options) => JSON.stringify([options, names]);
+    if (textOf(saved) === drawn) return; // the input that the user types in keeps the focus
+    drawn = textOf(saved);
+    let options = saved;
+    const keep = (next) => {
+      options = next;
+      drawn = next ? textOf(next) : '';
+      clear.hidden = !withoutUnset(next);
+      save(next);
+    };
+    const clear = button(say('form.clear'), { hidden: !withoutUnset(saved), onclick: () => (keep(null), update(null, names)) });
+    root.replaceChildren(...content(say, saved, names, (...change) => keep(changed(options, ...change)), clear));
   };
+  return { root, update };
 }
 
 function content(say, options, names, set, clear) {
   const unknown = Object.keys(options?.components ?? {}).filter((name) => !names.includes(name) && !['all', 'default'].includes(name));
-  const rows = [...names, ...unknown, 'all'];
-  const mode = choice(say('form.mode'), MODES, options?.mode ?? 'auto', (value) => set(null, 'mode', value));
+  const columns = Object.entries(COLUMNS).map(([name, { word, values, hasTip }]) =>
+    ({ name, values, text: say(`form.${word}`), title: hasTip ? say(`form.${word}.tip`) : null }));
+  const heads = [{ text: say('form.component') }, ...columns].map(({ text, title }) => element('th', { scope: 'col', text, title }));
+  const rows = [...names, ...unknown, 'all'].map((name) => row(say, columns, name, options?.components?.[name], unknown.includes(name), set));
+  const mode = choice(options?.mode, (value) => set(null, 'mode', value), { 'aria-label': say('form.mode') }, MODES);
   return [
     element('p', { class: 'lwo-quiet', text: say('form.help') }),
     element('div', { class: 'lwo-form-mode' }, element('label', {}, element('span', { text: say('form.mode') }), mode), clear),
-    element(
-      'table',
-      { class: 'lwo-options' },
-      element('thead', {}, element('tr', {}, element('th', { scope: 'col', text: say('form.component') }), ...Object.keys(COLUMNS).map((name) => element('th', { scope: 'col', text: say(`form.${COLUMNS[name]}`), title: tip(say, name) })))),
-      element('tbody', {}, ...rows.map((name) => row(say, name, options?.components?.[name], unknown.includes(name), set))),
-    ),
+    element('table', { class: 'lwo-options' }, element('thead', {}, element('tr', {}, ...heads)), element('tbody', {}, ...rows)),
   ];
 }
 
-function row(say, selector, settings, isUnknown, set) {
+function row(say, columns, selector, settings, isUnknown, set) {
   const label = selector === 'all' ? say('form.all') : selector;
-  const nameOf = (name) => `${label}: ${say(`form.${COLUMNS[name]}`)}`;
-  const number = (name) =>
-    element('input', {
-      type: 'number', min: 0, max: 1024, step: 0.01, placeholder: 'auto', value: settings?.[name] || '',
-      'aria-label': nameOf(name), title: tip(say, name),
-      onchange: (event) => event.target.reportValidity() && set(selector, name, Number(event.target.value)),
-      onkeydown: (event) => event.stopPropagation(), // the app's shortcuts
-    });
-  const select = (name) => choice(nameOf(name), CHOSEN[name], settings?.[name] ?? 'auto', (value) => set(selector, name, value), tip(say, name));
   const note = isUnknown ? element('span', { class: 'lwo-warning', text: say('form.unknown') }) : null;
-  return element(
-    'tr',
-    { 'data-selector': selector },
-    element('th', { scope: 'row' }, label, note),
-    ...Object.keys(COLUMNS).map((name) => element('td', {}, name in CHOSEN ? select(name) : number(name))),
-  );
+  const cells = columns.map(({ name, values, text, title }) => {
+    const input = values ? choice : size;
+    const properties = { 'aria-label': `${label}: ${text}`, title };
+    return element('td', {}, input(settings?.[name], (value) => set(selector, name, value), properties, values));
+  });
+  return element('tr', { 'data-selector': selector }, element('th', { scope: 'row' }, label, note), ...cells);
 }
 
-/** The tooltip of a column whose heading needs an explanation; null for the others. */
-const tip = (say, name) => (['host_tier', 'pin_budget_gb'].includes(name) ? say(`form.${COLUMNS[name]}.tip`) : null);
+const onkeydown = (event) => event.stopPropagation(); // the app's shortcuts
 
-function choice(label, values, value, onChoice, title = null) {
-  const select = element(
-    'select',
-    { 'aria-label': label, title, onchange: (event) => onChoice(event.target.value), onkeydown: (event) => event.stopPropagation() },
-    ...values.map((text) => element('option', { value: text, text })),
-  );
-  select.value = value;
-  return select;
+function choice(value, set, properties, values) {
+  const options = values.map((text) => element('option', { value: text, text }));
+  return element('select', { ...properties, value: value ?? 'auto', onkeydown, onchange: ({ target }) => set(target.value) }, ...options);
+}
+
+function size(value, set, properties) {
+  const onchange = ({ target }) => target.reportValidity() && set(Number(target.value));
+  const limits = { type: 'number', min: 0, max: 1024, step: 0.01, placeholder: 'auto' };
+  return element('input', { ...properties, ...limits, value: value || '', onkeydown, onchange });
 }

@@ -1,5 +1,6 @@
 // Registers the pack's extension with the app: the panel, the settings, the command, and the texts on our nodes.
 import * as app_contact from './app_contact.js';
+import { element } from './dom.js';
 import { SCHEMA, carriedPart } from './graph_options.js';
 import { nodeWidgets } from './node_widgets.js';
 import { createPanel } from './panel.js';
@@ -38,10 +39,7 @@ contact.register({
   commands: [{ id: EXPLAIN, label: 'Layerwise Offload: explain placement', icon: 'pi pi-info-circle', function: explainPlacement }],
   bottomPanelTabs: [{ id: PANEL, title: 'Layerwise Offload', type: 'custom', render: (place) => panel.mount(place), destroy: () => panel.unmount() }],
   async init() {
-    const link = document.createElement('link');
-    link.rel = 'stylesheet';
-    link.href = new URL('layerwise_offload.css', import.meta.url).href;
-    document.head.append(link);
+    document.head.append(element('link', { rel: 'stylesheet', href: new URL('layerwise_offload.css', import.meta.url) }));
   },
   async setup() {
     await nodes.ready();

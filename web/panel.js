@@ -14,28 +14,30 @@ import { defaultOptions } from './settings.js';
 import { LOADER } from './tables.js';
 import { timeline } from './timeline.js';
 
-const VIEWS = ['overview', 'explain', 'options'];
 const SETTLED_MS = 300; // without a change of the graph before its plan is fetched
 
 /** A panel that can be mounted and unmounted repeatedly; its state is kept in between. */
 export function createPanel(contact) {
   let state = emptyState();
-  let chosenId = null;
-  let view = 'overview';
+  const shown = { chosenId: null, view: 'overview' };
   let mounted = null;
   const failing = new Set(); // requests whose last attempt failed; the panel's head shows the error
   let plannedText = null; // the prompt of `state.ahead` as text
-  const redraw = () => mounted?.draw(true);
+  const redraw = (live = false) => mounted?.draw(state, shown.view, focused(state, shown.chosenId), live);
+  const show = (change) => {
+    Object.assign(shown, change);
+    redraw();
+  };
   /** Puts what `fetchContent` answers into the state as it is then, by `change(state, content)`. */
   const attempt = async (request, fetchContent, change) => {
     try {
       const content = await fetchContent();
       state = change(state, content);
       redraw();
-      if (failing.delete(request) && !failing.size) mounted?.page.tell('');
+      if (failing.delete(request) && !failing.size) mounted?.tell('');
     } catch (error) {
       failing.add(request);
-      mounted?.page.tell(error.message);
+      mounted?.tell(error.message);
     }
   };
   const refresh = () => attempt('report', contact.fetchReport, withReport);
@@ -47,32 +49,22 @@ export function createPanel(contact) {
     plannedText = text;
     return { text, ahead: prompt && (await contact.fetchAhead(prompt)) };
   }, (current, planned) => (planned && plannedText === planned.text ? withAhead(current, planned.ahead) : current)); // else a later request has been sent
+  const renew = () => Promise.all([refresh(), lookAhead(true)]);
+  const onLive = (message) => {
+    state = withLive(state, message);
+    redraw(true);
+    if (state.stale) refresh();
+  };
   const panel = {
     async mount(place) {
       panel.unmount();
-      const say = await contact.words();
-      const actions = {
-        choose: (id) => {
-          chosenId = id;
-          redraw();
-        },
-        view: (name) => {
-          view = name;
-          redraw();
-        },
-      };
-      const page = buildPage(say, contact, actions);
+      const page = buildPage(await contact.words(), contact, show);
       place.style.height = '100%'; // the panel scrolls, not the app's tabs with it
       place.replaceChildren(page.root);
-      const draw = (all) => page.draw(state, view, focused(state, chosenId), all);
-      const stopListening = listen(contact, place, (message) => {
-        state = withLive(state, message);
-        draw(false);
-        if (state.stale) refresh();
-      }, () => Promise.all([refresh(), lookAhead(true)]), () => lookAhead(), panel.unmount);
-      mounted = { draw, page, stop: () => (stopListening(), page.close()) };
-      draw(true);
-      await Promise.all([refresh(), lookAhead(true), lookBack()]);
+      const stopListening = listen(contact, place, { live: onLive, ran: renew, changed: lookAhead, gone: panel.unmount });
+      mounted = { ...page, stop: () => (stopListening(), page.close()) };
+      redraw();
+      await Promise.all([renew(), lookBack()]);
     },
     unmount() {
       mounted?.stop();
@@ -80,19 +72,16 @@ export function createPanel(contact) {
     },
     /** After a change of the graph: redraws, and fetches the plan again. */
     graphChanged() {
-      if (!mounted) return;
-      mounted.draw(true);
-      lookAhead();
+      redraw();
+      if (mounted) lookAhead();
     },
     /** Shows the reasons for the component, loaded or planned, of the node `id`; returns false if it has none. */
     async explain(id) {
       await Promise.all([refresh(), lookAhead()]);
       const component = state.components.find((candidate) => isOfNode(candidate, id));
       if (!component && !state.bystanders.some((bystander) => isOfNode(bystander, id))) return false;
-      chosenId = component?.id ?? chosenId;
-      view = 'explain';
-      redraw();
-      mounted?.page.showExplained(component?.id);
+      show({ chosenId: component?.id ?? shown.chosenId, view: 'explain' });
+      mounted?.showExplained(component?.id);
       return true;
     },
   };
@@ -100,10 +89,10 @@ export function createPanel(contact) {
 }
 
 /**
- * Calls `live(message)` while the page is visible, `refresh()` after each run, `lookAhead()` after changes of the graph, and
- * `gone()` once `place` has left the page. Returns the function that stops all of it.
+ * Calls `live(message)` while the page is visible, `ran()` after each run, `changed()` after changes of the graph, and `gone()`
+ * once `place` has left the page. Returns the function that stops all of it.
  */
-function listen(contact, place, live, refresh, lookAhead, gone) {
+function listen(contact, place, { live, ran, changed, gone }) {
   let on = false;
   let timer = null;
   const set = (wanted) => {
@@ -117,11 +106,11 @@ function listen(contact, place, live, refresh, lookAhead, gone) {
     contact.onRunEnd(() => {
       on = false; // a reconnection ends the server's subscription
       visible();
-      refresh();
+      ran();
     }),
     contact.onGraphChange(() => {
       clearTimeout(timer);
-      timer = setTimeout(lookAhead, SETTLED_MS);
+      timer = setTimeout(changed, SETTLED_MS);
     }),
   ];
   document.addEventListener('visibilitychange', visible);
@@ -134,60 +123,64 @@ function listen(contact, place, live, refresh, lookAhead, gone) {
   };
 }
 
-function buildPage(say, contact, actions) {
+function buildPage(say, contact, show) {
   const status = element('span', { class: 'lwo-told', role: 'status' });
   const tell = (text) => setText(status, text);
-  const tabs = VIEWS.map((name) => element('button', { class: 'lwo-tab', type: 'button', role: 'tab', id: `lwo-tab-${name}`, 'aria-controls': `lwo-view-${name}`, text: say(`view.${name}`), onclick: () => actions.view(name) }));
+  const memory = memoryBars(say);
+  const numbers = numberTiles(say);
+  const map = placementMap(say, (chosenId) => show({ chosenId }));
+  const overlap = timeline(say);
+  const reasons = explanations(say);
+  const form = graphOptionsForm(say, contact.writeGraphOptions);
+  const top = element('div', { class: 'lwo-top' }, numbers.root, memory.root);
+  const overview = element('div', { class: 'lwo-overview' }, top, map.root, overlap.root);
+  const views = Object.entries({ overview, explain: reasons.root, options: form.root }).map(([name, content]) => {
+    const ids = { tab: `lwo-tab-${name}`, body: `lwo-view-${name}` };
+    const tab = { class: 'lwo-tab', type: 'button', role: 'tab', id: ids.tab, 'aria-controls': ids.body, text: say(`view.${name}`) };
+    const body = { role: 'tabpanel', id: ids.body, 'aria-labelledby': ids.tab, tabindex: 0 };
+    return { name, tab: element('button', { ...tab, onclick: () => show({ view: name }) }), body: element('div', body, content) };
+  });
+  const tabs = views.map(({ tab }) => tab);
   const list = element('div', { class: 'lwo-tabs', role: 'tablist', 'aria-label': 'Layerwise Offload' }, ...tabs);
   rovingFocus(list, () => tabs, (tab) => tab.click());
   const save = button(say('trace.save'), { title: say('trace.tip'), onclick: () => saveTrace(say, contact, tell) });
-  const memory = memoryBars(say);
-  const numbers = numberTiles(say);
-  const map = placementMap(say, actions.choose);
-  const overlap = timeline(say);
-  const reasons = explanations(say);
-  const form = graphOptionsForm(say, (options) => contact.writeGraphOptions(options));
-  const empty = emptyView(say, contact);
+  const head = element('div', { class: 'lwo-head' }, list, status, save);
   const problem = element('p', { role: 'status' });
   const setBudget = budgetButton(say, contact);
-  const refused = element('div', { class: 'lwo-refused', hidden: true }, problem, setBudget.root);
-  const overview = element('div', { class: 'lwo-overview' }, element('div', { class: 'lwo-top' }, numbers.root, memory.root), map.root, overlap.root);
-  const views = { overview, explain: reasons.root, options: form.root };
-  const bodies = VIEWS.map((name) => element('div', { class: 'lwo-view', role: 'tabpanel', id: `lwo-view-${name}`, 'aria-labelledby': `lwo-tab-${name}`, tabindex: 0 }, views[name]));
-  const root = element('div', { class: 'lwo-panel' }, element('div', { class: 'lwo-head' }, list, status, save), refused, ...bodies, empty.root);
+  const refused = element('div', { class: 'lwo-refused' }, problem, setBudget.root);
+  const empty = emptyView(say, contact);
+  const root = element('div', { class: 'lwo-panel' }, head, refused, ...views.map(({ body }) => body), empty.root);
 
-  function draw(state, view, component, all) {
-    const isEmpty = state.known && !state.components.length && !(view === 'explain' && state.bystanders.length);
-    VIEWS.forEach((name, index) => {
-      tabs[index].setAttribute('aria-selected', String(name === view));
-      tabs[index].tabIndex = name === view ? 0 : -1;
-      bodies[index].hidden = name !== view || (isEmpty && name !== 'options');
-    });
-    empty.root.hidden = !(isEmpty && view !== 'options');
-    refused.hidden = !state.problem || !empty.root.hidden;
+  function draw(state, view, component, live) {
+    const isEmpty = view !== 'options' && state.known && !state.components.length && !(view === 'explain' && state.bystanders.length);
+    for (const { name, tab, body } of views) {
+      tab.setAttribute('aria-selected', String(name === view));
+      tab.tabIndex = name === view ? 0 : -1;
+      body.hidden = name !== view || isEmpty;
+    }
+    empty.root.hidden = !isEmpty;
+    refused.hidden = !state.problem || isEmpty;
     setText(problem, state.problem ? `${say('empty.problem')}: ${state.problem}` : '');
     setBudget.update(state.budget);
     save.disabled = !state.components.some(({ planned }) => !planned);
-    if (!empty.root.hidden) empty.update(state);
+    if (isEmpty) empty.update(state);
     if (view === 'overview') {
       memory.update(state, component);
       numbers.update(component);
       map.update(state, component?.id);
       overlap.update(state, component);
-    } else if (all && view === 'explain') reasons.update(state, component?.id);
-    else if (all) form.update(contact.readGraphOptions(), componentNames(contact.activeNodes()));
+    } else if (live) return;
+    else if (view === 'explain') reasons.update(state, component?.id);
+    else form.update(contact.readGraphOptions(), componentNames(contact.activeNodes()));
   }
-  return { root, draw, tell, showExplained: (id) => reasons.show(id), close: overlap.close };
+  return { root, draw, tell, showExplained: reasons.show, close: overlap.close };
 }
 
 async function saveTrace(say, contact, tell) {
   tell('');
-  try {
-    const name = `trace-${new Date().toISOString().slice(0, 19).replace(/[:T]/g, '-')}`;
-    tell(say('trace.saved', { file: (await contact.saveTrace(name)).file }));
-  } catch (error) {
-    tell(say('trace.failed', { error: error.message }));
-  }
+  const name = `trace-${new Date().toISOString().slice(0, 19).replace(/[:T]/g, '-')}`;
+  const saved = ({ file }) => tell(say('trace.saved', { file }));
+  await contact.saveTrace(name).then(saved, (error) => tell(say('trace.failed', { error: error.message })));
 }
 
 /** What the panel shows while there is no component: what to do next, depending on the graph. */
@@ -197,22 +190,22 @@ function emptyView(say, contact) {
   const setBudget = budgetButton(say, contact);
   const list = element('ul', { class: 'lwo-asked' });
   const add = button(say('empty.add'), { class: 'lwo-primary', onclick: () => (contact.addNode(LOADER), contact.graphChanged()) });
+  const item = (name, content) => element('li', {}, element('b', { text: name }), ' ', content);
   return {
     root: element('div', { class: 'lwo-empty' }, title, text, setBudget.root, list, add),
-    update(state) {
-      const active = contact.activeNodes().filter(({ node }) => isOurs(node));
-      const ready = active.length > 0;
-      const names = componentNames(active);
-      const problem = ready ? state.problem : null;
-      text.classList.toggle('lwo-problem', !!problem);
-      setText(title, say(problem ? 'empty.problem' : ready ? 'empty.ready' : 'empty.title'));
-      setBudget.update(ready ? state.budget : null);
-      setText(text, problem ?? say(ready ? 'empty.ready_text' : 'empty.text'));
+    update({ problem, budget, bystanders }) {
+      const active = contact.activeNodes();
+      const ready = active.some(({ node }) => isOurs(node));
+      const refusal = ready ? problem : null;
+      text.classList.toggle('lwo-problem', !!refusal);
+      setText(title, say(refusal ? 'empty.problem' : ready ? 'empty.ready' : 'empty.title'));
+      setText(text, refusal ?? say(ready ? 'empty.ready_text' : 'empty.text'));
+      setBudget.update(ready ? budget : null);
       const options = withoutUnset(contact.readGraphOptions())?.components ?? {};
-      list.hidden = !!problem;
+      list.hidden = !!refusal;
       list.replaceChildren(
-        ...(ready && !problem ? names : []).map((name) => element('li', {}, element('b', { text: name }), ' ', options[name]?.placement ?? say('empty.decided'))),
-        ...state.bystanders.map((bystander) => element('li', {}, element('b', { text: bystander.component }), ` ${leftToApp(say, bystander)}`)),
+        ...componentNames(active).map((name) => item(name, options[name]?.placement ?? say('empty.decided'))),
+        ...bystanders.map((bystander) => item(bystander.component, leftToApp(say, bystander))),
       );
       add.hidden = ready;
     },

@@ -1,17 +1,16 @@
 // The part of a graph that determines which files our nodes will load, as a prompt in API form. The app is not asked for the
 // prompt: making one may draw seeds or upload images, which an open panel must not cause. Pure.
-import { isOurs, typeOf } from './model.js';
+import { isOurs, typeOf, widgetNamed } from './model.js';
 import { APP_LOADERS, OPTIONS } from './tables.js';
 
 const CONSTANTS = ['PrimitiveInt', 'PrimitiveFloat', 'PrimitiveString', 'PrimitiveStringMultiline', 'PrimitiveBoolean'];
-const NEVER = 2, BYPASS = 4; // values of a node's `mode`
+export const NEVER = 2, BYPASS = 4; // values of a node's `mode`
 const FROM_OUTSIDE = '-10'; // origin_id of links from a subgraph's own inputs; a number in older frontends
 const MAX_STEPS = 200; // of one connection, through nodes that are not in the prompt
 
 /**
- * The prompt for `active` ([{id, node, graph, parent}], every node that would run); null if none of them is ours. It has the
- * links of all nodes, resolved as the app resolves them (through reroutes, bypassed nodes, subgraphs and constants), but widget
- * values only of our nodes and of the app's loaders. `graphOptions`: the value of our nodes' `graph_options`.
+ * The prompt for `active` ([{id, node, graph, parent}]); null if none of them is ours. Links are resolved as the app resolves
+ * them; widget values are only those of our nodes and the app's loaders. `graphOptions`: the value of our nodes' input.
  */
 export function promptOf(active, graphOptions = '') {
   if (!active.some(({ node }) => isOurs(node))) return null;
@@ -38,13 +37,9 @@ export function promptOf(active, graphOptions = '') {
 }
 
 const isPlain = (value) => ['string', 'number', 'boolean'].includes(typeof value);
-const widgetNamed = (node, name) => node.widgets?.find((widget) => widget.name === name);
 const valueIn = (node, widget) => ({ value: widget?.value, node, widget });
 
-/**
- * The widget that sets the input `name` of the node `id`: {node, widget}, of another node if the value comes from a constant
- * or from the surrounding subgraph; null if no widget sets it.
- */
+/** The widget that sets the input `name` of the node `id`, be it a constant's or a subgraph's: {node, widget}; null without one. */
 export function widgetOf(active, id, name) {
   const entry = active.find((candidate) => candidate.id === String(id));
   if (!entry) return null;

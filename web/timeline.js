@@ -10,21 +10,17 @@ const HEIGHT = 2 * LANE + GAP + AXIS;
 
 /** The canvas with its legend and totals; `update(state, component)` draws. Redraws when the width changes. */
 export function timeline(say) {
+  const title = say('timeline.title');
   const canvas = element('canvas', { class: 'lwo-canvas', role: 'img' });
   const summary = element('span', { class: 'lwo-summary' });
   const keys = ['copy', 'visit', 'stall'].map((kind) => legendKey(`lwo-${kind}`, say(`timeline.${kind}`)));
+  const head = element('div', { class: 'lwo-section-head' }, element('h3', { text: title }), element('div', { class: 'lwo-keys' }, ...keys), summary);
+  const lanes = ['copy', 'visit'].map((kind) => element('span', { text: say(`timeline.${kind}`) }));
+  const frame = element('div', { class: 'lwo-timeline-frame' }, element('div', { class: 'lwo-lanes', 'aria-hidden': 'true' }, ...lanes), canvas);
   const empty = element('p', { class: 'lwo-quiet', text: say('timeline.empty') });
-  const lanes = element('div', { class: 'lwo-lanes', 'aria-hidden': 'true' }, element('span', { text: say('timeline.copy') }), element('span', { text: say('timeline.visit') }));
-  const frame = element('div', { class: 'lwo-timeline-frame' }, lanes, canvas);
-  const root = element(
-    'section',
-    { class: 'lwo-timeline', 'aria-label': say('timeline.title') },
-    element('div', { class: 'lwo-section-head' }, element('h3', { text: say('timeline.title') }), element('div', { class: 'lwo-keys' }, ...keys), summary),
-    frame,
-    empty,
-  );
+  const root = element('section', { class: 'lwo-timeline', 'aria-label': title }, head, frame, empty);
   let last = null;
-  const draw = () => last && paint(canvas, last, colours(root));
+  const draw = () => last && paint(canvas, last, getComputedStyle(root));
   const observer = new ResizeObserver(draw);
   observer.observe(frame);
   return {
@@ -35,7 +31,7 @@ export function timeline(say) {
       empty.hidden = !!last;
       const text = last ? totals(say, last, component.planned ? 'timeline.planned' : 'timeline.totals') : '';
       setText(summary, text);
-      setAttribute(canvas, 'aria-label', `${say('timeline.title')}: ${component?.component ?? ''} ${text}`);
+      setAttribute(canvas, 'aria-label', `${title}: ${component?.component ?? ''} ${text}`);
       draw();
     },
     close: () => observer.disconnect(),
@@ -47,14 +43,8 @@ function totals(say, { events, start_ns, end_ns }, key) {
   return say(key, { span: duration(end_ns - start_ns), copy: duration(sum('copy')), stall: duration(sum('stall')) });
 }
 
-function colours(root) {
-  const style = getComputedStyle(root);
-  const get = (name) => style.getPropertyValue(name).trim();
-  return { copy: get('--lwo-flight'), visit: get('--lwo-use'), stall: get('--lwo-stall'), lane: get('--lwo-surface'), text: get('--lwo-muted'), font: style.fontFamily };
-}
-
 /** Draws `passes` ({events, start_ns, end_ns}) over the full width of the canvas, in device pixels. */
-function paint(canvas, passes, colour) {
+function paint(canvas, passes, style) {
   const width = canvas.clientWidth;
   if (!width) return;
   const scale = window.devicePixelRatio || 1;
@@ -64,20 +54,22 @@ function paint(canvas, passes, colour) {
   context.scale(scale, scale);
   const span = Math.max(1, passes.end_ns - passes.start_ns);
   const x = (time) => ((time - passes.start_ns) / span) * width;
-  context.fillStyle = colour.lane;
+  const colour = (name) => style.getPropertyValue(`--lwo-${name}`).trim();
+  context.fillStyle = colour('surface');
   context.fillRect(0, 0, width, LANE);
   context.fillRect(0, LANE + GAP, width, LANE);
-  for (const kind of ['copy', 'visit', 'stall']) {
-    context.fillStyle = colour[kind];
+  for (const [kind, name] of [['copy', 'flight'], ['visit', 'use'], ['stall', 'stall']]) {
+    context.fillStyle = colour(name);
     const top = kind === 'copy' ? 0 : LANE + GAP;
-    for (const [name, , , start, end] of passes.events) {
-      if (name !== kind) continue;
+    for (const [, , , start, end] of passes.events.filter((event) => event[0] === kind)) {
       const left = Math.max(0, x(start));
       const gap = kind === 'stall' ? 0 : Math.min(1, (x(end) - left) / 4); // a visible gap between neighbours
       context.fillRect(left, top, Math.max(0.75, x(end) - left - gap), LANE);
     }
   }
-  axis(context, span, width, colour);
+  context.fillStyle = colour('muted');
+  context.font = `11px ${style.fontFamily}`;
+  axis(context, span, width);
 }
 
 /** The time between two ticks, in nanoseconds: 1, 2 or 5 times a power of ten, and at least 100 pixels. */
@@ -87,10 +79,8 @@ export function tickStep(span_ns, width) {
   return [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= least);
 }
 
-function axis(context, span, width, colour) {
+function axis(context, span, width) {
   const step = tickStep(span, width);
-  context.fillStyle = colour.text;
-  context.font = `11px ${colour.font}`;
   context.textBaseline = 'bottom';
   for (let time = 0; time < span; time += step) {
     const left = (time / span) * width;

@@ -23,8 +23,7 @@ export async function wordsFor(locale) {
 export function speaker(table, english = table) {
   return (key, values = {}, unknown = key) => {
     const text = table[key] ?? english[key];
-    if (text === undefined) return unknown;
-    return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+    return text?.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole)) ?? unknown;
   };
 }
 

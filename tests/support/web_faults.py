@@ -22,29 +22,29 @@ MODULES = (
     ),
     WebFault(
         *("another file taken for the same component", "model.js"),
-        *("return first.model === second.model || (isShared && !(isFile(first) && isFile(second)));", "return true;"),
+        *("return first.model === second.model || ", "return true || "),
     ),
     WebFault("events without end", "model.js", ".slice(-KEPT_EVENTS)", ""),
     WebFault("stored events twice", "model.js", "!known.has(keyOf(event))", "true"),
     WebFault(
         *("a message about an unknown component goes unnoticed", "model.js"),
-        *("stale: stale || fresh.size > 0", "stale: false"),
+        *("stale: components.some(isNew)", "stale: false"),
     ),
-    WebFault("passes that do not follow are drawn as one", "model.js", "return start - ended <= ", "return true || "),
+    WebFault("passes that do not follow are drawn as one", "model.js", "const isNext = ", "const isNext = true || "),
     WebFault(
         "the widgets of all nodes are sent", "prompt.js", "of read ? node.widgets ?? [] : []", "of node.widgets ?? []"
     ),
     WebFault("links of subgraphs lead outside", "prompt.js", "entry.id.replace(/[^:]*$/, '') + ", "'' + "),
     WebFault(
         *("options in the order in which they were set", "graph_options.js"),
-        *("content[name] = sorted(options)", "content[name] = options"),
+        *("sorted(withoutUnset(options))", "withoutUnset(options)"),
     ),
-    WebFault("a GB of 1024", "format.js", "1e9", "2 ** 30"),
+    WebFault("a GB of 1024", "format.js", "GB = 1e9", "GB = 2 ** 30"),
     WebFault(
         *("less and more confused", "explain.js"),
-        *("budget.delta_bytes > 0 ? '+' : '−'", "budget.delta_bytes < 0 ? '+' : '−'"),
+        *("value > 0 ? '+' : '−'", "value < 0 ? '+' : '−'"),
     ),
-    WebFault("what others hold is forgotten", "memory_bar.js", "+ ring_bytes + others", "+ ring_bytes"),
+    WebFault("what others hold is forgotten", "memory_bar.js", "Math.max(0, free - ", "Math.max(0, total - "),
     WebFault("reasons in English only", "words.js", "return isKnown ? ", "return false ? "),
     WebFault(
         "a sentence of two languages", "words.js", "sentence(say, value, null)", "sentence(say, value, value.code)"
@@ -57,7 +57,7 @@ LOOKS = (
         *("numbers cut off", "layerwise_offload.css"),
         *(".lwo-number { font-size: 17px;", ".lwo-number { overflow: hidden; font-size: 60px;"),
     ),
-    WebFault("stalls not drawn", "timeline.js", "['copy', 'visit', 'stall']) {", "['copy', 'visit']) {"),
+    WebFault("stalls not drawn", "timeline.js", ", ['stall', 'stall']]", "]"),
     WebFault("keys do not move the focus", "dom.js", "next.focus();", ""),
     WebFault("a layer in flight shown as offloaded", "placement_map.js", "F: 'in_flight'", "F: 'offloaded'"),
     WebFault("a toast for what the user cannot act on", "node_widgets.js", "message.to_do)", "message.warnings)"),
