@@ -1,4 +1,4 @@
-// Made by `python3 -m tests.support.tables` from `offload_core/settings`, which says what they are: change it there.
+// Made by `python3 -m tests.support.tables` from `offload_core/settings`: change it there.
 export const NODES = {
   LayerwiseOffloadDiffusionModelLoader: [{ kind: 'dit', placement: 'placement' }],
   LayerwiseOffloadCLIPLoader: [{ kind: 'text_encoder', placement: 'placement' }],

@@ -25,7 +25,8 @@ from ...offload_core.planning.inventory import Inventory
 from ...offload_core.planning.plan import Plan
 from ...offload_core.planning.plan_change import better_plan, demoted
 from ...offload_core.planning.plan_text import plan_to_text
-from ...offload_core.planning.planner import PlanRequest, make_plan, smallest_budget, usual_budget, usual_ring_of
+from ...offload_core.planning.planner import make_plan, smallest_budget, usual_budget, usual_ring_of
+from ...offload_core.planning.request import PlanRequest
 from ...offload_core.runtime import OffloadController, discover
 from ...offload_core.runtime.layers.discovery import keep_in_memory
 from ...offload_core.sentences import Sentence, sentence

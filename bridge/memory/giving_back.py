@@ -15,7 +15,8 @@ import torch
 from ...offload_core.errors import BudgetError, OffloadError
 from ...offload_core.planning.plan import Plan
 from ...offload_core.planning.plan_change import demoted
-from ...offload_core.planning.planner import PlanRequest, make_plan, smallest_budget
+from ...offload_core.planning.planner import make_plan, smallest_budget
+from ...offload_core.planning.request import PlanRequest
 from ...offload_core.runtime import OffloadController
 from ...offload_core.sentences import Sentence, sentence
 from ..app.compat import apps_graph_is_active

@@ -15,7 +15,8 @@ import torch
 from ...offload_core.notices import Notice, concerning
 from ...offload_core.planning.inventory import Inventory
 from ...offload_core.planning.plan import Plan
-from ...offload_core.planning.planner import PlanRequest, check_budget, make_plan, smallest_budget_for
+from ...offload_core.planning.planner import check_budget, make_plan, smallest_budget_for
+from ...offload_core.planning.request import PlanRequest
 from ...offload_core.runtime.layers.layer import Layer
 from ...offload_core.sentences import sentence
 from ...offload_core.settings.component_settings import ComponentSettings, Setting, Source

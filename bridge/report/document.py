@@ -17,7 +17,8 @@ from ...offload_core.notices import Notice, notices_json
 from ...offload_core.planning.cost_model import compute_times
 from ...offload_core.planning.plan import Plan
 from ...offload_core.planning.plan_text import plan_to_text
-from ...offload_core.planning.planner import PlanRequest, make_plan, smallest_budget_for
+from ...offload_core.planning.planner import make_plan, smallest_budget_for
+from ...offload_core.planning.request import PlanRequest
 from ...offload_core.planning.simulate import steady_events
 from ...offload_core.sentences import reason_json, sentence
 from ...offload_core.trace.events import Event, newest_pass

@@ -25,7 +25,8 @@ from ...offload_core.files.safetensors_header import TensorInfo
 from ...offload_core.notices import Notice
 from ...offload_core.planning.inventory import Inventory
 from ...offload_core.planning.plan import Plan
-from ...offload_core.planning.planner import PlanRequest, usual_budget
+from ...offload_core.planning.planner import usual_budget
+from ...offload_core.planning.request import PlanRequest
 from ...offload_core.sentences import Sentence, sentence
 from ...offload_core.settings.component_settings import ComponentSettings, Setting
 from ..app import kinds

@@ -12,8 +12,6 @@ from itertools import chain, islice
 from .inventory import Inventory
 from .plan import Plan, PlannedLayer
 
-__all__ = ["check_places", "check_plan"]
-
 _MAX_FINDINGS = 100
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from ..fields import MAX_NS
 from .inventory import Inventory, LayerSpec
 
-__all__ = ["ASSUMED_FLOPS", "compute_times", "tokens_for"]
-
 ASSUMED_FLOPS = 100e12  # floating point operations per second: a consumer card of 2023 on 16-bit weights
 CPU_FLOPS = 0.4e12  # a desktop's CPU on 16-bit weights; 32-bit weights have half as many parameters per byte
 _TOKENS_PER_VISIT = {

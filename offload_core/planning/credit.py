@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from .evaluate import Problem
 
-__all__ = ["credit_residents"]
-
 _BISECTIONS = 16
 
 

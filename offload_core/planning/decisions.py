@@ -9,8 +9,6 @@ from .plan import Plan
 from .request import PlanRequest
 from .ring_size import usual_ring
 
-__all__ = ["explain", "gb_at_least", "widget_gb_at_least"]
-
 _NAMES_SHOWN = 3
 
 

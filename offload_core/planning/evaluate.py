@@ -9,8 +9,6 @@ from .packing import pack_cyclic, pack_far_apart
 from .reserved import align_up, reserved_bytes
 from .timeline import Order, PassTimes, order_passes, run_pass
 
-__all__ = ["Candidate", "Evaluator", "Problem"]
-
 _FAR_APART_WORK = 4  # work of judging a choice with that packing, relative to the cyclic one
 _STEADY_PASSES = 10  # most passes simulated per choice; most choices are steady sooner
 

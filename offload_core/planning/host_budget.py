@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["HostBudget", "available_bytes", "host_budget", "is_windows", "is_wsl"]
-
 RESERVE_SHARE = 0.05
 RESERVE_BYTES = 2 << 30
 """Left for other processes: a twentieth of the available bytes, at least 2 GiB, at most half of them."""

@@ -15,8 +15,6 @@ from .inventory import Inventory
 from .plan import HostTier, Plan
 from .request import PlanRequest
 
-__all__ = ["explain_tiers", "host_tiers", "least_worth_first", "out_of_tier"]
-
 
 def host_tiers(request: PlanRequest, residents: frozenset[int]) -> list[HostTier]:
     """The tier of each layer, by its index, within the budgets of the request."""

@@ -10,8 +10,6 @@ from ..errors import PlanError
 from ..fields import MAX_ITEMS, MAX_NS, as_bytes, as_int, as_name
 from .reserved import reserved_bytes
 
-__all__ = ["Inventory", "LayerSpec", "TableSpec"]
-
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:

@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 from .reserved import align_up
 
-__all__ = ["pack_cyclic", "pack_far_apart"]
-
 
 def pack_cyclic(visits: Sequence[int], sizes: Sequence[int], ring_bytes: int, alignment: int) -> dict[int, int]:
     """The offset of each layer: in visit order each after the one before, from 0 again where it does not fit."""

@@ -14,8 +14,6 @@ from ..errors import PlanError
 from ..fields import MAX_ITEMS, MAX_NS, as_bytes, as_int, as_name
 from .reserved import reserved_bytes
 
-__all__ = ["SCHEMA", "HostTier", "Placement", "Plan", "PlannedLayer", "Prediction"]
-
 SCHEMA = 1
 Placement = Literal["streamed", "resident"]
 HostTier = Literal["pinned", "pageable", "mapped"]

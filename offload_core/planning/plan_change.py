@@ -16,8 +16,6 @@ from .planner import make_plan
 from .request import PlanRequest
 from .simulate import copy_ns, simulate
 
-__all__ = ["better_plan", "demoted", "several_passes"]
-
 FASTER = 0.97
 """A new plan must take at most this share of the pass time of the current one: measured times are noisy, and moving
 layers takes time."""

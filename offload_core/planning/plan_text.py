@@ -9,8 +9,6 @@ from itertools import groupby
 from ..units import format_bytes, format_ns
 from .plan import Plan, PlannedLayer
 
-__all__ = ["plan_to_text"]
-
 _NAME_CHARS = 44
 
 

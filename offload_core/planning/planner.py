@@ -21,16 +21,6 @@ from .ring_size import usual_ring
 from .search import Search
 from .simulate import copy_ns, simulate
 
-__all__ = [
-    "PlanRequest",
-    "check_budget",
-    "make_plan",
-    "smallest_budget",
-    "smallest_budget_for",
-    "usual_budget",
-    "usual_ring_of",
-]
-
 UNMEASURED_CAUTION = 8
 """Ratio of the compute times of a layer on a mid-range card at high resolution and on a fast one at low resolution."""
 

@@ -10,8 +10,6 @@ from ..fields import as_bytes, as_int, as_name, as_rate
 from .inventory import Inventory
 from .plan import HostTier
 
-__all__ = ["PlanRequest"]
-
 ALIGNMENT_BYTES = 512
 """Offsets in a ring are multiples of this."""
 

@@ -6,8 +6,6 @@ segments. Plans count reserved bytes, so that a budget holds for the figure that
 
 from __future__ import annotations
 
-__all__ = ["SEGMENT_BYTES", "align_up", "reserved_bytes"]
-
 SEGMENT_BYTES = 2 << 20
 """The segment size of torch's caching allocator."""
 

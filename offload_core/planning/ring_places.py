@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from .evaluate import Candidate, Evaluator
 from .reserved import align_up
 
-__all__ = ["improved_layout"]
-
 _WAITS = 6  # number of longest waits considered
 _VISITS_BACK = 10  # number of visits up to a wait whose layers are considered its cause
 _RESIDENTS = 2  # number of nearest residents of equal size that a layer may be exchanged with

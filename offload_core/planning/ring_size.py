@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["USUAL_RING_LAYERS", "ordinary_size", "usual_ring"]
-
 USUAL_RING_LAYERS = 3
 """Layers in a ring of the usual size. Two would be enough if all times were equal; the third absorbs jitter."""
 

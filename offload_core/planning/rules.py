@@ -12,8 +12,6 @@ from itertools import accumulate
 
 from .evaluate import Problem
 
-__all__ = ["RULES", "Rule"]
-
 Rule = Callable[[Problem, int], frozenset[int]]
 """(problem, room_bytes) -> layers to keep resident besides `problem.keep`, of `problem.reserved` bytes each, which fit
 `room_bytes` together."""

@@ -16,8 +16,6 @@ from .ring_places import improved_layout
 from .ring_size import usual_ring
 from .rules import RULES
 
-__all__ = ["EQUAL", "Search"]
-
 EQUAL = 1.001  # pass times within this ratio count as equal: below the accuracy of clocks and of the model
 WORK_VISITS = 6_000  # visits simulated per plan; shares of it limit the steps of the search; 5 to 10 microseconds each
 _RING_STEPS = (2.0, 3.0, 1.0, 1.5, 2.5, 4.0, 6.0)  # rings tried, in largest streamed layers

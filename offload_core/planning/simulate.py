@@ -14,8 +14,6 @@ from ..trace.events import Event
 from .plan import Plan, Prediction
 from .timeline import Order, PassTimes, order_passes, run_pass
 
-__all__ = ["copy_ns", "run_passes", "simulate", "steady_events"]
-
 _FEWEST_PASSES, _MOST_PASSES = 3, 64  # simulated until two in a row have the same timing
 
 

@@ -13,8 +13,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["NO_WAIT", "Order", "PassTimes", "order_passes", "run_pass"]
-
 NO_WAIT = -(1 << 62)  # a copy that waits for no earlier visit
 
 Order = Sequence[int | None]

@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 from ..fields import as_int
 
-__all__ = ["COPY", "EVICT", "KINDS", "PASS", "PLAN", "STALL", "VISIT", "Event", "Source", "Trace"]
-
 KINDS = ("visit", "stall", "copy", "pass", "evict", "plan")
 VISIT, STALL, COPY, PASS, EVICT, PLAN = range(len(KINDS))
 

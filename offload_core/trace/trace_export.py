@@ -14,8 +14,6 @@ from typing import Any
 from ..errors import PlanError
 from .events import KINDS, Event, Source
 
-__all__ = ["SCHEMA", "chrome_trace", "events_from_chrome"]
-
 SCHEMA = 1
 TRACKS = ("compute", "copy", "host")
 _TRACK_OF = {"visit": "compute", "stall": "compute", "copy": "copy", "pass": "host", "evict": "host", "plan": "host"}

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from .events import Event, device_events
 
-__all__ = ["TraceSummary", "run_numbers", "summarise"]
-
 
 def run_numbers(
     now: Mapping[str, int],

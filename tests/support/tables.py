@@ -10,7 +10,7 @@ from offload_core.settings import groups, node_table, policy
 from tests.support.devkit import paths
 
 FILE = paths.ROOT / "web" / "tables.js"
-HEAD = """// Made by `python3 -m tests.support.tables` from `offload_core/settings`, which says what they are: change it there.
+HEAD = """// Made by `python3 -m tests.support.tables` from `offload_core/settings`: change it there.
 """
 
 

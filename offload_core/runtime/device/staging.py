@@ -30,7 +30,7 @@ import torch
 
 from ..files.direct_read import direct_reads
 from ..tensors.host_source import Abandoned, ByteSource
-from .device_port import DeviceMemory, DevicePort, Event
+from .device_port import DevicePort, Event
 
 SLOT_BYTES = 16 << 20
 SLOTS = 4

@@ -22,7 +22,8 @@ from ...files.layer_walk import MIN_LAYER_BYTES
 from ...planning.inventory import Inventory
 from ...planning.plan import Plan
 from ...planning.plan_change import better_plan, demoted, several_passes
-from ...planning.planner import PlanRequest, make_plan, smallest_budget
+from ...planning.planner import make_plan, smallest_budget
+from ...planning.request import PlanRequest
 from ..device.device_port import is_unified
 from ..device.device_queue import DeviceQueue
 from ..device.ports import port_for

@@ -21,8 +21,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-__all__ = ["can_repeat", "where_it_failed"]
-
 log = logging.getLogger(__name__)
 
 
