@@ -3,10 +3,8 @@
 It is faster where cores are busy: the page cache needs the reader to run for each window of its read-ahead, and a
 reader that waits for a core leaves the disk idle. Here several requests are always in flight. Direct I/O needs place,
 length and address in multiples of a block, while weights lie anywhere in their file. So helper threads read whole
-blocks into a few bounce buffers, and the bytes are copied from there.
-
-Only threads inside a `direct_reads` block read this way; buffers and helpers are freed at its end. Knows nothing about
-weights, and decides nothing: what it does not read is left to an ordinary read.
+blocks into a few bounce buffers, from which the bytes are copied. Only threads inside a `direct_reads` block read this
+way; what is not read is left to an ordinary read.
 """
 
 from __future__ import annotations

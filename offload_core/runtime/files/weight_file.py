@@ -1,9 +1,8 @@
 """Weights that stay in their file: the file, the place of each tensor in it, and positional reads into buffers.
 
 Bytes are read, not used through a mapping: if a mapped file is truncated, touching it ends the process, whereas a read
-raises an error that names it. Around every read the file must be the one that was opened, by device, inode, size and
-time of change, so that a weight is what was loaded or an error. Any number of threads may read at once. Knows nothing
-about devices, layers or the app.
+raises an error that names it. Around every read the file must be the one that was opened, so that a weight is what was
+loaded or an error. Any number of threads may read at once.
 """
 
 from __future__ import annotations
@@ -69,14 +68,13 @@ class WeightFile:
         except OSError as error:
             raise self._error(_words(error), offset) from error
         was = self.identity
-        if now == was:
-            return
         if now[:2] != was[:2]:
             raise self._error("another file in its place since it was loaded", offset)
         if now.size != was.size:
             what = "truncated" if now.size < was.size else "grown"
             raise self._error(f"it was {what} from {was.size} to {now.size} bytes since it was loaded", offset)
-        raise self._error("its content was changed since it was loaded", offset)
+        if now != was:
+            raise self._error("its content was changed since it was loaded", offset)
 
     def read_into(self, address: int, nbytes: int, offset: int) -> None:
         """Fill `nbytes` of memory at `address` from `offset` of the file. All of it, or FileReadError."""
@@ -130,11 +128,6 @@ class WeightFile:
             "load the model again"
         )
 
-    def close(self) -> None:
-        self._file.close()
-        if self._direct is not None:
-            self._direct.close()
-
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
@@ -163,8 +156,8 @@ class FileSlice:
                 target.copy_(raw.view(self.dtype))
 
     def in_memory(self, dtype: torch.dtype) -> torch.Tensor:
-        """A copy of the tensor in memory, as `dtype`. Raises FileReadError. It is read, not copied from the mapping,
-        whose pages would count as the process's memory as long as it stands."""
+        """A copy of the tensor in memory, as `dtype`. Raises FileReadError. It is read: pages of the mapping would
+        count as the process's memory as long as it stands."""
         if not self.mapped.is_contiguous():
             return self.mapped.to(dtype, copy=True)
         value = torch.empty_strided(self.mapped.shape, self.mapped.stride(), dtype=dtype)
@@ -249,9 +242,11 @@ def keep_what_was_written(parameter: torch.Tensor) -> bool:
 
 
 def as_type(flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Flat bytes as elements of `dtype`, whatever the alignment of their storage."""
+    """Flat host bytes as elements of `dtype`, in a storage of their own, whatever the alignment of theirs."""
+    if not flat.numel():
+        return torch.empty(0, dtype=dtype)
     memory = (ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr())
-    memory.owner = flat  # type: ignore[attr-defined]  # keeps the bytes alive
+    memory.owner = flat  # type: ignore[attr-defined]  # the new storage keeps `memory` alive, which keeps `flat`
     return torch.frombuffer(memory, dtype=dtype)
 
 

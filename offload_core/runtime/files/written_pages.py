@@ -1,18 +1,18 @@
 """Whether part of a privately mapped file was written to, according to the system's page map.
 
 A write into a private mapping gives the process a page of its own in place of the file's. Linux tells for each page
-which it is (`/proc/self/pagemap`, documented in the kernel's `admin-guide/mm/pagemap.rst`), so a write is seen however
-it was made. Other systems do not tell. Knows nothing about tensors.
+which it is (`/proc/self/pagemap`, documented in the kernel's `admin-guide/mm/pagemap.rst`). Other systems do not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import mmap
 import os
 import sys
-import threading
+from typing import BinaryIO
 
 _ENTRY_BYTES = 8
 """Bytes of an entry of the page map, little-endian."""
@@ -26,8 +26,6 @@ _OWN = frozenset(byte for byte in range(256) if byte >> 5 & (_PRESENT | _SWAPPED
 _CHUNK_PAGES = 1 << 17
 """Entries read at once: 1 MB of them, for 512 MB of memory."""
 
-_lock = threading.Lock()
-
 
 def were_written(address: int, nbytes: int) -> bool | None:
     """Whether a page with one of the `nbytes` from `address` on was written to. None: the system does not tell. Pages
@@ -38,11 +36,11 @@ def were_written(address: int, nbytes: int) -> bool | None:
     return None if pages is None else _any_written(pages, address, nbytes)
 
 
-def _any_written(pages: int, address: int, nbytes: int) -> bool:
+def _any_written(pages: BinaryIO, address: int, nbytes: int) -> bool:
     first, end = address // mmap.PAGESIZE, -(-(address + nbytes) // mmap.PAGESIZE)
     for start in range(first, end, _CHUNK_PAGES):
         count = min(_CHUNK_PAGES, end - start)
-        raw = os.pread(pages, count * _ENTRY_BYTES, start * _ENTRY_BYTES)
+        raw = os.pread(pages.fileno(), count * _ENTRY_BYTES, start * _ENTRY_BYTES)
         if len(raw) != count * _ENTRY_BYTES:
             raise OSError(f"the page map ends {count * _ENTRY_BYTES - len(raw)} bytes too early")
         if not _OWN.isdisjoint(raw[_ENTRY_BYTES - 1 :: _ENTRY_BYTES]):
@@ -51,25 +49,17 @@ def _any_written(pages: int, address: int, nbytes: int) -> bool:
 
 
 @functools.cache
-def _page_map() -> int | None:
-    """A descriptor of the page map; None unless there is one that distinguishes written pages."""
-    with _lock:
-        if sys.byteorder != "little":
-            return None
-        try:
-            pages = os.open("/proc/self/pagemap", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError:
-            return None
-        try:
+def _page_map() -> BinaryIO | None:
+    """The page map; None unless there is one that distinguishes written pages."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.byteorder == "little":
+            pages = open("/proc/self/pagemap", "rb", buffering=0)  # noqa: SIM115 - closed with its last reference
             if _tells_them_apart(pages):
                 return pages
-        except (OSError, ValueError):
-            pass
-        os.close(pages)
-        return None
+    return None
 
 
-def _tells_them_apart(pages: int) -> bool:
+def _tells_them_apart(pages: BinaryIO) -> bool:
     with open(__file__, "rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     byte = ctypes.c_ubyte.from_buffer(mapping)

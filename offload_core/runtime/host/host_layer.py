@@ -1,11 +1,9 @@
 """Host masters: one flat byte buffer per layer, the only copy of a streamed layer's weights on the host.
 
-A layer's tensors are laid end to end (`layout.py`), so that one copy of bytes moves the layer. The module's parameters
-get data in the buffer; they stay the same objects. A layer whose tensors lie in a file may do without a buffer (the
-tier `mapped`): its parameters look into the mapped file, from which its bytes are read. A buffer that it has is shared
-with all layers of the same bytes of the file (`masters.py`): its parameters look into it while the component is loaded
-and nothing else writes to them, and into the file otherwise. Masters never change while a model runs and are never
-copied back. Knows nothing about devices beyond the port that allocates host memory.
+The module's parameters stay the same objects and get data in the buffer. A layer whose tensors lie in a file may do
+without a buffer (the tier `mapped`): its parameters look into the mapped file. If it has a buffer, it is shared with
+all layers of the same bytes (`masters.py`): the parameters look into it while the component is loaded and nothing else
+writes to them, and into the file otherwise.
 """
 
 from __future__ import annotations
@@ -32,8 +30,7 @@ MAX_KEPT_SHARE = 4
 
 
 def _file_parts(flat: Flattened) -> list[FileSlice | KeptPart] | None:
-    """Where each tensor lies in its file; None unless nearly all of them do, in a form that can be read directly. A few
-    bytes in no file (scales of quantised weights, made by their loaders) stay in memory."""
+    """Where each tensor lies in its file; None unless nearly all bytes do, in a form that can be read directly."""
     parts: list[FileSlice | KeptPart] = []
     kept = total = 0
     for slot, leaf in zip(flat.layout.slots, flat.leaves):
@@ -61,7 +58,7 @@ def lies_whole_in_file(parameters: Sequence[torch.Tensor]) -> bool:
 class HostLayer:
     """The host master of one layer: a buffer, page-locked or not, or the file that holds its tensors."""
 
-    __slots__ = ("_flat", "_key", "_port", "_slices", "buffer", "generation", "parameters", "source", "touches", "use")
+    __slots__ = ("_file", "_flat", "_key", "_port", "buffer", "generation", "parameters", "source", "touches", "use")
 
     def __init__(self, parameters: list[nn.Parameter], port: DevicePort, pinned: bool) -> None:
         """`parameters` are on the CPU, each once, each movable. Where they lie in files they stay there until
@@ -73,15 +70,16 @@ class HostLayer:
         """Incremented whenever a master's bytes change: what was derived from older bytes is out of date."""
         self.touches = OutsideTouches()
         self.use = MasterUse()
-        """Our use of the master. A finalizer refers to this alone, so that it does not keep the layer alive."""
+        """Our use of the master."""
         self.buffer: torch.Tensor | None = None
         """The master's buffer; None in the tier `mapped`."""
         self.source: ByteSource | None = None
         """The source to read the bytes from; None: `buffer` can be copied directly."""
-        self._slices = _file_parts(self._flat)
-        self._key = None if self._slices is None else _content_key(self._slices, self.layout)
-        if self._slices is not None:
-            self.source = self._file_source()
+        parts = _file_parts(self._flat)
+        self._key = None if parts is None else _content_key(parts, self.layout)
+        self._file = None if parts is None else self._file_source(parts)
+        if self._file is not None:
+            self.source = self._file
         else:
             self._use(self.use.take(port).fill(self.layout.nbytes, pinned, self._copy_leaves), pinned)
 
@@ -98,7 +96,7 @@ class HostLayer:
     @property
     def in_file(self) -> bool:
         """Whether the layer can do without a buffer: its tensors lie in files, with their current values."""
-        return self._slices is not None
+        return self._file is not None
 
     @property
     def pinned(self) -> bool:
@@ -118,23 +116,23 @@ class HostLayer:
         return self.use.master if self.buffer is not None else find(self._port, self._key)
 
     def move_to(self, tier: HostTier, threads: Executor | None = None) -> None:
-        """Bring the bytes to `tier`, or the closest that is possible. No copy is in flight from the layer.
-
-        Where page-locking fails the layer is pageable; bytes in no file stay in their buffer. Raises FileReadError.
-        `threads`: read the file with several of them.
-        """
-        if tier == "mapped" and self.in_file:
-            self._leave_buffer()
+        """Bring the bytes to `tier`, or the closest that is possible: pageable where page-locking fails, the buffer for
+        bytes in no file. No copy is in flight from the layer. `threads` read the file. Raises FileReadError."""
+        file, buffer = self._file, self.buffer
+        if tier == "mapped" and file is not None:
+            if buffer is not None:
+                self._point(self._ours(), None)
+                self.use.drop()
+                self.buffer, self.source = None, file
             return
         pinned = self.pinned if tier == "mapped" else tier == "pinned"
-        buffer = self.buffer
         if buffer is None:
-            self._check_files()  # also for bytes that another layer has read
-            master = self.use.take(self._port, self._key)
-            buffer = master.fill(
+            assert file is not None
+            file.check()  # also for bytes that another layer has read
+            buffer = self.use.take(self._port, self._key).fill(
                 self.layout.nbytes,
                 pinned and not self._port.pins_in_place,
-                lambda empty: read_whole(self._file_source(), empty, threads),  # before the page-lock: faults pages in
+                lambda empty: read_whole(file, empty, threads),  # before the page-lock: faults pages in
             )
         self._use(buffer, pinned)
 
@@ -147,40 +145,29 @@ class HostLayer:
             self.use.unpin()
         if buffer is not self.buffer:
             self.buffer = buffer
-            self._point_into(buffer, range(len(self._flat.leaves)))
+            self._point(range(len(self._flat.leaves)), buffer)
         self.source = MemorySource(buffer) if self._port.stages_unpinned and not self.pinned else None
 
-    def _leave_buffer(self) -> None:
-        if self.buffer is not None:
-            self._point_at_file(self._ours())
-            self.use.drop()
-            self.buffer = None
-            self.source = self._file_source()
-
-    def _file_source(self) -> FileSource:
-        assert self._slices is not None
+    def _file_source(self, parts: Sequence[FileSlice | KeptPart]) -> FileSource:
         port, key = self._port, self._key
 
         def in_memory() -> torch.Tensor | None:
             master = find(port, key)
             return None if master is None else master.buffer
 
-        return FileSource(self.layout.slots, self._slices, self.layout.nbytes, in_memory)
+        return FileSource(self.layout.slots, parts, self.layout.nbytes, in_memory)
 
-    def _point_into(self, buffer: torch.Tensor, places: Iterable[int]) -> None:
+    def _point(self, places: Iterable[int], buffer: torch.Tensor | None) -> None:
+        """Point leaves into `buffer`; None: at the file."""
         for place in places:
             leaf = self._flat.leaves[place]
             with _mode_of(leaf):
-                leaf.data = self.layout.slots[place].host_view(buffer)
-            if not self.in_file:
+                if buffer is not None:
+                    leaf.data = self.layout.slots[place].host_view(buffer)
+                elif self._file is not None:
+                    leaf.data = self._file.parts[place].mapped
+            if self._file is None:
                 forget_file(leaf)
-
-    def _point_at_file(self, places: Iterable[int]) -> None:
-        assert self._slices is not None
-        for place in places:
-            leaf = self._flat.leaves[place]
-            with _mode_of(leaf):
-                leaf.data = self._slices[place].mapped
 
     def _ours(self) -> list[int]:
         """Indices of the leaves that look into the file or the buffer; other code has given the others other data."""
@@ -193,39 +180,33 @@ class HostLayer:
 
     def own_bytes(self) -> torch.Tensor:
         """The layer's own, writable buffer, which no other layer shares. The layer lies in no file from now on."""
-        if self._slices is not None:
-            ours, pinned, source, shown = self._ours(), self.pinned, self._file_source(), self.buffer
+        if self._file is not None:
+            ours, pinned, file, shown = self._ours(), self.pinned, self._file, self.buffer
             fresh = MasterUse()
-            master = fresh.take(self._port)
-            buffer = master.fill(
+            buffer = fresh.take(self._port).fill(
                 self.layout.nbytes,
                 pinned and not self._port.pins_in_place,
-                lambda empty: source.read(empty, 0) if shown is None else copy_span(empty, shown),
+                lambda empty: file.read(empty, 0) if shown is None else copy_span(empty, shown),
             )
-            self._slices, self._key = None, None
+            self._file, self._key = None, None
             self.use.take_from(fresh)
             self.buffer = buffer
-            self._point_into(buffer, ours)
+            self._point(ours, buffer)
             self._use(buffer, pinned)
         assert self.buffer is not None
         return self.buffer
 
     def show_file(self) -> None:
-        """Point the parameters at the file: the module may be written to now, which must not reach a shared buffer. If
-        the file has changed, the layer gets a buffer of its own instead."""
-        if self._slices is None or self.buffer is None:
+        """Point the parameters at the file, as a write to the module must not reach a shared buffer. If the file has
+        changed, the layer gets a buffer of its own instead."""
+        if self._file is None or self.buffer is None:
             return
         try:
-            self._check_files()
+            self._file.check()
         except FileReadError:
             self.own_bytes()
         else:
-            self._point_at_file(self._ours())
-
-    def _check_files(self) -> None:
-        for file in {id(part.file): part.file for part in self._slices or ()}.values():
-            if file is not None:
-                file.check()
+            self._point(self._ours(), None)
 
     @property
     def layout(self) -> LayerLayout:
@@ -248,11 +229,9 @@ class HostLayer:
         return self._flat.parts[position].set_marks(values)
 
     def reclaim(self, position: int, parameter: nn.Parameter) -> bool:
-        """Make `parameter`, which other code may have moved or replaced, the master at `position` again.
-
-        Its value is taken over. Returns False if it no longer has the shape and type that the layer was built for, or
-        lies elsewhere and the master cannot be written because its elements overlap.
-        """
+        """Make `parameter`, which other code may have moved or replaced, the master at `position`, with its value.
+        Returns False if it no longer has the shape and type that the layer was built for, or lies elsewhere and the
+        master's elements overlap, so that it cannot be written."""
         try:
             parts = parts_of(parameter)
         except UnmovableTensor:
@@ -263,7 +242,7 @@ class HostLayer:
             keep_what_was_written(leaf)
         if self._still_in_file(parts, places):
             if self.buffer is not None:
-                self._point_into(self.buffer, places)
+                self._point(places, self.buffer)
             return True
         if not self._fits(position, parts):
             return False
@@ -323,10 +302,7 @@ class HostLayer:
 
     def look_back(self, position: int) -> None:
         """Point a master into the buffer again, or at the file."""
-        if self.buffer is not None:
-            self._point_into(self.buffer, self._flat.places[position])
-        else:
-            self._point_at_file(self._flat.places[position])
+        self._point(self._flat.places[position], self.buffer)
 
     def offset_of(self, position: int) -> int | None:
         """Byte offset of an ordinary parameter in the layer's buffer; None for one of several parts."""
@@ -341,9 +317,10 @@ class HostLayer:
 
     def _at_file(self, place: int, leaf: torch.Tensor) -> bool:
         """Whether a leaf looks at the file, or at the bytes kept beside it."""
-        if self._slices is None or isinstance(self._slices[place], FileSlice):
-            return slice_of(leaf) is not None
-        return plain(leaf).data_ptr() == self._slices[place].mapped.data_ptr()
+        part = None if self._file is None else self._file.parts[place]
+        if isinstance(part, KeptPart):
+            return plain(leaf).data_ptr() == part.mapped.data_ptr()
+        return slice_of(leaf) is not None
 
     def _uses(self, parts: Parts, slots: Sequence[TensorSlot]) -> bool:
         """Whether the leaves look into the buffer at their own slots, so that no value has to be taken over."""
@@ -388,8 +365,6 @@ def _content_key(slices: Sequence[FileSlice | KeptPart], layout: LayerLayout) ->
 
 def _same_bytes(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether the tensors are equal bit for bit: a NaN equals itself, and zeros of either sign differ."""
-    if tensor.numel() == 0:
-        return True
     return torch.equal(
         tensor.contiguous().view(-1).view(torch.uint8), other.cpu().contiguous().view(-1).view(torch.uint8)
     )

@@ -1,22 +1,19 @@
 """The parameters of a streamed layer while it is off the device: the host tensors themselves, wrapped types too.
 
-True shape, true values, on the CPU: code that saves, merges or measures weights works as without offload. When an
-operation uses it together with a device tensor, as when a weight is used outside its layer's own call, the value is
-copied to the device for that operation: slow, never wrong. While the layer runs on the device its modules hold plain
-device Parameters, so nothing here is on the hot path. Knows nothing about rings or plans.
+Code that saves, merges or measures weights works as without offload. When an operation uses one together with a device
+tensor, outside its layer's own call, the value is copied to the device for that operation: slow, never wrong. While the
+layer runs its modules hold plain device Parameters, so nothing here is on the hot path.
 
-The bytes of a parameter are not its value if its layer is patched on arrival (a LoRA), or if it lies in a file, whose
-pages may be gone. Operations then get the value: computed, or read. `detach()` and `.data`, by which a state dict is
-made, return a *snapshot*: a parameter with the value of that moment. It is computed only when its bytes are used: the
-app also takes state dicts for their names alone.
+The bytes of a parameter are not its value if its layer is patched on arrival, or if it lies in a file, whose pages may
+be gone. Operations then get the value: computed, or read. `detach()` and `.data` return a *snapshot*: a parameter with
+the value of that moment, computed when its bytes are first used: the app takes state dicts for their names alone, too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +22,8 @@ from torch import nn
 from ..files.weight_file import WeightFile, dtype_of, slice_of
 from ..tensors.file_rows import look_up
 from ..tensors.parts import GGUF_MARKS, Parts, UnmovableTensor, parts_of, plain
+
+_Build = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 _MOVES = frozenset({torch.Tensor.to, torch.Tensor.type_as})
 """Operations whose arguments may be on two devices."""
@@ -65,21 +64,42 @@ class OutsideTouches:
         self.count = 0
         self.changes: Mapping[int, Callable[[], torch.Tensor]] = {}
         """By id of a parameter that is patched on the device: the function that computes its value there."""
-        self.copy_on_device: Callable[[torch.device], torch.Tensor | None] = no_copy
+        self.copy_on_device: Callable[[torch.device], torch.Tensor | None] | None = None
         """Called before a parameter's value is copied to a device: returns the copy to use there, or None."""
         self.before_write: Callable[[], object] = nothing_to_do
         """Called before the bytes of a parameter change: they may be in use, or shared with other layers."""
         self.lost_writes = False
         """A patched parameter was written to: the device's value is computed from its old bytes."""
 
+    def show(self, changes: Mapping[int, Callable[[], torch.Tensor]]) -> None:
+        """Set `changes`."""
+        self.changes = changes
+
+    def lend_from(self, copy_on_device: Callable[[torch.device], torch.Tensor | None] | None) -> None:
+        """Set `copy_on_device`; None: there is no copy to reuse."""
+        self.copy_on_device = copy_on_device
+
+    def changed(self, change: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The value of a patched parameter. While it is computed, all parameters of the layer show the masters'."""
+        self.count += 1
+        changes, self.changes = self.changes, {}
+        try:
+            return change()
+        finally:
+            self.changes = changes
+
+    def read(self, parts: Parts) -> torch.Tensor:
+        """The value of a parameter in a file, read: the mapping may no longer show what was loaded."""
+        self.count += 1
+        leaves = []
+        for leaf in parts.leaves:
+            part = slice_of(leaf)
+            leaves.append(plain(leaf).detach() if part is None else part.in_memory(dtype_of(leaf)))
+        return parts.rebuild(leaves)
+
 
 def nothing_to_do() -> None:
     """The default of `before_write`: the layer is not loaded."""
-
-
-def no_copy(device: torch.device) -> torch.Tensor | None:
-    """The default of `copy_on_device`: there is no copy to reuse."""
-    return None
 
 
 class _Snapshot(OutsideTouches):
@@ -93,11 +113,6 @@ class _Snapshot(OutsideTouches):
         self.master = master
         self.of_layer = master.touches
         self.value = value
-
-    @property
-    def is_changed(self) -> bool:
-        """Whether the master is patched, so that its bytes are not its value."""
-        return id(self.master) in self.of_layer.changes
 
 
 class _Lending:
@@ -131,23 +146,21 @@ class _Lending:
         kind: Any = cls.kind
         return kind.__torch_function__(func, plain_types, args, kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def _built(self, build_from: Callable[[Parts, _Build], Any]) -> Any:
+        """An ordinary tensor of the kind and value of this one; `build_from(parts, build)` makes it."""
         with torch._C.DisableTorchFunctionSubclass():
             parts = _parts_with_value(self)
-            build = parts.as_parameter if isinstance(self, nn.Parameter) else parts.rebuild
-            copy: Any = build([plain(leaf).data.clone() for leaf in parts.leaves])
-            if type(copy) is nn.Parameter:
-                copy.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
-        memo[id(self)] = copy
-        return copy
+            built = build_from(parts, parts.as_parameter if isinstance(self, nn.Parameter) else parts.rebuild)
+            if type(built) is nn.Parameter:
+                built.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
+        return built
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        memo[id(self)] = self._built(lambda parts, build: build([plain(leaf).data.clone() for leaf in parts.leaves]))
+        return memo[id(self)]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        parts = _parts_with_value(self)
-        twin: Any = _as_made(parts, parts.as_parameter if isinstance(self, nn.Parameter) else parts.rebuild)
-        with torch._C.DisableTorchFunctionSubclass():
-            if type(twin) is nn.Parameter:
-                twin.requires_grad_(self.requires_grad)  # type: ignore[attr-defined]
-        return twin.__reduce_ex__(protocol)
+        return self._built(_as_made).__reduce_ex__(protocol)
 
 
 class HostParameter(_Lending, nn.Parameter):
@@ -178,7 +191,7 @@ def twin_of(tensor: torch.Tensor) -> torch.Tensor:
     return _as_made(tensor.parts, tensor.parts.as_parameter)
 
 
-def _as_made(parts: Parts, build: Callable[[Sequence[torch.Tensor]], torch.Tensor]) -> torch.Tensor:
+def _as_made(parts: Parts, build: _Build) -> torch.Tensor:
     """`build` called with tensors over the bytes of `parts`; in inference mode if these were made in it."""
     with torch._C.DisableTorchFunctionSubclass(), torch.inference_mode(parts.leaves[0].is_inference()):
         return build([plain(leaf.data) for leaf in parts.leaves])
@@ -244,15 +257,17 @@ def _describes(func: Callable[..., Any]) -> bool:
 
 def _foreign_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
     """The device of the first tensor argument that is not on the host; None if there is none."""
-    for value in itertools.chain(args, kwargs.values()):
+    devices = (tensor.device for tensor in _tensors_in((*args, *kwargs.values())))
+    return next((device for device in devices if device.type not in ("cpu", "meta")), None)
+
+
+def _tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The tensors among the values and in lists among them."""
+    for value in values:
         if isinstance(value, torch.Tensor):
-            if value.device.type not in ("cpu", "meta"):
-                return value.device
+            yield value
         elif isinstance(value, (list, tuple)):
-            device = _foreign_device(tuple(value), {})
-            if device is not None:
-                return device
-    return None
+            yield from _tensors_in(value)
 
 
 def _moves_to(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
@@ -296,11 +311,12 @@ def _with_values(
     and what the operation does not read elements of, is left as it is."""
     if _describes(func) or _gives_itself(func, args, kwargs):
         return args, kwargs
-    if func in _MOVES or func is torch.Tensor.copy_:
-        device, moves = _moves_to(func, args, kwargs), True
+    writes, moves = _writes(func, kwargs), func in _MOVES or func is torch.Tensor.copy_
+    if moves:
+        device = _moves_to(func, args, kwargs)
     else:
-        device, moves = (None if _writes(func, kwargs) else _foreign_device(args, kwargs)), False
-    written = 1 if _writes(func, kwargs) and "out" not in kwargs else 0
+        device = None if writes else _foreign_device(args, kwargs)
+    written = 1 if writes and "out" not in kwargs else 0
     lent = (*args[:written], *_lend(args[written:], device, moves))
     return lent, {name: value if name == "out" else _lend(value, device, moves) for name, value in kwargs.items()}
 
@@ -309,8 +325,8 @@ def _lend(value: Any, device: torch.device | None, moves: bool) -> Any:
     """`value` with each parameter in it replaced by its value, on `device` unless that is None. A parameter whose bytes
     are its value is kept if `device` is None, or if the operation itself `moves` it."""
     if isinstance(value, _Lending):
-        copied = None if device is None else value.touches.copy_on_device(device)
-        if copied is not None:
+        reuse = value.touches.copy_on_device
+        if device is not None and reuse is not None and (copied := reuse(device)) is not None:
             return copied
         compute = _value_to_come(value)
         if compute is not None:
@@ -336,30 +352,10 @@ def _value_to_come(parameter: Any) -> Callable[[], torch.Tensor] | None:
         return parameter.touches.value
     change = parameter.touches.changes.get(id(parameter))
     if change is not None:
-        return functools.partial(_changed, parameter.touches, change)
+        return functools.partial(parameter.touches.changed, change)
     if any(slice_of(leaf) is not None for leaf in parameter.parts.leaves):
-        return functools.partial(_read, parameter.touches, parameter.parts)
+        return functools.partial(parameter.touches.read, parameter.parts)
     return None
-
-
-def _changed(touches: OutsideTouches, change: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """The value of a patched parameter. While it is computed, all parameters of its layer show the masters' values."""
-    touches.count += 1
-    changes, touches.changes = touches.changes, {}
-    try:
-        return change()
-    finally:
-        touches.changes = changes
-
-
-def _read(touches: OutsideTouches, parts: Parts) -> torch.Tensor:
-    """The value of a parameter in a file, read: the mapping may no longer show what was loaded."""
-    touches.count += 1
-    leaves = []
-    for leaf in parts.leaves:
-        part = slice_of(leaf)
-        leaves.append(plain(leaf).detach() if part is None else part.in_memory(dtype_of(leaf)))
-    return parts.rebuild(leaves)
 
 
 # ---------------------------------------------------------------------- snapshots
@@ -389,11 +385,8 @@ def _materialise(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     """Give the snapshots among the arguments their values, if `func` uses bytes."""
     if _gives_itself(func, args, kwargs) or (_describes(func) and getattr(func, "__name__", "") not in _PLACES):
         return
-    for value in itertools.chain(args, kwargs.values()):
-        if isinstance(value, torch.Tensor):
-            become_value(value)
-        elif isinstance(value, (list, tuple)):
-            _materialise(func, tuple(value), {})
+    for tensor in _tensors_in((*args, *kwargs.values())):
+        become_value(tensor)
 
 
 def become_value(tensor: torch.Tensor) -> None:
@@ -415,8 +408,8 @@ def become_value(tensor: torch.Tensor) -> None:
 def _to_be_written(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments for an operation that writes into the first of them.
 
-    A write into a master, or into a snapshot of one, changes the model, as it would in the app. A write into a patched
-    weight does not, as the app would lose it with the patches: it is noted in `lost_writes`.
+    A write into a master, or a snapshot of one, changes the model, as in the app. A write into a patched weight does
+    not, as the app would lose it with the patches: it is noted in `lost_writes`.
     """
     if not args or not isinstance(args[0], _Lending):
         return args
@@ -432,7 +425,7 @@ def _to_be_written(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any
         return (snapshot, *args[1:])
     if func == _SET_DATA:
         release(target)
-    elif touches.is_changed:
+    elif id(touches.master) in touches.of_layer.changes:
         touches.of_layer.lost_writes = True
         become_value(target)
     else:

@@ -1,9 +1,8 @@
 """The memory of host masters (`host_layer.HostLayer`): shared, filled and page-locked on behalf of its users.
 
-A layer whose tensors lie in a file shares its master with every layer of the same bytes: same content of the same file
-(`WeightFile.identity`), same places in it, same types and layout. It is read once, never written again, and freed with
-its last user. A layer that lies in no file has a master of its own. A buffer is page-locked once, from the first user
-that needs it to the last. The registry holds weak references only.
+A layer whose tensors lie in a file shares its master with every layer of the same bytes of the file; it is read once,
+never written again, and freed with its last user. A layer that lies in no file has a master of its own. A buffer is
+page-locked from the first user that needs it to the last.
 
 Any thread may use this. `_lock` is held briefly, and is re-entrant: a garbage collection may end a use anywhere.
 Reading a file takes `HostMaster.filling`, which is never acquired while `_lock` is held.
@@ -44,7 +43,6 @@ class HostMaster:
         return 0 if self.buffer is None else self.buffer.numel()
 
     def is_shared(self) -> bool:
-        """Whether several layers use it."""
         return len(self.uses) > 1
 
     def fill(self, nbytes: int, pinned: bool, read: Callable[[torch.Tensor], None]) -> torch.Tensor:
@@ -130,8 +128,8 @@ class MasterUse:
         with _lock:
             other = MasterUse()
             other.master, other.pinned = self.master, self.pinned
-            if other.master is not None:
-                other.master.uses.add(other)
+            if self.master is not None:
+                self.master.uses.add(other)
             return other
 
     def unpin(self) -> None:
@@ -163,8 +161,7 @@ def distinct(uses: Iterable[MasterUse]) -> Iterator[HostMaster]:
 
 
 def close_uses(port: DevicePort, uses: Iterable[MasterUse]) -> None:
-    """End the uses of a component. Also runs for a component that was dropped without `detach`. The finalizer that
-    calls it refers to the uses only, so that it keeps no module alive."""
+    """End the uses of a component. A finalizer calls it, which must keep no module alive."""
     port.drain()
     for use in uses:
         use.drop()

@@ -2,9 +2,8 @@
 
 Modules are registered in the order of `__init__`, which is often not that of `forward`: refiners, modulations and side
 blocks are registered last and called first, and a decoder's stages are walked backwards. So the children of a module
-are sorted by where its methods first name them. Code is read, not called. What it does not tell (names made at run
-time, blocks that alternate) stays in the order of registration. A wrong guess only costs demand loads in the first
-pass.
+are sorted by where its methods first name them. What the code does not tell (names made at run time, blocks that
+alternate) stays in the order of registration. A wrong guess only costs demand loads in the first pass.
 """
 
 from __future__ import annotations
@@ -18,13 +17,18 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from .wrapped import called_children, unwrapped
+from .wrapped import LISTS, called_children, unwrapped
 
 _ENTRIES = ("preprocess_text_embeds", "forward", "encode", "decode")
 """Methods in which a module's call begins. Text goes through a diffusion model's connector before the first step; an
 autoencoder encodes before it decodes."""
 
-_LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+_EVALUATED: dict[type[ast.AST], tuple[str, ...]] = {
+    ast.Call: ("args", "keywords", "func"),
+    ast.Assign: ("value", "targets"),
+    ast.For: ("iter", "body", "orelse"),
+}
+"""The fields of a node in the order in which they are evaluated, where that is not their order in the source."""
 
 _MAX_METHODS = 64
 """Methods read per class."""
@@ -45,18 +49,18 @@ def _below(
     yield module
     children = [(name, unwrapped(child)) for name, child in called_children(module)]
     reversed_lists: set[str] = set()
-    if isinstance(module, _LISTS):
+    if isinstance(module, LISTS):
         children = children[::-1] if backwards else children
     elif children:
         reader = read.get(type(module)) or read.setdefault(type(module), _Reader(type(module)))
         children.sort(key=lambda entry: reader.place_of(entry[0]))
-        lists = {name for name, child in children if isinstance(child, _LISTS)}
+        lists = {name for name, child in children if isinstance(child, LISTS)}
         reversed_lists = lists & reader.first_after_reversed([name for name, _ in children])
     for name, child in children:
         yield from _below(child, name in reversed_lists, seen, read)
 
 
-class _Reader(ast.NodeVisitor):
+class _Reader:
     """Reads the methods of a class in the order in which they name each other."""
 
     def __init__(self, kind: type[nn.Module]) -> None:
@@ -90,25 +94,15 @@ class _Reader(ast.NodeVisitor):
             self._methods.add(name)
             # The source may be missing, or newer than the code: packs are updated while the app runs.
             with contextlib.suppress(Exception):
-                self.visit(ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(method)))))
+                self._read(ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(method)))))
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802 - the name that ast asks for
-        """A call happens after its arguments are evaluated."""
-        for child in (*node.args, *node.keywords, node.func):
-            self.visit(child)
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
-        self.visit(node.value)
-        self._name(node.attr)
-
-    def visit_Name(self, node: ast.Name) -> None:  # noqa: N802
-        if node.id == "reversed":
+    def _read(self, node: ast.AST) -> None:
+        for name in _EVALUATED.get(type(node), node._fields):
+            field = getattr(node, name, None)
+            for child in field if isinstance(field, list) else [field]:
+                if isinstance(child, ast.AST):
+                    self._read(child)
+        if isinstance(node, ast.Attribute):
+            self._name(node.attr)
+        elif isinstance(node, ast.Name) and node.id == "reversed":
             self._reversed_at.append(len(self._attributes))
-
-    def visit_Assign(self, node: ast.Assign) -> None:  # noqa: N802
-        for child in (node.value, *node.targets):
-            self.visit(child)
-
-    def visit_For(self, node: ast.For) -> None:  # noqa: N802
-        for child in (node.iter, *node.body, *node.orelse):
-            self.visit(child)

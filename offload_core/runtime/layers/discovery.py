@@ -1,47 +1,44 @@
-"""Finds the layers of a module: the repeated blocks that hold most of its bytes, without any declaration.
-
-`layer_walk.py` chooses the layers; this module tells it which modules are mere containers (module lists and
-dictionaries, sequentials, modules without a forward of their own), and what is under a wrapper. The rest of the module
-is *loose*: on the device while the component is in use. Reads shapes and types only, and moves nothing.
-"""
+"""Finds the layers of a module: `layer_walk.py` chooses them, from what this module tells of its parts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from ...files.layer_walk import HOST_GATHER_BYTES, MIN_LAYER_BYTES, Part, small_tensor_bytes, units
 from ...planning.inventory import Inventory, LayerSpec, TableSpec
+from ..files.weight_file import keep_what_was_written
 from ..host.host_layer import lies_whole_in_file
 from ..host.host_parameter import become_value
 from ..tensors.file_rows import stays_in_file
-from ..tensors.layout import Flattened, span_bytes
+from ..tensors.layout import Flattened, overlapping, span_bytes
 from ..tensors.parts import (
     UnmovableTensor,
     bring_into_memory,
-    bring_written_into_memory,
     is_plain,
+    leaves_of,
     parts_of,
     plain,
     stored_bytes,
 )
 from .call_order import in_call_order
 from .loose import LooseTensors
-from .wrapped import called_children, plain_name, unwrapped
+from .wrapped import LISTS, called_children, plain_name, unwrapped
+
+MAX_NOTES = 12
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class FoundLayer:
     """A module that moves as one, and the parameters that move with it."""
 
     name: str
     module: nn.Module
-    parameters: list[nn.Parameter] = field(default_factory=list)
-    nbytes: int = 0
-    keep: str | None = None
+    parameters: list[nn.Parameter]
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +55,25 @@ class Discovery:
     def inventory(self, component: str, segment_bytes: int) -> Inventory:
         """The inventory for the planner, on a device that allocates memory in multiples of `segment_bytes`."""
         specs = tuple(
-            LayerSpec(layer.name, layer.nbytes, keep=layer.keep, in_file=lies_whole_in_file(layer.parameters))
-            for layer in self.layers
+            LayerSpec(layer.name, layer.nbytes, in_file=lies_whole_in_file(layer.parameters)) for layer in self.layers
         )
+        by_row = self.read_by_row()
         tables: dict[int, TableSpec] = {}
         for table in self.tables:
             weight = table.parameters[0]
-            users = [other.module for other in self.tables if other.parameters[0] is weight]
-            by_row = all(_is_read_by_row(weight, module) for module in users)
-            tables.setdefault(id(weight), TableSpec(table.name, stored_bytes(weight), by_row))
+            tables.setdefault(id(weight), TableSpec(table.name, stored_bytes(weight), by_row[id(weight)]))
         return Inventory(
             component, specs, self.order, self.loose_bytes, self.notes, segment_bytes, tuple(tables.values())
         )
+
+    def read_by_row(self) -> dict[int, bool]:
+        """By the id of each table: whether rows can be read from its file, for every module that looks them up."""
+        by_row: dict[int, bool] = {}
+        for table in self.tables:
+            weight = table.parameters[0]
+            stays = stays_in_file(weight, getattr(table.module, "max_norm", None))
+            by_row[id(weight)] = stays and by_row.get(id(weight), True)
+        return by_row
 
 
 def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Discovery:
@@ -79,13 +83,14 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
         become_value(parameter)
     nbytes = {id(parameter): stored_bytes(parameter) for parameter in root.parameters()}
     walked = units(_part_of(root, nbytes, {}))
-    found_layers = _outermost((name, part.held) for name, part in walked)
-    shared = _shared_tensors(root, found_layers)
+    modules = _outermost((name, part.held) for name, part in walked)
+    shared = _shared_tensors(root, modules)
     notes: list[str] = []
     layers, tables = [], _large_tables(root, shared)
     gathered = {id(table.parameters[0]) for table in tables}
-    for layer in found_layers:
-        _choose_parameters(layer, shared, gathered, notes)
+    for module, name in modules.items():
+        moved = _moved_with(module, name, shared, gathered, notes)
+        layer = FoundLayer(name, module, moved, Flattened(moved).layout.nbytes)
         if layer.nbytes >= min_layer_bytes:
             layers.append(layer)
         elif layer.nbytes:
@@ -96,28 +101,28 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
         notes.append(
             f"no repeated blocks of {min_layer_bytes / 1e6:.0f} MB or more in {type(root).__name__}: all of it resident"
         )
+    if len(notes) > MAX_NOTES:
+        notes[MAX_NOTES:] = [f"... and {len(notes) - MAX_NOTES} more of these kinds"]
     streamed = {id(p) for layer in (*layers, *tables) for p in layer.parameters}
     places = {module: place for place, module in enumerate(in_call_order(root))}
     order = sorted(range(len(layers)), key=lambda index: places[layers[index].module])
     loose_bytes = LooseTensors(root, streamed).nbytes
-    return Discovery(tuple(layers), tuple(tables), loose_bytes, tuple(_grouped(notes)), tuple(order))
+    return Discovery(tuple(layers), tuple(tables), loose_bytes, tuple(notes), tuple(order))
 
 
 def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
-    """Copy into memory what lies in a file and is not streamed: it is used where it is, and a file may change.
-
-    Except embedding tables that support row reads. Streamed tensors are copied into memory if they were written to
-    since they were loaded. Returns the discovery with `loose_bytes` recomputed.
-    """
+    """Copy into memory what lies in a file and is neither streamed nor read by row, because a file may change, and what
+    was written to since it was loaded. Returns the discovery with `loose_bytes` recomputed."""
     for parameter in root.parameters():
-        bring_written_into_memory(parameter)
+        for leaf in leaves_of(parameter):
+            keep_what_was_written(leaf)
     streamed = {id(parameter) for layer in found.layers for parameter in layer.parameters}
-    tables = [(id(table.parameters[0]), _is_read_by_row(table.parameters[0], table.module)) for table in found.tables]
-    stay = streamed | {key for key, _ in tables} - {key for key, by_row in tables if not by_row}
+    by_row = found.read_by_row()
+    stay = streamed | {key for key, stays in by_row.items() if stays}
     moved = [bring_into_memory(parameter) for parameter in root.parameters() if id(parameter) not in stay]
     if not any(moved):
         return found
-    return replace(found, loose_bytes=LooseTensors(root, streamed | {key for key, _ in tables}).nbytes)
+    return replace(found, loose_bytes=LooseTensors(root, streamed | by_row.keys()).nbytes)
 
 
 def _part_of(module: nn.Module, nbytes: dict[int, int], parts: dict[nn.Module, Part[nn.Module]]) -> Part[nn.Module]:
@@ -126,22 +131,21 @@ def _part_of(module: nn.Module, nbytes: dict[int, int], parts: dict[nn.Module, P
     module = unwrapped(module)
     if module not in parts:
         size = sum(nbytes[id(parameter)] for parameter in module.parameters())
-        is_list = isinstance(module, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
-        part = parts[module] = Part(module, size, _only_contains(module), is_list)
+        part = parts[module] = Part(module, size, _only_contains(module), isinstance(module, LISTS))
         part.children = {name: _part_of(child, nbytes, parts) for name, child in called_children(module)}
     return parts[module]
 
 
-def _outermost(units: Iterable[tuple[str, nn.Module]]) -> list[FoundLayer]:
-    """One layer per unit. A module may have several names, and be inside another unit as well."""
+def _outermost(units: Iterable[tuple[str, nn.Module]]) -> dict[nn.Module, str]:
+    """The units, each under its first name, without those that are inside another one."""
     by_module: dict[nn.Module, str] = {}
     for name, module in units:
         by_module.setdefault(module, name)
     inner = {child for unit in by_module for child in unit.modules() if child is not unit}
-    return [FoundLayer(name, module) for module, name in by_module.items() if module not in inner]
+    return {module: name for module, name in by_module.items() if module not in inner}
 
 
-def _large_tables(root: nn.Module, shared: set[int]) -> list[FoundLayer]:
+def _large_tables(root: nn.Module, shared: Mapping[int, set[int]]) -> list[FoundLayer]:
     """Embedding tables that stay on the host, one entry for each module that looks up rows.
 
     Several embeddings may share a table; one that another kind of module holds too (an output projection) is not kept
@@ -154,50 +158,35 @@ def _large_tables(root: nn.Module, shared: set[int]) -> list[FoundLayer]:
                 users.setdefault(id(parameter), []).append((plain_name(name), module))
     tables = []
     for key, places in users.items():
-        first = places[0][1]
-        table = first._parameters.get("weight")
-        if table is None or id(table) != key or not is_plain(table):
+        table = places[0][1]._parameters.get("weight")
+        overlaps_another = shared.get(key, set()) - {key}
+        if table is None or id(table) != key or not is_plain(table) or overlaps_another:
             continue
-        if not all(isinstance(module, nn.Embedding) for _, module in places) or _overlaps_another(table, root, shared):
-            continue
-        nbytes = table.numel() * table.element_size()
-        tables += [FoundLayer(name, module, [table], nbytes) for name, module in places]
+        if all(isinstance(module, nn.Embedding) for _, module in places):
+            nbytes = table.numel() * table.element_size()
+            tables += [FoundLayer(name, module, [table], nbytes) for name, module in places]
     return tables
 
 
-def _is_read_by_row(table: torch.Tensor, module: nn.Module) -> bool:
-    return stays_in_file(table, getattr(module, "max_norm", None))
-
-
-def _overlaps_another(table: torch.Tensor, root: nn.Module, shared: set[int]) -> bool:
-    """Whether a table shares bytes with another tensor. One tensor in several modules does not count."""
-    if id(table) not in shared:
-        return False
-    start, end = table.data_ptr(), table.data_ptr() + span_bytes(table)
-    tensors = (*root.parameters(), *root.buffers())
-    others = (other for other in tensors if other is not table and other.numel() and is_plain(other))
-    return any(other.data_ptr() < end and start < other.data_ptr() + span_bytes(other) for other in others)
-
-
 def _only_contains(module: nn.Module) -> bool:
-    """Whether `module` is a container: its call, if any, only calls its children.
-
-    Not a plain Sequential of leaves (a projection, an MLP), which is called as one. A subclass of Sequential may be
-    walked by its parent without being called, as UNets do, so it always counts as a container.
-    """
+    """Whether the call of `module`, if any, only calls its children. Not a plain Sequential of leaves (an MLP): it is
+    called as one. A subclass may be walked by its parent without being called, as UNets do."""
     if type(module) is nn.Sequential:
         return any(True for child in module for _ in child.children())
-    if isinstance(module, (nn.ModuleList, nn.Sequential, nn.ModuleDict)):
+    if isinstance(module, LISTS):
         return True
     return type(module).forward is nn.Module.forward and "forward" not in vars(module)
 
 
-def _choose_parameters(layer: FoundLayer, shared: set[int], gathered: set[int], notes: list[str]) -> None:
-    """Set the parameters that move with a layer, and its bytes; add notes on those that do not."""
-    own = [(name, p) for name, p in layer.module.named_parameters() if id(p) not in gathered]
+def _moved_with(
+    layer: nn.Module, layer_name: str, shared: Collection[int], gathered: Collection[int], notes: list[str]
+) -> list[nn.Parameter]:
+    """The parameters that move with a layer; notes are added on those that cannot."""
+    own = [(name, p) for name, p in layer.named_parameters() if id(p) not in gathered]
     small = small_tensor_bytes(sum(stored_bytes(p) for _, p in own))
+    moved = []
     for name, parameter in own:
-        full = f"{layer.name}.{name}"
+        full = f"{layer_name}.{name}"
         try:
             parts_of(parameter)
         except UnmovableTensor as error:
@@ -206,45 +195,25 @@ def _choose_parameters(layer: FoundLayer, shared: set[int], gathered: set[int], 
         if id(parameter) in shared:
             notes.append(f"{full} shares its storage with another layer: kept resident")
         elif stored_bytes(parameter) >= small:
-            layer.parameters.append(parameter)
-    layer.nbytes = Flattened(layer.parameters).layout.nbytes
+            moved.append(parameter)
+    return moved
 
 
-def _shared_tensors(root: nn.Module, layers: list[FoundLayer]) -> set[int]:
-    """Ids of tensors whose bytes several layers, or a layer and the rest of the module, share. Judged by addresses, not
-    by storages: neighbours in one mapped file share a storage and nothing else."""
-    inside = {module: layer.name for layer in layers for module in layer.module.modules()}
-    ranges: list[tuple[int, int, str, int]] = []
+def _shared_tensors(root: nn.Module, layers: Mapping[nn.Module, str]) -> dict[int, set[int]]:
+    """By the id of each tensor that shares bytes with a tensor of another layer, or of the rest of the module: the ids
+    of those (its own, if several layers hold it). Judged by addresses, not by storages: neighbours in one mapped file
+    share a storage and nothing else."""
+    inside = {module: name for layer, name in layers.items() for module in layer.modules()}
+    ranges: list[tuple[int, int, tuple[str, int]]] = []
     for module in root.modules():
         owner = inside.get(module, "")
         for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and tensor.numel():
-                for start, end in _spans(tensor):
-                    ranges.append((start, end, owner, id(tensor)))
-    shared: set[int] = set()
-    alive: list[tuple[int, int, str, int]] = []
-    for entry in sorted(ranges):
-        alive = [other for other in alive if other[1] > entry[0]]
-        for other in alive:
-            if other[2] != entry[2]:
-                shared.update((other[3], entry[3]))
-        alive.append(entry)
+            for leaf in map(plain, () if tensor is None else leaves_of(tensor)):
+                if leaf.numel():
+                    ranges.append((leaf.data_ptr(), leaf.data_ptr() + span_bytes(leaf), (owner, id(tensor))))
+    shared: defaultdict[int, set[int]] = defaultdict(set)
+    for (owner, tensor_id), (other_owner, other_id) in overlapping(ranges):
+        if owner != other_owner:
+            shared[tensor_id].add(other_id)
+            shared[other_id].add(tensor_id)
     return shared
-
-
-def _spans(tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """The address ranges (start, end) of a tensor's bytes, if it can be taken apart."""
-    try:
-        leaves = [plain(leaf) for leaf in parts_of(tensor).leaves]
-    except UnmovableTensor:
-        return
-    for leaf in leaves:
-        if leaf.numel():
-            yield leaf.data_ptr(), leaf.data_ptr() + span_bytes(leaf)
-
-
-def _grouped(notes: list[str], limit: int = 12) -> list[str]:
-    """The first `limit` notes, and how many more there are."""
-    if len(notes) <= limit:
-        return notes
-    return [*notes[:limit], f"... and {len(notes) - limit} more of these kinds"]

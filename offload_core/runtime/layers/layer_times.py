@@ -28,9 +28,7 @@ class LayerTimes:
         """`arrived`, `started` and `finished` belong to one visit whose times have not been read yet."""
         self._warm = False
         """That visit was not in a first pass, so its time is typical."""
-        self._copy_marks: list[tuple[Event, Event]] = [
-            (port.event(timed=True), port.event(timed=True)) for _ in range(2)
-        ]
+        self._copy_marks = [(port.event(timed=True), port.event(timed=True)) for _ in range(2)]
         """Start and end of two copies: look-ahead issues the next copy before the times of the last are read."""
         self._copies_timed = 0
         """How many of `_copy_marks`, from the first on, are recorded and not read yet."""

@@ -1,8 +1,8 @@
 """The tensors of a module outside its layers: on the device while the component is loaded, on the host otherwise.
 
-Those that can be moved as bytes go into one device buffer, with one allocation; the others (types that do not expose
-their parts) are moved one by one with `Tensor.to`. The module's host tensors are kept and put back unchanged; a module
-buffer that was written to on the device is copied back. Knows nothing about layers, rings or plans.
+Those that can be moved as bytes go into one device buffer; the others (types that do not expose their parts) are moved
+one by one with `Tensor.to`. The module's host tensors are kept and put back unchanged; a module buffer that was written
+to on the device is copied back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from ..device.device_port import DevicePort
 from ..tensors.layout import Flattened, copy_span
-from ..tensors.parts import UnmovableTensor, is_plain, parts_of, plain
+from ..tensors.parts import is_plain, leaves_of, parts_of, plain
 
 
 class LooseTensors:
@@ -31,7 +31,7 @@ class LooseTensors:
                     if tensor is not None and id(tensor) not in streamed:
                         self._places.append((place, name, tensor))
                         tensors[id(tensor)] = tensor
-        self._movable = [tensor for tensor in tensors.values() if _is_movable(tensor)]
+        self._movable = [tensor for tensor in tensors.values() if leaves_of(tensor)]
         movable = {id(tensor) for tensor in self._movable}
         self._others = [tensor for tensor in tensors.values() if id(tensor) not in movable]
         self._flat = Flattened(self._movable)
@@ -116,24 +116,21 @@ class LooseTensors:
 
     def lies_on_device_once(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor` is a parameter's copy in our device buffer, used in one place only."""
-        return sum(self._on_device.get(id(host)) is tensor for _, _, host in self._places) == 1 and any(
-            self._on_device.get(id(host)) is tensor and isinstance(host, nn.Parameter) for host in self._movable
-        )
+        host = self.host_of(tensor)
+        is_copy = host is not tensor and isinstance(host, nn.Parameter) and any(host is own for own in self._movable)
+        return is_copy and sum(own is host for _, _, own in self._places) == 1
 
     def renew(self, tensor: torch.Tensor) -> None:
-        """Copy a parameter's host value to its device copy `tensor` again; other tensors are left alone."""
-        for host in self._movable:
-            if self._on_device.get(id(host)) is tensor:
-                with torch.inference_mode(False), torch.no_grad():
-                    for target, source in zip(parts_of(tensor).leaves, parts_of(host).leaves):
-                        copy_span(plain(target).data, plain(source).data)
+        """Copy the host value to a parameter's device copy in our buffer again."""
+        with torch.inference_mode(False), torch.no_grad():
+            for target, source in zip(parts_of(tensor).leaves, parts_of(self.host_of(tensor)).leaves):
+                copy_span(plain(target).data, plain(source).data)
 
     def set_marks(self, host: torch.Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
         """Set attributes of a parameter's host tensor and device copy. Returns the values before."""
         position = next(index for index, own in enumerate(self._movable) if own is host)
-        for one in (host, self._on_device.get(id(host))):
-            if one is not None:
-                vars(one).update(values)
+        for tensor in (host, self._on_device.get(id(host), host)):
+            vars(tensor).update(values)
         return self._flat.parts[position].set_marks(values)
 
     def _bring_buffers_home(self) -> None:
@@ -143,11 +140,3 @@ class LooseTensors:
                 # A tensor made in inference mode, as the app's are, can only be written to in it.
                 with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                     tensor.copy_(self._on_device[id(tensor)])
-
-
-def _is_movable(tensor: torch.Tensor) -> bool:
-    try:
-        parts_of(tensor)
-    except UnmovableTensor:
-        return False
-    return True

@@ -1,10 +1,9 @@
 """Patched weights: a patch set, applied on the device when a layer arrives.
 
-Masters never change. A `Change` computes another value for one parameter; a `Revision` is all changes of one layer
-under one patch set. When a layer first arrives under a revision, its changes are applied in place on the device, on the
-compute lane; the result is copied back once, beside both lanes, into a host buffer of the revision, its *version*, from
-which the layer is copied from then on. Without host memory for a version, the changes are applied on each arrival.
-Patch sets that change a layer alike share a revision. Knows nothing of what a patch is.
+A `Change` computes another value for one parameter; a `Revision` is all changes of one layer under one patch set. When
+a layer first arrives under a revision, its changes are applied in place, on the compute lane; the result is copied back
+once, beside both lanes, into a host buffer, the *version*, from which the layer is copied from then on. Without host
+memory for a version, the changes are applied on each arrival. Patch sets that change a layer alike share a revision.
 """
 
 from __future__ import annotations
@@ -53,6 +52,10 @@ class Revision:
         """A host buffer with the layer's patched bytes, valid once the queued copy back is complete."""
         self.to_read: ByteSource | None = None
         """The source to read the version from, if it is not page-locked."""
+
+    def keep(self, version: torch.Tensor | None, to_read: ByteSource | None = None) -> None:
+        """Set the version, and its source; None: there is none."""
+        self.version, self.to_read = version, to_read
 
     def apply(self) -> None:
         """Apply the changes in place. The modules hold device parameters with the masters' values."""

@@ -1,8 +1,5 @@
-"""Writes the events of one component into a trace, from times that the engine measures anyway.
-
-The prefetcher measures the visits and copies of some passes and hands over their times once they are read. While a
-trace is watched (`Trace.watched`), every pass is measured. The host never waits for the device here.
-"""
+"""Writes the events of one component into a trace, from times that the engine measures anyway: of some passes, of every
+pass while the trace is watched."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""Places the layers of a plan: streamed ones at fixed offsets of the arena, residents in buffers of their own.
-
-Arithmetic on offsets plus the binding of layers to views; it issues no copies.
-"""
+"""Places the layers of a plan: streamed ones at fixed offsets of the arena, residents in buffers of their own. Issues
+no copies."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ..device.device_port import DevicePort
+from ..tensors.layout import overlapping
 from .layer import Layer
 
 
@@ -22,13 +21,10 @@ def place_layers(layers: Sequence[Layer], offsets: Sequence[int], arena: torch.T
 def link_overlaps(layers: Sequence[Layer], offsets: Sequence[int]) -> None:
     """Set each layer's `overlaps`: the other layers that share bytes of the ring with it, by index."""
     overlaps: dict[Layer, list[Layer]] = {layer: [] for layer in layers}
-    alive: list[tuple[int, Layer]] = []
-    for offset, layer in sorted(zip(offsets, layers), key=lambda pair: pair[0]):
-        alive = [(end, other) for end, other in alive if end > offset]
-        for _, other in alive:
-            overlaps[layer].append(other)
-            overlaps[other].append(layer)
-        alive.append((offset + layer.nbytes, layer))
+    ranges = [(offset, offset + layer.nbytes, layer) for offset, layer in zip(offsets, layers)]
+    for layer, other in overlapping(ranges):
+        overlaps[layer].append(other)
+        overlaps[other].append(layer)
     for layer, others in overlaps.items():
         layer.share_bytes_with(sorted(others, key=lambda other: other.index))
 

@@ -1,8 +1,8 @@
 """Embedding tables that stay on the host for row lookups, unless they are also used as a whole.
 
-The output projection of a language model is often its embedding table. Copying it for every token would be most of the
-traffic. So the first use of a table as a whole asks for a plan with the table on the device; if there is room, it stays
-there until the component is unloaded: the modules then hold it like any other weight, and rows are looked up there too.
+The output projection of a language model is often its embedding table, and copying it for every token would be most of
+the traffic. So its first use as a whole asks for a plan with the table on the device; if there is room, the modules
+hold it there like any other weight until the component is unloaded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from ..device.device_port import DevicePort
 from ..files.weight_file import dtype_of, slice_of
-from ..host.host_parameter import OutsideTouches, adopt, leaves_of_master, no_copy, release
+from ..host.host_parameter import OutsideTouches, adopt, release
 from ..tensors.layout import copy_span, span_bytes
 from ..tensors.parts import is_plain, parts_of, plain
 from .discovery import FoundLayer
@@ -36,14 +36,14 @@ class HostTable:
         self.touches = OutsideTouches()
         self._modules = modules
         self.on_device: nn.Parameter | None = None
-        """The parameter that the modules hold while the table is on the device; None otherwise."""
+        """The parameter that the modules hold while the table is on the device."""
 
     def load(self, port: DevicePort) -> None:
         """Copy the table to the device and put it into its modules. All of it or nothing. Raises FileReadError, and
         errors of allocation. A table that a patch has replaced is left alone."""
         if self.on_device is not None or not self._is_in_all_modules(self.parameter):
             return
-        (leaf,) = leaves_of_master(self.parameter)
+        leaf = self.parameter  # a table is plain: it is its own only part
         with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             part = slice_of(leaf)
             master = plain(leaf).data if part is None else part.in_memory(dtype_of(leaf))
@@ -82,13 +82,10 @@ class HostTables:
 
     def __init__(self, found: Sequence[FoundLayer], port: DevicePort) -> None:
         self._port = port
-        modules: dict[int, list[nn.Module]] = {}
-        first_entry: dict[int, FoundLayer] = {}
+        users: dict[int, list[FoundLayer]] = {}
         for entry in found:
-            key = id(entry.parameters[0])
-            modules.setdefault(key, []).append(entry.module)
-            first_entry.setdefault(key, entry)
-        self._tables = {key: HostTable(entry, modules[key]) for key, entry in first_entry.items()}
+            users.setdefault(id(entry.parameters[0]), []).append(entry)
+        self._tables = {key: HostTable(own[0], [entry.module for entry in own]) for key, own in users.items()}
         self._modules = [entry.module for entry in found]
 
     def of(self, found: FoundLayer) -> HostTable:
@@ -107,19 +104,18 @@ class HostTables:
     def lend(self, ask: AskForTable) -> None:
         """Make tables call `ask` when used as a whole; they lend a copy if `ask` does not place them on the device."""
         for table in self._tables.values():
-            table.touches.copy_on_device = functools.partial(table.copy_for_use, ask)
+            table.touches.lend_from(functools.partial(table.copy_for_use, ask))
         for module in self._modules:
             for parameter in module.parameters():
                 if is_plain(parameter) and isinstance(parameter, nn.Parameter) and parameter.device.type == "cpu":
-                    table_of = self._tables.get(id(parameter))
-                    touches = OutsideTouches() if table_of is None else table_of.touches
-                    adopt(parameter, touches, parts_of(parameter))
+                    own = self._tables.get(id(parameter))
+                    adopt(parameter, OutsideTouches() if own is None else own.touches, parts_of(parameter))
 
     def stop_lending(self) -> None:
         """Make the tables ordinary host parameters again."""
         self.take_off()
         for table in self._tables.values():
-            table.touches.copy_on_device = no_copy
+            table.touches.lend_from(None)
         for module in self._modules:
             for parameter in module.parameters():
                 release(parameter)

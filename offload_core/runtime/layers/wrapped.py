@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.utils import parametrize
 
+LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module that `torch.compile` was given; `module` itself if it is not compiled."""

@@ -2,16 +2,14 @@
 
 Layers get a revision and are patched on arrival (`patched_layers.py`). A loose tensor is patched in place on the
 device. One that is not there (a table on the host), is used in several places or gets another shape is replaced by a
-tensor of its own. A change by attributes (`Change.marks`) moves no bytes: the attributes are set on the host tensor and
-its device copy. Knows nothing of plans and order.
+tensor of its own. For a change by attributes (`Change.marks`) these are set on the host tensor and its device copy.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -38,22 +36,21 @@ class ChangedWeights:
         """Whether a `put_aside` block is under way."""
         self._put_on: dict[str, tuple[Hashable, Place, torch.Tensor, torch.Tensor | None]] = {}
         """Loose tensors changed, by name: key, place, tensor before, substitute (None: patched in place)."""
-        self._marked: list[Callable[[], object]] = []
-        """For each marked weight of a layer, the function that restores its attributes."""
-        self._marked_loose: list[Callable[[], object]] = []
+        self._marked = contextlib.ExitStack()
+        """Restores the attributes of the marked weights of layers."""
+        self._marked_loose = contextlib.ExitStack()
 
     def alike(self, changes: Mapping[str, Change]) -> bool:
         """Whether `changes` have the keys of the wanted ones."""
-        return {name: change.key for name, (_, change) in self._wanted.items()} == {
-            name: change.key for name, change in changes.items()
-        }
+        wanted = {name: change.key for name, (_, change) in self._wanted.items()}
+        return wanted == {name: change.key for name, change in changes.items()}
 
     def want(self, changes: Mapping[str, Change]) -> None:
         """Replace the wanted changes. Raises OffloadError, and keeps the old ones, for a change that cannot be made."""
         wanted = {name: (self._place_of(name), change) for name, change in changes.items()}
         for layer in self._layers:
-            for name, (place, change) in _in_layer(layer, wanted).items():
-                self._check(layer, name, place, change)
+            for name, (_, master, change) in _in_layer(layer, wanted).items():
+                self._check(layer, name, master, change)
         self._wanted = wanted
 
     def _place_of(self, name: str) -> Place:
@@ -66,8 +63,7 @@ class ChangedWeights:
             )
         return parameters, own_name
 
-    def _check(self, layer: Layer, name: str, place: Place, change: Change) -> None:
-        master = next(host for params, own, host in layer.host_bindings if params is place[0] and own == place[1])
+    def _check(self, layer: Layer, name: str, master: nn.Parameter, change: Change) -> None:
         if sum(host is master for _, _, host in layer.host_bindings) > 1:
             raise OffloadError(
                 f"{self._component}: asked to change {name}; found that {layer.name} uses that weight in several "
@@ -85,12 +81,15 @@ class ChangedWeights:
     def put_on_layers(self, versions: Versions) -> list[Layer]:
         """Set every layer's revision. Returns the layers whose bytes on the device are invalid now."""
         void = []
-        _undo(self._marked)
+        self._marked.close()
         for layer in self._layers:
-            layer_changes = _in_layer(layer, self._wanted).values()
-            for place, marks in _carried(layer_changes):
-                self._marked.append(functools.partial(layer.set_marks, place, layer.set_marks(place, marks)))
-            changes = [(place, change) for place, change in layer_changes if change.marks is None]
+            computed = []
+            for place, master, change in _in_layer(layer, self._wanted).values():
+                if change.marks is None:
+                    computed.append((place, master, change))
+                else:
+                    self._marked.callback(layer.set_marks, place, layer.set_marks(place, change.marks))
+            changes = [(place, change) for place, _, change in computed]
             if layer.revise(versions.revision(layer, changes) if changes else None):
                 void.append(layer)
             if changes and layer.is_in_place:  # a patched layer needs a device buffer beside the master
@@ -98,12 +97,9 @@ class ChangedWeights:
                 with torch.inference_mode(False):
                     layer.bind(self._port.empty(layer.nbytes))
                 layer.host.move_to("mapped")  # not in memory twice
-            by_place = {(id(params), name): host for params, name, host in layer.host_bindings}
-            masters = [(place, by_place[id(place[0]), place[1]], change.compute) for place, change in changes]
-            layer.host.touches.changes = {
-                id(master): functools.partial(_from_master, place, master, compute)
-                for place, master, compute in masters
-            }
+            layer.host.touches.show(
+                {id(master): partial(_from_master, place, master, change.compute) for place, master, change in computed}
+            )
         return void
 
     # ------------------------------------------------------------------ outside layers
@@ -111,15 +107,17 @@ class ChangedWeights:
     def put_on_loose(self, loose: LooseTensors) -> None:
         """Put the wanted changes of loose tensors into effect; those with unchanged keys are left alone."""
         self._loose = loose
-        _undo(self._marked_loose)
-        wanted = dict(self._wanted)
-        for layer in self._layers:
-            for name in _in_layer(layer, self._wanted):
-                del wanted[name]
-        for (parameters, own_name), marks in _carried(wanted.values()):
-            host = loose.host_of(parameters[own_name])
-            self._marked_loose.append(functools.partial(loose.set_marks, host, loose.set_marks(host, marks)))
-        wanted = {name: (place, change) for name, (place, change) in wanted.items() if change.marks is None}
+        self._marked_loose.close()
+        in_layers = {name for layer in self._layers for name in _in_layer(layer, self._wanted)}
+        wanted = {}
+        for name, (place, change) in self._wanted.items():
+            if name in in_layers:
+                continue
+            if change.marks is None:
+                wanted[name] = (place, change)
+            else:
+                host = loose.host_of(place[0][place[1]])
+                self._marked_loose.callback(loose.set_marks, host, loose.set_marks(host, change.marks))
         for name in list(self._put_on):
             if name not in wanted or wanted[name][1].key != self._put_on[name][0]:
                 self._take_off(name)
@@ -142,12 +140,12 @@ class ChangedWeights:
 
     def take_off(self) -> None:
         """Undo all changes of host tensors, in layers and outside. Idempotent."""
-        _undo(self._marked)
+        self._marked.close()
         self.take_off_loose()
 
     def take_off_loose(self) -> None:
         """Undo all changes of loose tensors. Idempotent."""
-        _undo(self._marked_loose)
+        self._marked_loose.close()
         for name in list(self._put_on):
             self._take_off(name)
 
@@ -203,17 +201,13 @@ def _from_master(place: Place, master: nn.Parameter, compute: Callable[[], torch
             parameters[name] = shown
 
 
-def _undo(steps: list[Callable[[], object]]) -> None:
-    while steps:
-        steps.pop()()
-
-
-def _carried(changes: Iterable[tuple[Place, Change]]) -> list[tuple[Place, Mapping[str, Any]]]:
-    """The changes made by attributes, as (place, attributes)."""
-    return [(place, change.marks) for place, change in changes if change.marks is not None]
-
-
-def _in_layer(layer: Layer, changes: Mapping[str, tuple[Place, Change]]) -> dict[str, tuple[Place, Change]]:
-    """The changes of weights that move with the layer."""
-    places = {(id(parameters), name) for parameters, name, _ in layer.host_bindings}
-    return {name: (place, change) for name, (place, change) in changes.items() if (id(place[0]), place[1]) in places}
+def _in_layer(
+    layer: Layer, changes: Mapping[str, tuple[Place, Change]]
+) -> dict[str, tuple[Place, nn.Parameter, Change]]:
+    """The changes of weights that move with the layer, with the masters of these."""
+    masters = {(id(parameters), name): master for parameters, name, master in layer.host_bindings}
+    return {
+        name: (place, master, change)
+        for name, (place, change) in changes.items()
+        if (master := masters.get((id(place[0]), place[1]))) is not None
+    }

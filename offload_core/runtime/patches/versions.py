@@ -1,7 +1,4 @@
-"""The versions of patched layers: host memory with their patched bytes, so that each is patched once.
-
-`patched_layers.py` explains revisions and versions.
-"""
+"""The versions of patched layers (`patched_layers.py`): host memory with their patched bytes."""
 
 from __future__ import annotations
 
@@ -23,10 +20,9 @@ _REMEMBERED = 4
 class Versions:
     """One component's revisions that have a version, and the memory of the versions.
 
-    Host memory for versions is allocated and page-locked between passes (`reserve`); a pass only fills it (`save`). A
-    version of a patch set no longer in effect passes its memory, page-locks included, to the next patch set: trying one
-    strength after another takes one version per layer. If an overwritten patch set returns to a layer, one more version
-    is kept for it from then on, for graphs that alternate.
+    Memory is allocated and page-locked between passes (`reserve`); a pass only fills it (`save`). A patch set no longer
+    in effect passes its memory to the next one: trying one strength after another takes one version per layer. If an
+    overwritten patch set returns to a layer, one more version is kept for it, for graphs that alternate.
     """
 
     def __init__(self, port: DevicePort) -> None:
@@ -102,8 +98,7 @@ class Versions:
         done, total = 0, sum(layer.nbytes for layer in wanting.values())
         for index, layer in wanting.items():
             if index not in self._reserved:
-                buffer = self._overwrite(layer)
-                if buffer is None:
+                if (buffer := self._overwrite(layer)) is None:
                     buffer = self._take(layer)
                 if buffer is None:
                     self.refused.add(layer.name)
@@ -119,10 +114,8 @@ class Versions:
     def _overwrite(self, layer: Layer) -> torch.Tensor | None:
         """Take the memory of the layer's LRU version, if it has as many versions as are to be kept; else None."""
         kept_places = [place for place in self._kept if place[0] == layer.index]
-        if len(kept_places) < self._wanted_sets.get(layer.index, 1):
-            return None
         unwanted = [place for place in kept_places if layer.revision is not self._kept[place][1]]
-        if not unwanted:
+        if not unwanted or len(kept_places) < self._wanted_sets.get(layer.index, 1):
             return None
         self._port.drain()  # copies from or to it may be in flight
         return self._forget_version(unwanted[0])
@@ -130,12 +123,12 @@ class Versions:
     def _take(self, layer: Layer) -> torch.Tensor | None:
         """Allocate memory, if need be by freeing versions of any layer that are not in effect; None without room."""
         try:
-            while not self._has_room(layer.nbytes) and (victim := self._unwanted()) is not None:
-                buffer = self._forget_version(victim)
-                if buffer is not None:
-                    self._free(buffer)
-            if not self._has_room(layer.nbytes):
-                return None
+            while not self._has_room(layer.nbytes):
+                places = (place for place, (owner, kept) in self._kept.items() if owner.revision is not kept)
+                unwanted = next(places, None)
+                if unwanted is None:
+                    return None
+                self._free(self._forget_version(unwanted))
             with torch.inference_mode(False):
                 buffer, locked = self._port.host_empty(layer.nbytes, layer.host.pinned)
         except (MemoryError, OSError):
@@ -145,14 +138,13 @@ class Versions:
             self._unlocked.add(id(buffer))
         return buffer
 
-    def _unwanted(self) -> tuple[int, RevisionKey] | None:
-        return next((place for place, (layer, kept) in self._kept.items() if layer.revision is not kept), None)
-
-    def _forget_version(self, place: tuple[int, RevisionKey]) -> torch.Tensor | None:
+    def _forget_version(self, place: tuple[int, RevisionKey]) -> torch.Tensor:
         """Forget a version and return its memory."""
         _, revision = self._kept.pop(place)
         self._overwritten.setdefault(place[0], deque(maxlen=_REMEMBERED)).append(hash(place[1]))
-        buffer, revision.version, revision.to_read = revision.version, None, None
+        buffer = revision.version
+        assert buffer is not None
+        revision.keep(None)
         return buffer
 
     def _free(self, buffer: torch.Tensor) -> None:
@@ -172,10 +164,10 @@ class Versions:
         if buffer is None:
             return 0
         layer.copy_back(self._port, buffer)
-        if id(buffer) in self._unlocked:
+        unlocked = id(buffer) in self._unlocked
+        if unlocked:
             self._port.host_waits(layer.saved)  # it is read by threads that wait for no event
-            revision.to_read = MemorySource(buffer)
-        revision.version = buffer
+        revision.keep(buffer, MemorySource(buffer) if unlocked else None)
         self._kept[layer.index, revision.key] = (layer, revision)
         layer.revise(revision)
         return layer.nbytes
@@ -188,7 +180,7 @@ class Versions:
     def forget(self) -> None:
         """Release all versions; layers are patched on arrival until others are made. No copy is in flight."""
         for _, revision in self._kept.values():
-            revision.version = revision.to_read = None
+            revision.keep(None)
         self._kept.clear()
         self._reserved.clear()
         self._unlocked.clear()

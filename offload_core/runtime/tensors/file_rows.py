@@ -1,7 +1,4 @@
-"""Reads rows of an embedding table in a file when they are looked up, so that the table takes no memory.
-
-A prompt looks up a few hundred rows of hundreds of thousands. Knows nothing about modules or devices.
-"""
+"""Reads rows of an embedding table in a file when they are looked up, so that the table takes no memory."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..files.weight_file import FileSlice, dtype_of, slice_of
+from ..files.weight_file import dtype_of, slice_of
 from .parts import is_plain
 
 
@@ -37,13 +34,9 @@ def look_up(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str
     numbers, places = torch.unique(indices, return_inverse=True)
     if not len(numbers) or not 0 <= int(numbers[0]) <= int(numbers[-1]) < len(table):
         return None  # torch's own error, or nothing at all
-    return torch.nn.functional.embedding(places, _rows(part, numbers.tolist(), table))
-
-
-def _rows(part: FileSlice, numbers: list[int], table: torch.Tensor) -> torch.Tensor:
     rows = torch.empty(len(numbers), table.shape[1], dtype=table.dtype)
-    width = rows[0].numel() * rows.element_size()
-    for place, number in enumerate(numbers):
+    width = table.shape[1] * rows.element_size()
+    for place, number in enumerate(numbers.tolist()):
         part.file.read_into(rows.data_ptr() + place * width, width, part.offset + number * width)
     part.file.check(part.offset)
-    return rows
+    return torch.nn.functional.embedding(places, rows)

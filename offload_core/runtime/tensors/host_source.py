@@ -1,8 +1,7 @@
 """The sources of a layer's bytes that are not page-locked: host memory, or the file.
 
 A source fills any range of the layer's flat buffer, on any thread. Ranges start and end at multiples of 512 bytes (as
-slots, pieces and layers do, see `layout.py`), so that no element is split. A source is copied through page-locked slots
-(`staging.py`), or straight into the ring where that is host memory.
+slots, pieces and layers do, see `layout.py`), so that no element is split.
 """
 
 from __future__ import annotations
@@ -65,20 +64,17 @@ def read_whole(source: ByteSource, destination: torch.Tensor, threads: Executor 
         piece.result()
 
 
-class KeptPart:
+class KeptPart(MemorySource):
     """A tensor in no file of a layer that lies in one, such as the scale of a quantised weight."""
 
     file = None
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.mapped = tensor
-        self.dtype = tensor.dtype
-        self.nbytes = tensor.numel() * tensor.element_size()
+        super().__init__(tensor.view(-1).view(torch.uint8))
+        self.mapped, self.dtype = tensor, tensor.dtype
 
     def read(self, destination: torch.Tensor, start: int, dtype: torch.dtype | None = None) -> None:
-        with torch.inference_mode(False), torch.no_grad():
-            flat = self.mapped.view(-1).view(torch.uint8)
-            destination.copy_(flat[start : start + destination.numel()])
+        super().read(destination, start)
 
 
 class FileSource:
@@ -95,7 +91,7 @@ class FileSource:
         """`find` returns a buffer of the same bytes, if one is in memory at the moment."""
         self.nbytes = nbytes
         self._find = find
-        self._tensors = [(slot, part) for slot, part in zip(slots, parts) if slot.nbytes]
+        self.slots, self.parts = slots, parts
         self.files = tuple({id(part.file): part.file for part in parts if part.file is not None}.values())
 
     def read(self, destination: torch.Tensor, start: int) -> None:
@@ -103,13 +99,14 @@ class FileSource:
         if in_memory is not None:
             MemorySource(in_memory).read(destination, start)
         else:
-            self._read_file(destination, start)
-        for file in self.files:  # after the read, so that a change during it is found too
-            file.check()
+            end = start + destination.numel()
+            for slot, part in zip(self.slots, self.parts):
+                first, last = max(start, slot.offset), min(end, slot.offset + slot.nbytes)
+                if first < last:
+                    part.read(destination[first - start : last - start], first - slot.offset, slot.dtype)
+        self.check()  # after the read, so that a change during it is found too
 
-    def _read_file(self, destination: torch.Tensor, start: int) -> None:
-        end = start + destination.numel()
-        for slot, part in self._tensors:
-            first, last = max(start, slot.offset), min(end, slot.offset + slot.nbytes)
-            if first < last:
-                part.read(destination[first - start : last - start], first - slot.offset, slot.dtype)
+    def check(self) -> None:
+        """Raise FileReadError if a file has changed since it was opened."""
+        for file in self.files:
+            file.check()

@@ -1,20 +1,21 @@
-"""The layout of tensors end to end in a flat byte buffer.
+"""The layout of tensors end to end in a flat byte buffer, wrapped ones as the plain tensors that they are made of.
 
 Each is aligned and keeps its strides, so that one copy of bytes moves them all, and a view at the same offset of any
-other byte buffer is the same tensor there. Wrapped tensors are laid out as the plain tensors they are made of
-(`parts.py`). Knows nothing about who owns a buffer.
+other byte buffer is the same tensor there.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
-from ..files.weight_file import dtype_of
+from ..files.weight_file import as_type, dtype_of
 from .parts import parts_of, plain
+
+Held = TypeVar("Held")
 
 TENSOR_ALIGNMENT = 256
 """Bytes. Vectorised and tensor-core kernels need 16 to 128; fp8 kernels have failed at 32. Costs nothing per layer."""
@@ -35,20 +36,14 @@ class TensorSlot:
 
     def view(self, buffer: torch.Tensor) -> torch.Tensor:
         """The tensor as a view into `buffer`, a flat byte tensor of the whole layer."""
-        return self._view(buffer[self.offset : self.offset + self.nbytes])
+        typed = buffer[self.offset : self.offset + self.nbytes].view(self.dtype)
+        return torch.as_strided(typed, self.shape, self.stride, typed.storage_offset())
 
     def host_view(self, buffer: torch.Tensor) -> torch.Tensor:
         """The same for a host buffer, with a storage of its own over the tensor's bytes. Torch cannot save tensors of
         one storage if their types differ, and counts the whole storage for each."""
-        if not self.nbytes:
-            return self._view(torch.empty(0, dtype=torch.uint8))
-        memory = (ctypes.c_ubyte * self.nbytes).from_address(buffer.data_ptr() + self.offset)
-        memory.owner = buffer  # type: ignore[attr-defined]  # the new storage keeps `memory` alive, which keeps `buffer`
-        return self._view(torch.frombuffer(memory, dtype=torch.uint8))
-
-    def _view(self, own_bytes: torch.Tensor) -> torch.Tensor:
-        typed = own_bytes.view(self.dtype)
-        return torch.as_strided(typed, self.shape, self.stride, typed.storage_offset())
+        own_bytes = as_type(buffer[self.offset : self.offset + self.nbytes], torch.uint8)
+        return torch.as_strided(own_bytes.view(self.dtype), self.shape, self.stride)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +80,15 @@ def layout_of(tensors: Sequence[torch.Tensor]) -> LayerLayout:
     return LayerLayout(tuple(slots), -(-end // ALLOCATION_BYTES) * ALLOCATION_BYTES)
 
 
+def overlapping(ranges: Iterable[tuple[int, int, Held]]) -> Iterator[tuple[Held, Held]]:
+    """The pairs of objects whose ranges, given as (start, end, object), have bytes in common."""
+    alive: list[tuple[int, Held]] = []
+    for start, end, held in sorted(ranges, key=lambda entry: entry[0]):
+        alive = [(other_end, other) for other_end, other in alive if other_end > start]
+        yield from ((other, held) for _, other in alive)
+        alive.append((end, held))
+
+
 class Flattened:
     """Tensors taken apart into distinct plain tensors, and the layout of these."""
 
@@ -113,8 +117,6 @@ class Flattened:
 def _in_memory(leaf: torch.Tensor) -> torch.Tensor:
     """`leaf`, or a meta tensor in its place if it lies in a file in another type than it will have in memory."""
     dtype = dtype_of(leaf)
-    return (
-        plain(leaf)
-        if dtype == leaf.dtype
-        else torch.empty_strided(leaf.shape, leaf.stride(), dtype=dtype, device="meta")
-    )
+    if dtype == leaf.dtype:
+        return plain(leaf)
+    return torch.empty_strided(leaf.shape, leaf.stride(), dtype=dtype, device="meta")

@@ -1,23 +1,20 @@
 """Takes a tensor apart into plain tensors, whose bytes can be moved, and builds it from such tensors again.
 
 An ordinary tensor is its own only part. A wrapper subclass is taken apart and rebuilt by its own protocol
-(`__tensor_flatten__`, `__tensor_unflatten__`), to any depth. A GGUF tensor, recognised by its attributes and not by its
-class, is bytes with a quantisation type and a shape. Any other tensor cannot be moved as bytes, and the error says why.
-Knows nothing about layers, buffers or devices.
+(`__tensor_flatten__`), to any depth; a GGUF tensor is bytes with a quantisation type and a shape.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from ...errors import OffloadError
-from ..files.weight_file import dtype_of, keep_what_was_written, take_out_of_file
+from ..files.weight_file import dtype_of, take_out_of_file
 
 GGUF_MARKS = ("tensor_type", "tensor_shape", "patches")
 """Attributes by which tensors of ComfyUI-GGUF and its descendants are recognised, without importing any of them."""
@@ -44,54 +41,40 @@ def plain(leaf: torch.Tensor) -> torch.Tensor:
         return torch.Tensor.as_subclass(leaf, torch.Tensor)
 
 
-class _Recipe:
-    """How to build a tensor from its leaves; alike for tensors that differ in nothing but their bytes."""
-
-    def build(self, leaves: Iterator[torch.Tensor]) -> torch.Tensor:
-        raise NotImplementedError
-
-    def like(self, other: _Recipe) -> bool:
-        raise NotImplementedError
-
-
-class _Plain(_Recipe):
-    def build(self, leaves: Iterator[torch.Tensor]) -> torch.Tensor:
-        return next(leaves)
-
-    def like(self, other: _Recipe) -> bool:
-        return type(other) is _Plain
+# Recipes: how to build a tensor from its leaves. They are equal for tensors that differ in nothing but their bytes.
 
 
 @dataclass
-class _Marked(_Recipe):
+class _Plain:
+    def build(self, leaves: Iterator[torch.Tensor]) -> torch.Tensor:
+        return next(leaves)
+
+
+@dataclass
+class _Marked:
     """A subclass whose own storage holds the bytes, and its attributes."""
 
     kind: type[torch.Tensor]
-    marks: dict[str, Any]
+    form: tuple[Any, ...]
+    """Quantisation type and shape."""
+    marks: dict[str, Any] = field(compare=False)
 
     def build(self, leaves: Iterator[torch.Tensor]) -> torch.Tensor:
         built = torch.Tensor.as_subclass(next(leaves), self.kind)
         vars(built).update(self.marks, patches=list(self.marks["patches"]))
         return built
 
-    def like(self, other: _Recipe) -> bool:
-        return (
-            isinstance(other, _Marked)
-            and other.kind is self.kind
-            and all(other.marks[name] == self.marks[name] for name in GGUF_MARKS[:2])
-        )
-
 
 @dataclass
-class _Wrapped(_Recipe):
+class _Wrapped:
     """A subclass that holds other tensors."""
 
     kind: type[torch.Tensor]
     names: tuple[str, ...]
     context: Any
     inner: tuple[_Recipe, ...]
-    size: torch.Size
-    stride: tuple[int, ...]
+    size: torch.Size = field(compare=False)
+    stride: tuple[int, ...] = field(compare=False)
 
     def build(self, leaves: Iterator[torch.Tensor]) -> torch.Tensor:
         inner = {name: recipe.build(leaves) for name, recipe in zip(self.names, self.inner)}
@@ -99,14 +82,8 @@ class _Wrapped(_Recipe):
         built: torch.Tensor = kind.__tensor_unflatten__(inner, self.context, self.size, self.stride)
         return built
 
-    def like(self, other: _Recipe) -> bool:
-        if not isinstance(other, _Wrapped) or other.kind is not self.kind or other.names != self.names:
-            return False
-        try:
-            same = bool(self.context == other.context)
-        except (TypeError, ValueError, RuntimeError):  # not comparable: tensors in it, say
-            return False
-        return same and all(recipe.like(inner) for recipe, inner in zip(self.inner, other.inner))
+
+_Recipe = _Plain | _Marked | _Wrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +98,8 @@ class Parts:
         return self.recipe.build(iter(leaves))
 
     def as_parameter(self, leaves: Sequence[torch.Tensor]) -> nn.Parameter:
-        """The same as a parameter. A wrapper is marked as one, as torch does, and not passed to `nn.Parameter`, which
-        would detach it: some wrappers copy parts of themselves then."""
+        """The same as a parameter. A wrapper is marked as one, as torch does: `nn.Parameter` would detach it, and some
+        wrappers copy parts of themselves then."""
         built: Any = self.rebuild(leaves)
         if type(built) is torch.Tensor:
             return nn.Parameter(built, requires_grad=False)
@@ -139,7 +116,10 @@ class Parts:
 
     def like(self, other: Parts) -> bool:
         """Whether the two tensors differ in nothing but the bytes, shapes and strides of their leaves."""
-        return self.recipe.like(other.recipe)
+        try:
+            return self.recipe == other.recipe
+        except (TypeError, ValueError, RuntimeError):  # not comparable: tensors in the context of a type, say
+            return False
 
 
 def parts_of(tensor: torch.Tensor) -> Parts:
@@ -153,33 +133,27 @@ def parts_of(tensor: torch.Tensor) -> Parts:
     return parts
 
 
+def leaves_of(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors that hold the bytes of `tensor`; none if it cannot be moved as bytes."""
+    try:
+        return parts_of(tensor).leaves
+    except UnmovableTensor:
+        return ()
+
+
 def stored_bytes(tensor: torch.Tensor) -> int:
     """Bytes of what is stored, in the type it has in memory; if it cannot be taken apart, those of its shape and
     type."""
     if is_plain(tensor):
         return tensor.numel() * dtype_of(tensor).itemsize
-    try:
-        leaves = [plain(leaf) for leaf in parts_of(tensor).leaves]
-    except UnmovableTensor:
-        return tensor.numel() * tensor.element_size()
-    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+    leaves = [plain(leaf) for leaf in leaves_of(tensor)]
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves or [tensor])
 
 
 def bring_into_memory(tensor: torch.Tensor) -> bool:
     """Copy what of `tensor` lies in a file into memory. Returns whether anything does. Raises FileReadError."""
-    try:
-        leaves = parts_of(tensor).leaves
-    except UnmovableTensor:
-        return False
-    taken = [take_out_of_file(leaf) for leaf in leaves]
+    taken = [take_out_of_file(leaf) for leaf in leaves_of(tensor)]
     return any(taken)
-
-
-def bring_written_into_memory(tensor: torch.Tensor) -> None:
-    """Copy what of `tensor` lies in a file, and was written to where it is mapped, into memory."""
-    with contextlib.suppress(UnmovableTensor):
-        for leaf in parts_of(tensor).leaves:
-            keep_what_was_written(leaf)
 
 
 def _take_apart(tensor: torch.Tensor, leaves: list[torch.Tensor]) -> _Recipe:
@@ -195,7 +169,8 @@ def _take_apart(tensor: torch.Tensor, leaves: list[torch.Tensor]) -> _Recipe:
         return _flatten(tensor, leaves)
     if all(hasattr(tensor, mark) for mark in GGUF_MARKS) and _is_dense(tensor):
         leaves.append(tensor)
-        return _Marked(kind, {name: value for name, value in vars(tensor).items() if name != "_is_param"})
+        form = tuple(getattr(tensor, mark) for mark in GGUF_MARKS[:2])
+        return _Marked(kind, form, {name: value for name, value in vars(tensor).items() if name != "_is_param"})
     raise UnmovableTensor(f"a {kind.__name__} tensor, a type that says nothing of the parts it is made of")
 
 

@@ -1,8 +1,4 @@
-"""Gives a module the weights of a safetensors file without reading them: its parameters look into the mapped file.
-
-Streamed weights are then read from the file, layer by layer (`weight_file`), all others when they are first used. Knows
-nothing about the app, whose own loaders `bridge/load/loading.py` handles.
-"""
+"""Gives a module the weights of a safetensors file without reading them: its parameters look into the mapped file."""
 
 from __future__ import annotations
 
@@ -37,9 +33,9 @@ def is_mapping_failure(error: BaseException) -> bool:
 def mapped_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file by name, over a mapping that reserves no memory.
 
-    The usual readers map the file for writing, which a system that accounts for writable memory refuses for a file
-    larger than its memory. Here, too, a write goes to a private page; on Windows the tensors are read-only. Raises
-    HeaderError and OSError as `tensor_places`, OffloadError for a type that torch lacks.
+    The usual readers' mapping is refused by a system that accounts for writable memory if the file is larger than it. A
+    write goes to a private page; on Windows the tensors are read-only. Raises HeaderError and OSError as
+    `tensor_places`, OffloadError for a type that torch lacks.
     """
     tensors = read_safetensors_header(Path(path))
     for tensor in tensors:
@@ -94,9 +90,9 @@ def with_strides(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor 
 def weights_from_file(module: nn.Module, path: str | os.PathLike[str]) -> WeightFile:
     """Point every parameter of `module` at the tensor of its name in the file at `path`.
 
-    A parameter keeps its type (the file's is converted when read) and its strides: one whose elements are in another
-    order than in the file (`torch.channels_last`) is copied into memory now. A meta parameter takes the file's type and
-    strides. Raises OffloadError for a parameter that the file lacks or has in another shape.
+    A parameter keeps its type and its strides: one whose elements are in another order than in the file
+    (`torch.channels_last`) is copied into memory now. A meta parameter takes the file's type and strides. Raises
+    OffloadError for a parameter that the file lacks or has in another shape.
     """
     file, places = WeightFile(path), tensor_places(path)
     with safetensors.safe_open(path, framework="pt", device="cpu") as tensors:
