@@ -3,7 +3,7 @@
 from ..offload_core.errors import OffloadError, SettingsError
 from ..offload_core.settings.component_settings import HOST_TIERS, LORA_MODES, PLACEMENTS, ComponentSettings
 from ..offload_core.settings.groups import GROUPS, load_order
-from ..offload_core.settings.node_table import COMPUTED_ON_CPU, NODES, Slot
+from ..offload_core.settings.node_table import COMPUTED_ON_CPU, NODES
 from ..offload_core.settings.policy import MODES
 from .app.recording import step_progress
 from .load.file_kinds import kind_of_vae, payloads
@@ -41,7 +41,6 @@ __all__ = [
     "OffloadError",
     "Requested",
     "SettingsError",
-    "Slot",
     "SourceRequest",
     "check_options",
     "kind_of_vae",

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import NODES, NodeContext, Slot, widget_settings, wrap
+from ..bridge.api import NODES, widget_settings, wrap
 from .parts import node_context
 from .widgets import HIDDEN, placement_input, placement_inputs, shared_inputs
 
@@ -49,12 +49,11 @@ class LayerwiseOffloadApply(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         context = node_context(cls, inputs)
-        return io.NodeOutput(*(_wrapped(slot, inputs, context) for slot in NODES["LayerwiseOffloadApply"]))
-
-
-def _wrapped(slot: Slot, inputs: dict[str, Any], context: NodeContext) -> Any:
-    """The input of `slot`, taken over; None if it is not connected."""
-    model = inputs.get(slot.needs)
-    if model is None:
-        return None
-    return wrap(model, slot.kind, widget_settings(slot, inputs, context.name(slot.kind)), context)
+        wrapped = []
+        for slot in NODES["LayerwiseOffloadApply"]:
+            model = inputs.get(slot.needs)
+            if model is not None:
+                settings = widget_settings(slot, inputs, context.name(slot.kind))
+                model = wrap(model, slot.kind, settings, context)
+            wrapped.append(model)
+        return io.NodeOutput(*wrapped)

@@ -1,4 +1,4 @@
-"""Loader nodes that replace the app's loaders, one per kind of file."""
+"""Loader nodes: one of a whole pipeline, and those that replace the app's loaders, one per kind of file."""
 
 from typing import Any
 
@@ -6,12 +6,14 @@ import folder_paths
 from comfy_api.v0_0_2 import io
 
 from ..bridge.api import load_checkpoint
-from .parts import load_parts, parts_of
+from .parts import LoadsParts, parts_of
 from .widgets import (
     HIDDEN,
     clip_type_input,
     file_input,
     further_encoder_inputs,
+    gb_input,
+    mode_input,
     placement_input,
     placement_inputs,
     precision_input,
@@ -20,7 +22,53 @@ from .widgets import (
 )
 
 
-class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
+class LayerwiseOffloadLoader(LoadsParts, io.ComfyNode):
+    """Diffusion model, text encoders, VAE and image encoder, each with its own placement."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LayerwiseOffloadLoader",
+            display_name="Layerwise Offload Loader",
+            category="model/loaders",
+            description=(
+                "Loads a diffusion model, one to four text encoders, a VAE and, if you like, an image encoder, and "
+                "streams their layers from system memory. The picture equals ComfyUI's full load to the bit."
+            ),
+            search_aliases=["load diffusion model", "load clip", "load vae", "offload", "low vram", "stream layers"],
+            inputs=[
+                file_input("model_name", "diffusion_models"),
+                file_input("clip_name1", "text_encoders"),
+                clip_type_input("clip_type", "text encoders"),
+                file_input("vae_name", "vae"),
+                mode_input(),
+                placement_input("dit", "diffusion model", "dit_placement", optional=True),
+                placement_input("text_encoder", "text encoder", "clip_placement", optional=True, cpu=True),
+                placement_input("vae", "VAE", "vae_placement", optional=True, cpu=True),
+                placement_input("image_encoder", "image encoder", "clip_vision_placement", optional=True),
+                *(gb_input(name) for name in ("dit_budget_gb", "clip_budget_gb", "vae_budget_gb")),
+                gb_input("clip_vision_budget_gb"),
+                *further_encoder_inputs("Another text encoder; the order is that of ComfyUI's loaders."),
+                file_input(
+                    "clip_vision_name", "clip_vision", "An image encoder, a file in models/clip_vision.", optional=True
+                ),
+                weight_dtype_input(
+                    "The type the diffusion model's weights are kept in. default: the file's own.", optional=True
+                ),
+                precision_input("vae_precision", optional=True),
+                *shared_inputs(loras=True),
+            ],
+            hidden=HIDDEN,
+            outputs=[
+                io.Model.Output(tooltip="The diffusion model."),
+                io.Clip.Output(tooltip="The text encoders."),
+                io.Vae.Output(tooltip="The VAE."),
+                io.ClipVision.Output(tooltip="The image encoder; nothing if none was chosen."),
+            ],
+        )
+
+
+class LayerwiseOffloadDiffusionModelLoader(LoadsParts, io.ComfyNode):
     """Load Diffusion Model, with the layers streamed."""
 
     @classmethod
@@ -47,12 +95,8 @@ class LayerwiseOffloadDiffusionModelLoader(io.ComfyNode):
             outputs=[io.Model.Output(tooltip="The model. Use it like any other: LoRA, samplers, model patches.")],
         )
 
-    @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return load_parts(cls, "LayerwiseOffloadDiffusionModelLoader", inputs)
 
-
-class LayerwiseOffloadCLIPLoader(io.ComfyNode):
+class LayerwiseOffloadCLIPLoader(LoadsParts, io.ComfyNode):
     """Load CLIP for one to four files, with the layers streamed."""
 
     @classmethod
@@ -77,12 +121,8 @@ class LayerwiseOffloadCLIPLoader(io.ComfyNode):
             outputs=[io.Clip.Output(tooltip="The text encoders. Use them like those of any other loader.")],
         )
 
-    @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return load_parts(cls, "LayerwiseOffloadCLIPLoader", inputs)
 
-
-class LayerwiseOffloadVAELoader(io.ComfyNode):
+class LayerwiseOffloadVAELoader(LoadsParts, io.ComfyNode):
     """Load VAE, with the layers streamed."""
 
     @classmethod
@@ -103,12 +143,8 @@ class LayerwiseOffloadVAELoader(io.ComfyNode):
             outputs=[io.Vae.Output(tooltip="The VAE. Use it like that of any other loader.")],
         )
 
-    @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return load_parts(cls, "LayerwiseOffloadVAELoader", inputs)
 
-
-class LayerwiseOffloadCLIPVisionLoader(io.ComfyNode):
+class LayerwiseOffloadCLIPVisionLoader(LoadsParts, io.ComfyNode):
     """Load CLIP Vision, with the layers streamed."""
 
     @classmethod
@@ -128,12 +164,8 @@ class LayerwiseOffloadCLIPVisionLoader(io.ComfyNode):
             outputs=[io.ClipVision.Output(tooltip="The image encoder. Use it like that of any other loader.")],
         )
 
-    @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return load_parts(cls, "LayerwiseOffloadCLIPVisionLoader", inputs)
 
-
-class LayerwiseOffloadControlNetLoader(io.ComfyNode):
+class LayerwiseOffloadControlNetLoader(LoadsParts, io.ComfyNode):
     """Load ControlNet Model, with the layers streamed."""
 
     @classmethod
@@ -157,10 +189,6 @@ class LayerwiseOffloadControlNetLoader(io.ComfyNode):
             hidden=HIDDEN,
             outputs=[io.ControlNet.Output(tooltip="The ControlNet. Use it like that of any other loader.")],
         )
-
-    @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return load_parts(cls, "LayerwiseOffloadControlNetLoader", inputs)
 
 
 class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
@@ -194,7 +222,7 @@ class LayerwiseOffloadCheckpointLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        parts = parts_of(cls, "LayerwiseOffloadCheckpointLoader", inputs)
+        parts = parts_of(cls, inputs)
         requested = {part.kind: part.requested for part in parts}
         return io.NodeOutput(
             *load_checkpoint(parts[0].paths[0], requested, folder_paths.get_folder_paths("embeddings"))

@@ -4,10 +4,17 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import COMPUTED_ON_CPU, GROUPS, check_options, options_request
-from .widgets import HIDDEN, OPTIONS, gb_input, host_tier_input, lora_mode_input, mode_input, placement_input
+from ..bridge.api import COMPUTED_ON_CPU, GROUPS, HOST_TIERS, check_options, options_request
+from .widgets import HIDDEN, OPTIONS, choice_input, gb_input, lora_mode_input, mode_input, placement_input
 
 _GROUPS = dict(zip(GROUPS, ("diffusion model", "text encoder", "image encoder", "VAE")))
+_HOST_TIER_TOOLTIP = (
+    "Where streamed layers wait in system memory, for all components. The picture is the same.\n"
+    "auto: page-locked as far as memory allows, then ordinary memory, then read from the file.\n"
+    "pinned: all of them page-locked, the fastest, or an error.\n"
+    "pageable: all of them in ordinary memory, or an error. Nothing is read from the disk while a model runs.\n"
+    "mapped: none of them in memory; read from the file in every step. Least memory, as slow as the disk."
+)
 _PIN_BUDGET_TOOLTIP = (
     "System memory that each model may page-lock for its streamed layers, in GB (1 GB = 1,000,000,000 bytes). The rest "
     "is kept in ordinary memory, which copies more slowly. 0 = auto: what the machine can spare."
@@ -53,7 +60,7 @@ class LayerwiseOffloadOptions(io.ComfyNode):
                     for group, what in _GROUPS.items()
                 ),
                 lora_mode_input(),
-                host_tier_input(),
+                choice_input("host_tier", HOST_TIERS, _HOST_TIER_TOOLTIP, optional=True, advanced=True),
                 gb_input("pin_budget_gb", _PIN_BUDGET_TOOLTIP, advanced=True),
             ],
             outputs=[

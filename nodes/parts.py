@@ -38,13 +38,14 @@ class Part:
 
 def node_context(node: type[io.ComfyNode], inputs: Mapping[str, Any]) -> NodeContext:
     """The context of a node, whose schema needs `widgets.HIDDEN`. Raises SettingsError."""
-    return NodeContext.of(node.hidden, inputs.get("options"), inputs.get("graph_options", ""))
+    hidden = node.hidden
+    return NodeContext.of(hidden.prompt, hidden.unique_id, inputs.get("options"), inputs.get("graph_options", ""))
 
 
-def parts_of(node: type[io.ComfyNode], node_id: str, inputs: Mapping[str, Any]) -> list[Part]:
+def parts_of(node: type[io.ComfyNode], inputs: Mapping[str, Any]) -> list[Part]:
     """The components of a loader node, in the order of its outputs. Raises FileNotFoundError, SettingsError."""
     context = node_context(node, inputs)
-    slots = [slot for slot in NODES[node_id] if slot.is_brought(inputs)]
+    slots = [slot for slot in NODES[node.SCHEMA.node_id] if slot.is_brought(inputs)]
     paths = [[folder_paths.get_full_path_or_raise(slot.folder, name) for name in slot.names(inputs)] for slot in slots]
     parts = []
     for slot, files in zip(slots, paths):
@@ -54,16 +55,21 @@ def parts_of(node: type[io.ComfyNode], node_id: str, inputs: Mapping[str, Any]) 
     return parts
 
 
-def load_parts(node: type[io.ComfyNode], node_id: str, inputs: Mapping[str, Any]) -> io.NodeOutput:
-    """Load every component of a loader node, each from its own files. Outputs without a chosen file are None."""
-    parts = {part.kind: part for part in parts_of(node, node_id, inputs)}
-    order = load_order(payloads({kind: part.paths for kind, part in parts.items()})) if len(parts) > 1 else list(parts)
-    show_progress = step_progress(len(order))
-    loaded = {}
-    for done, kind in enumerate(order, 1):
-        loaded[kind] = _LOAD[kind](parts[kind], inputs)
-        show_progress(done)
-    return io.NodeOutput(*(loaded.get(slot.kind) for slot in NODES[node_id]))
+class LoadsParts:
+    """Of a loader node: it loads every component from the component's own files."""
+
+    @classmethod
+    def execute(cls: Any, **inputs: Any) -> io.NodeOutput:
+        """The components in the order of the outputs; None where no file was chosen."""
+        parts = {part.kind: part for part in parts_of(cls, inputs)}
+        files = {kind: part.paths for kind, part in parts.items()}
+        order = load_order(payloads(files)) if len(parts) > 1 else list(parts)
+        show_progress = step_progress(len(order))
+        loaded = {}
+        for done, kind in enumerate(order, 1):
+            loaded[kind] = _LOAD[kind](parts[kind], inputs)
+            show_progress(done)
+        return io.NodeOutput(*(loaded.get(slot.kind) for slot in NODES[cls.SCHEMA.node_id]))
 
 
 def _load_clip(part: Part, inputs: Mapping[str, Any]) -> Any:

@@ -1,18 +1,17 @@
 """Widgets shared by several nodes. A widget on auto (or 0) sets nothing."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import CLIP_TYPES, HOST_TIERS, LORA_MODES, MODES, PLACEMENTS, VAE_PRECISIONS, WEIGHT_DTYPES
-
-NONE = "none"
+from ..bridge.api import CLIP_TYPES, LORA_MODES, MODES, PLACEMENTS, VAE_PRECISIONS, WEIGHT_DTYPES
 
 _PLACEMENT_TOOLTIP = (
     "Where the weights live while the {what} runs.\n"
     "auto: {auto}\n"
-    "layerwise: {layerwise}\n"
+    "layerwise: streamed within the budget, said by you and so never overridden.\n"
     "resident: all of it in VRAM, or an error.\n"
     "whole: ComfyUI's ordinary way, as if this node were not there."
 )
@@ -22,14 +21,10 @@ _AUTO = {
     "controlnet": "ComfyUI's ordinary way. A ControlNet is streamed only when you say so.",
 }
 _AUTO_OTHERS = "streamed through a small ring; layers stay only in VRAM that is free. Nothing is evicted for it."
-_LAYERWISE = "streamed within the budget, said by you and so never overridden."
 _BUDGET_TOOLTIP = (
     "VRAM that the weights of this model may take, in GB (1 GB = 1,000,000,000 bytes): streamed layers, resident "
     "layers and everything else together. 0 = auto: what ComfyUI has left for it. Never exceeded; too small a budget "
     "is an error that names the smallest that works."
-)
-_RING_TOOLTIP = (
-    "VRAM of the ring through which layers are streamed, in GB, part of the budget. 0 = auto: chosen by the planner."
 )
 _OPTIONS_TOOLTIP = (
     "Optional: a Layerwise Offload Options node. What a widget here says is stronger than what that node says."
@@ -51,32 +46,21 @@ _LORA_MODE_TOOLTIP = (
     "host: all of them kept in system memory, or an error.\n"
     "on_arrival: none kept; each layer is changed again whenever it comes to the GPU. Least memory, slower steps."
 )
-_HOST_TIER_TOOLTIP = (
-    "Where streamed layers wait in system memory, for all components. The picture is the same.\n"
-    "auto: page-locked as far as memory allows, then ordinary memory, then read from the file.\n"
-    "pinned: all of them page-locked, the fastest, or an error.\n"
-    "pageable: all of them in ordinary memory, or an error. Nothing is read from the disk while a model runs.\n"
-    "mapped: none of them in memory; read from the file in every step. Least memory, as slow as the disk."
-)
-
-_CLIP_TYPE_TOOLTIP = "What the {encoders} are for, as in ComfyUI's loaders."
-_PRECISION_TOOLTIP = "The type the VAE is kept and computed in. auto: what ComfyUI chooses; bf16 stays bf16."
 
 OPTIONS = io.Custom("LAYERWISE_OFFLOAD_OPTIONS")
 HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
 """Hidden inputs from which a node knows its place in the graph."""
 
 
+def choice_input(name: str, options: Iterable[str], tooltip: str, default: str = "auto", **kwargs: Any) -> io.Input:
+    return io.Combo.Input(name, options=list(options), default=default, tooltip=tooltip, **kwargs)
+
+
 def placement_input(component: str, what: str, name: str = "placement", cpu: bool = False, **kwargs: Any) -> io.Input:
     """The placement widget of one component."""
-    tooltip = _PLACEMENT_TOOLTIP.format(what=what, auto=_AUTO.get(component, _AUTO_OTHERS), layerwise=_LAYERWISE)
-    return io.Combo.Input(
-        name,
-        options=[choice for choice in PLACEMENTS if cpu or choice != "cpu"],
-        default="auto",
-        tooltip=tooltip + _CPU_TOOLTIP if cpu else tooltip,
-        **kwargs,
-    )
+    tooltip = _PLACEMENT_TOOLTIP.format(what=what, auto=_AUTO.get(component, _AUTO_OTHERS))
+    choices = [choice for choice in PLACEMENTS if cpu or choice != "cpu"]
+    return choice_input(name, choices, tooltip + _CPU_TOOLTIP if cpu else tooltip, **kwargs)
 
 
 def gb_input(name: str, tooltip: str = _BUDGET_TOOLTIP, advanced: bool | None = None) -> io.Input:
@@ -86,12 +70,13 @@ def gb_input(name: str, tooltip: str = _BUDGET_TOOLTIP, advanced: bool | None = 
     )
 
 
-def placement_inputs(component: str = "dit", what: str = "model", cpu: bool = False, **kwargs: Any) -> list[io.Input]:
+def placement_inputs(component: str = "dit", what: str = "model", cpu: bool = False) -> list[io.Input]:
     """Placement, budget and ring widgets of a node's main component."""
+    ring = "VRAM of the ring through which layers are streamed, in GB, part of the budget."
     return [
-        placement_input(component, what, cpu=cpu, **kwargs),
+        placement_input(component, what, cpu=cpu),
         gb_input("budget_gb"),
-        gb_input("ring_gb", _RING_TOOLTIP, advanced=True),
+        gb_input("ring_gb", f"{ring} 0 = auto: chosen by the planner.", advanced=True),
     ]
 
 
@@ -100,7 +85,7 @@ def file_input(name: str, folder: str, tooltip: str = "", optional: bool = False
     files = folder_paths.get_filename_list(folder)
     tooltip = tooltip or f"A file in models/{folder}."
     if optional:
-        return io.Combo.Input(name, options=[NONE, *files], default=NONE, optional=True, tooltip=tooltip)
+        return choice_input(name, ["none", *files], tooltip, "none", optional=True)
     return io.Combo.Input(name, options=files, tooltip=tooltip)
 
 
@@ -110,20 +95,17 @@ def further_encoder_inputs(tooltip: str) -> list[io.Input]:
 
 
 def clip_type_input(name: str, encoders: str) -> io.Input:
-    tooltip = _CLIP_TYPE_TOOLTIP.format(encoders=encoders)
-    return io.Combo.Input(name, options=list(CLIP_TYPES), default="stable_diffusion", tooltip=tooltip)
+    tooltip = f"What the {encoders} are for, as in ComfyUI's loaders."
+    return choice_input(name, CLIP_TYPES, tooltip, "stable_diffusion")
 
 
 def weight_dtype_input(tooltip: str, **kwargs: Any) -> io.Input:
-    return io.Combo.Input(
-        "weight_dtype", options=list(WEIGHT_DTYPES), default="default", advanced=True, tooltip=tooltip, **kwargs
-    )
+    return choice_input("weight_dtype", WEIGHT_DTYPES, tooltip, "default", advanced=True, **kwargs)
 
 
 def precision_input(name: str, **kwargs: Any) -> io.Input:
-    return io.Combo.Input(
-        name, options=list(VAE_PRECISIONS), default="auto", advanced=True, tooltip=_PRECISION_TOOLTIP, **kwargs
-    )
+    tooltip = "The type the VAE is kept and computed in. auto: what ComfyUI chooses; bf16 stays bf16."
+    return choice_input(name, VAE_PRECISIONS, tooltip, advanced=True, **kwargs)
 
 
 def shared_inputs(loras: bool = False) -> list[io.Input]:
@@ -136,16 +118,8 @@ def shared_inputs(loras: bool = False) -> list[io.Input]:
 
 
 def lora_mode_input() -> io.Input:
-    return io.Combo.Input(
-        "lora_mode", options=list(LORA_MODES), default="auto", optional=True, advanced=True, tooltip=_LORA_MODE_TOOLTIP
-    )
-
-
-def host_tier_input() -> io.Input:
-    return io.Combo.Input(
-        "host_tier", options=list(HOST_TIERS), default="auto", optional=True, advanced=True, tooltip=_HOST_TIER_TOOLTIP
-    )
+    return choice_input("lora_mode", LORA_MODES, _LORA_MODE_TOOLTIP, optional=True, advanced=True)
 
 
 def mode_input() -> io.Input:
-    return io.Combo.Input("mode", options=list(MODES), default="auto", optional=True, tooltip=_MODE_TOOLTIP)
+    return choice_input("mode", MODES, _MODE_TOOLTIP, optional=True)

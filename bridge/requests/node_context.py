@@ -40,10 +40,12 @@ class NodeContext:
     """Component names by kind."""
 
     @classmethod
-    def of(cls, hidden: Any, options: SourceRequest | None, graph_options: str) -> NodeContext:
-        """`hidden`: the node's hidden inputs, of which `unique_id` and `prompt` may be None. Raises SettingsError."""
+    def of(
+        cls, prompt: Mapping[str, Any] | None, node_id: str | None, options: SourceRequest | None, graph_options: str
+    ) -> NodeContext:
+        """`options`: the request of the options node that is connected. Raises SettingsError."""
         requests = parse_graph_options(graph_options)
-        prompt, node_id = getattr(hidden, "prompt", None) or {}, str(getattr(hidden, "unique_id", None) or "")
+        prompt, node_id = prompt or {}, str(node_id or "")
         names = names_in(prompt)
         if node_id in prompt:
             for request in requests:

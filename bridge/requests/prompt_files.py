@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 from ...offload_core.errors import SettingsError, shown
@@ -129,8 +128,7 @@ def _read_node(prompt: Mapping[str, Any], node_id: str, kind: str, known: dict[P
     inputs = _plain(node)
     options_node = _options_node(prompt, node_id)
     options = options_request(_plain(prompt[options_node])) if options_node else None
-    hidden = SimpleNamespace(prompt=prompt, unique_id=node_id)
-    context = NodeContext.of(hidden, options, inputs.get("graph_options", ""))
+    context = NodeContext.of(prompt, node_id, options, inputs.get("graph_options", ""))
     before, folder, files = None, slot.folder, _files(slot, node)
     if node["class_type"] == APPLY:
         before, folder, files = (None, "", ()) if steps > MAX_STEPS else _upstream(prompt, node_id, slot, known, steps)
