@@ -8,12 +8,13 @@ one of our loaders keeps the loader's name.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...offload_core.errors import SettingsError
 from ...offload_core.settings.groups import match, numbered_base, select, sort_key
-from ...offload_core.settings.node_table import APPLY, DECLARED_AS, NODES, Slot
+from ...offload_core.settings.node_table import APP_LOADERS, APPLY, DECLARED_AS, NODES, Slot
 from .requested import SourceRequest
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -31,7 +32,8 @@ def slots_of(node: Mapping[str, Any]) -> tuple[Slot, ...]:
 def names_in(prompt: Mapping[str, Any]) -> dict[Place, str]:
     """Component names by node id and kind."""
     names: dict[Place, str] = {}
-    counts: dict[str, int] = {}
+    names_taken_over: dict[Place, str] = {}
+    counts: Counter[str] = Counter()
     taken_over = []
     for node_id in sorted(prompt, key=_natural):
         node = prompt[node_id]
@@ -43,29 +45,38 @@ def names_in(prompt: Mapping[str, Any]) -> dict[Place, str]:
             else:
                 names[node_id, slot.kind] = _next_name(slot.kind, counts)
     for node_id, slot in taken_over:
-        loader = _loader_before(prompt, node_id, slot)
-        names[node_id, slot.kind] = (names.get(loader) if loader else None) or _next_name(slot.kind, counts)
-    return names
+        source = [node_id, *(source for source, _ in sources_before(prompt, node_id, slot))][-1]
+        name = names.get((source, slot.kind)) or _next_name(slot.kind, counts)
+        names_taken_over[node_id, slot.kind] = name
+    return names | names_taken_over
 
 
-def _next_name(kind: str, counts: dict[str, int]) -> str:
-    counts[kind] = counts.get(kind, 0) + 1
-    return kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
+def _next_name(kind: str, counts: Counter[str]) -> str:
+    counts[kind] += 1
+    return numbered(kind, counts[kind])
 
 
-def _loader_before(prompt: Mapping[str, Any], node_id: str, slot: Slot) -> Place | None:
-    """The slot of our loader from which an Apply node gets its component, directly or through other nodes, or None."""
-    seen = set()
+def numbered(kind: str, number: int) -> str:
+    return kind if number == 1 else f"{kind}_{number}"
+
+
+def sources_before(prompt: Mapping[str, Any], node_id: str, slot: Slot) -> Iterator[tuple[str, Slot]]:
+    """The nodes from which an Apply node gets its component, with their slots, nearest first: Apply nodes, and a loader
+    of ours or the app's. Other nodes between them are passed. In a circle the last one is there a second time."""
+    seen: set[str] = set()
     while node_id not in seen:
         seen.add(node_id)
         wire = wire_of(prompt, node_id, slot.needs)
         if wire is None:
-            return None
+            return
         node_id, output = wire
-        slots = slots_of(prompt[node_id])
-        if prompt[node_id].get("class_type") != APPLY and slots:
-            return (node_id, slots[output].kind) if output < len(slots) else None
-    return None
+        node = prompt[node_id]
+        if slots := slots_of(node) or APP_LOADERS.get(node.get("class_type", ""), ()):
+            if output >= len(slots) or slots[output].kind != slot.kind:
+                return
+            yield node_id, slots[output]
+            if node["class_type"] != APPLY:
+                return
 
 
 def wire_of(prompt: Mapping[str, Any], node_id: str, name: str) -> tuple[str, int] | None:
@@ -104,7 +115,7 @@ def _names_once_loaded(names: list[str]) -> Iterator[str]:
         base, number = numbered_base(name)
         for kind, declared in DECLARED_AS.items():
             if declared == base:
-                yield kind if number == 1 else f"{kind}_{number}"
+                yield numbered(kind, number)
 
 
 def check_options(options: SourceRequest, prompt: Mapping[str, Any] | None, node_id: str | None) -> None:

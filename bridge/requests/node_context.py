@@ -22,7 +22,7 @@ from ...offload_core.errors import SettingsError, shown
 from ...offload_core.settings.component_settings import SOURCE_WORDS, ComponentSettings, Source, bytes_from_gb
 from ...offload_core.settings.groups import numbered_base
 from ...offload_core.settings.node_table import GRAPH_SETTINGS, is_gb
-from .graph import check_known, names_in
+from .graph import check_known, names_in, numbered
 from .requested import AUTO, Requested, SourceRequest, ask
 
 SCHEMA = 1
@@ -59,8 +59,7 @@ class NodeContext:
         name = self.names.get(kind, kind)
         if turned_out is None or turned_out == kind:
             return name
-        number = numbered_base(name)[1]
-        return turned_out if number == 1 else f"{turned_out}_{number}"
+        return numbered(turned_out, numbered_base(name)[1])
 
     def ask(self, settings: ComponentSettings, mode: str = AUTO, before: Requested | None = None) -> Requested:
         """The merged request of the node's widgets (`settings`, `mode`) and weaker sources. Raises SettingsError.
