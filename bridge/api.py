@@ -20,7 +20,7 @@ from .load.loaders import (
 )
 from .load.wrapping import wrap
 from .report.document import live_document, report_image
-from .report.text import report_json, report_text
+from .report.text import report_text
 from .requests.graph import check_options
 from .requests.node_context import NodeContext
 from .requests.requested import Requested, SourceRequest, options_request, widget_settings
@@ -55,7 +55,6 @@ __all__ = [
     "options_request",
     "payloads",
     "report_image",
-    "report_json",
     "report_text",
     "step_progress",
     "widget_settings",

@@ -1,7 +1,4 @@
-"""Turns a node's inputs into files and requests of its components, and loads them.
-
-`offload_core/settings/node_table.py` assigns the widgets to the components.
-"""
+"""Turns a node's inputs into files and requests of its components, by the table of nodes, and loads them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -72,16 +69,16 @@ class LoadsParts:
         return io.NodeOutput(*(loaded.get(slot.kind) for slot in NODES[cls.SCHEMA.node_id]))
 
 
-def _load_clip(part: Part, inputs: Mapping[str, Any]) -> Any:
-    clip_type = inputs["clip_type"] if "clip_type" in inputs else inputs["type"]
-    return load_clip(part.paths, clip_type, part.requested, folder_paths.get_folder_paths("embeddings"))
-
-
 _LOAD: dict[str, Callable[[Part, Mapping[str, Any]], Any]] = {
     "dit": lambda part, inputs: load_diffusion_model(
         part.paths[0], inputs.get("weight_dtype", "default"), part.requested
     ),
-    "text_encoder": _load_clip,
+    "text_encoder": lambda part, inputs: load_clip(
+        part.paths,
+        inputs["clip_type"] if "clip_type" in inputs else inputs["type"],
+        part.requested,
+        folder_paths.get_folder_paths("embeddings"),
+    ),
     "vae": lambda part, inputs: load_vae(part.paths[0], part.requested),
     "image_encoder": lambda part, inputs: load_clip_vision(part.paths[0], part.requested),
     "controlnet": lambda part, inputs: load_controlnet(part.paths[0], part.requested),

@@ -1,10 +1,11 @@
 """The report node: settings with their sources, plans, and the measurements of the last run."""
 
+import json
 from typing import Any
 
 from comfy_api.v0_0_2 import io, ui
 
-from ..bridge.api import live_document, report_image, report_json, report_text
+from ..bridge.api import live_document, report_image, report_text
 
 
 class LayerwiseOffloadReport(io.ComfyNode):
@@ -49,4 +50,4 @@ class LayerwiseOffloadReport(io.ComfyNode):
         text = report_text(document)
         image = report_image(document)
         # Shown by web/node_widgets.js: the app clears a node's progress text when its job ends.
-        return io.NodeOutput(value, text, report_json(document), image, ui=ui.PreviewText(text))
+        return io.NodeOutput(value, text, json.dumps(document, indent=1), image, ui=ui.PreviewText(text))

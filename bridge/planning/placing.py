@@ -54,9 +54,8 @@ def left_to_the_app(requested: Requested) -> Sentence | None:
     if requested.selected is not None:
         return None if requested.selected else sentence("not_selected")
     placed = policy.Placed(policy.Component(requested.component, 1))
-    choice = policy.decide(requested.mode or AUTO, policy.Device("unknown"), None, [placed]).choices[
-        requested.component
-    ]
+    decision = policy.decide(requested.mode or AUTO, policy.Device("unknown"), None, [placed])
+    choice = decision.choices[requested.component]
     return choice.reason if choice.placement in APPS_WAY else None
 
 
@@ -84,9 +83,7 @@ def resolve_now(
         settings[other_name] = _as_it_stands(other_name, other, total)
     names = [component.name for component in components]
     free = int(mm.get_free_memory(device)) + held_bytes + sum(other.held_bytes for other in others)
-    selection = None
-    if requested.selection is not None:
-        selection = [selector for selector in requested.selection if match(selector, names)] or None
+    selection = [selector for selector in requested.selection or () if match(selector, names)] or None
     return resolve(
         Request(
             tuple(components),
@@ -104,13 +101,12 @@ def _as_it_stands(name: str, other: Neighbour, total: int) -> ComponentSettings:
 
     Whether its own wishes can be honoured is not checked here: loading it does that.
     """
-    settings = ComponentSettings(name)
     placement = other.requested.settings.explicit(Setting.PLACEMENT, str)
     if placement is None and left_to_the_app(other.requested):
         placement = "whole"
     if placement == "resident" and other.bytes > total:
         placement = None
-    return settings if placement is None else settings.with_value(Setting.PLACEMENT, placement, Source.GRAPH)
+    return ComponentSettings(name).with_value(Setting.PLACEMENT, placement or AUTO, Source.GRAPH)
 
 
 def within_policy(
@@ -123,8 +119,7 @@ def within_policy(
 ) -> DeviceAllowance:
     """What the app offers, cut to what the policy leaves to the component and to what others will ask for.
 
-    room_bytes     what the next encoder or VAE will ask for, of what it does not hold
-    crowded_bytes  what it can have on this shape, where the device ran out of memory with more; None: it did not
+    `room_bytes`: what the next encoder or VAE will ask for, of what it does not hold; `crowded_bytes`: see `Situation`.
     """
     explicit = requested.settings.is_explicitly_set("placement")
     if requested.mode == "memory" and not explicit:

@@ -11,8 +11,6 @@ import functools
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-Colour = str
-
 GROUND, PANEL, LINE, TEXT, QUIET = "#1c1e22", "#282b31", "#3c4048", "#ececee", "#aab0ba"
 DARK_TEXT = "#15171a"
 
@@ -34,38 +32,32 @@ class Canvas:
         self._draw = ImageDraw.Draw(self._image)
         self.texts: list[tuple[str, tuple[float, float, float, float]]] = []
 
-    def box(self, x: float, y: float, width: float, height: float, fill: Colour | None, outline: str = "") -> None:
+    def box(self, x: float, y: float, width: float, height: float, fill: str | None, outline: str = "") -> None:
         """At least one pixel wide and high. `fill` None: outline only."""
         right, bottom = max(x, x + width - 1), max(y, y + height - 1)
         self._draw.rectangle((round(x), round(y), round(right), round(bottom)), fill=fill, outline=outline or None)
 
-    def line(self, x: float, y: float, x2: float, y2: float, colour: Colour, width: int = 1) -> None:
+    def line(self, x: float, y: float, x2: float, y2: float, colour: str, width: int = 1) -> None:
         self._draw.line((x, y, x2, y2), fill=colour, width=width)
 
-    def text(self, x: float, y: float, text: str, size: int = 14, colour: Colour = TEXT, room: float = 1e9) -> float:
-        """Top left at (x, y), cut to `room` pixels and to the image. Returns the width drawn."""
+    def text(
+        self, x: float, y: float, text: str, size: int = 14, colour: str = TEXT, room: float = 1e9, align: float = 0
+    ) -> float:
+        """Top left at (x, y), cut to `room` pixels and to the image; `align` 0.5: centred at x, 1: right-aligned, both
+        shifted to stay inside the image. Returns the width drawn."""
+        if align:
+            width = text_width(_known(text), size)
+            x = max(0.0, min(x - align * width, self.width - width))
         text = fitted(text, size, min(room, self.width - x))
         box = self._draw.textbbox((x, y), text, font=_font(size))
         self._draw.text((x, y), text, fill=colour, font=_font(size))
         self.texts.append((text, box))
         return text_width(text, size)
 
-    def text_right(self, right: float, y: float, text: str, size: int = 14, colour: Colour = TEXT) -> None:
-        """Right-aligned at `right`."""
-        self.text(max(0.0, right - text_width(_known(text), size)), y, text, size, colour)
-
-    def text_centred(self, x: float, y: float, text: str, size: int = 14, colour: Colour = TEXT) -> None:
-        """Centred at `x`, shifted to stay inside the image."""
-        width = text_width(_known(text), size)
-        self.text(min(max(0.0, x - width / 2), self.width - width), y, text, size, colour)
-
     def tensor(self) -> torch.Tensor:
         """As the app's IMAGE: float32, [1, height, width, 3], 0 to 1."""
         pixels = torch.frombuffer(bytearray(self._image.tobytes()), dtype=torch.uint8)
         return pixels.reshape(1, self.height, self.width, 3).float() / 255.0
-
-    def save(self, path: str) -> None:
-        self._image.save(path)
 
 
 def _known(text: str) -> str:
@@ -88,7 +80,7 @@ def fitted(text: str, size: int, room: float) -> str:
     return ""
 
 
-def readable_on(colour: Colour) -> Colour:
+def readable_on(colour: str) -> str:
     """The text colour, dark or light, with enough contrast on `colour` (#rrggbb)."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return DARK_TEXT if 0.3 * red + 0.6 * green + 0.1 * blue > 125 else TEXT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import comfy.model_management as mm
 import psutil
 import torch
 
-from ...offload_core.errors import BudgetError, OffloadError
+from ...offload_core.errors import OffloadError
 from ...offload_core.notices import Notice, notices_json
 from ...offload_core.planning.cost_model import compute_times
 from ...offload_core.planning.plan import Plan
@@ -31,7 +31,7 @@ from ..memory.allowances import host_available_bytes
 from ..memory.host_memory import host_memory
 from ..planning.decide import Situation, decide, plan_decision
 from ..planning.placing import left_to_the_app
-from ..planning.refused_budget import RefusedBudget, error_members
+from ..planning.refused_budget import refusal
 from .picture import draw_report
 
 SCHEMA = 1
@@ -59,7 +59,7 @@ def report_image(document: dict[str, Any]) -> torch.Tensor:
 def live_reports() -> list[dict[str, Any]]:
     """The reports of all components that have been loaded and still exist, in the order of their names."""
     reports = [report for component in live_components() if (report := component_report(component)) is not None]
-    return sorted(reports, key=lambda report: (report["component"], report["model"]))
+    return sorted(reports, key=_names)
 
 
 def component_report(component: Component) -> dict[str, Any] | None:
@@ -123,16 +123,27 @@ def live_state(component: Component) -> dict[str, Any]:
     }
 
 
-def live_bystanders() -> list[dict[str, Any]]:
-    """The components that nodes of ours have handled and that go the app's own way, with the reason."""
-    bystanders = []
+def _patched() -> Iterator[tuple[Component, Any, dict[str, Any]]]:
+    """The components that have a patcher of ours, with one of these and what names them in a report."""
     for component in live_components():
         patcher = next(iter(component.patchers), None)
-        if patcher is not None and (reason := left_to_the_app(patcher.requested)):
+        if patcher is not None:
             model = component.model_name or type(patcher.model).__name__
-            nodes = list(component.nodes())
-            bystanders.append({"component": component.name, "model": model, **reason_json(reason), "nodes": nodes})
-    return sorted(bystanders, key=lambda bystander: (bystander["component"], bystander["model"]))
+            yield component, patcher, {"component": component.name, "model": model}
+
+
+def live_bystanders() -> list[dict[str, Any]]:
+    """The components that nodes of ours have handled and that go the app's own way, with the reason."""
+    bystanders = [
+        {**names, **reason_json(reason), "nodes": list(component.nodes())}
+        for component, patcher, names in _patched()
+        if (reason := left_to_the_app(patcher.requested))
+    ]
+    return sorted(bystanders, key=_names)
+
+
+def _names(report: Mapping[str, Any]) -> tuple[str, str]:
+    return report["component"], report["model"]
 
 
 # ---------------------------------------------------------------------- before the first run
@@ -141,40 +152,27 @@ def live_bystanders() -> list[dict[str, Any]]:
 def expected_reports() -> list[dict[str, Any]]:
     """Components that nodes have asked to stream and that have not been loaded yet: the plan as things stand."""
     reports = []
-    for component in live_components():
-        patcher = next(iter(component.patchers), None)
-        if component.plan is not None or patcher is None or not patcher.streams:
+    for component, patcher, names in _patched():
+        if component.plan is not None or not patcher.streams:
             continue
-        report: dict[str, Any] = {
-            "id": component.id,
-            "component": component.name,
-            "model": component.model_name or type(patcher.model).__name__,
-            "device": str(patcher.load_device),
-            "nodes": list(component.nodes()),
-        }
+        device = patcher.load_device
+        report = {"id": component.id, **names, "device": str(device), "nodes": list(component.nodes())}
         try:
-            plan, request = _expected_plan(component, patcher)
-        except BudgetError as error:
-            reports.append(
-                report | error_members(RefusedBudget(error, patcher.requested.settings, patcher.load_device))
-            )
-            continue
+            plan, request = _expected_plan(component, patcher, names["model"])
         except OffloadError as error:
-            reports.append(report | {"error": str(error)})
-            continue
-        planned = {"plan": plan.to_json(), "plan_text": plan_to_text(plan), "budget_bytes": request.budget_bytes}
-        reports.append(report | planned)
-    return sorted(reports, key=lambda row: (row["component"], row["model"]))
+            report |= refusal(error, patcher.requested.settings, device)
+        else:
+            report |= {"plan": plan.to_json(), "plan_text": plan_to_text(plan), "budget_bytes": request.budget_bytes}
+        reports.append(report)
+    return sorted(reports, key=_names)
 
 
-def _expected_plan(component: Component, patcher: Any) -> tuple[Plan, PlanRequest]:
+def _expected_plan(component: Component, patcher: Any, model: str) -> tuple[Plan, PlanRequest]:
     """What it would be planned for if it were loaded now, and the plan. Raises what a load would raise."""
     inventory, device = component.inventory_of(patcher.model, patcher.load_device), patcher.load_device
     situation = Situation.guessed(device, component.device_bytes(), component.neighbours())
     decision = decide(patcher.requested, component.kind, inventory, situation)
-    return plan_decision(
-        decision, patcher.requested.settings, situation, component.model_name or type(patcher.model).__name__
-    )
+    return plan_decision(decision, patcher.requested.settings, situation, model)
 
 
 def timelines(expected: Sequence[dict[str, Any]]) -> dict[str, tuple[list[Event], bool]]:
@@ -183,16 +181,15 @@ def timelines(expected: Sequence[dict[str, Any]]) -> dict[str, tuple[list[Event]
     by_id = {}
     for component in live_components():
         plan, request = component.plan, component.request
-        if plan is None or request is None:
-            continue
-        measured = newest_pass(events, component.id)
-        by_id[component.id] = (measured, True) if measured else (simulated(plan, request, component.id), False)
-    for component in live_components():
-        report = next((row for row in expected if row["id"] == component.id and "plan" in row), None)
-        patcher = next(iter(component.patchers), None)
-        if report is not None and patcher is not None:
+        if plan is not None and request is not None:
+            measured = newest_pass(events, component.id)
+            by_id[component.id] = (measured or simulated(plan, request, component.id), bool(measured))
+    planned = {report["id"] for report in expected if "plan" in report}
+    for component, patcher, names in _patched():
+        if component.id in planned:
             with contextlib.suppress(OffloadError):  # there may be less memory than when the report was made
-                by_id[component.id] = (simulated(*_expected_plan(component, patcher), component.id), False)
+                plan, request = _expected_plan(component, patcher, names["model"])
+                by_id[component.id] = (simulated(plan, request, component.id), False)
     return by_id
 
 
@@ -223,23 +220,24 @@ def what_if(request: PlanRequest, plan: Plan) -> list[dict[str, Any]]:
 
 def devices() -> list[dict[str, Any]]:
     """The memory of every device that components of ours are on, or of the app's, if it has memory of its own."""
-    by_device: dict[torch.device, list[Component]] = {}
+    by_device: dict[torch.device, list[Plan]] = {}
     app = mm.get_torch_device()
     if streams_to(app):
         by_device[app] = []
     for component in live_components():
         if component.attached and streams_to(component.device):
-            by_device.setdefault(component.device, []).append(component)
-    return [_device(device, on_device) for device, on_device in by_device.items()]
+            plans = by_device.setdefault(component.device, [])
+            if component.loaded and component.plan is not None:
+                plans.append(component.plan)
+    return [_device(device, plans) for device, plans in by_device.items()]
 
 
-def _device(device: torch.device, components: list[Component]) -> dict[str, Any]:
-    plans = [component.plan for component in components if component.loaded]
+def _device(device: torch.device, plans: list[Plan]) -> dict[str, Any]:
     free, total = int(mm.get_free_memory(device)), total_bytes(device)
     ours = {
         "ring_bytes": ring_there(device),
-        "resident_bytes": sum(plan.resident_bytes for plan in plans if plan is not None),
-        "loose_bytes": sum(plan.loose_bytes for plan in plans if plan is not None),
+        "resident_bytes": sum(plan.resident_bytes for plan in plans),
+        "loose_bytes": sum(plan.loose_bytes for plan in plans),
     }
     others = max(0, total - free - sum(ours.values()))
     return {"name": str(device), "total_bytes": total, "free_bytes": free, **ours, "others_bytes": others}
@@ -247,9 +245,8 @@ def _device(device: torch.device, components: list[Component]) -> dict[str, Any]
 
 def host() -> dict[str, int]:
     """Host memory: our masters by tier, shared ones counted once, and what there is."""
-    ours = host_memory().in_use()
     total = int(psutil.virtual_memory().total)
-    return {**_tiers(ours), "available_bytes": host_available_bytes(), "total_bytes": total}
+    return {**_tiers(host_memory().in_use()), "available_bytes": host_available_bytes(), "total_bytes": total}
 
 
 def _tiers(by_tier: Mapping[Any, int]) -> dict[str, int]:

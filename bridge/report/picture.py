@@ -20,15 +20,16 @@ RESIDENT, USE, FLIGHT, USED, OFFLOADED = "#4c8dd6", "#f2b134", "#2fa88a", "#8fcb
 STALL, LOOSE, OTHERS = "#e5484d", "#9b7bd4", "#a3a8b0"
 PINNED, PAGEABLE, MAPPED = "#d07aa8", "#c9a36a", "#7c93a8"
 
-STATES = {"R": RESIDENT, "r": GROUND, "U": USE, "F": FLIGHT, "C": USED, "O": OFFLOADED}
-_STATE_WORDS = {
-    "R": "resident",
-    "r": "resident, not yet there",
-    "U": "in use",
-    "F": "fetched ahead",
-    "C": "in the ring, used",
-    "O": "offloaded",
+_STATES = {
+    "R": ("resident", RESIDENT),
+    "r": ("resident, not yet there", GROUND),
+    "U": ("in use", USE),
+    "F": ("fetched ahead", FLIGHT),
+    "C": ("in the ring, used", USED),
+    "O": ("offloaded", OFFLOADED),
 }
+_SOURCES = {"node": "the node's widget", "options": "the options node", "graph": "the graph's options"}
+_SOURCES |= {"settings": "your settings", "selection": "the selection", "policy": "the policy"}
 _HEADER, _LADDER, _COMPONENT, _SHORT, _NOTE, _LEGEND = 62, 84, 262, 82, 24, 44
 _LANE_LEFT = MARGIN + 72
 
@@ -43,7 +44,10 @@ def draw_report(document: Mapping[str, Any], timelines: Mapping[str, Timeline]) 
     height = _HEADER + _LADDER * (len(document["devices"]) + 1) + sum(map(_height, shown)) + _NOTE * len(notes)
     canvas = Canvas(WIDTH, height + (_LEGEND if shown else 0) + MARGIN // 2)
     canvas.text(MARGIN, 18, "Layerwise Offload", 24)
-    canvas.text_right(WIDTH - MARGIN, 24, _summary(document), 15, QUIET)
+    loaded = sum(component["loaded"] for component in document["components"])
+    count = len(document["components"]) + len(document["expected"])
+    summary = f"{count} component{'' if count == 1 else 's'} under layerwise offload, {loaded} loaded"
+    canvas.text(WIDTH - MARGIN, 24, summary, 15, QUIET, align=1)
     y = _HEADER
     for device in document["devices"]:
         _device(canvas, y, device, document["components"])
@@ -57,21 +61,13 @@ def draw_report(document: Mapping[str, Any], timelines: Mapping[str, Timeline]) 
         canvas.text(MARGIN, y, note, 14, QUIET, ROOM)
         y += _NOTE
     if shown:
-        _legend(canvas, y + 10, [(f"{sign} {_STATE_WORDS[sign]}", STATES[sign]) for sign in STATES])
+        _legend(canvas, y + 10, [(f"{sign} {words}", colour) for sign, (words, colour) in _STATES.items()])
     return canvas
 
 
-def _summary(document: Mapping[str, Any]) -> str:
-    loaded = sum(component["loaded"] for component in document["components"])
-    count = len(document["components"]) + len(document["expected"])
-    return f"{count} component{'' if count == 1 else 's'} under layerwise offload, {loaded} loaded"
-
-
 def _notes(document: Mapping[str, Any], more: Sequence[Mapping[str, Any]]) -> list[str]:
-    notes = [
-        f"ComfyUI's own way: {model['component']}, {model['model']}: {model['reason']}"
-        for model in document["bystanders"]
-    ]
+    rows = document["bystanders"]
+    notes = [f"ComfyUI's own way: {row['component']}, {row['model']}: {row['reason']}" for row in rows]
     if more:
         notes.append(f"and {len(more)} more: {', '.join(component['component'] for component in more)}")
     if not document["components"] and not document["expected"]:
@@ -83,12 +79,8 @@ def _notes(document: Mapping[str, Any], more: Sequence[Mapping[str, Any]]) -> li
 
 
 def _device(canvas: Canvas, y: float, device: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) -> None:
-    budgets = [
-        component["budget_bytes"] or 0
-        for component in components
-        if component["loaded"] and component["device"] == device["name"]
-    ]
-    budget = min(device["total_bytes"], sum(budgets)) if budgets else None
+    here = [row for row in components if row["loaded"] and row["device"] == device["name"]]
+    budget = min(device["total_bytes"], sum(row["budget_bytes"] or 0 for row in here)) if here else None
     parts = [
         ("residents", device["resident_bytes"], RESIDENT),
         ("loose", device["loose_bytes"], LOOSE),
@@ -112,14 +104,10 @@ def _host(canvas: Canvas, y: float, host: Mapping[str, int]) -> None:
     _ladder(canvas, y, "host memory", host["total_bytes"], parts, None)
 
 
-def _ladder(
-    canvas: Canvas,
-    y: float,
-    name: str,
-    total_bytes: int,
-    parts: Sequence[tuple[str, int, str]],
-    budget_bytes: int | None,
-) -> None:
+Part = tuple[str, int, str]
+
+
+def _ladder(canvas: Canvas, y: float, name: str, total_bytes: int, parts: list[Part], budget_bytes: int | None) -> None:
     """A stacked bar of the (name, bytes, colour) parts, their sizes below it, the budget above."""
     title = canvas.text(MARGIN, y, name, 15)
     canvas.text(MARGIN + title + 10, y, size_text(total_bytes), 15, QUIET)
@@ -161,7 +149,7 @@ def _component(canvas: Canvas, y: float, component: Mapping[str, Any], timeline:
     canvas.line(MARGIN, y, WIDTH - MARGIN, y, LINE)
     name_width = canvas.text(MARGIN, y + 12, component["component"], 19)
     canvas.text(MARGIN + name_width + 12, y + 15, component["model"], 15, QUIET, 420)
-    canvas.text_right(WIDTH - MARGIN, y + 15, _placement_text(component), 15, QUIET)
+    canvas.text(WIDTH - MARGIN, y + 15, _placement_text(component), 15, QUIET, align=1)
     plan = component.get("plan")
     if plan is None:
         canvas.text(MARGIN, y + 48, component.get("error", ""), 14, STALL, ROOM)
@@ -180,10 +168,8 @@ def _placement_text(component: Mapping[str, Any]) -> str:
     placement = component.get("settings", {}).get("placement")
     if placement is None or placement["value"] is None:
         return "not loaded yet: as things stand now" if "settings" not in component else ""
-    source = {"node": "the node's widget", "options": "the options node", "graph": "the graph's options"}
-    words = source | {"settings": "your settings", "selection": "the selection", "policy": "the policy"}
     state = "" if component["loaded"] else ", not on the device now"
-    return f"{placement['value']}, by {words.get(placement['source'], placement['source'])}{state}"
+    return f"{placement['value']}, by {_SOURCES.get(placement['source'], placement['source'])}{state}"
 
 
 def _plan_line(component: Mapping[str, Any]) -> str:
@@ -213,11 +199,11 @@ def _placement_map(canvas: Canvas, y: float, layers: Sequence[Mapping[str, Any]]
     x = float(MARGIN)
     for layer, state in zip(layers, states):
         width = narrowest + free * layer["bytes"] / total
-        colour = STATES.get(state, OFFLOADED)
+        _, colour = _STATES.get(state, _STATES["O"])
         gap = 2 if width >= 6 else 0
         canvas.box(x, y, width - gap, 24, colour, RESIDENT if state == "r" else colour)
         if width >= 14:
-            canvas.text_centred(x + (width - gap) / 2, y + 4, state, 13, readable_on(colour))
+            canvas.text(x + (width - gap) / 2, y + 4, state, 13, readable_on(colour), align=0.5)
         x += width
 
 
@@ -226,13 +212,16 @@ def _figures(canvas: Canvas, y: float, component: Mapping[str, Any]) -> None:
     numbers = component.get("numbers") or {}
     predicted = component["plan"]["predicted"]
     streamed = any(layer["placement"] == "streamed" for layer in component["plan"]["layers"])
-    stall, moved = numbers.get("stall_pct"), numbers.get("bytes_per_pass")
-    rate, hits, headroom = (numbers.get(name) for name in ("copy_bytes_per_s", "hit_rate", "headroom_bytes"))
+    names = ("stall_pct", "bytes_per_pass", "copy_bytes_per_s", "hit_rate", "headroom_bytes")
+    stall, moved, rate, hits, headroom = (numbers.get(name) for name in names)
+    waiting, moving = "waiting for copies", "moved per pass"
+    if stall is None:
+        waiting, stall = "waiting, as planned", 100 * predicted["stall_ns"] / (predicted["pass_ns"] or 1)
+    if moved is None:
+        moving, moved = "moved per pass, as planned", predicted["bytes_per_pass"]
     figures = [
-        ("waiting, as planned", _stall_pct(predicted)) if stall is None else ("waiting for copies", f"{stall:.1f} %"),
-        ("moved per pass, as planned", size_text(predicted["bytes_per_pass"]))
-        if moved is None
-        else ("moved per pass", size_text(moved)),
+        (waiting, f"{stall:.1f} %"),
+        (moving, size_text(moved)),
         ("copy rate", "not measured" if rate is None else f"{size_text(rate)}/s"),
         ("fetched ahead", f"{hits:.1%}" if hits is not None else "not run yet" if streamed else "none streamed"),
         ("free on the device", "not known" if headroom is None else size_text(headroom)),
@@ -241,10 +230,6 @@ def _figures(canvas: Canvas, y: float, component: Mapping[str, Any]) -> None:
     for number, (what, value) in enumerate(figures):
         canvas.text(MARGIN + number * width, y, what, 13, QUIET, width - 8)
         canvas.text(MARGIN + number * width, y + 16, value, 19, TEXT, width - 8)
-
-
-def _stall_pct(predicted: Mapping[str, int]) -> str:
-    return f"{100 * predicted['stall_ns'] / predicted['pass_ns']:.1f} %" if predicted["pass_ns"] else "0.0 %"
 
 
 # ---------------------------------------------------------------------- timeline
@@ -263,9 +248,9 @@ def _timeline(canvas: Canvas, y: float, timeline: Timeline) -> None:
     caption = f"one pass, {'measured' if measured else 'as the simulator expects it'}: {time_text(span)}"
     stalled = sum(event.end_ns - event.start_ns for event in compute if event.kind == "stall")
     canvas.text(left, y, caption, 14, TEXT)
-    canvas.text_right(WIDTH - MARGIN, y, f"compute waits {time_text(stalled)}", 14, STALL if stalled else QUIET)
-    lanes = (("copy", y + 20, FLIGHT), ("compute", y + 46, USE))
-    for name, top, _ in lanes:
+    waits = f"compute waits {time_text(stalled)}"
+    canvas.text(WIDTH - MARGIN, y, waits, 14, STALL if stalled else QUIET, align=1)
+    for name, top in (("copy", y + 20), ("compute", y + 46)):
         canvas.text(MARGIN, top + 3, name, 14, QUIET)
         canvas.box(left, top, room, 22, PANEL)
     for event in events:
@@ -286,7 +271,7 @@ def _axis(canvas: Canvas, y: float, left: float, room: float, span_ns: int) -> N
     for number in range(span_ns // step + 1):
         x = left + room * number * step / span_ns
         canvas.line(x, y, x, y + 4, QUIET)
-        canvas.text_centred(x, y + 6, f"{number * step / unit:g} {word}", 12, QUIET)
+        canvas.text(x, y + 6, f"{number * step / unit:g} {word}", 12, QUIET, align=0.5)
 
 
 def size_text(nbytes: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...offload_core.notices import notices_json
 from ...offload_core.sentences import reason_json, sentence
@@ -17,11 +17,9 @@ from ...offload_core.settings.component_settings import Setting
 from ..app import compat
 from ..app.recording import recording
 from ..component.component import Component, live_components
-from ..planning.placing import left_to_the_app
+from ..planning.placing import APPS_WAY, left_to_the_app
+from ..requests.requested import Requested
 from .document import SCHEMA, devices, host, live_state
-
-if TYPE_CHECKING:
-    from ..requests.requested import Requested
 
 log = logging.getLogger(__name__)
 
@@ -127,11 +125,8 @@ def stored_events() -> list[list[Any]]:
 def _signature(state: dict[str, Any]) -> Any:
     """What makes a message worth sending. Others' memory always moves a little, on the host all the time."""
     devices = [
-        {
-            name: value // _NOTABLE_BYTES if name in ("free_bytes", "others_bytes") else value
-            for name, value in d.items()
-        }
-        for d in state["devices"]
+        device | {name: device[name] // _NOTABLE_BYTES for name in ("free_bytes", "others_bytes")}
+        for device in state["devices"]
     ]
     ours = {name: state["host"][name] for name in ("pinned_bytes", "pageable_bytes", "mapped_bytes")}
     components = [
@@ -154,23 +149,11 @@ def live_message() -> dict[str, Any]:
 
 def tell_resolved(component: Component) -> None:
     """A component has been loaded by us: what its placement is, from which source, and what it took."""
-    placement = component.resolved.to_json().get(Setting.PLACEMENT, {}) if component.resolved is not None else {}
-    plan = component.plan
-    _send(
-        component.nodes(),
-        {
-            "id": component.id,
-            "component": component.name,
-            "model": component.model_name,
-            "placement": placement.get("value"),
-            "source": placement.get("source"),
-            "reason": placement.get("reason"),
-            "why": placement.get("why"),
-            "budget_bytes": component.request.budget_bytes if component.request is not None else None,
-            "device_bytes": plan.device_bytes if plan is not None else component.device_bytes(),
-            **_notices(component),
-        },
-    )
+    plan, request, resolved = component.plan, component.request, component.resolved
+    placement = resolved.to_json().get(Setting.PLACEMENT, {}) if resolved is not None else {}
+    choice = {"placement": placement.get("value")} | {key: placement.get(key) for key in ("source", "reason", "why")}
+    device_bytes = plan.device_bytes if plan is not None else component.device_bytes()
+    _tell_nodes(component, component.id, choice, request.budget_bytes if request is not None else None, device_bytes)
 
 
 def tell_left_to_the_app(component: Component, requested: Requested, device_bytes: int) -> None:
@@ -181,26 +164,31 @@ def tell_left_to_the_app(component: Component, requested: Requested, device_byte
     if chosen is None and (explicit or settings.is_explicitly_set(Setting.BUDGET_BYTES)):
         component.warn(sentence("found_in_memory", component=component.name, reason=IN_MEMORY))
     placement = settings.value(Setting.PLACEMENT)
-    _send(
-        component.nodes(),
-        {
-            "id": None,
-            "component": component.name,
-            "model": component.model_name,
-            "placement": placement if placement in ("whole", "cpu") else "whole",
-            "source": settings.source(Setting.PLACEMENT) if explicit and chosen is not None else "policy",
-            **reason_json(chosen or IN_MEMORY),
-            "budget_bytes": None,
-            "device_bytes": device_bytes,
-            **_notices(component),
-        },
-    )
+    choice = {
+        "placement": placement if placement in APPS_WAY else "whole",
+        "source": settings.source(Setting.PLACEMENT) if explicit and chosen is not None else "policy",
+        **reason_json(chosen or IN_MEMORY),
+    }
+    _tell_nodes(component, None, choice, None, device_bytes)
 
 
-def _notices(component: Component) -> dict[str, Any]:
-    """The members of a message that have what there is to say of a component, and what of it is for the user to do."""
+def _tell_nodes(
+    component: Component, shown_id: str | None, choice: dict[str, Any], budget_bytes: int | None, device_bytes: int
+) -> None:
+    """`choice`: the members of the message that say what the placement is, and why."""
     to_do = notices_json(component.take_to_do())
-    return {**notices_json(component.notices), "to_do": to_do["warnings"], "to_do_notices": to_do["notices"]}
+    message = {
+        "id": shown_id,
+        "component": component.name,
+        "model": component.model_name,
+        **choice,
+        "budget_bytes": budget_bytes,
+        "device_bytes": device_bytes,
+        **notices_json(component.notices),
+        "to_do": to_do["warnings"],
+        "to_do_notices": to_do["notices"],
+    }
+    _send(component.nodes(), message)
 
 
 def _send(nodes: tuple[str, ...], message: dict[str, Any]) -> None:

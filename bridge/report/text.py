@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
-
-
-def report_json(document: Mapping[str, Any]) -> str:
-    """The same document that `/layerwise_offload/report` answers with."""
-    return json.dumps(document, indent=1)
 
 
 def report_text(document: Mapping[str, Any]) -> str:

@@ -7,8 +7,9 @@ one of our loaders keeps the loader's name.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def names_in(prompt: Mapping[str, Any]) -> dict[Place, str]:
     """Component names by node id and kind."""
     names: dict[Place, str] = {}
     names_taken_over: dict[Place, str] = {}
-    counts: Counter[str] = Counter()
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
     taken_over = []
     for node_id in sorted(prompt, key=_natural):
         node = prompt[node_id]
@@ -43,17 +44,12 @@ def names_in(prompt: Mapping[str, Any]) -> dict[Place, str]:
             if node["class_type"] == APPLY:
                 taken_over.append((node_id, slot))
             else:
-                names[node_id, slot.kind] = _next_name(slot.kind, counts)
+                names[node_id, slot.kind] = numbered(slot.kind, next(numbers[slot.kind]))
     for node_id, slot in taken_over:
         source = [node_id, *(source for source, _ in sources_before(prompt, node_id, slot))][-1]
-        name = names.get((source, slot.kind)) or _next_name(slot.kind, counts)
+        name = names.get((source, slot.kind)) or numbered(slot.kind, next(numbers[slot.kind]))
         names_taken_over[node_id, slot.kind] = name
     return names | names_taken_over
-
-
-def _next_name(kind: str, counts: Counter[str]) -> str:
-    counts[kind] += 1
-    return numbered(kind, counts[kind])
 
 
 def numbered(kind: str, number: int) -> str:

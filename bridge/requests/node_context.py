@@ -1,14 +1,8 @@
 """The context of a node of ours beyond its widgets: connected options, graph options, and its component names.
 
 The browser part of the pack writes the options of the whole graph and the user's ComfyUI settings into the input
-`graph_options` of our nodes, as one JSON text, so that the app's cache and runs without a browser see them too:
-
-    {"schema": 1,
-     "graph":    {"mode": "memory", "components": {"dit": {"placement": "layerwise", "budget_gb": 8, "ring_gb": 0.5},
-                                                "all": {"host_tier": "pageable"}}},
-     "settings": {"components": {"default": {"placement": "layerwise"}}}}
-
-`graph` and `settings` are both optional; names are components, groups, `default` or `all`.
+`graph_options` of our nodes, as one JSON text (`docs/formats.md`), so that the app's cache and runs without a browser
+see them too.
 """
 
 from __future__ import annotations
@@ -22,8 +16,10 @@ from ...offload_core.errors import SettingsError, shown
 from ...offload_core.settings.component_settings import SOURCE_WORDS, ComponentSettings, Source, bytes_from_gb
 from ...offload_core.settings.groups import numbered_base
 from ...offload_core.settings.node_table import GRAPH_SETTINGS, is_gb
+from ...offload_core.settings.policy import check_mode
+from ...offload_core.settings.resolver import settings_for
 from .graph import check_known, names_in, numbered
-from .requested import AUTO, Requested, SourceRequest, ask
+from .requested import AUTO, Requested, SourceRequest, agreed, with_mode
 
 SCHEMA = 1
 MAX_CHARACTERS = 65536
@@ -64,10 +60,19 @@ class NodeContext:
     def ask(self, settings: ComponentSettings, mode: str = AUTO, before: Requested | None = None) -> Requested:
         """The merged request of the node's widgets (`settings`, `mode`) and weaker sources. Raises SettingsError.
 
-        before: the request of the node upstream for the same component.
+        before: the request of the node upstream for the same component. This node's widgets override its widgets; any
+        other source that sets different values at the two nodes raises SettingsError.
         """
-        nodes = (*(before.nodes if before is not None else ()), *([self.node_id] if self.node_id else []))
-        return replace(ask(settings, self.requests, mode, before), nodes=tuple(dict.fromkeys(nodes)))
+        merged = Requested(ComponentSettings(settings.component)) if before is None else before.without_widgets()
+        for request in self.requests:
+            source_settings = settings_for(merged.component, request.wishes)
+            selection = agreed("selection", request.source, merged.selection, request.selection)
+            modes = with_mode(merged.modes, request.source, request.mode)
+            merged = Requested(merged.settings.merged(source_settings), modes, selection, merged.nodes)
+        own_settings = merged.settings.merged(replace(settings, component=merged.component))
+        modes = with_mode(merged.modes, Source.NODE, None if mode == AUTO else check_mode(mode))
+        nodes = dict.fromkeys((*merged.nodes, self.node_id) if self.node_id else merged.nodes)
+        return Requested(own_settings, modes, merged.selection, tuple(nodes))
 
 
 def parse_graph_options(text: str) -> tuple[SourceRequest, ...]:

@@ -1,13 +1,8 @@
-"""Requests for one component, merged from the node's widgets, options nodes, graph options and user settings. Knows no
-model.
-
-`SourceRequest` is the request of one source for any number of components by name, whether they are loaded or not.
-`Requested` is the merged request for a single component; a patcher carries it.
-"""
+"""What one source asks of components by their names, and what all sources together ask of one. Knows no model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -25,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SourceRequest:
-    """The request of one source. `mode` None and `selection` None: not set by this source.
+    """The request of one source for any components. `mode` None and `selection` None: not set by this source.
 
     `selection_text` is the selection as typed, before `default` was expanded: a graph may lack some of its groups.
     """
@@ -59,7 +54,7 @@ class SourceRequest:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """The merged request for one component. `selection` None: no source lists components to stream."""
+    """The merged request for one component; a patcher carries it. `selection` None: no source lists components."""
 
     settings: ComponentSettings = field(default_factory=ComponentSettings)
     modes: tuple[tuple[str, str], ...] = ()
@@ -87,44 +82,25 @@ class Requested:
     def value(self, name: str) -> object:
         return self.settings.value(name)
 
+    def without_widgets(self) -> Requested:
+        """What is left of it for a node downstream, whose widgets override those of this one."""
+        modes = tuple((source, mode) for source, mode in self.modes if source != Source.NODE)
+        return replace(self, settings=self.settings.without(Source.NODE), modes=modes)
+
     def named(self, component: str) -> Requested:
         """The same request under another component name."""
         return replace(self, settings=replace(self.settings, component=component))
 
 
-def ask(
-    settings: ComponentSettings,
-    requests: Sequence[SourceRequest] = (),
-    mode: str = AUTO,
-    before: Requested | None = None,
-) -> Requested:
-    """A node's request for a component: its widgets in `settings` and `mode`, merged with `requests` of weaker sources.
-
-    `before` is the request of the node upstream of an Apply node for the same component. The downstream node's widgets
-    override its widgets; any other source that sets different values at the two nodes raises SettingsError.
-    """
-    merged = Requested(ComponentSettings(settings.component))
-    if before is not None:
-        modes = tuple((source, value) for source, value in before.modes if source != Source.NODE)
-        merged = Requested(before.settings.without(Source.NODE), modes, before.selection)
-    for request in requests:
-        source_settings = settings_for(merged.component, request.wishes)
-        selection = _agreed("selection", request.source, merged.selection, request.selection)
-        modes = _with_mode(merged.modes, request.source, request.mode)
-        merged = Requested(merged.settings.merged(source_settings), modes, selection)
-    modes = _with_mode(merged.modes, Source.NODE, None if mode == AUTO else check_mode(mode))
-    return Requested(merged.settings.merged(replace(settings, component=merged.component)), modes, merged.selection)
-
-
-def _with_mode(modes: tuple[tuple[str, str], ...], source: str, mode: str | None) -> tuple[tuple[str, str], ...]:
+def with_mode(modes: tuple[tuple[str, str], ...], source: str, mode: str | None) -> tuple[tuple[str, str], ...]:
     mode_by_source = dict(modes)
-    agreed = _agreed("mode", source, mode_by_source.get(source), mode)
-    if agreed is not None:
-        mode_by_source[source] = agreed
+    agreed_mode = agreed("mode", source, mode_by_source.get(source), mode)
+    if agreed_mode is not None:
+        mode_by_source[source] = agreed_mode
     return tuple(sorted(mode_by_source.items(), key=lambda item: SOURCES.index(item[0])))
 
 
-def _agreed(what: str, source: str, first: T | None, second: T | None) -> T | None:
+def agreed(what: str, source: str, first: T | None, second: T | None) -> T | None:
     """The value that is set. Raises SettingsError if the same source sets different values at two chained nodes."""
     if first is not None and second is not None and first != second:
         where = {

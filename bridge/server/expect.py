@@ -1,15 +1,14 @@
-"""What a prompt would come to if it ran now: a plan for each of its components, before anything has been loaded.
+"""What a prompt would come to if it ran now, before anything has been loaded: what the panel shows before a first run.
 
-Files are those that the app itself lists in its folders; of them the headers are read and no weights. The rest is what
-happens when a component is loaded: the same resolution, the same limits, the same planner. Only sizes are seen through
-names (`model_shape`) and not through modules, and what the app will offer is guessed from what is free.
+Of the files that the app lists the headers are read and no weights. The rest is what happens when one is loaded,
+but sizes are seen through names (`model_shape`), and what the app will offer is guessed from what is free.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from ...offload_core.errors import BudgetError, OffloadError
 from ...offload_core.files.model_files import ModelFile, read_models
 from ...offload_core.files.model_shape import Compute, components_of, inventory_of
 from ...offload_core.files.safetensors_header import TensorInfo
-from ...offload_core.notices import Notice
+from ...offload_core.notices import notices_json
 from ...offload_core.planning.inventory import Inventory
-from ...offload_core.planning.plan import Plan
+from ...offload_core.planning.plan_text import plan_to_text
 from ...offload_core.planning.planner import usual_budget
-from ...offload_core.planning.request import PlanRequest
-from ...offload_core.sentences import Sentence, sentence
-from ...offload_core.settings.component_settings import ComponentSettings, Setting
+from ...offload_core.sentences import Sentence, reason_json, sentence
+from ...offload_core.settings.component_settings import Setting
 from ..app import kinds
 from ..app.device import segment_bytes, streams_to
 from ..component.component import APPS_MARGIN, live_components
@@ -37,7 +35,9 @@ from ..load.loading import file_names
 from ..memory.allowances import host_available_bytes
 from ..planning.decide import Situation, decide, plan_decision
 from ..planning.placing import Neighbour, left_to_the_app
-from ..planning.refused_budget import RefusedBudget
+from ..planning.refused_budget import refusal
+from ..report.document import SCHEMA, devices, host, simulated, what_if
+from ..report.telemetry import event_row
 from ..requests.prompt_files import Wanted, wanted_in
 from ..requests.requested import Requested
 
@@ -57,41 +57,30 @@ class Ahead:
     model: str
     inventory: Inventory | None
 
-    @property
-    def nodes(self) -> list[str]:
-        return sorted(self.wanted.nodes)
 
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """What comes out for one component."""
-
-    ahead: Ahead
-    settings: ComponentSettings
-    request: PlanRequest
-    plan: Plan
-    notices: tuple[Notice, ...]
-
-
-def plan_prompt(prompt: Mapping[str, Any]) -> tuple[list[Planned], list[tuple[Ahead, Sentence]]]:
-    """The plan of each component that would be streamed, and the reason for each that would not.
-
-    Raises OffloadError for the first thing that a run would refuse: a file that is not there, say, or a budget.
-    """
+def ahead_document(prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan for each component that would be streamed, a reason for each other; or the first thing that a run would
+    refuse: a file that is not there, say, or a budget."""
     device = mm.get_torch_device()
-    components = [ahead for wanted in wanted_in(prompt) if (ahead := _ahead(wanted, device)) is not None]
-    planned, bystanders = [], []
-    for ahead in components:
-        if reason := _left(ahead, device):
-            bystanders.append((ahead, reason))
-        else:
+    planned: list[dict[str, Any]] = []
+    bystanders = []
+    try:
+        components = [ahead for wanted in wanted_in(prompt) if (ahead := _ahead(wanted, device)) is not None]
+        for ahead in components:
+            name, nodes = ahead.requested.component, sorted(ahead.wanted.nodes)
+            if reason := _left(ahead, device):
+                bystanders.append({"component": name, "model": ahead.model, **reason_json(reason), "nodes": nodes})
+                continue
             try:
                 planned.append(_planned(ahead, device, [other for other in components if other is not ahead]))
             except BudgetError as error:
                 settings = ahead.requested.settings
-                widgets = ahead.wanted.budget_widgets(settings.component, settings.source(Setting.BUDGET_BYTES))
-                raise RefusedBudget(error, settings, device, widgets=widgets) from error
-    return planned, bystanders
+                widgets = ahead.wanted.budget_widgets(name, settings.source(Setting.BUDGET_BYTES))
+                return {"schema": SCHEMA, **refusal(error, settings, device, widgets)}
+    except OffloadError as error:
+        return {"schema": SCHEMA, "error": str(error)}
+    memory = {"devices": devices(), "host": host()}
+    return {"schema": SCHEMA, "components": planned, "bystanders": bystanders, **memory}
 
 
 def _left(ahead: Ahead, device: torch.device) -> Sentence | None:
@@ -107,7 +96,7 @@ def _left(ahead: Ahead, device: torch.device) -> Sentence | None:
     return None
 
 
-def _planned(ahead: Ahead, device: torch.device, others: list[Ahead]) -> Planned:
+def _planned(ahead: Ahead, device: torch.device, others: list[Ahead]) -> dict[str, Any]:
     assert ahead.inventory is not None
     neighbours = [neighbour for other in others if (neighbour := _as_neighbour(other)) is not None]
     held_bytes = sum(component.device_bytes() for component in live_components() if component.loaded)
@@ -118,7 +107,24 @@ def _planned(ahead: Ahead, device: torch.device, others: list[Ahead]) -> Planned
     decision = decide(ahead.requested, KINDS[ahead.wanted.kind], ahead.inventory, situation)
     plan, request = plan_decision(decision, ahead.requested.settings, situation, ahead.model)
     decision = decision.as_planned(plan)
-    return Planned(ahead, decision.settings, request, plan, decision.notices)
+    component_id = f"{ahead.requested.component}-planned"
+    return {
+        "id": component_id,
+        "component": ahead.requested.component,
+        "model": ahead.model,
+        "kind": ahead.wanted.kind,
+        "device": request.device,
+        "nodes": sorted(ahead.wanted.nodes),
+        "placement": decision.settings.value(Setting.PLACEMENT),
+        "plan": plan.to_json(),
+        "plan_text": plan_to_text(plan),
+        "budget_bytes": request.budget_bytes,
+        "device_bytes": plan.device_bytes,
+        "what_if": what_if(request, plan),
+        "settings": decision.settings.to_json(),
+        **notices_json(decision.notices),
+        "events": [event_row(event) for event in simulated(plan, request, component_id)],
+    }
 
 
 def _as_neighbour(other: Ahead) -> Neighbour | None:
@@ -146,13 +152,12 @@ def _ahead(wanted: Wanted, device: torch.device) -> Ahead | None:
         turned_out = kind_of_vae(paths[0]) if wanted.kind == "vae" else None
     requested = wanted.requested(turned_out)
     tensors = _tensors(wanted, paths)
-    if not tensors and wanted.folder == "checkpoints" and Path(paths[0]).suffix != ".ckpt":
-        return None
     if not tensors:
-        return Ahead(wanted, requested, file_names(paths), None)
-    inventory = inventory_of(
-        requested.component, [_kept_as(tensor, _dtype(wanted, requested)) for tensor in tensors], Compute(1.0)
-    )
+        is_absent = wanted.folder == "checkpoints" and Path(paths[0]).suffix != ".ckpt"
+        return None if is_absent else Ahead(wanted, requested, file_names(paths), None)
+    precision = requested.value("precision")
+    dtype = precision if isinstance(precision, str) else wanted.weight_dtype
+    inventory = inventory_of(requested.component, [_kept_as(tensor, dtype) for tensor in tensors], Compute(1.0))
     layers = tuple(replace(layer, compute_ns=None, in_file=not wanted.by_the_app) for layer in inventory.layers)
     inventory = replace(inventory, layers=layers, segment_bytes=segment_bytes(device))
     return Ahead(wanted, requested, file_names(paths), inventory)
@@ -160,24 +165,20 @@ def _ahead(wanted: Wanted, device: torch.device) -> Ahead | None:
 
 def _path(wanted: Wanted, name: str) -> str:
     """The file in the app's folder. Only what the app offers in its own lists is looked for."""
-    path = folder_paths.get_full_path(wanted.folder, name) if name in _listed(wanted, name) else None
+    try:
+        listed = folder_paths.get_filename_list(wanted.folder)
+    except OSError as error:  # the app has listed the folder before, and it is gone, as a drive may be
+        raise OffloadError(
+            f"asked to load {name[:200]} ({wanted.name}); found that a folder of models/{wanted.folder} cannot be read "
+            f"({error.strerror}); put back what was there, or start ComfyUI anew"
+        ) from None
+    path = folder_paths.get_full_path(wanted.folder, name) if name in listed else None
     if path is None:
         raise OffloadError(
             f"asked to load {name[:200]} ({wanted.name}); found no such file in models/{wanted.folder}; choose one "
             "that is there, or put it there and press R"
         )
     return str(path)
-
-
-def _listed(wanted: Wanted, name: str) -> list[str]:
-    """What the app offers. It raises for a folder that it has listed before and that is gone, as a drive may be."""
-    try:
-        return list(folder_paths.get_filename_list(wanted.folder))
-    except OSError as error:
-        raise OffloadError(
-            f"asked to load {name[:200]} ({wanted.name}); found that a folder of models/{wanted.folder} cannot be read "
-            f"({error.strerror}); put back what was there, or start ComfyUI anew"
-        ) from None
 
 
 def _tensors(wanted: Wanted, paths: list[str]) -> list[TensorInfo]:
@@ -189,13 +190,11 @@ def _tensors(wanted: Wanted, paths: list[str]) -> list[TensorInfo]:
         except OSError as error:  # it was there when the app listed it
             raise OffloadError(_unreadable(path, f"it cannot be read ({error.strerror})")) from None
         for model in _headers(path, status.st_mtime_ns, status.st_size):
-            parts = components_of(model.tensors, wanted.folder)
-            of_component = parts.get(wanted.kind, ()) if wanted.folder == "checkpoints" else model.tensors
-            tensors += (
-                [replace(tensor, name=f"part{number}.{tensor.name}") for tensor in of_component]
-                if len(paths) > 1
-                else of_component
-            )
+            of_component: Iterable[TensorInfo] = model.tensors
+            if wanted.folder == "checkpoints":
+                of_component = components_of(model.tensors, wanted.folder).get(wanted.kind, ())
+            prefix = f"part{number}." if len(paths) > 1 else ""
+            tensors += [replace(tensor, name=prefix + tensor.name) for tensor in of_component]
     return tensors
 
 
@@ -215,11 +214,6 @@ def _headers(path: str, mtime_ns: int, size: int) -> tuple[ModelFile, ...]:
 
 def _unreadable(path: str, problem: str) -> str:
     return f"asked to read {Path(path).name}; found {problem}; replace the file by a complete one"
-
-
-def _dtype(wanted: Wanted, requested: Requested) -> str:
-    precision = requested.value("precision")
-    return precision if isinstance(precision, str) else wanted.weight_dtype
 
 
 def _kept_as(tensor: TensorInfo, dtype: str) -> TensorInfo:

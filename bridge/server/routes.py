@@ -22,7 +22,7 @@ from ..app.recording import recording
 from ..report.document import SCHEMA, live_document
 from ..report.telemetry import Subscriptions, stored_events
 from ..requests.prompt_files import check_prompt
-from .report_ahead import ahead_document
+from .expect import ahead_document
 
 FOLDER = "layerwise_offload"
 """Subfolder of the app's output folder."""
@@ -50,7 +50,7 @@ def register() -> None:
 
 
 class Routes:
-    """The request handlers."""
+    """The request handlers. What takes milliseconds runs in a thread: it must not block the app's event loop."""
 
     def __init__(self, subscriptions: Subscriptions) -> None:
         self._subscriptions = subscriptions
@@ -58,19 +58,19 @@ class Routes:
         """Serialises the reading of model files."""
 
     async def report(self, request: web.Request) -> web.Response:
-        return web.json_response(await _in_thread(live_document))
+        return web.json_response(await asyncio.to_thread(live_document))
 
     async def expect(self, request: web.Request) -> web.Response:
-        prompt = (await _body(request, MAX_PROMPT_BYTES)).get("prompt")
+        prompt: Any = (await _body(request, MAX_PROMPT_BYTES)).get("prompt")
         try:
             check_prompt(prompt)
         except SettingsError as error:
             return _refused(str(error))
         async with self._planning:
-            return web.json_response(await _in_thread(ahead_document, prompt))
+            return web.json_response(await asyncio.to_thread(ahead_document, prompt))
 
     async def events(self, request: web.Request) -> web.Response:
-        return web.json_response({"schema": SCHEMA, "events": await _in_thread(stored_events)})
+        return web.json_response({"schema": SCHEMA, "events": await asyncio.to_thread(stored_events)})
 
     async def subscribe(self, request: web.Request) -> web.Response:
         body = await _body(request)
@@ -84,7 +84,7 @@ class Routes:
         return web.json_response({"client_id": client, "on": on})
 
     async def trace(self, request: web.Request) -> web.Response:
-        return web.json_response(await _in_thread(_document))
+        return web.json_response(await asyncio.to_thread(_document))
 
     async def save_trace(self, request: web.Request) -> web.Response:
         name = (await _body(request)).get("name")
@@ -94,7 +94,7 @@ class Routes:
                 "digits, - and _, and dots between them"
             )
         try:
-            return web.json_response({"file": await _in_thread(save, name)})
+            return web.json_response({"file": await asyncio.to_thread(save, name)})
         except OSError as error:
             return _refused(f"asked to save a trace as {name}; found that it cannot be written ({error.strerror})")
 
@@ -128,11 +128,6 @@ def _document() -> dict[str, Any]:
     trace = recording()
     events, _ = trace.since()
     return chrome_trace(events, trace.sources())
-
-
-async def _in_thread(function: Any, *arguments: Any) -> Any:
-    """Run `function` in a thread: calls that take milliseconds must not block the app's event loop."""
-    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
 
 async def _body(request: web.Request, most_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:

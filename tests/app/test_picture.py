@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+from PIL import Image
 
 from offload_core.planning.cost_model import compute_times
 from offload_core.planning.planner import make_plan
@@ -66,8 +67,6 @@ def document(*components, expected=(), bystanders=(), devices=1):
 
 def drawn(picture, name, made, timelines=None):
     canvas = picture.draw_report(made, timelines or {})
-    if folder := os.environ.get("PICTURES"):
-        canvas.save(f"{folder}/{name}.png")
     for text, (left, top, right, bottom) in canvas.texts:
         assert left >= 0 and top >= 0 and right <= canvas.width and bottom <= canvas.height, f"clipped: {text}"
     boxes = [(text, box) for text, box in canvas.texts if text]
@@ -76,6 +75,8 @@ def drawn(picture, name, made, timelines=None):
             apart = right <= l2 + 1 or r2 <= left + 1 or bottom <= t2 + 1 or b2 <= top + 1
             assert apart, f"{text!r} lies over {other!r}"
     tensor = canvas.tensor()
+    if folder := os.environ.get("PICTURES"):
+        Image.fromarray((tensor[0] * 255).round().byte().numpy()).save(f"{folder}/{name}.png")
     assert tensor.shape == (1, canvas.height, 1024, 3) and 0 <= tensor.min() < tensor.max() <= 1
     return canvas, tensor
 
