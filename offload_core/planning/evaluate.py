@@ -91,6 +91,10 @@ class Evaluator:
         self.work = 0
         self._judged: dict[tuple[frozenset[int], int, bool, bool], Candidate | None] = {}
 
+    def count_passes(self, passes: int) -> None:
+        """Add the visits of so many passes to `work`."""
+        self.work += len(self.problem.visits) * passes
+
     def judged(self) -> list[Candidate]:
         """Every choice judged so far."""
         return [candidate for candidate in self._judged.values() if candidate is not None]
@@ -122,7 +126,7 @@ class Evaluator:
         needed = self.resident_bytes(residents) + problem.reserved_ring(ring_bytes)
         if needed > problem.room_bytes or largest > ring_bytes:
             return None
-        self.work += len(problem.visits) * (_FAR_APART_WORK - 1 if far_apart else 0)
+        self.count_passes(_FAR_APART_WORK - 1 if far_apart else 0)
         pack = pack_far_apart if far_apart else pack_cyclic
         visits = [layer for layer in problem.visits if layer in offsets]
         # Layers without a visit stay at 0: they are copied only when they are used outside the recorded order.
@@ -134,7 +138,7 @@ class Evaluator:
     ) -> Candidate:
         """This choice with the given offsets, which must lie inside the ring."""
         problem = self.problem
-        self.work += len(problem.visits)
+        self.count_passes(1)
         used = max((offset + problem.sizes[layer] for layer, offset in offsets.items()), default=0)
         places = [offsets.get(layer) for layer in range(len(problem.sizes))]
         first_order, steady_order = order_passes(problem.visits, problem.sizes, places)

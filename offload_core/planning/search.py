@@ -109,7 +109,7 @@ class Search:
                 if left < 0:
                     continue
                 chosen = credit_residents(problem, base, ring, left)
-                self.evaluator.work += len(problem.visits)
+                self.evaluator.count_passes(1)
                 yield from self._with_rings(base | chosen, ring)
 
     def _rings(self, residents: frozenset[int]) -> list[int]:

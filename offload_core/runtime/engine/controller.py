@@ -32,7 +32,6 @@ from ...planning.plan import HostTier, Plan
 from ...trace.events import Source, Trace
 from ..device.counters import RunCounters
 from ..device.device_queue import DeviceQueue
-from ..host.host_parameter import nothing_to_do
 from ..host.masters import close_uses
 from ..layers.discovery import Discovery, discover, keep_in_memory
 from ..layers.layer import Layer, build_layers
@@ -384,7 +383,7 @@ class OffloadController(PassOwner):
                 else:
                     self.write_master(master, value)
             if layer.host.touches.lost_writes:
-                layer.host.touches.lost_writes = False
+                layer.host.touches.lose_write(False)
                 without_effect.append(layer.name)
         return without_effect
 
@@ -599,13 +598,13 @@ class OffloadController(PassOwner):
         """Let prefetcher and masters refer to the controller."""
         self.prefetcher.serve(self)
         for layer in self.layers:
-            layer.host.touches.before_write = partial(self._before_write, layer)
+            layer.host.touches.ask_before_writes(partial(self._before_write, layer))
 
     def _disconnect(self) -> None:
         """Remove what refers to the controller: it would be a reference cycle."""
         self.prefetcher.serve(None)
         for layer in self.layers:
-            layer.host.touches.before_write = nothing_to_do
+            layer.host.touches.ask_before_writes(None)
 
     @property
     def makes_room(self) -> bool:

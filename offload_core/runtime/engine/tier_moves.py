@@ -99,7 +99,7 @@ def _drop_behind(layers: Sequence[Layer], plan: Plan) -> None:
     too_much = available is not None and sum(source.nbytes for source in sources) > available
     for source in sources:
         for file in source.files:
-            file.drop_behind = too_much
+            file.read_cyclically(too_much)
 
 
 def already_in_memory_bytes(layers: Iterable[Layer]) -> tuple[int, int]:

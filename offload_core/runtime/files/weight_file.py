@@ -59,6 +59,10 @@ class WeightFile:
         self._lock = threading.Lock()
         self.bytes_read = 0
 
+    def read_cyclically(self, larger_than_memory: bool) -> None:
+        """Set `drop_behind`."""
+        self.drop_behind = larger_than_memory
+
     def check(self, offset: int = 0) -> None:
         """Raise FileReadError unless the file is, by name and content, the one that was opened."""
         try:

@@ -71,6 +71,18 @@ class OutsideTouches:
         self.lost_writes = False
         """A patched parameter was written to: the device's value is computed from its old bytes."""
 
+    def use(self) -> None:
+        """Count a use."""
+        self.count += 1
+
+    def ask_before_writes(self, ask: Callable[[], object] | None) -> None:
+        """Set `before_write`; None: there is nothing to ask."""
+        self.before_write = ask or nothing_to_do
+
+    def lose_write(self, lost: bool = True) -> None:
+        """Set `lost_writes`."""
+        self.lost_writes = lost
+
     def show(self, changes: Mapping[int, Callable[[], torch.Tensor]]) -> None:
         """Set `changes`."""
         self.changes = changes
@@ -81,7 +93,7 @@ class OutsideTouches:
 
     def changed(self, change: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The value of a patched parameter. While it is computed, all parameters of the layer show the masters'."""
-        self.count += 1
+        self.use()
         changes, self.changes = self.changes, {}
         try:
             return change()
@@ -90,7 +102,7 @@ class OutsideTouches:
 
     def read(self, parts: Parts) -> torch.Tensor:
         """The value of a parameter in a file, read: the mapping may no longer show what was loaded."""
-        self.count += 1
+        self.use()
         leaves = []
         for leaf in parts.leaves:
             part = slice_of(leaf)
@@ -333,7 +345,7 @@ def _lend(value: Any, device: torch.device | None, moves: bool) -> Any:
             return compute().to("cpu" if device is None else device)
         if device is None:
             return value
-        value.touches.count += 1
+        value.touches.use()
         if moves:
             return value
         return value.parts.rebuild([plain(leaf).detach().to(device) for leaf in value.parts.leaves])
@@ -419,14 +431,14 @@ def _to_be_written(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any
         if id(target) not in touches.changes:
             touches.before_write()
             return args
-        touches.lost_writes = True
+        touches.lose_write()
         snapshot = _snapshot(target)
         become_value(snapshot)
         return (snapshot, *args[1:])
     if func == _SET_DATA:
         release(target)
     elif id(touches.master) in touches.of_layer.changes:
-        touches.of_layer.lost_writes = True
+        touches.of_layer.lose_write()
         become_value(target)
     else:
         touches.of_layer.before_write()

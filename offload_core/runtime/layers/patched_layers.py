@@ -53,6 +53,10 @@ class Revision:
         self.to_read: ByteSource | None = None
         """The source to read the version from, if it is not page-locked."""
 
+    def make_by(self, changes: Sequence[tuple[Place, Change]]) -> None:
+        """Set the changes, which have the same keys as before: those of another run of the patcher."""
+        self.changes = changes
+
     def keep(self, version: torch.Tensor | None, to_read: ByteSource | None = None) -> None:
         """Set the version, and its source; None: there is none."""
         self.version, self.to_read = version, to_read

@@ -74,7 +74,7 @@ class Versions:
                 overwritten.remove(hash(key))
                 self._wanted_sets[layer.index] = self._wanted_sets.get(layer.index, 1) + 1
             return Revision(key, changes)
-        revision.changes = changes
+        revision.make_by(changes)
         return revision
 
     # ------------------------------------------------------------------ memory, between passes

@@ -4,7 +4,7 @@ A function may write attributes of `self` and `cls`, and of objects that it has 
 calls that make an object. So the state of an object changes in one file. Checked are assignments, deletions, `setattr`
 and its like, and writes to `vars(x)` and `x.__dict__`; method calls that change an object are not.
 
-`foreign_writes_listed.py` lists the deliberate writes and counts the others per file: a count may only fall.
+`foreign_writes_listed.py` lists the deliberate writes, each with its reason.
 `python -m tests.support.devkit.foreign_writes` runs it, as `dev.py lint` does.
 """
 
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from .foreign_writes_listed import ON_PURPOSE, TO_CURE
+from .foreign_writes_listed import ON_PURPOSE
 
 FOLDERS = ("offload_core", "bridge", "nodes")
 LISTS = "tests/support/devkit/foreign_writes_listed.py"
@@ -93,8 +93,8 @@ def _is_meant(entry: tuple[str, str, str, str], file: str, owner: str, attribute
 
 
 def problems(found: Mapping[str, Iterable[tuple[int, str, str]]]) -> Iterator[str]:
-    """Error lines: unlisted writes, listed ones that no longer exist, and wrong counts. `found`: writes by file."""
-    unused, counts = set(ON_PURPOSE), {}
+    """Error lines: unlisted writes, and listed ones that no longer exist. `found`: writes by file."""
+    unused = set(ON_PURPOSE)
     for file, writes in found.items():
         rest = []
         for line, owner, attribute in writes:
@@ -102,15 +102,8 @@ def problems(found: Mapping[str, Iterable[tuple[int, str, str]]]) -> Iterator[st
             unused -= entries
             if not entries:
                 rest.append(f"    {file}:{line}: {owner}.{attribute}")
-        counts[file], listed = len(rest), TO_CURE.get(file, 0)
-        if len(rest) > listed:
-            advice = "give the object a method that does it, and call that"
-            yield "\n".join([f"{file}: {_WRITES}: found {len(rest)}, listed {listed}; {advice}:", *rest])
-    for file, listed in TO_CURE.items():
-        left = counts.get(file, 0)
-        if left < listed:
-            row = f'write `"{file}": {left},`' if left else "take its row out"
-            yield f"{file}: {_WRITES}: found {left}, listed {listed}; {row} in {LISTS}"
+        if rest:
+            yield "\n".join([f"{file}: {_WRITES}; give the object a method that does it, and call that:", *rest])
     for file, owner, attribute, _ in sorted(unused):
         yield f"{file}: nothing writes {owner}.{attribute} any more; take it out of ON_PURPOSE in {LISTS}"
 
@@ -124,7 +117,7 @@ def pack_files() -> dict[str, str]:
 
 def main() -> int:
     said = list(problems({file: foreign_writes(source) for file, source in pack_files().items()}))
-    print("\n".join(said) or f"{_WRITES}: {sum(TO_CURE.values())} still to be cured, none new.")
+    print("\n".join(said) or f"No {_WRITES} but those in {LISTS}.")
     return 1 if said else 0
 
 
