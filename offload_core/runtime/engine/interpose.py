@@ -11,6 +11,7 @@ restore them, while ours is in place.
 from __future__ import annotations
 
 import copy
+import operator
 import types
 from collections.abc import Callable
 from typing import Any
@@ -108,7 +109,9 @@ class Interposed:
 
     def __reduce__(self) -> Any:
         """Pickled as the class's own method, bound to the pickled module."""
-        return getattr, (self.module, self.method) if self._had is None else (_Holder(self._had), "held")
+        if self._had is None:
+            return getattr, (self.module, self.method)
+        return operator.getitem, ([self._had], 0)
 
 
 def _method_of_class(module: nn.Module, name: str) -> Callable[..., Any]:
@@ -119,13 +122,6 @@ def _method_of_class(module: nn.Module, name: str) -> Callable[..., Any]:
             bind = getattr(type(attribute), "__get__", None)
             return attribute if bind is None else bind(attribute, module, type(module))  # type: ignore[no-any-return]
     raise AttributeError(f"asked for {type(module).__name__}.{name}; found no such method on the class any more")
-
-
-class _Holder:
-    """Lets `__reduce__` name an object to be pickled in place of another."""
-
-    def __init__(self, held: Any) -> None:
-        self.held = held
 
 
 class LayerForward(Interposed):
@@ -141,53 +137,35 @@ class LayerForward(Interposed):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         prefetcher = self.prefetcher
         layer = self.layer
-        entered = again = False
-        compiling = None
-        try:
-            compiling = _outside_graphs()
-            call = self.call
-            prefetcher.enter(layer)
-            entered = True
-            _set_eval_frame(compiling)
-            result = call(*args, **kwargs)
-            _set_eval_frame(None)
-        except BaseException as error:
-            _set_eval_frame(None)
+        first = True
+        while True:
+            entered = again = False
+            compiling = None
             try:
-                if isinstance(error, torch.OutOfMemoryError) and prefetcher.may_retry(layer):
-                    again = prefetcher.retry(layer, entered and not self._may_repeat(error, args, kwargs))
-            finally:
+                compiling = _outside_graphs()
+                call = self.call
+                prefetcher.enter(layer)
+                entered = True
+                _set_eval_frame(compiling)
+                result = call(*args, **kwargs)
+                _set_eval_frame(None)
+            except BaseException as error:
+                _set_eval_frame(None)
+                try:
+                    if first and isinstance(error, torch.OutOfMemoryError) and prefetcher.may_retry(layer):
+                        again = prefetcher.retry(layer, entered and not self._may_repeat(error, args, kwargs))
+                finally:
+                    if not again:
+                        prefetcher.fail(layer)
                 if not again:
-                    prefetcher.fail(layer)
-            if not again:
-                raise
-        else:
-            prefetcher.leave(layer)
-            return result
-        finally:
-            _set_eval_frame(compiling)
-        # The error has been freed here, with its frames and the device memory that they held.
-        return self._once_more(args, kwargs)
-
-    def _once_more(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        prefetcher, layer = self.prefetcher, self.layer
-        compiling = None
-        try:
-            compiling = _outside_graphs()
-            call = self.call
-            prefetcher.enter(layer)
-            _set_eval_frame(compiling)
-            result = call(*args, **kwargs)
-            _set_eval_frame(None)
-        except BaseException:
-            _set_eval_frame(None)
-            prefetcher.fail(layer)
-            raise
-        else:
-            prefetcher.leave(layer)
-            return result
-        finally:
-            _set_eval_frame(compiling)
+                    raise
+            else:
+                prefetcher.leave(layer)
+                return result
+            finally:
+                _set_eval_frame(compiling)
+            # Once more: the error has been freed, with its frames and the device memory that they held.
+            first = False
 
     def _may_repeat(self, error: BaseException, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the layer's failed call may safely be made once more."""
