@@ -606,11 +606,6 @@ class OffloadController(PassOwner):
         for layer in self.layers:
             layer.host.touches.ask_before_writes(None)
 
-    @property
-    def makes_room(self) -> bool:
-        """Whether there is a callback for a device that is full."""
-        return self._ask_for_room is not None
-
     def make_room(self, layer: str, too_late: bool) -> bool:
         """Change to a smaller plan during a pass, while no layer is in use. Returns whether there is more room."""
         before, ask = self.plan, self._ask_for_room

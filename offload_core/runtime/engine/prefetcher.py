@@ -67,11 +67,6 @@ class PassOwner:
         """Called as a pass starts, and on a demand load without the ring: whether it may use the ring now."""
         return False
 
-    @property
-    def makes_room(self) -> bool:
-        """Whether to ask `make_room` at all when the device is full."""
-        return False
-
     def make_room(self, layer: str, too_late: bool) -> bool:
         """The device is full, and no layer is in use. `layer`: the name of the one that failed; `too_late`: it cannot
         be run again. Returns whether room was made; what it raises replaces the error."""
@@ -225,8 +220,7 @@ class Prefetcher:
 
     def may_retry(self, layer: Layer) -> bool:
         """Whether no other layer is in use, nor this one twice, so that all of them may be moved."""
-        outermost = layer.in_use < 2 and not any(other.in_use for other in self._layers if other is not layer)
-        return outermost and self.owner.makes_room
+        return layer.in_use < 2 and not any(other.in_use for other in self._layers if other is not layer)
 
     def retry(self, layer: Layer, too_late: bool) -> bool:
         """The layer ran out of device memory: undo `enter` and make room. Returns whether to run it again; False if it
