@@ -11,7 +11,7 @@ from tests.runtime.faults import Patch, after, before, fault, nothing, within
 
 @fault("race")
 def planned_again_while_look_ahead_is_in_flight(patch: Patch) -> None:
-    within(patch, OffloadController, "_ask_before_pass", drain=nothing)
+    within(patch, OffloadController, "before_pass", drain=nothing)
 
 
 @fault("race")
@@ -27,14 +27,14 @@ def planned_again_in_the_middle_of_a_pass(patch: Patch) -> None:
 
 @fault("state")
 def planned_again_every_pass(patch: Patch) -> None:
-    original = OffloadController._ask_before_pass
+    original = OffloadController.before_pass
 
     def changed(self: OffloadController) -> None:
         wish = self._ask_for_plan, self._time_to_ask
         original(self)
-        self._plan_again(*wish)
+        self._ask_for_plan, self._time_to_ask = wish
 
-    patch.setattr(OffloadController, "_ask_before_pass", changed)
+    patch.setattr(OffloadController, "before_pass", changed)
 
 
 @fault("state")
@@ -69,9 +69,14 @@ def no_way_back_from_a_plan_without_room(patch: Patch) -> None:
 
 @fault("state")
 def the_way_back_copies_everything_again(patch: Patch) -> None:
+    change = OffloadController._change
+
     def changed(self: OffloadController, old: Any, new: Any) -> None:
-        self.unload()
-        self.load(old)
+        if old is None:
+            change(self, old, new)
+        else:
+            self.unload()
+            self.load(old)
 
     patch.setattr(OffloadController, "_change", changed)
 
@@ -83,6 +88,6 @@ def planned_again_by_limits_that_are_void(patch: Patch) -> None:
     def changed(self: OffloadController, plan: Any) -> None:
         wish = self._ask_for_plan, self._time_to_ask
         original(self, plan)
-        self._plan_again(*wish)
+        self._ask_for_plan, self._time_to_ask = wish
 
     patch.setattr(OffloadController, "load", changed)

@@ -89,8 +89,6 @@ class OffloadController(PassOwner):
         self.queue = queue
         self.component = component
         self.plan: Plan | None = None
-        self._ask_for_plan: AskForPlan | None = None
-        self._time_to_ask: Callable[[], bool] = lambda: False
         self._tiers_due: TierMoves | None = None
         """Page-locks of the plan that had to wait for the end of the pass in which it took effect."""
         self._progress = progress
@@ -105,13 +103,14 @@ class OffloadController(PassOwner):
         self._weights = ChangedWeights(root, component, self.layers, queue.port)
         self.around_allocations = around_allocations
         self.prefetcher = Prefetcher(queue.port, self.layers)
+        self._ask_for_plan: AskForPlan | None = None
+        self._time_to_ask: Callable[[], bool] = self.prefetcher.all_measured
         self._ring_with_gradients = True
         self._ask_for_room: AskForRoom | None = None
         self._may_repeat: MayRepeat | None = None
         self._plan_for_table: PlanForTable | None = None
         self._tables_asked_for: set[str] = set()
         """Names of the tables used as a whole since the component was loaded."""
-        self._disconnect()
         self._offsets: list[int] = []
         self._streamed: list[Layer] = []
         self._interposed: list[Interposed] = [
@@ -218,16 +217,8 @@ class OffloadController(PassOwner):
     def change_to(self, plan: Plan) -> None:
         """As `load`, but also during a pass, as long as no layer is in use."""
         self._check(plan)
-        self._obey(plan)
-
-    def _obey(self, plan: Plan) -> None:
-        """Put a checked plan into effect; on an error, unload and pass it on."""
-        self._plan_again(None, None)
-        try:
-            self._arrange(plan)
-        except BaseException:
-            self.unload()
-            raise
+        self._ask_for_plan = None
+        self._change(None, plan)
 
     def load(self, plan: Plan) -> None:
         """Put `plan` into effect, in place of none or of another one; layers whose place is unchanged do not move.
@@ -241,7 +232,22 @@ class OffloadController(PassOwner):
         if self.plan is None:
             self._take_hold()
             self._revise_layers()
-        self._obey(plan)
+        self._ask_for_plan = None
+        self._change(None, plan)
+
+    def _change(self, before: Plan | None, plan: Plan) -> None:
+        """Put a checked plan into effect, or `before` if the device has no memory for it. On another error, unload."""
+        try:
+            try:
+                self._arrange(plan)
+                return
+            except torch.OutOfMemoryError:
+                if before is None:
+                    raise
+            self._arrange(before)  # the error, whose frames hold device memory, is gone
+        except BaseException:
+            self.unload()
+            raise
 
     def _arrange(self, plan: Plan) -> None:
         """Change to `plan`, from the plan in effect or from a partly arranged one."""
@@ -273,7 +279,7 @@ class OffloadController(PassOwner):
             self.prefetcher.recorder.evicted(None, self.device_bytes())
         self.plan = None
         self._tiers_due = None
-        self._plan_again(None, None)
+        self._ask_for_plan = None
         try:
             self.prefetcher.give_up_ring()
             self.prefetcher.drain()
@@ -302,7 +308,9 @@ class OffloadController(PassOwner):
                 )
         self._loose = self._find_loose()
         self._tables.lend(self._bring_table)
-        self._connect()
+        self.prefetcher.serve(self)
+        for layer in self.layers:
+            layer.host.touches.ask_before_writes(partial(self._before_write, layer))
         for interposed in self._interposed:
             interposed.install()
 
@@ -311,11 +319,13 @@ class OffloadController(PassOwner):
         return LooseTensors(self.root, masters | self._tables.parameter_ids())
 
     def _let_go(self) -> None:
+        """Undo `_take_hold`. What refers to the controller goes: it would be a reference cycle."""
         for interposed in reversed(self._interposed):
             interposed.remove()
-        self._disconnect()
+        self.prefetcher.serve(None)
         for layer in self.layers:
-            layer.hand_back()
+            layer.host.touches.ask_before_writes(None)
+            layer.host.hand_back()
             layer.host.show_file()
         self._tables.stop_lending()
 
@@ -495,20 +505,16 @@ class OffloadController(PassOwner):
         only if the plan changes. If the device has no room for the new plan, the old one stays. Only for passes through
         an entry: without one there is no moment between passes.
         """
-        self._plan_again(ask, self.prefetcher.all_measured)
+        self._ask_for_plan, self._time_to_ask = ask, self.prefetcher.all_measured
 
     def replan_on_second_pass(self, ask: AskForPlan | None) -> None:
         """The same for a component planned for one pass per use: ask when a second pass begins, measured or not."""
         counters, passes = self.counters, self.counters.passes
-        self._plan_again(ask, lambda: counters.passes > passes)
+        self._ask_for_plan, self._time_to_ask = ask, lambda: counters.passes > passes
 
     def measure_again(self) -> None:
         """Discard the compute times: the component is about to run on another shape, batch or patch set."""
         self.prefetcher.measure_again()
-
-    def _plan_again(self, ask: AskForPlan | None, time_to_ask: Callable[[], bool] | None) -> None:
-        self._ask_for_plan = ask
-        self._time_to_ask = time_to_ask or (lambda: False)
 
     @property
     def plan_may_change(self) -> bool:
@@ -516,42 +522,25 @@ class OffloadController(PassOwner):
         return self.loaded and (self._tiers_due is not None or self._ask_for_plan is not None)
 
     def before_pass(self) -> None:
-        """Finish the page-locks that were put off, and ask for a better plan. No pass is under way."""
-        if not self.is_running():
-            self._finish_tiers()
-        self._ask_before_pass()
+        """Finish the page-locks that were put off; then, if it is time to, ask for a better plan and change to it. No
+        pass is under way. Nothing is done while a layer is in use."""
+        if self.is_running():
+            return
+        self._finish_tiers()
+        ask, before = self._ask_for_plan, self.plan
+        if ask is None or before is None or self.queue.others_running(self) or not self._time_to_ask():
+            return
+        self._ask_for_plan = None
+        plan = ask(before, self.measured_inventory(), self.link_bytes_per_s())
+        if plan is not None:
+            self._check(plan)
+            self._change(before, plan)
 
     def _finish_tiers(self) -> None:
         """Finish the page-locks that had to wait for the end of a pass; they stay due if this raises."""
         if self._tiers_due is not None:
             self._tiers_due.finish()
             self._tiers_due = None
-
-    def _ask_before_pass(self) -> None:
-        """Ask for a plan if it is time to, and put it into effect; not while a layer on the device is in use."""
-        ask, before = self._ask_for_plan, self.plan
-        if ask is None or before is None or self.is_running() or self.queue.others_running(self):
-            return
-        if not self._time_to_ask():
-            return
-        self._plan_again(None, None)
-        plan = ask(before, self.measured_inventory(), self.link_bytes_per_s())
-        if plan is not None:
-            self._check(plan)
-            self._change(before, plan)
-
-    def _change(self, before: Plan, plan: Plan) -> None:
-        """Change the plan, or restore `before` if the device has no memory for it."""
-        try:
-            try:
-                self._arrange(plan)
-                return
-            except torch.OutOfMemoryError:
-                pass  # releases the error, whose frames hold device memory
-            self._arrange(before)
-        except BaseException:
-            self.unload()
-            raise
 
     # ------------------------------------------------------------------ tables that are used as a whole
 
@@ -593,18 +582,6 @@ class OffloadController(PassOwner):
         offload, and is correct.
         """
         self._ring_with_gradients = False
-
-    def _connect(self) -> None:
-        """Let prefetcher and masters refer to the controller."""
-        self.prefetcher.serve(self)
-        for layer in self.layers:
-            layer.host.touches.ask_before_writes(partial(self._before_write, layer))
-
-    def _disconnect(self) -> None:
-        """Remove what refers to the controller: it would be a reference cycle."""
-        self.prefetcher.serve(None)
-        for layer in self.layers:
-            layer.host.touches.ask_before_writes(None)
 
     def make_room(self, layer: str, too_late: bool) -> bool:
         """Change to a smaller plan during a pass, while no layer is in use. Returns whether there is more room."""

@@ -369,10 +369,6 @@ class Layer(Loadable):
         params[name] = host
         self.host.look_back(next(p for p, own in enumerate(self.host.parameters) if own is host))
 
-    def hand_back(self) -> None:
-        """Make the module's parameters ordinary ones again; their data stays where it is."""
-        self.host.hand_back()
-
     def write(self, master: nn.Parameter, value: torch.Tensor) -> None:
         """Change a host parameter. No copy to or from the layer is in flight."""
         in_place = self.is_in_place

@@ -175,7 +175,7 @@ class ChangedWeights:
             for layer in self._layers:
                 if layer.swapped_in:
                     layer.swap_out()
-                layer.hand_back()
+                layer.host.hand_back()
             yield
         finally:
             self.aside = False
