@@ -151,11 +151,10 @@ def only_layers_at_the_same_place_count_as_overlapping(patch: Patch) -> None:
     """Slot arithmetic: layer index modulo the number of slots, where the sizes do not divide."""
     link = controller_module.link_overlaps
 
-    def changed(layers: Any, offsets: Any) -> None:
-        link(layers, offsets)
-        place = dict(zip(layers, offsets))
-        for layer in layers:
-            layer.overlaps = tuple(other for other in layer.overlaps if place[other] == place[layer])
+    def changed(offsets: Any) -> None:
+        link(offsets)
+        for layer in offsets:
+            layer.overlaps = tuple(other for other in layer.overlaps if offsets[other] == offsets[layer])
 
     patch.setattr(controller_module, "link_overlaps", changed)
 
@@ -165,17 +164,21 @@ def only_layers_at_the_same_place_count_as_overlapping(patch: Patch) -> None:
 
 @fault("race")
 def another_range_after_the_wrap_around(patch: Patch) -> None:
-    place = controller_module.place_layers
+    moved = OffloadController.ring_moved
 
-    def changed(layers: Any, offsets: Any, arena: Any) -> None:
-        wrapped, shifted = False, []
-        for index, (layer, offset) in enumerate(zip(layers, offsets)):
-            wrapped |= index > 0 and offset < offsets[index - 1]
-            room = arena.numel() - layer.nbytes - offset
-            shifted.append(offset + min(room, 1024) if wrapped else offset)
-        place(layers, shifted, arena)
+    def changed(self: OffloadController, arena: Any) -> None:
+        planned, wrapped, last = self._streamed, False, 0
+        if arena is not None:
+            self._streamed = {}
+            for layer, offset in planned.items():
+                wrapped |= offset < last
+                room = arena.numel() - layer.nbytes - offset
+                self._streamed[layer] = offset + min(room, 1024) if wrapped else offset
+                last = offset
+        moved(self, arena)
+        self._streamed = planned
 
-    patch.setattr(controller_module, "place_layers", changed)
+    patch.setattr(OffloadController, "ring_moved", changed)
 
 
 @fault("race")

@@ -165,9 +165,9 @@ def full_waits(patch):
 def half_the_ring(patch):
     """Every streamed layer is taken to overlap every other one."""
 
-    def changed(layers, offsets):
-        for layer in layers:
-            layer.overlaps = tuple(other for other in layers if other is not layer)
+    def changed(offsets):
+        for layer in offsets:
+            layer.overlaps = tuple(other for other in offsets if other is not layer)
 
     patch.setattr(controller_module, "link_overlaps", changed)
 

@@ -34,11 +34,10 @@ from ..device.counters import RunCounters
 from ..device.device_queue import DeviceQueue
 from ..host.masters import close_uses
 from ..layers.discovery import Discovery, discover, keep_in_memory
-from ..layers.layer import Layer, build_layers
+from ..layers.layer import Layer, build_layers, link_overlaps
 from ..layers.loose import LooseTensors
 from ..layers.patched_layers import Change
 from ..layers.recorder import Recorder
-from ..layers.ring import link_overlaps, place_layers, seat_residents
 from ..layers.tables import HostTables
 from ..patches.patched_loose import ChangedWeights
 from ..patches.versions import Versions
@@ -111,8 +110,8 @@ class OffloadController(PassOwner):
         self._plan_for_table: PlanForTable | None = None
         self._tables_asked_for: set[str] = set()
         """Names of the tables used as a whole since the component was loaded."""
-        self._offsets: list[int] = []
-        self._streamed: list[Layer] = []
+        self._streamed: dict[Layer, int] = {}
+        """The streamed layers of the plan, with their offsets in the ring."""
         self._interposed: list[Interposed] = [
             *(LayerForward(layer, self.prefetcher) for layer in self.layers),
             *(HostGather(table.module, self._tables.of(table)) for table in discovered.tables),
@@ -289,7 +288,7 @@ class OffloadController(PassOwner):
             for layer in self.layers:
                 layer.unbind()
                 layer.keep(resident=False)
-            self._offsets, self._streamed = [], []
+            self._streamed = {}
             self._weights.take_off()
             self._loose.unload()
             self._let_go()
@@ -484,16 +483,14 @@ class OffloadController(PassOwner):
 
     def _place(self, plan: Plan, moves: TierMoves) -> None:
         """Lease the ring, then place all layers: the ring may have to shrink to make room for residents."""
-        self._streamed, self._offsets = [], []
-        for layer, planned in zip(self.layers, plan.layers):
-            if not layer.keep_resident:
-                assert planned.offset is not None  # checked by `_check`
-                self._streamed.append(layer)
-                self._offsets.append(planned.offset)
-        link_overlaps(self._streamed, self._offsets)
+        places = zip(self.layers, plan.layers)
+        self._streamed = {layer: planned.offset for layer, planned in places if planned.offset is not None}
+        link_overlaps(self._streamed)
         self.queue.lease(self, plan.ring_bytes)
         moves.take()
-        seat_residents(self.layers, self.queue.port)
+        for layer in self.layers:
+            if layer.keep_resident and layer.device_buffer is None:
+                layer.seat(self.queue.port)
         self.queue.fence()
 
     # ------------------------------------------------------------------ planning again
@@ -614,10 +611,11 @@ class OffloadController(PassOwner):
         self.prefetcher.give_up_ring()
         if arena is None:
             self.prefetcher.before_release()
-            for layer in self._streamed:
+        for layer, offset in self._streamed.items():
+            if arena is None:
                 layer.unbind()
-        else:
-            place_layers(self._streamed, self._offsets, arena)
+            else:
+                layer.bind(arena[offset : offset + layer.nbytes])
 
     def give_up_ring(self) -> None:
         self.prefetcher.give_up_ring()

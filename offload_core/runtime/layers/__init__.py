@@ -4,4 +4,4 @@
 times into the trace.
 """
 
-__all__ = ["discovery", "layer", "loose", "patched_layers", "recorder", "ring", "tables", "wrapped"]
+__all__ = ["discovery", "layer", "loose", "patched_layers", "recorder", "tables", "wrapped"]

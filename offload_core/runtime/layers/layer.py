@@ -26,6 +26,7 @@ from ..device.device_port import DevicePort, Event
 from ..host.host_layer import HostLayer
 from ..host.masters import close_uses
 from ..tensors.host_source import ByteSource
+from ..tensors.layout import overlapping
 from ..tensors.parts import plain
 from .discovery import Discovery, FoundLayer
 from .layer_times import LayerTimes
@@ -233,8 +234,16 @@ class Layer(Loadable):
         self.valid = False
         self.read_since_copy = False
 
-    def stay_in_place(self) -> None:
-        """A resident on a device that shares host memory: the master is used where it lies."""
+    def seat(self, port: DevicePort) -> None:
+        """Give a resident its place: its master where the device can use host memory and no patch changes it, else a
+        buffer. It is allocated now, so that the device's free bytes are right, and filled in the first pass."""
+        if port.shares_host_memory and self.revision is None:
+            self._stay_in_place()
+        else:
+            with torch.inference_mode(False):
+                self.bind(port.empty(self.nbytes))
+
+    def _stay_in_place(self) -> None:
         self.device_buffer = self.host.buffer
         assert self.device_buffer is not None  # `TierMoves` has brought it into memory
         self.device_bindings = []
@@ -374,7 +383,7 @@ class Layer(Loadable):
         in_place = self.is_in_place
         self.host.write(master, value)
         if in_place:  # a shared master was replaced by a private one
-            self.stay_in_place()
+            self._stay_in_place()
 
     def spoil(self, port: DevicePort) -> None:
         """Invalidate the bytes on the device, which kernels may still be writing."""
@@ -421,3 +430,14 @@ def build_layers(
         close_uses(port, [layer.host.use for layer in layers])
         raise
     return layers
+
+
+def link_overlaps(offsets: Mapping[Layer, int]) -> None:
+    """Set the `overlaps` of layers at these offsets of the ring: the others that share bytes with it, by index."""
+    overlaps: dict[Layer, list[Layer]] = {layer: [] for layer in offsets}
+    ranges = [(offset, offset + layer.nbytes, layer) for layer, offset in offsets.items()]
+    for layer, other in overlapping(ranges):
+        overlaps[layer].append(other)
+        overlaps[other].append(layer)
+    for layer, others in overlaps.items():
+        layer.share_bytes_with(sorted(others, key=lambda other: other.index))

@@ -94,8 +94,7 @@ class ChangedWeights:
                 void.append(layer)
             if changes and layer.is_in_place:  # a patched layer needs a device buffer beside the master
                 layer.unbind()
-                with torch.inference_mode(False):
-                    layer.bind(self._port.empty(layer.nbytes))
+                layer.seat(self._port)
                 layer.host.move_to("mapped")  # not in memory twice
             layer.host.touches.show(
                 {id(master): partial(_from_master, place, master, change.compute) for place, master, change in computed}

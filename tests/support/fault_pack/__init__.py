@@ -86,7 +86,7 @@ def layer_taken_for_present() -> None:
 
 
 def overlaps_forgotten() -> None:
-    _replace(_engine("engine.controller"), "link_overlaps", lambda layers, offsets: None)
+    _replace(_engine("engine.controller"), "link_overlaps", lambda offsets: None)
 
 
 def _raise_at(visit: int, make, times: int = 1) -> None:
