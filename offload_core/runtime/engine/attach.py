@@ -9,8 +9,8 @@ Inference only: device parameters need no gradients.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -37,9 +37,10 @@ _CALLERS_WORD = "given by the caller"
 class Attachment:
     """A module under layerwise offload, until `detach` or the end of a `with` block."""
 
-    def __init__(self, controller: OffloadController, owned_queue: DeviceQueue | None) -> None:
+    def __init__(self, controller: OffloadController, undo: ExitStack) -> None:
+        """`undo` is closed to detach."""
         self.controller = controller
-        self._owned_queue = owned_queue
+        self._undo = undo
 
     @property
     def plan(self) -> Plan:
@@ -50,17 +51,12 @@ class Attachment:
 
     def detach(self) -> None:
         """Release the device memory and restore the module. Idempotent."""
-        self.controller.detach()
-        if self._owned_queue is not None:
-            self._owned_queue.close()
-            self._owned_queue = None
+        self._undo.close()
 
     def __enter__(self) -> Attachment:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.detach()
 
 
@@ -93,20 +89,19 @@ def attach(
     be offloaded. In either case the module is unchanged.
     """
     _check_module(module, component)
-    owned = None if queue is not None else DeviceQueue(port_for(device))
-    used = queue or owned
-    assert used is not None
-    _check_device(used, torch.device(device), component)
-    attachment: Attachment | None = None
-    try:
+    with ExitStack() as undo:
+        if queue is None:
+            queue = DeviceQueue(port_for(device))
+            undo.callback(queue.close)
+        _check_device(queue, torch.device(device), component)
         discovery = keep_in_memory(module, discover(module, min_layer_bytes=min_layer_bytes))
-        inventory = discovery.inventory(component, used.port.segment_bytes)
-        inventory, budget_bytes = _within_device(inventory, budget_bytes, used)
-        in_place = used.port.shares_host_memory
-        one_memory = in_place or is_unified(used.port.device)
+        inventory = discovery.inventory(component, queue.port.segment_bytes)
+        inventory, budget_bytes = _within_device(inventory, budget_bytes, queue)
+        in_place = queue.port.shares_host_memory
+        one_memory = in_place or is_unified(queue.port.device)
         request = PlanRequest(
             inventory,
-            str(used.port.device),
+            str(queue.port.device),
             budget_bytes,
             ring_bytes,
             passes=passes,
@@ -119,9 +114,9 @@ def attach(
             request = replace(request, h2d_bytes_per_s=h2d_bytes_per_s, link_source=_CALLERS_WORD)
         plan = make_plan(request)
         controller = OffloadController(
-            module, used, component=component, discovery=discovery, entries=entries, pinned=pinned
+            module, queue, component=component, discovery=discovery, entries=entries, pinned=pinned
         )
-        attachment = Attachment(controller, owned)
+        undo.callback(controller.detach)
         controller.load(plan)
         several = several_passes(request)
         if passes > 1 or in_place:  # on a CPU, residents are read only after its speed was measured
@@ -130,13 +125,7 @@ def attach(
             controller.replan_on_second_pass(partial(_replan, several))
         controller.when_full(partial(_less, request))
         controller.plan_for_tables_by(partial(_with_table, request))
-    except BaseException:
-        if attachment is not None:
-            attachment.detach()
-        elif owned is not None:
-            owned.close()
-        raise
-    return attachment
+        return Attachment(controller, undo.pop_all())
 
 
 def _replan(request: PlanRequest, current: Plan, measured: Inventory, link: float | None) -> Plan | None:
