@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 import torch
 
@@ -21,16 +22,14 @@ from .device_port import DeviceMemory, Event
 _POLL_S = 0.1
 
 
+@dataclass(slots=True, eq=False)
 class LaneEvent:
     """An event. `pending` is the record queued last; a wait binds to the record queued before it."""
 
-    __slots__ = ("failure", "pending", "reached_ns")
-
-    def __init__(self) -> None:
-        self.pending: threading.Event | None = None
-        self.reached_ns: int | None = None
-        self.failure: BaseException | None = None
-        """Failure of the copy before the event: every wait for the event raises it."""
+    pending: threading.Event | None = None
+    reached_ns: int | None = None
+    failure: BaseException | None = None
+    """Failure of the copy before the event: every wait for the event raises it."""
 
     def queue(self) -> threading.Event:
         """The copy lane will reach it. Returns the record, for `reach`."""

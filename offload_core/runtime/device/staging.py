@@ -40,16 +40,14 @@ READERS = 2
 _POLL_S = 0.1
 
 
+@dataclass(slots=True, eq=False)
 class StagedEvent:
     """An event of the inner port, with the courier's progress and the failure of the copy before it."""
 
-    __slots__ = ("failure", "inner", "number")
-
-    def __init__(self, inner: Event) -> None:
-        self.inner = inner
-        self.number = 0
-        """Number of the piece of the courier's work that records it; 0: recorded by the caller."""
-        self.failure: BaseException | None = None
+    inner: Event
+    number: int = 0
+    """Number of the piece of the courier's work that records it; 0: recorded by the caller."""
+    failure: BaseException | None = None
 
 
 @dataclass(slots=True)
@@ -58,29 +56,28 @@ class _Slot:
     emptied: Event
 
 
+@dataclass(slots=True, eq=False)
 class _Job:
     """One copy from a source."""
 
-    __slots__ = ("destination", "failure", "source")
-
-    def __init__(self, destination: torch.Tensor, source: ByteSource) -> None:
-        self.destination = destination
-        self.source = source
-        self.failure: BaseException | None = None
+    destination: torch.Tensor
+    source: ByteSource
+    failure: BaseException | None = None
 
     def fail(self, failure: BaseException) -> None:
         """The bytes are not to be used. The first failure counts."""
         self.failure = self.failure or failure
 
 
+@dataclass(slots=True, eq=False)
 class _Chunk:
     """One piece of a copy: what goes through one slot at once."""
 
-    __slots__ = ("end", "is_read", "job", "number", "start")
-
-    def __init__(self, job: _Job, start: int, end: int, number: int) -> None:
-        self.job, self.start, self.end, self.number = job, start, end, number
-        self.is_read = False
+    job: _Job
+    start: int
+    end: int
+    number: int
+    is_read: bool = False
 
     def finish_read(self) -> None:
         """Its slot is filled, or its copy has failed."""
@@ -150,17 +147,9 @@ class StagedPort:
         self.prepare_reads()
         job = _Job(destination, source)
         for start in range(0, source.nbytes, self._slot_bytes):
-            chunk = _Chunk(job, start, min(start + self._slot_bytes, source.nbytes), self._chunks)
+            self._hand_over(_Chunk(job, start, min(start + self._slot_bytes, source.nbytes), self._chunks))
             self._chunks += 1
-            if self._threaded:
-                self._hand_over(chunk)
-            else:
-                self._read(chunk)
-                self._send(chunk)
-        if self._threaded:
-            self._hand_over(lambda: self._take_failure(job))
-        else:
-            self._take_failure(job)
+        self._hand_over(lambda: self._take_failure(job))
 
     def _take_failure(self, job: _Job) -> None:
         self._failure = job.failure
@@ -257,6 +246,12 @@ class StagedPort:
                 thread.start()
 
     def _hand_over(self, work: _Chunk | Callable[[], None]) -> None:
+        """Queue work for the courier. Without threads, do it now."""
+        if not self._threaded:
+            if isinstance(work, _Chunk):
+                self._read(work)
+            self._carry_out(work)
+            return
         with self._change:
             self._queued += 1
             self._work.append(work)
@@ -300,10 +295,7 @@ class StagedPort:
                     self._change.wait()
                 work = self._work[0]
             try:
-                if isinstance(work, _Chunk):
-                    self._send(work)
-                else:
-                    work()
+                self._carry_out(work)
             except BaseException as failure:  # a dead courier would block all waits for ever
                 self._failure = failure
             with self._change:
@@ -311,6 +303,9 @@ class StagedPort:
                 del work  # as above
                 self._done += 1
                 self._change.notify_all()
+
+    def _carry_out(self, work: _Chunk | Callable[[], None]) -> None:
+        self._send(work) if isinstance(work, _Chunk) else work()
 
     def _send(self, chunk: _Chunk) -> None:
         slot, job = self._slots[chunk.number % self._slot_count], chunk.job

@@ -40,18 +40,16 @@ class Change:
     """Attributes that make up the change (GGUF types): the bytes stay, and the weight's user applies them."""
 
 
+@dataclass(slots=True, eq=False)
 class Revision:
     """All changes of one layer under one patch set."""
 
-    __slots__ = ("changes", "key", "to_read", "version")
-
-    def __init__(self, key: RevisionKey, changes: Sequence[tuple[Place, Change]]) -> None:
-        self.key = key
-        self.changes = changes
-        self.version: torch.Tensor | None = None
-        """A host buffer with the layer's patched bytes, valid once the queued copy back is complete."""
-        self.to_read: ByteSource | None = None
-        """The source to read the version from, if it is not page-locked."""
+    key: RevisionKey
+    changes: Sequence[tuple[Place, Change]]
+    version: torch.Tensor | None = None
+    """A host buffer with the layer's patched bytes, valid once the queued copy back is complete."""
+    to_read: ByteSource | None = None
+    """The source to read the version from, if it is not page-locked."""
 
     def make_by(self, changes: Sequence[tuple[Place, Change]]) -> None:
         """Set the changes, which have the same keys as before: those of another run of the patcher."""
