@@ -182,14 +182,14 @@ class HostLayer:
         """The layer's own, writable buffer, which no other layer shares. The layer lies in no file from now on."""
         if self._file is not None:
             ours, pinned, file, shown = self._ours(), self.pinned, self._file, self.buffer
-            fresh = MasterUse()
-            buffer = fresh.take(self._port).fill(
+            fresh = HostMaster(self._port)
+            buffer = fresh.fill(
                 self.layout.nbytes,
                 pinned and not self._port.pins_in_place,
                 lambda empty: file.read(empty, 0) if shown is None else copy_span(empty, shown),
             )
             self._file, self._key = None, None
-            self.use.take_from(fresh)
+            self.use.hold(fresh)
             self.buffer = buffer
             self._point(ours, buffer)
             self._use(buffer, pinned)

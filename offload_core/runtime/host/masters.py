@@ -96,24 +96,18 @@ class MasterUse:
         """Use the master of `key`, which may have to be filled; without a key, a new one."""
         with _lock:
             place = (port.device.type, key)
-            master = None if key is None else _shared.get(place)
-            if master is None:
-                master = HostMaster(port, key)
-                if key is not None:
-                    _shared[place] = master
+            master = (None if key is None else _shared.get(place)) or HostMaster(port, key)
+            if key is not None:
+                _shared[place] = master
+            return self.hold(master)
+
+    def hold(self, master: HostMaster) -> HostMaster:
+        """Use this master in place of the one before."""
+        with _lock:
             self.drop()
             self.master = master
             master.uses.add(self)
             return master
-
-    def take_from(self, other: MasterUse) -> None:
-        """Take over the master of `other`."""
-        with _lock:
-            self.drop()
-            self.master = other.master
-            if self.master is not None:
-                self.master.uses.add(self)
-            other.drop()
 
     def pin(self) -> bool:
         """Page-lock the buffer for this user. False if that is not possible."""
@@ -127,9 +121,9 @@ class MasterUse:
         """Another use of the same master, page-locked or not as this one."""
         with _lock:
             other = MasterUse()
-            other.master, other.pinned = self.master, self.pinned
             if self.master is not None:
-                self.master.uses.add(other)
+                other.hold(self.master)
+            other.pinned = self.pinned
             return other
 
     def unpin(self) -> None:
