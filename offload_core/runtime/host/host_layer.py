@@ -171,12 +171,8 @@ class HostLayer:
 
     def _ours(self) -> list[int]:
         """Indices of the leaves that look into the file or the buffer; other code has given the others other data."""
-        start = None if self.buffer is None else self.buffer.data_ptr()
-        return [
-            place
-            for place, (leaf, slot) in enumerate(zip(self._flat.leaves, self.layout.slots))
-            if self._at_file(place, leaf) or (start is not None and plain(leaf).data_ptr() == start + slot.offset)
-        ]
+        leaves = enumerate(self._flat.leaves)
+        return [place for place, leaf in leaves if self._at_file(place, leaf) or self._in_buffer(place, leaf)]
 
     def own_bytes(self) -> torch.Tensor:
         """The layer's own, writable buffer, which no other layer shares. The layer lies in no file from now on."""
@@ -224,9 +220,12 @@ class HostLayer:
 
     def set_marks(self, parameter: nn.Parameter, values: Mapping[str, Any]) -> dict[str, Any]:
         """Set attributes of a parameter and of what is built from it. Returns the values before."""
-        position = next(index for index, own in enumerate(self.parameters) if own is parameter)
         vars(parameter).update(values)
-        return self._flat.parts[position].set_marks(values)
+        return self._flat.parts[self.position_of(parameter)].set_marks(values)
+
+    def position_of(self, parameter: nn.Parameter) -> int:
+        """Index of a master in `parameters`."""
+        return next(index for index, own in enumerate(self.parameters) if own is parameter)
 
     def reclaim(self, position: int, parameter: nn.Parameter) -> bool:
         """Make `parameter`, which other code may have moved or replaced, the master at `position`, with its value.
@@ -247,8 +246,8 @@ class HostLayer:
         if not self._fits(position, parts):
             return False
         views = []
-        buffer = self.buffer if self._uses(parts, slots) else self.own_bytes()
-        assert buffer is not None
+        looks_here = all(self._in_buffer(place, leaf) for place, leaf in zip(places, parts.leaves))
+        buffer = self.buffer if looks_here and self.buffer is not None else self.own_bytes()
         for leaf, slot in zip(parts.leaves, slots):
             with _mode_of(leaf):
                 view = slot.host_view(buffer)
@@ -278,9 +277,8 @@ class HostLayer:
 
     def has_form_of(self, parameter: nn.Parameter, value: torch.Tensor) -> bool:
         """Whether `value` has the kind, shapes and types of a master, wherever it lies."""
-        position = next(index for index, own in enumerate(self.parameters) if own is parameter)
         try:
-            return self._fits(position, parts_of(value))
+            return self._fits(self.position_of(parameter), parts_of(value))
         except UnmovableTensor:
             return False
 
@@ -300,9 +298,9 @@ class HostLayer:
         ours = set(self._ours())
         return {position for position, places in enumerate(self._flat.places) if not ours.issuperset(places)}
 
-    def look_back(self, position: int) -> None:
+    def look_back(self, parameter: nn.Parameter) -> None:
         """Point a master into the buffer again, or at the file."""
-        self._point(self._flat.places[position], self.buffer)
+        self._point(self._flat.places[self.position_of(parameter)], self.buffer)
 
     def offset_of(self, position: int) -> int | None:
         """Byte offset of an ordinary parameter in the layer's buffer; None for one of several parts."""
@@ -322,22 +320,17 @@ class HostLayer:
             return plain(leaf).data_ptr() == part.mapped.data_ptr()
         return slice_of(leaf) is not None
 
-    def _uses(self, parts: Parts, slots: Sequence[TensorSlot]) -> bool:
-        """Whether the leaves look into the buffer at their own slots, so that no value has to be taken over."""
-        if self.buffer is None:
+    def _in_buffer(self, place: int, leaf: torch.Tensor) -> bool:
+        """Whether a leaf looks into the buffer at its own slot, so that no value has to be taken over."""
+        if self.buffer is None or leaf.device.type != "cpu":
             return False
-        start = self.buffer.data_ptr()
-        return all(
-            leaf.device.type == "cpu" and (not slot.nbytes or leaf.data_ptr() == start + slot.offset)
-            for leaf, slot in zip(parts.leaves, slots)
-        )
+        slot = self.layout.slots[place]
+        return not slot.nbytes or plain(leaf).data_ptr() == self.buffer.data_ptr() + slot.offset
 
     def write(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Change a master that is not being copied or used. Raises UnmovableTensor for another kind of tensor."""
-        self.own_bytes()
-        position = next(index for index, own in enumerate(self.parameters) if own is parameter)
-        self.generation += 1
-        leaves, values = self._flat.parts[position].leaves, parts_of(value).leaves
+        self.to_be_written()
+        leaves, values = self._flat.parts[self.position_of(parameter)].leaves, parts_of(value).leaves
         if len(values) != len(leaves):
             raise UnmovableTensor(f"a {type(value).__name__} tensor of {len(values)} parts, not {len(leaves)}")
         for leaf, part in zip(leaves, values):

@@ -376,7 +376,7 @@ class Layer(Loadable):
             self.valid = False
         params, name, host = self.host_bindings[index]
         params[name] = host
-        self.host.look_back(next(p for p, own in enumerate(self.host.parameters) if own is host))
+        self.host.look_back(host)
 
     def write(self, master: nn.Parameter, value: torch.Tensor) -> None:
         """Change a host parameter. No copy to or from the layer is in flight."""
