@@ -14,7 +14,6 @@ only events tell. `sign` is the summary for displays:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,9 +67,6 @@ class Layer(Loadable):
         self.swapped_in = False
         """The modules hold the parameters of `device_bindings`."""
         self.times = LayerTimes(port, index, found.nbytes)
-        self._init_revision(port)
-
-    def _init_revision(self, port: DevicePort) -> None:
         self.revision: Revision | None = None
         """The patches of the layer's weights on the device; None: the masters' values."""
         self.copy_from: torch.Tensor | None = None
@@ -277,11 +273,10 @@ class Layer(Loadable):
 
     def master_of(self, parameter: nn.Parameter) -> nn.Parameter | None:
         """The host parameter that is `parameter` or whose device copy it is; None if it belongs to another layer."""
-        for (_, _, host), (_, _, shown) in itertools.zip_longest(
-            self.host_bindings, self.device_bindings, fillvalue=({}, "", None)
-        ):
-            if parameter is host or parameter is shown:
-                return host
+        for bindings in (self.host_bindings, self.device_bindings):
+            for (_, _, own), (_, _, host) in zip(bindings, self.host_bindings):
+                if own is parameter:
+                    return host
         return None
 
     def set_marks(self, place: tuple[dict[str, Any], str], values: Mapping[str, Any]) -> dict[str, Any]:
