@@ -114,7 +114,7 @@ class OffloadController(PassOwner):
         """The streamed layers of the plan, with their offsets in the ring."""
         self._interposed: list[Interposed] = [
             *(LayerForward(layer, self.prefetcher) for layer in self.layers),
-            *(HostGather(table.module, self._tables.of(table)) for table in discovered.tables),
+            *(HostGather(module, table) for table in self._tables.tables.values() for module in table.modules),
             *(PassBoundary(module, method, self.prefetcher) for module, method in entries or ((root, "forward"),)),
         ]
 

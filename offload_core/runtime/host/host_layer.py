@@ -20,7 +20,7 @@ from ...planning.plan import HostTier
 from ..device.device_port import DevicePort
 from ..files.weight_file import FileReadError, FileSlice, forget_file, keep_what_was_written, slice_of
 from ..tensors.host_source import ByteSource, FileSource, KeptPart, MemorySource, read_whole
-from ..tensors.layout import Flattened, LayerLayout, TensorSlot, copy_span
+from ..tensors.layout import Flattened, LayerLayout, copy_span
 from ..tensors.parts import Parts, UnmovableTensor, parts_of, plain
 from .host_parameter import OutsideTouches, adopt, release
 from .masters import HostMaster, MasterUse, find

@@ -58,14 +58,12 @@ _DESCRIPTIONS = _PLACES | frozenset(
 class OutsideTouches:
     """Uses of a layer's weights outside the layer's own call. One per layer."""
 
-    __slots__ = ("before_write", "changes", "copy_on_device", "count", "lost_writes")
+    __slots__ = ("before_write", "changes", "count", "lost_writes")
 
     def __init__(self) -> None:
         self.count = 0
         self.changes: Mapping[int, Callable[[], torch.Tensor]] = {}
         """By id of a parameter that is patched on the device: the function that computes its value there."""
-        self.copy_on_device: Callable[[torch.device], torch.Tensor | None] | None = None
-        """Called before a parameter's value is copied to a device: returns the copy to use there, or None."""
         self.before_write: Callable[[], object] = nothing_to_do
         """Called before the bytes of a parameter change: they may be in use, or shared with other layers."""
         self.lost_writes = False
@@ -87,9 +85,9 @@ class OutsideTouches:
         """Set `changes`."""
         self.changes = changes
 
-    def lend_from(self, copy_on_device: Callable[[torch.device], torch.Tensor | None] | None) -> None:
-        """Set `copy_on_device`; None: there is no copy to reuse."""
-        self.copy_on_device = copy_on_device
+    def copy_on_device(self, device: torch.device) -> torch.Tensor | None:
+        """The copy of a parameter that lies on `device`, for a use there; None: its value is to be copied."""
+        return None
 
     def changed(self, change: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The value of a patched parameter. While it is computed, all parameters of the layer show the masters'."""
@@ -337,8 +335,7 @@ def _lend(value: Any, device: torch.device | None, moves: bool) -> Any:
     """`value` with each parameter in it replaced by its value, on `device` unless that is None. A parameter whose bytes
     are its value is kept if `device` is None, or if the operation itself `moves` it."""
     if isinstance(value, _Lending):
-        reuse = value.touches.copy_on_device
-        if device is not None and reuse is not None and (copied := reuse(device)) is not None:
+        if device is not None and (copied := value.touches.copy_on_device(device)) is not None:
             return copied
         compute = _value_to_come(value)
         if compute is not None:

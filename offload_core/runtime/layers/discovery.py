@@ -42,11 +42,29 @@ class FoundLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundTable:
+    """An embedding table that stays on the host, and the modules that look up rows in it. `name`: of the first."""
+
+    name: str
+    weight: nn.Parameter
+    modules: list[nn.Module]
+
+    @property
+    def nbytes(self) -> int:
+        return stored_bytes(self.weight)
+
+    @property
+    def read_by_row(self) -> bool:
+        """Whether rows can be read from its file, for every module that looks them up."""
+        return all(stays_in_file(self.weight, getattr(module, "max_norm", None)) for module in self.modules)
+
+
+@dataclass(frozen=True, slots=True)
 class Discovery:
     """The layers of a module in registration order, with notes on what was left out and why."""
 
     layers: tuple[FoundLayer, ...]
-    tables: tuple[FoundLayer, ...]
+    tables: tuple[FoundTable, ...]
     loose_bytes: int
     notes: tuple[str, ...]
     order: tuple[int, ...]
@@ -57,23 +75,8 @@ class Discovery:
         specs = tuple(
             LayerSpec(layer.name, layer.nbytes, in_file=lies_whole_in_file(layer.parameters)) for layer in self.layers
         )
-        by_row = self.read_by_row()
-        tables: dict[int, TableSpec] = {}
-        for table in self.tables:
-            weight = table.parameters[0]
-            tables.setdefault(id(weight), TableSpec(table.name, stored_bytes(weight), by_row[id(weight)]))
-        return Inventory(
-            component, specs, self.order, self.loose_bytes, self.notes, segment_bytes, tuple(tables.values())
-        )
-
-    def read_by_row(self) -> dict[int, bool]:
-        """By the id of each table: whether rows can be read from its file, for every module that looks them up."""
-        by_row: dict[int, bool] = {}
-        for table in self.tables:
-            weight = table.parameters[0]
-            stays = stays_in_file(weight, getattr(table.module, "max_norm", None))
-            by_row[id(weight)] = stays and by_row.get(id(weight), True)
-        return by_row
+        tables = tuple(TableSpec(table.name, table.nbytes, table.read_by_row) for table in self.tables)
+        return Inventory(component, specs, self.order, self.loose_bytes, self.notes, segment_bytes, tables)
 
 
 def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Discovery:
@@ -87,7 +90,7 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
     shared = _shared_tensors(root, modules)
     notes: list[str] = []
     layers, tables = [], _large_tables(root, shared)
-    gathered = {id(table.parameters[0]) for table in tables}
+    gathered = {id(table.weight) for table in tables}
     for module, name in modules.items():
         moved = _moved_with(module, name, shared, gathered, notes)
         layer = FoundLayer(name, module, moved, Flattened(moved).layout.nbytes)
@@ -103,10 +106,10 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
         )
     if len(notes) > MAX_NOTES:
         notes[MAX_NOTES:] = [f"... and {len(notes) - MAX_NOTES} more of these kinds"]
-    streamed = {id(p) for layer in (*layers, *tables) for p in layer.parameters}
+    streamed = {id(p) for layer in layers for p in layer.parameters}
     places = {module: place for place, module in enumerate(in_call_order(root))}
     order = sorted(range(len(layers)), key=lambda index: places[layers[index].module])
-    loose_bytes = LooseTensors(root, streamed).nbytes
+    loose_bytes = LooseTensors(root, streamed | gathered).nbytes
     return Discovery(tuple(layers), tuple(tables), loose_bytes, tuple(notes), tuple(order))
 
 
@@ -117,12 +120,12 @@ def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
         for leaf in leaves_of(parameter):
             keep_what_was_written(leaf)
     streamed = {id(parameter) for layer in found.layers for parameter in layer.parameters}
-    by_row = found.read_by_row()
-    stay = streamed | {key for key, stays in by_row.items() if stays}
+    stay = streamed | {id(table.weight) for table in found.tables if table.read_by_row}
     moved = [bring_into_memory(parameter) for parameter in root.parameters() if id(parameter) not in stay]
     if not any(moved):
         return found
-    return replace(found, loose_bytes=LooseTensors(root, streamed | by_row.keys()).nbytes)
+    gathered = {id(table.weight) for table in found.tables}
+    return replace(found, loose_bytes=LooseTensors(root, streamed | gathered).nbytes)
 
 
 def _part_of(module: nn.Module, nbytes: dict[int, int], parts: dict[nn.Module, Part[nn.Module]]) -> Part[nn.Module]:
@@ -145,8 +148,8 @@ def _outermost(units: Iterable[tuple[str, nn.Module]]) -> dict[nn.Module, str]:
     return {module: name for module, name in by_module.items() if module not in inner}
 
 
-def _large_tables(root: nn.Module, shared: Mapping[int, set[int]]) -> list[FoundLayer]:
-    """Embedding tables that stay on the host, one entry for each module that looks up rows.
+def _large_tables(root: nn.Module, shared: Mapping[int, set[int]]) -> list[FoundTable]:
+    """Embedding tables that stay on the host.
 
     Several embeddings may share a table; one that another kind of module holds too (an output projection) is not kept
     there. A projection that only reads the table's weight when it runs is not seen here: see `tables.py`.
@@ -163,8 +166,7 @@ def _large_tables(root: nn.Module, shared: Mapping[int, set[int]]) -> list[Found
         if table is None or id(table) != key or not is_plain(table) or overlaps_another:
             continue
         if all(isinstance(module, nn.Embedding) for _, module in places):
-            nbytes = table.numel() * table.element_size()
-            tables += [FoundLayer(name, module, [table], nbytes) for name, module in places]
+            tables.append(FoundTable(places[0][0], table, [module for _, module in places]))
     return tables
 
 

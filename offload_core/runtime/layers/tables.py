@@ -8,7 +8,6 @@ hold it there like any other weight until the component is unloaded.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
@@ -19,24 +18,27 @@ from ..files.weight_file import dtype_of, slice_of
 from ..host.host_parameter import OutsideTouches, adopt, release
 from ..tensors.layout import copy_span, span_bytes
 from ..tensors.parts import is_plain, parts_of, plain
-from .discovery import FoundLayer
+from .discovery import FoundTable
 
 AskForTable = Callable[[str], None]
 """Called with the name of a table about to be used as a whole. The table may be on the device afterwards."""
 
 
-class HostTable:
-    """One table, and the modules that look up rows in it."""
+class HostTable(OutsideTouches):
+    """One table and its uses as a whole, and the modules that look up rows in it."""
 
-    __slots__ = ("_modules", "name", "on_device", "parameter", "touches")
+    __slots__ = ("_ask", "modules", "name", "on_device", "parameter")
 
-    def __init__(self, found: FoundLayer, modules: Sequence[nn.Module]) -> None:
-        self.name = found.name
-        self.parameter = found.parameters[0]
-        self.touches = OutsideTouches()
-        self._modules = modules
+    def __init__(self, found: FoundTable) -> None:
+        super().__init__()
+        self.name, self.parameter, self.modules = found.name, found.weight, found.modules
         self.on_device: nn.Parameter | None = None
         """The parameter that the modules hold while the table is on the device."""
+        self._ask: AskForTable | None = None
+
+    def ask_before_use(self, ask: AskForTable | None) -> None:
+        """Set what is called before a use of the table as a whole while it is not on the device; None: nothing."""
+        self._ask = ask
 
     def load(self, port: DevicePort) -> None:
         """Copy the table to the device and put it into its modules. All of it or nothing. Raises FileReadError, and
@@ -60,81 +62,77 @@ class HostTable:
                 self._put_into_modules(self.parameter)
             self.on_device = None
 
-    def copy_for_use(self, ask: AskForTable, device: torch.device) -> torch.Tensor | None:
-        """The copy on `device`, for a use of the table as a whole; `ask` is called if there is none. None: no copy."""
-        if self.on_device is None:
-            ask(self.name)
+    def copy_on_device(self, device: torch.device) -> torch.Tensor | None:
+        """As in the base. What is to be asked before a use may bring the table to the device."""
+        if self._ask is not None and self.on_device is None:
+            self._ask(self.name)
         copy = self.on_device
         if copy is None or copy.device.type != device.type or device.index not in (None, copy.device.index):
             return None
         return copy
 
     def _is_in_all_modules(self, parameter: nn.Parameter) -> bool:
-        return all(module._parameters.get("weight") is parameter for module in self._modules)
+        return all(module._parameters.get("weight") is parameter for module in self.modules)
 
     def _put_into_modules(self, parameter: nn.Parameter) -> None:
-        for module in self._modules:
+        for module in self.modules:
             module._parameters["weight"] = parameter
 
 
 class HostTables:
     """The tables of one component. They lend between `lend` and `stop_lending`, while it is loaded."""
 
-    def __init__(self, found: Sequence[FoundLayer], port: DevicePort) -> None:
+    def __init__(self, found: Sequence[FoundTable], port: DevicePort) -> None:
         self._port = port
-        users: dict[int, list[FoundLayer]] = {}
-        for entry in found:
-            users.setdefault(id(entry.parameters[0]), []).append(entry)
-        self._tables = {key: HostTable(own[0], [entry.module for entry in own]) for key, own in users.items()}
-        self._modules = [entry.module for entry in found]
+        self.tables = {id(table.weight): HostTable(table) for table in found}
+        """By the id of the parameter."""
 
-    def of(self, found: FoundLayer) -> HostTable:
-        """The table of an entry of the discovery."""
-        return self._tables[id(found.parameters[0])]
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters of the modules that look up rows: the tables, and what a module has beside its table."""
+        for table in self.tables.values():
+            for module in table.modules:
+                yield from module.parameters()
 
     def parameter_ids(self) -> set[int]:
-        return {id(parameter) for module in self._modules for parameter in module.parameters()}
+        return {id(parameter) for parameter in self._parameters()}
 
     def touches(self) -> dict[str, int]:
         """Number of uses of each table as a whole, by name. Each cost a copy."""
-        return {table.name: table.touches.count for table in self._tables.values()}
+        return {table.name: table.count for table in self.tables.values()}
 
     # ------------------------------------------------------------------ on the host
 
     def lend(self, ask: AskForTable) -> None:
         """Make tables call `ask` when used as a whole; they lend a copy if `ask` does not place them on the device."""
-        for table in self._tables.values():
-            table.touches.lend_from(functools.partial(table.copy_for_use, ask))
-        for module in self._modules:
-            for parameter in module.parameters():
-                if is_plain(parameter) and isinstance(parameter, nn.Parameter) and parameter.device.type == "cpu":
-                    own = self._tables.get(id(parameter))
-                    adopt(parameter, OutsideTouches() if own is None else own.touches, parts_of(parameter))
+        for table in self.tables.values():
+            table.ask_before_use(ask)
+        for parameter in self._parameters():
+            if is_plain(parameter) and isinstance(parameter, nn.Parameter) and parameter.device.type == "cpu":
+                adopt(parameter, self.tables.get(id(parameter)) or OutsideTouches(), parts_of(parameter))
 
     def stop_lending(self) -> None:
         """Make the tables ordinary host parameters again."""
         self.take_off()
-        for table in self._tables.values():
-            table.touches.lend_from(None)
-        for module in self._modules:
-            for parameter in module.parameters():
-                release(parameter)
+        for table in self.tables.values():
+            table.ask_before_use(None)
+        for parameter in self._parameters():
+            release(parameter)
 
     # ------------------------------------------------------------------ on the device
 
     def on_device(self) -> list[str]:
         """Names of the tables on the device."""
-        return [table.name for table in self._tables.values() if table.on_device is not None]
+        return [table.name for table in self.tables.values() if table.on_device is not None]
 
     def load(self, names: Collection[str]) -> None:
         """Copy these tables to the device, if not there yet. Raises what `HostTable.load` raises."""
-        for table in self._tables.values():
+        for table in self.tables.values():
             if table.name in names:
                 table.load(self._port)
 
     def take_off(self, all_but: Collection[str] = ()) -> None:
         """Take all tables but these off the device. Idempotent."""
-        for table in self._tables.values():
+        for table in self.tables.values():
             if table.name not in all_but:
                 table.take_off()
 
@@ -143,7 +141,7 @@ class HostTables:
         """Inside the block the modules hold the host's tables; those on the device are copied there again afterwards.
         Yields a function from a parameter that the modules held before to the one that they hold inside."""
         names = self.on_device()
-        hosts = {id(table.on_device): table.parameter for table in self._tables.values() if table.on_device is not None}
+        hosts = {id(table.on_device): table.parameter for table in self.tables.values() if table.on_device is not None}
         self.take_off()
         try:
             yield lambda tensor: hosts.get(id(tensor), tensor)

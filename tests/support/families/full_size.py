@@ -75,7 +75,7 @@ def figures(family: Family) -> Figures:
         total_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
         layers=len(found.layers),
         layer_bytes=sum(layer.nbytes for layer in found.layers),
-        table_bytes=sum({id(table.parameters[0]): table.nbytes for table in found.tables}.values()),
+        table_bytes=sum(table.nbytes for table in found.tables),
         largest_bytes=largest.nbytes if largest else 0,
         largest_name=largest.name if largest else "",
         loose_bytes=found.loose_bytes,
