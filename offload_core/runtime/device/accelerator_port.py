@@ -12,7 +12,7 @@ import itertools
 import mmap
 import time
 import types
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ def _backend(device: torch.device) -> types.ModuleType:
 
 
 class SynchronousPort:
-    """A device without streams: a copy is complete when it returns, and events do nothing."""
+    """A device without streams: a copy is complete when it returns, and events do nothing. Base of the other ports."""
 
     asynchronous = False
     shares_host_memory = False
@@ -113,11 +113,13 @@ class SynchronousPort:
 
     def _no_wait(self) -> None: ...
 
-    record_copy = record_compute = copy_waits = compute_waits = host_waits = _no_event
+    record_copy = record_compute = copy_waits = compute_waits = host_waits = abandon = host_release = _no_event
     prepare_reads = drain = before_release = close = _no_wait
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         destination.copy_(source)
+
+    copy_on_compute = copy
 
     def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
         """Read and copy it now, through one pageable buffer. `StagedPort` is faster where there are streams."""
@@ -126,12 +128,6 @@ class SynchronousPort:
             part = bounce[: min(_READ_BYTES, source.nbytes - start)]
             source.read(part, start)
             destination[start : start + part.numel()].copy_(part)
-
-    def abandon(self, sources: Collection[ByteSource]) -> None:
-        pass
-
-    def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        destination.copy_(source)
 
     def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: Event) -> None:
         destination.copy_(source)
@@ -154,9 +150,6 @@ class SynchronousPort:
 
     def host_pin(self, buffer: torch.Tensor) -> bool:
         return False
-
-    def host_release(self, buffer: torch.Tensor) -> None:
-        pass
 
 
 class AcceleratorPort(SynchronousPort):
@@ -343,6 +336,6 @@ def _lock_runtime(device: torch.device) -> Any:
 
 def _indexed(device: torch.device) -> torch.device:
     """The device with its index: `cuda` alone means whatever device is current."""
-    if device.index is None:
+    if device.index is None and device.type != "cpu":
         return torch.device(device.type, torch.accelerator.current_device_index())
     return device

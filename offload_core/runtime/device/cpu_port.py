@@ -16,8 +16,8 @@ import torch
 
 from ..files.direct_read import direct_reads
 from ..tensors.host_source import Abandoned, ByteSource
-from .accelerator_port import page_aligned_bytes
-from .device_port import DeviceMemory, Event
+from .accelerator_port import SynchronousPort, page_aligned_bytes
+from .device_port import Event
 
 _POLL_S = 0.1
 
@@ -45,17 +45,14 @@ class LaneEvent:
             self.reached_ns = time.perf_counter_ns()
 
 
-class ThreadedCpuPort:
+class ThreadedCpuPort(SynchronousPort):
     """Copies on a worker thread, in order. Kernels of the calling thread are complete when they return."""
 
     asynchronous = True
     shares_host_memory = True
-    pins_in_place = True
-    stages_unpinned = False
-    segment_bytes = 1
 
     def __init__(self, while_waiting: Callable[[], None] | None = None) -> None:
-        self.device = torch.device("cpu")
+        super().__init__("cpu")
         self.while_waiting = while_waiting
         """Called every `_POLL_S` while the caller waits for a read; may raise to give up the wait."""
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -70,10 +67,8 @@ class ThreadedCpuPort:
         """A mapping of its own: huge pages, which are faster to fill, and back to the system as soon as it is freed."""
         return page_aligned_bytes(nbytes)
 
-    def _nothing(self) -> None:
-        """The compute lane's work is complete, and memory has gone back to the system."""
-
-    trim = prepare_reads = before_release = _nothing
+    def trim(self) -> None:
+        """Memory has gone back to the system."""
 
     def event(self, timed: bool = False) -> Event:
         return LaneEvent()
@@ -127,9 +122,6 @@ class ThreadedCpuPort:
     def happened(self, event: LaneEvent) -> bool:
         return event.pending is None or (event.pending.is_set() and event.failure is None)
 
-    def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        _copy_bytes(destination, source)
-
     def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: LaneEvent) -> None:
         _copy_bytes(destination, source)
         self.record_compute(done)
@@ -144,18 +136,6 @@ class ThreadedCpuPort:
         if start.reached_ns is None or end.reached_ns is None:
             return None
         return end.reached_ns - start.reached_ns
-
-    def memory(self) -> DeviceMemory | None:
-        return None
-
-    def host_empty(self, nbytes: int, pinned: bool) -> tuple[torch.Tensor, bool]:
-        return page_aligned_bytes(nbytes), False
-
-    def host_pin(self, buffer: torch.Tensor) -> bool:
-        return False
-
-    def host_release(self, buffer: torch.Tensor) -> None:
-        pass
 
     def close(self) -> None:
         if self._thread is not None:

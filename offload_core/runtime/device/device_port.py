@@ -11,7 +11,7 @@ about the engine without a device.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -29,7 +29,6 @@ class DeviceMemory(NamedTuple):
     total_bytes: int
 
 
-@runtime_checkable
 class DevicePort(Protocol):
     """Device calls of the engine. Only `drain`, `trim`, `host_waits` and `close` may make the host wait. Exception:
     `compute_waits` for a copy from a source waits until the source has been read."""
