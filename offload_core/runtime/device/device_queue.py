@@ -41,25 +41,17 @@ class DeviceQueue:
         self._leases: weakref.WeakKeyDictionary[Lessee, int] = weakref.WeakKeyDictionary()
         self._holder: weakref.ref[Lessee] | None = None
         self._fence = port.event()
-        self._clock: DeviceClock | None = None
-
-    @property
-    def clock(self) -> DeviceClock:
-        """One time scale for all components on the device. Made on first use."""
-        if self._clock is None:
-            self._clock = DeviceClock(self.port)
-        return self._clock
+        self.clock = DeviceClock(port)
+        """One time scale for all components on the device."""
 
     @property
     def arena_bytes(self) -> int:
         return 0 if self.arena is None else self.arena.numel()
 
     def lease(self, lessee: Lessee, nbytes: int) -> None:
-        """Lease the first `nbytes` of the arena to `lessee`; the arena grows or shrinks to the largest lease. Raises
-        StateError if it would have to grow while another component is running."""
-        others = [other for other in self._leases if other is not lessee]
-        needed = max((nbytes, *(self._leases[other] for other in others)))
-        running = any(other.is_running() for other in others)
+        """Lease the first `nbytes` of the arena to `lessee`, 0: none; the arena grows or shrinks to the largest lease.
+        Raises StateError if it would have to grow while another component is running."""
+        needed, running = self._needed(lessee, nbytes), self.others_running(lessee)
         if running and needed > self.arena_bytes:
             raise StateError(
                 f"asked for a ring of {nbytes} bytes; found another component running in the one of "
@@ -84,16 +76,16 @@ class DeviceQueue:
         """Whether another component has a layer in use, so that the arena must not move."""
         return any(other.is_running() for other in self._leases if other is not lessee)
 
-    def release(self, lessee: Lessee) -> None:
-        """End a lease. The arena shrinks to the largest one left."""
-        self.lease(lessee, 0)
+    def _needed(self, lessee: Lessee, nbytes: int) -> int:
+        """Bytes of the arena if `lessee` leases `nbytes`."""
+        return max((nbytes, *(leased for other, leased in self._leases.items() if other is not lessee)))
 
     def freed_by(self, lessee: Lessee, nbytes: int = 0) -> int:
         """Device bytes that would be freed if `lessee` leased only `nbytes`; 0 while another component runs."""
         if self.others_running(lessee):
             return 0
-        others = max((self._leases[other] for other in self._leases if other is not lessee), default=0)
-        taken, needed = (reserved_bytes(n, self.port.segment_bytes) for n in (self.arena_bytes, max(nbytes, others)))
+        sizes = self.arena_bytes, self._needed(lessee, nbytes)
+        taken, needed = (reserved_bytes(size, self.port.segment_bytes) for size in sizes)
         return max(0, taken - needed)
 
     def activate(self, lessee: Lessee) -> bool:

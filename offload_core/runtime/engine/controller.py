@@ -283,7 +283,7 @@ class OffloadController(PassOwner):
             self.prefetcher.give_up_ring()
             self.prefetcher.drain()
             self.prefetcher.before_release()
-            self.queue.release(self)
+            self.queue.lease(self, 0)
         finally:
             for layer in self.layers:
                 layer.unbind()
