@@ -98,7 +98,7 @@ def a_patch_set_that_comes_back_is_overwritten_again(patch: Patch) -> None:
 @fault("value", "state")
 def an_overwritten_version_is_still_looked_for(patch: Patch) -> None:
     def changed(self: Versions, place: Any) -> Any:
-        return self._kept[place][1].version
+        return self._kept[place].version
 
     patch.setattr(Versions, "_forget_version", changed)
 
@@ -119,7 +119,7 @@ def the_version_of_another_patch_set_is_used(patch: Patch) -> None:
     original = Versions.revision
 
     def changed(self: Versions, layer: Layer, changes: Any) -> Revision:
-        kept = [revision for other, revision in self._kept.values() if other is layer]
+        kept = [revision for (other, _), revision in self._kept.items() if other is layer]
         return kept[0] if kept else original(self, layer, changes)
 
     patch.setattr(Versions, "revision", changed)

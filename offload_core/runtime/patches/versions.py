@@ -29,17 +29,17 @@ class Versions:
         self._port = port
         self.may_hold: Callable[[int], bool] | None = lambda nbytes: True
         """Called with a number of bytes: whether another version of that size may be kept. None: no version is."""
-        self._kept: dict[tuple[int, RevisionKey], tuple[Layer, Revision]] = {}
-        """(layer index, revision key) -> layer and revision with a version, in LRU order."""
+        self._kept: dict[tuple[Layer, RevisionKey], Revision] = {}
+        """The revisions with a version, in LRU order."""
         self._buffers: dict[int, torch.Tensor] = {}
         self._unlocked: set[int] = set()
         """Ids of `_buffers` that are not page-locked."""
-        self._reserved: dict[int, torch.Tensor] = {}
-        """Layer index -> memory for its next version."""
-        self._overwritten: dict[int, deque[int]] = {}
-        """Layer index -> hashes of the keys whose versions were overwritten last."""
-        self._wanted_sets: dict[int, int] = {}
-        """Layer index -> number of versions to keep, where that is more than one."""
+        self._reserved: dict[Layer, torch.Tensor] = {}
+        """Memory for the next version of a layer."""
+        self._overwritten: dict[Layer, deque[int]] = {}
+        """Hashes of the keys whose versions were overwritten last."""
+        self._wanted_sets: dict[Layer, int] = {}
+        """Number of versions to keep, where that is more than one."""
         self.outdated = False
         """`reserve` is due."""
         self.refused: set[str] = set()
@@ -51,9 +51,6 @@ class Versions:
         """Keep further versions only if `may_hold`, called with their bytes, says so; None: keep none."""
         self.may_hold = may_hold
 
-    def _has_room(self, nbytes: int) -> bool:
-        return self.may_hold is not None and self.may_hold(nbytes)
-
     @property
     def held_bytes(self) -> int:
         return sum(buffer.numel() for buffer in self._buffers.values())
@@ -62,17 +59,16 @@ class Versions:
         """The revision of `layer` with these changes: the existing one, if it is in effect or has a version."""
         keys = tuple((id(parameters), name, change.key) for (parameters, name), change in changes)
         key = (layer.host.generation, keys)
-        kept = self._kept.pop((layer.index, key), None)
-        if kept is not None:
-            self._kept[layer.index, key] = kept
-            revision = kept[1]
+        revision = self._kept.pop((layer, key), None)
+        if revision is not None:
+            self._kept[layer, key] = revision
         elif layer.revision is not None and layer.revision.key == key:
             revision = layer.revision
         else:
-            overwritten = self._overwritten.get(layer.index)
-            if overwritten is not None and hash(key) in overwritten:
+            overwritten = self._overwritten.get(layer, deque())
+            if hash(key) in overwritten:
                 overwritten.remove(hash(key))
-                self._wanted_sets[layer.index] = self._wanted_sets.get(layer.index, 1) + 1
+                self._wanted_sets[layer] = self._wanted_sets.get(layer, 1) + 1
             return Revision(key, changes)
         revision.make_by(changes)
         return revision
@@ -87,23 +83,23 @@ class Versions:
         """Allocate memory for the version of every layer that will be patched on arrival, as far as there is room.
         `progress(bytes, of_bytes)` may raise to stop it; `reserve` is then due again."""
         self.outdated = True
-        wanting = {
-            layer.index: layer
+        wanting = [
+            layer
             for layer in layers
             if layer.revision is not None and layer.revision.version is None and not layer.keep_resident
-        }
-        for index in [index for index in self._reserved if index not in wanting]:
-            self._free(self._reserved.pop(index))
+        ]
+        for layer in [layer for layer in self._reserved if layer not in wanting]:
+            self._free(self._reserved.pop(layer))
         self.refused.clear()
-        done, total = 0, sum(layer.nbytes for layer in wanting.values())
-        for index, layer in wanting.items():
-            if index not in self._reserved:
+        done, total = 0, sum(layer.nbytes for layer in wanting)
+        for layer in wanting:
+            if layer not in self._reserved:
                 if (buffer := self._overwrite(layer)) is None:
                     buffer = self._take(layer)
                 if buffer is None:
                     self.refused.add(layer.name)
                 else:
-                    self._reserved[index] = buffer
+                    self._reserved[layer] = buffer
             done += layer.nbytes
             if progress is not None:
                 progress(done, total)
@@ -113,9 +109,9 @@ class Versions:
 
     def _overwrite(self, layer: Layer) -> torch.Tensor | None:
         """Take the memory of the layer's LRU version, if it has as many versions as are to be kept; else None."""
-        kept_places = [place for place in self._kept if place[0] == layer.index]
-        unwanted = [place for place in kept_places if layer.revision is not self._kept[place][1]]
-        if not unwanted or len(kept_places) < self._wanted_sets.get(layer.index, 1):
+        kept_places = [place for place in self._kept if place[0] is layer]
+        unwanted = [place for place in kept_places if layer.revision is not self._kept[place]]
+        if not unwanted or len(kept_places) < self._wanted_sets.get(layer, 1):
             return None
         self._port.drain()  # copies from or to it may be in flight
         return self._forget_version(unwanted[0])
@@ -123,8 +119,8 @@ class Versions:
     def _take(self, layer: Layer) -> torch.Tensor | None:
         """Allocate memory, if need be by freeing versions of any layer that are not in effect; None without room."""
         try:
-            while not self._has_room(layer.nbytes):
-                places = (place for place, (owner, kept) in self._kept.items() if owner.revision is not kept)
+            while self.may_hold is None or not self.may_hold(layer.nbytes):
+                places = (place for place, kept in self._kept.items() if place[0].revision is not kept)
                 unwanted = next(places, None)
                 if unwanted is None:
                     return None
@@ -138,9 +134,9 @@ class Versions:
             self._unlocked.add(id(buffer))
         return buffer
 
-    def _forget_version(self, place: tuple[int, RevisionKey]) -> torch.Tensor:
+    def _forget_version(self, place: tuple[Layer, RevisionKey]) -> torch.Tensor:
         """Forget a version and return its memory."""
-        _, revision = self._kept.pop(place)
+        revision = self._kept.pop(place)
         self._overwritten.setdefault(place[0], deque(maxlen=_REMEMBERED)).append(hash(place[1]))
         buffer = revision.version
         assert buffer is not None
@@ -160,7 +156,7 @@ class Versions:
         copied: 0 if no memory was reserved for it."""
         revision = layer.revision
         assert revision is not None
-        buffer = self._reserved.pop(layer.index, None)
+        buffer = self._reserved.pop(layer, None)
         if buffer is None:
             return 0
         layer.copy_back(self._port, buffer)
@@ -168,7 +164,7 @@ class Versions:
         if unlocked:
             self._port.host_waits(layer.saved)  # it is read by threads that wait for no event
         revision.keep(buffer, MemorySource(buffer) if unlocked else None)
-        self._kept[layer.index, revision.key] = (layer, revision)
+        self._kept[layer, revision.key] = revision
         layer.revise(revision)
         return layer.nbytes
 
@@ -179,7 +175,7 @@ class Versions:
 
     def forget(self) -> None:
         """Release all versions; layers are patched on arrival until others are made. No copy is in flight."""
-        for _, revision in self._kept.values():
+        for revision in self._kept.values():
             revision.keep(None)
         self._kept.clear()
         self._reserved.clear()
