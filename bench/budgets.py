@@ -38,7 +38,7 @@ def load_at(controller: Any, budget_bytes: int, link: float | None, step: Callab
 
 
 def _plan(controller: Any, budget_bytes: int, link: float | None) -> Any:
-    pairs = zip(controller.inventory.layers, controller.compute_ns())
+    pairs = zip(controller.inventory.layers, (layer.times.compute_ns for layer in controller.layers))
     inventory = replace(controller.inventory, layers=tuple(replace(layer, compute_ns=ns) for layer, ns in pairs))
     request = PlanRequest(inventory, str(controller.queue.port.device), budget_bytes, passes=1000)
     return make_plan(request if link is None else replace(request, h2d_bytes_per_s=link, link_source="measured"))

@@ -161,10 +161,6 @@ class OffloadController(PassOwner):
             return tables + self._resident_bytes() - plan.resident_bytes + self.queue.freed_by(self, plan.ring_bytes)
         return self._resident_bytes() + self.queue.freed_by(self) + self._loose_bytes()
 
-    def compute_ns(self) -> tuple[int | None, ...]:
-        """Nanoseconds of each layer's last measured visit, without stalls; None where none was measured yet."""
-        return tuple(layer.times.compute_ns for layer in self.layers)
-
     def measured_inventory(self) -> Inventory:
         """The inventory with measured compute times and the recorded order of visits."""
         layers = tuple(

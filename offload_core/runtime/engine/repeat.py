@@ -148,28 +148,28 @@ class _Notes:
     """The attributes of a module and its submodules, restored after a trial so that no fake tensor remains."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._places: list[dict[Any, Any]] = []
+        places: list[Any] = []
         for inner in module.modules():
             own = vars(inner)
-            self._places += [own, *(value for value in own.values() if isinstance(value, dict))]
-        self._lists = [value for place in self._places for value in place.values() if isinstance(value, list)]
-        self._dicts_were = [dict(place) for place in self._places]
-        self._lists_were = [list(value) for value in self._lists]
+            places += [own, *(value for value in own.values() if isinstance(value, dict))]
+        lists = [value for place in places for value in place.values() if isinstance(value, list)]
+        self._were: list[tuple[Any, Any]] = [(place, dict(place)) for place in places]
+        self._were += [(items, list(items)) for items in lists]
 
     def unchanged(self) -> bool:
-        return all(_same(now, was) for now, was in zip(self._places, self._dicts_were)) and all(
-            len(now) == len(was) and all(a is b for a, b in zip(now, was))
-            for now, was in zip(self._lists, self._lists_were)
-        )
+        return all(_same(now, was) for now, was in self._were)
 
     def restore(self) -> None:
-        for now, was in zip(self._places, self._dicts_were):
-            if not _same(now, was):
+        for now, was in self._were:
+            if isinstance(now, list):
+                now[:] = was
+            elif not _same(now, was):
                 now.clear()
                 now.update(was)
-        for items, items_were in zip(self._lists, self._lists_were):
-            items[:] = items_were
 
 
-def _same(now: dict[Any, Any], was: dict[Any, Any]) -> bool:
+def _same(now: Any, was: Any) -> bool:
+    """Whether two lists, or two dictionaries, hold the same objects."""
+    if isinstance(now, list):
+        return len(now) == len(was) and all(a is b for a, b in zip(now, was))
     return now.keys() == was.keys() and all(now[key] is was[key] for key in was)

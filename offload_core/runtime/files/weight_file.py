@@ -232,17 +232,15 @@ def take_out_of_file(parameter: torch.Tensor) -> bool:
     return True
 
 
-def keep_what_was_written(parameter: torch.Tensor) -> bool:
-    """Copy a parameter's mapped bytes into memory if they may differ from the file's. Returns whether it did. Raises
-    FileReadError: pages of a file that has shrunk must not be touched."""
+def keep_what_was_written(parameter: torch.Tensor) -> None:
+    """Copy a parameter's mapped bytes into memory if they may differ from the file's. Raises FileReadError: pages of a
+    file that has shrunk must not be touched."""
     part = slice_of(parameter)
-    if part is None or not part.was_written():
-        return False
-    part.file.check(part.offset)
-    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
-        parameter.data = part.mapped.to(dtype_of(parameter), copy=True)
-    forget_file(parameter)
-    return True
+    if part is not None and part.was_written():
+        part.file.check(part.offset)
+        with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+            parameter.data = part.mapped.to(dtype_of(parameter), copy=True)
+        forget_file(parameter)
 
 
 def as_type(flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
