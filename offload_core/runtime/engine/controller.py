@@ -1,12 +1,5 @@
 """One component under layerwise offload: puts a plan into effect on a module, changes it, and takes it off again.
 
-    attach   builds the host masters; the parameters look into them; the module is an ordinary one on the host
-    load     puts a plan into effect: calls are interposed, loose tensors and ring are allocated on the device
-    unload   releases the device memory; the module is an ordinary one on the host again
-    detach   releases the masters; the module keeps its original parameter objects and values
-
-The controller obeys the plan: which layer streams, where in the ring, how large the ring is. Knows nothing of the app.
-
 While a plan is in effect, the module's calls refer to the prefetcher, and the prefetcher to the controller: the module
 keeps it alive. At all other times nothing that the module or the prefetcher holds refers to the controller, so there is
 no reference cycle, and both are freed when their last user drops them (decision 168).
@@ -78,7 +71,7 @@ class OffloadController(PassOwner):
         progress: Callable[[int, int], None] | None = None,
         around_allocations: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
-        """Attach to `root`, whose parameters are on the CPU.
+        """Attach to `root`, whose parameters are on the CPU, and look into the host masters that are built of them.
 
         `entries`: the methods that run a pass, by default `root.forward`. `pinned`: ask for page-locked host masters;
         those that cannot be page-locked are pageable. `progress(bytes, of_bytes)` reports how much of them is filled.
@@ -269,7 +262,8 @@ class OffloadController(PassOwner):
             self.prefetcher.recorder.planned(began_ns, plan.device_bytes)
 
     def unload(self) -> None:
-        """Release all device memory. Nothing is copied back: the host masters are always up to date."""
+        """Release all device memory: the module is an ordinary one on the host again. Nothing is copied back, since the
+        host masters are always up to date."""
         if self.prefetcher.recorder is not None and self.plan is not None:
             self.prefetcher.recorder.evicted(None, self.device_bytes())
         self.plan = None
@@ -511,7 +505,6 @@ class OffloadController(PassOwner):
 
     @property
     def plan_may_change(self) -> bool:
-        """Whether there is something to do before the next pass. Until there is not, all visits are measured."""
         return self.loaded and (self._tiers_due is not None or self._ask_for_plan is not None)
 
     def before_pass(self) -> None:
@@ -590,7 +583,6 @@ class OffloadController(PassOwner):
         return True
 
     def may_repeat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a layer's call may be repeated, judging by its arguments."""
         return self._may_repeat is not None and self._may_repeat(args, kwargs)
 
     def may_use_ring(self) -> bool:
