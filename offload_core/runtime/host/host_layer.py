@@ -218,13 +218,13 @@ class HostLayer:
         for parameter in self.parameters:
             release(parameter)
 
-    def set_marks(self, parameter: nn.Parameter, values: Mapping[str, Any]) -> dict[str, Any]:
+    def set_marks(self, position: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Set attributes of a parameter and of what is built from it. Returns the values before."""
+        parameter = self.parameters[position]
         vars(parameter).update(values)
-        return self._flat.parts[self.position_of(parameter)].set_marks(values)
+        return self._flat.parts[position].set_marks(values)
 
-    def position_of(self, parameter: nn.Parameter) -> int:
-        """Index of a master in `parameters`."""
+    def _position_of(self, parameter: nn.Parameter) -> int:
         return next(index for index, own in enumerate(self.parameters) if own is parameter)
 
     def reclaim(self, position: int, parameter: nn.Parameter) -> bool:
@@ -278,7 +278,7 @@ class HostLayer:
     def has_form_of(self, parameter: nn.Parameter, value: torch.Tensor) -> bool:
         """Whether `value` has the kind, shapes and types of a master, wherever it lies."""
         try:
-            return self._fits(self.position_of(parameter), parts_of(value))
+            return self._fits(self._position_of(parameter), parts_of(value))
         except UnmovableTensor:
             return False
 
@@ -298,9 +298,9 @@ class HostLayer:
         ours = set(self._ours())
         return {position for position, places in enumerate(self._flat.places) if not ours.issuperset(places)}
 
-    def look_back(self, parameter: nn.Parameter) -> None:
+    def look_back(self, position: int) -> None:
         """Point a master into the buffer again, or at the file."""
-        self._point(self._flat.places[self.position_of(parameter)], self.buffer)
+        self._point(self._flat.places[position], self.buffer)
 
     def offset_of(self, position: int) -> int | None:
         """Byte offset of an ordinary parameter in the layer's buffer; None for one of several parts."""
@@ -330,7 +330,7 @@ class HostLayer:
     def write(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Change a master that is not being copied or used. Raises UnmovableTensor for another kind of tensor."""
         self.to_be_written()
-        leaves, values = self._flat.parts[self.position_of(parameter)].leaves, parts_of(value).leaves
+        leaves, values = self._flat.parts[self._position_of(parameter)].leaves, parts_of(value).leaves
         if len(values) != len(leaves):
             raise UnmovableTensor(f"a {type(value).__name__} tensor of {len(values)} parts, not {len(leaves)}")
         for leaf, part in zip(leaves, values):

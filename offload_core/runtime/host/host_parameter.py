@@ -11,7 +11,6 @@ the value of that moment, computed when its bytes are first used: the app takes 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files.weight_file import WeightFile, dtype_of, slice_of
+from ..files.weight_file import dtype_of, slice_of
 from ..tensors.file_rows import look_up
-from ..tensors.parts import GGUF_MARKS, Parts, UnmovableTensor, parts_of, plain
+from ..tensors.parts import GGUF_MARKS, Parts, leaves_of, parts_of, plain
 
 _Build = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
@@ -210,12 +209,8 @@ def _as_made(parts: Parts, build: _Build) -> torch.Tensor:
 def check_files(tensors: Iterable[torch.Tensor]) -> None:
     """Raise FileReadError if a file in which any of `tensors` lies has changed since it was loaded. For code about to
     read mapped tensors: touching pages that are gone ends the process."""
-    files: dict[int, WeightFile] = {}
-    for tensor in tensors:
-        with contextlib.suppress(UnmovableTensor):
-            leaves = tensor.parts.leaves if isinstance(tensor, _Lending) else parts_of(tensor).leaves
-            files |= {id(part.file): part.file for leaf in leaves if (part := slice_of(leaf))}
-    for file in files.values():
+    leaves = (leaf for tensor in tensors for leaf in _leaves_of(tensor))
+    for file in {id(part.file): part.file for leaf in leaves if (part := slice_of(leaf))}.values():
         file.check()
 
 
@@ -440,12 +435,12 @@ def _to_be_written(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any
     else:
         touches.of_layer.before_write()
         release(target)
-        for leaf, own in zip(parts_of(target).leaves, leaves_of_master(touches.master)):
+        for leaf, own in zip(parts_of(target).leaves, _leaves_of(touches.master)):
             with torch.inference_mode(leaf.is_inference()), torch.no_grad():
                 plain(leaf).data = plain(own).data
     return args
 
 
-def leaves_of_master(master: Any) -> Sequence[torch.Tensor]:
-    """The leaves of a master, whether it lends or is an ordinary parameter."""
-    return master.parts.leaves if isinstance(master, _Lending) else parts_of(master).leaves
+def _leaves_of(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The leaves of a tensor, whether it lends or is an ordinary one; none if it cannot be moved as bytes."""
+    return tensor.parts.leaves if isinstance(tensor, _Lending) else leaves_of(tensor)

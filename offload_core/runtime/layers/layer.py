@@ -39,7 +39,7 @@ class Layer(Loadable):
     """The unit of movement. The prefetcher reads the public slots below on its hot path."""
 
     __slots__ = (
-        *("found", "host", "host_bindings", "index", "nbytes"),
+        *("found", "host", "host_bindings", "index", "nbytes", "_places"),
         *("device_bindings", "swapped_in"),
         *("copy_done", "has_arrived", "last_read", "read_since_copy"),
         *("carries", "revision", "saved", "saving", "copy_carries", "copy_from"),
@@ -52,7 +52,8 @@ class Layer(Loadable):
         self.found = found
         self.nbytes = found.nbytes
         self.host = HostLayer(found.parameters, port, pinned)
-        self.host_bindings: list[Binding] = _bindings(found)
+        self._places = _places(found)
+        self.host_bindings = self._bindings(found.parameters)
         self.device_bindings: list[Binding] = []
         self.device_buffer: torch.Tensor | None = None
         self.copy_done: Event = port.event()
@@ -281,19 +282,22 @@ class Layer(Loadable):
 
     def set_marks(self, place: tuple[dict[str, Any], str], values: Mapping[str, Any]) -> dict[str, Any]:
         """Set attributes of a parameter's host and device tensors. Returns the values before."""
-        index, master = next(
-            (index, host)
-            for index, (params, name, host) in enumerate(self.host_bindings)
+        index, position = next(
+            (index, position)
+            for index, (params, name, position) in enumerate(self._places)
             if params is place[0] and name == place[1]
         )
         if self.device_bindings:
             vars(self.device_bindings[index][2]).update(values)
-        return self.host.set_marks(master, values)
+        return self.host.set_marks(position, values)
+
+    def _bindings(self, parameters: Sequence[nn.Parameter]) -> list[Binding]:
+        """The bindings of these parameters, which stand for the layer's, in their order."""
+        return [(params, name, parameters[position]) for params, name, position in self._places]
 
     def bindings_into(self, buffer: torch.Tensor) -> list[Binding]:
         """The bindings whose parameters are views into `buffer`."""
-        device = dict(zip(map(id, self.host.parameters), self.host.device_views(buffer)))
-        return [(params, name, device[id(host)]) for params, name, host in self.host_bindings]
+        return self._bindings(self.host.device_views(buffer))
 
     def unbind(self) -> None:
         """Release the device buffer. The modules hold the host parameters afterwards."""
@@ -307,19 +311,15 @@ class Layer(Loadable):
     def take_over(self) -> bool:
         """Make the module's current parameters the layer's masters again; their values may have changed since
         `hand_back`. Returns False if one no longer has the shape and type that the layer was built for."""
-        positions = {id(parameter): position for position, parameter in enumerate(self.host.parameters)}
         reclaimed: set[int] = set()
-        bindings = []
-        for params, name, host in self.host_bindings:
-            position = positions[id(host)]
-            if position not in reclaimed:  # a tied parameter has several bindings: the first one counts
+        for params, name, position in self._places:
+            if position not in reclaimed:  # a tied parameter has several places: the first one counts
                 current = params.get(name)
                 if current is None or not self.host.reclaim(position, current):
                     return False
                 reclaimed.add(position)
             params[name] = self.host.parameters[position]
-            bindings.append((params, name, self.host.parameters[position]))
-        self.host_bindings = bindings
+        self.host_bindings = self._bindings(self.host.parameters)
         self.host.take_over()
         return True
 
@@ -331,23 +331,22 @@ class Layer(Loadable):
             changed = []
             for index, (params, name, own) in enumerate(bindings):
                 current = params.get(name)
-                if current is own and id(self.host_bindings[index][2]) in elsewhere:
+                if current is own and self._places[index][2] in elsewhere:
                     changed.append((index, plain(current.data)))
                 elif current is not None and current is not own:
                     changed.append((index, current))
             return changed
 
     def _looking_elsewhere(self) -> set[int]:
-        """Ids of the masters whose data, or whose shown device copy's data, is no longer in the layer's buffer."""
+        """Positions of the masters whose data, or whose device copy that is shown, is no longer in the buffer."""
         if not self._shows_the_device:
-            return {id(self.host.parameters[position]) for position in self.host.looking_elsewhere()}
+            return self.host.looking_elsewhere()
         assert self.device_buffer is not None
         start = self.device_buffer.data_ptr()
-        offsets = {id(host): self.host.offset_of(position) for position, host in enumerate(self.host.parameters)}
         return {
-            id(host)
-            for (_, _, host), (_, _, shown) in zip(self.host_bindings, self.device_bindings)
-            if (offset := offsets[id(host)]) is not None and shown.data_ptr() != start + offset
+            position
+            for (_, _, shown), (_, _, position) in zip(self.device_bindings, self._places)
+            if (offset := self.host.offset_of(position)) is not None and shown.data_ptr() != start + offset
         }
 
     @property
@@ -357,7 +356,7 @@ class Layer(Loadable):
 
     def name_of(self, index: int) -> str:
         """The full name of a binding's weight."""
-        parameters, name, _ = self.host_bindings[index]
+        parameters, name, _ = self._places[index]
         modules = self.found.module.named_modules()
         module = next(path for path, module in modules if module._parameters is parameters)
         return ".".join(part for part in (self.name, module, name) if part)
@@ -369,9 +368,9 @@ class Layer(Loadable):
             assert self.device_buffer is not None
             self.device_bindings = self.bindings_into(self.device_buffer)  # one of them may look elsewhere
             self.valid = False
-        params, name, host = self.host_bindings[index]
-        params[name] = host
-        self.host.look_back(host)
+        params, name, position = self._places[index]
+        params[name] = self.host.parameters[position]
+        self.host.look_back(position)
 
     def write(self, master: nn.Parameter, value: torch.Tensor) -> None:
         """Change a host parameter. No copy to or from the layer is in flight."""
@@ -398,14 +397,15 @@ class Layer(Loadable):
         self.swapped_in = False
 
 
-def _bindings(found: FoundLayer) -> list[Binding]:
-    """All bindings of the layer's parameters in its modules; a tied parameter has several."""
-    moved = {id(parameter) for parameter in found.parameters}
+def _places(found: FoundLayer) -> list[tuple[dict[str, Any], str, int]]:
+    """(dictionary of a module, name in it, index in `found.parameters`) of each place of the layer's parameters in its
+    modules; a tied parameter has several."""
+    positions = {id(parameter): position for position, parameter in enumerate(found.parameters)}
     return [
-        (module._parameters, name, parameter)
+        (module._parameters, name, positions[id(parameter)])
         for module in found.module.modules()
         for name, parameter in module._parameters.items()
-        if parameter is not None and id(parameter) in moved
+        if id(parameter) in positions
     ]
 
 
