@@ -23,7 +23,6 @@ from ...planning.check import check_places
 from ...planning.inventory import Inventory
 from ...planning.plan import HostTier, Plan
 from ...trace.events import Source, Trace
-from ..device.counters import RunCounters
 from ..device.device_queue import DeviceQueue
 from ..host.masters import close_uses
 from ..layers.discovery import Discovery, discover, keep_in_memory
@@ -33,7 +32,6 @@ from ..layers.patched_layers import Change
 from ..layers.recorder import Recorder
 from ..layers.tables import HostTables
 from ..patches.patched_loose import ChangedWeights
-from ..patches.versions import Versions
 from ..tensors.layout import TENSOR_ALIGNMENT
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
 from .prefetcher import PassOwner, Prefetcher
@@ -95,6 +93,8 @@ class OffloadController(PassOwner):
         self._weights = ChangedWeights(root, component, self.layers, queue.port)
         self.around_allocations = around_allocations
         self.prefetcher = Prefetcher(queue.port, self.layers)
+        self.counters = self.prefetcher.counters
+        self.versions = self.prefetcher.versions
         self._ask_for_plan: AskForPlan | None = None
         self._time_to_ask: Callable[[], bool] = self.prefetcher.all_measured
         self._ring_with_gradients = True
@@ -112,10 +112,6 @@ class OffloadController(PassOwner):
         ]
 
     # ------------------------------------------------------------------ state
-
-    @property
-    def counters(self) -> RunCounters:
-        return self.prefetcher.counters
 
     @property
     def loaded(self) -> bool:
@@ -321,7 +317,7 @@ class OffloadController(PassOwner):
     def detach(self) -> None:
         """Restore the module: the same parameter objects, with their values, and its own forward."""
         self.unload()
-        self.prefetcher.versions.close()
+        self.versions.close()
         self._interposed = []
         self._close_masters()
         self.layers = []
@@ -385,10 +381,6 @@ class OffloadController(PassOwner):
                 layer.host.touches.lose_write(False)
                 without_effect.append(layer.name)
         return without_effect
-
-    @property
-    def versions(self) -> Versions:
-        return self.prefetcher.versions
 
     def revise(self, changes: Mapping[str, Change]) -> None:
         """Set the changes of parameters on the device, by full name; all other parameters have the masters' values.

@@ -148,7 +148,7 @@ class Prefetcher:
         wanted = passes < self._cold_pass + _TIMED_PASSES or self.owner.plan_may_change
         self._timing = wanted or passes % _TIMED_EVERY == 0
         if self.recorder is not None:
-            self._timing = self._timing or self.recorder.watched
+            self._timing = self._timing or self.recorder.trace.watched
             if self._timing:
                 self.recorder.clock.tick()
         self.look_ahead.use_ring(self.owner.may_use_ring())

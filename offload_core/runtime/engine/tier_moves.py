@@ -23,8 +23,8 @@ class TierMoves:
     buffer, and its master stays in the file. `drain`: the host waits until no copy is in flight.
 
     `in_pass`: page-locking would stall the pass, so masters to become page-locked stay pageable or in their file, and
-    are copied through the port's staging slots. Page-locked ones stay so: there may be no slots for them yet. `put_off`
-    says whether any were left; `finish` moves them after the pass.
+    are copied through the port's staging slots. Page-locked ones stay so: there may be no slots for them yet. They are
+    `put_off`; `finish` moves them after the pass.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class TierMoves:
         self._layers, self._plan, self._port = layers, plan, port
         self._drain, self._progress = drain, progress
         self._moves: list[tuple[Layer, HostTier]] = []
-        self._later: list[tuple[Layer, HostTier]] = []
+        self.put_off: list[tuple[Layer, HostTier]] = []
         for layer, planned in zip(layers, plan.layers):
             tier = planned.host_tier
             if layer.keep_resident and port.shares_host_memory:
@@ -47,19 +47,14 @@ class TierMoves:
                 tier = "mapped" if own and layer.host.in_file else "pageable"
             if layer.host.tier != tier and (tier != "mapped" or layer.host.in_file):
                 later = in_pass and "pinned" in (tier, layer.host.tier)
-                (self._later if later else self._moves).append((layer, tier))
+                (self.put_off if later else self._moves).append((layer, tier))
         self._moved = 0
-
-    @property
-    def put_off(self) -> bool:
-        return bool(self._later)
 
     def finish(self) -> None:
         """Move the masters that were put off. Between passes, before versions are allocated. Raises FileReadError."""
-        self._moves, self._moved = self._later, 0
+        self._moves, self._moved = self.put_off, 0
         self.give_back()
         self.take()
-        self._later = []
 
     def give_back(self) -> None:
         """Move masters back to their file and free their memory."""

@@ -23,10 +23,6 @@ class Recorder:
         self._began_ns = 0
         self._bytes_before = 0
 
-    @property
-    def watched(self) -> bool:
-        return self.trace.watched
-
     # ------------------------------------------------------------------ on the device
 
     def visit(self, index: int, started: Event, stall_ns: int, compute_ns: int) -> None:
