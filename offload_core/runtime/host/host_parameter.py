@@ -149,8 +149,13 @@ class _Lending:
                 return _snapshot(args[0])
             if _changes_elements(func):
                 args = _to_be_written(func, args)
-            _materialise(func, args, kwargs)
-            args, kwargs = _with_values(func, args, kwargs)
+            if not _gives_itself(func, args, kwargs):
+                describes = _describes(func)
+                if not describes or getattr(func, "__name__", "") in _PLACES:
+                    for tensor in _tensors_in((*args, *kwargs.values())):
+                        become_value(tensor)
+                if not describes:
+                    args, kwargs = _with_values(func, args, kwargs)
         plain_types = tuple(kind.kind if issubclass(kind, _Lending) else kind for kind in types)
         kind: Any = cls.kind
         return kind.__torch_function__(func, plain_types, args, kwargs)
@@ -312,10 +317,8 @@ def _gives_itself(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 def _with_values(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of an operation, with values in place of parameters whose bytes it cannot use. What is written to,
-    and what the operation does not read elements of, is left as it is."""
-    if _describes(func) or _gives_itself(func, args, kwargs):
-        return args, kwargs
+    """The arguments of an operation, with values in place of parameters whose bytes it cannot use. What is written to
+    is left as it is."""
     writes, moves = _writes(func, kwargs), func in _MOVES or func is torch.Tensor.copy_
     if moves:
         device = _moves_to(func, args, kwargs)
@@ -383,14 +386,6 @@ def _parts_with_value(parameter: Any) -> Parts:
     snapshot = _snapshot(parameter)
     become_value(snapshot)
     return parts_of(snapshot)
-
-
-def _materialise(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Give the snapshots among the arguments their values, if `func` uses bytes."""
-    if _gives_itself(func, args, kwargs) or (_describes(func) and getattr(func, "__name__", "") not in _PLACES):
-        return
-    for tensor in _tensors_in((*args, *kwargs.values())):
-        become_value(tensor)
 
 
 def become_value(tensor: torch.Tensor) -> None:
