@@ -145,7 +145,7 @@ def memory_taken_in_the_pass() -> Iterator[None]:
     def taken(self: Versions, layer: Layer) -> int:
         buffer = self._take(layer)
         if buffer is not None:
-            self._reserved[layer.index] = buffer
+            self._reserved[layer] = buffer
         return save(self, layer)
 
     Versions.reserve, Versions.save = lambda self, *rest: None, taken  # type: ignore[method-assign]

@@ -436,6 +436,6 @@ def _to_be_written(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any
     return args
 
 
-def _leaves_of(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+def _leaves_of(tensor: Any) -> Sequence[torch.Tensor]:
     """The leaves of a tensor, whether it lends or is an ordinary one; none if it cannot be moved as bytes."""
     return tensor.parts.leaves if isinstance(tensor, _Lending) else leaves_of(tensor)
