@@ -37,7 +37,6 @@ from ..app.kinds import Kind, entries_of, kind_of
 from ..app.recording import recording
 from ..app.watch import Before
 from ..memory.allowances import host_limits, not_locked
-from ..memory.giving_back import brings_no_user_code, give_back, idle_beside, least_request, make_room
 from ..memory.host_memory import host_memory, moved_bytes
 from ..planning.decide import MEASURED_FROM_PASSES, Decision, Situation, decide, plan_decision
 from ..planning.placing import Neighbour
@@ -160,7 +159,6 @@ class Component:
         )
         self._controller.record(recording(), self.id)
         host_memory().joined(self._controller)
-        self._controller.when_full(self._make_room, brings_no_user_code)
         self._controller.plan_for_tables_by(self._with_table)
         self._controller.no_ring_while_gradients_are_recorded()  # the app's nodes infer in inference mode
         # The app's own patchers move a module that is also ours: then it has to be an ordinary one.
@@ -231,7 +229,7 @@ class Component:
                 self.warn(sentence("written_under_patch", name=name), do=sentence("do_change_before"))
         crowded_bytes = self._crowded_bytes()
         if self._needs_room and crowded_bytes is not None:
-            for other in idle_beside(self, self._others()):
+            for other in self.idle_beside():
                 other.leave_device()
         if not self.loaded:  # a ring that is there for others is there for it, if it can do with a ring
             inventory = self.controller.inventory
@@ -292,6 +290,11 @@ class Component:
     def _others(self) -> list[Component]:
         return [other for other in list(_live) if other is not self]
 
+    def idle_beside(self) -> list[Component]:
+        """The other components on its device that run nothing now."""
+        there = (other for other in self._others() if other.loaded and other.device == self.device)
+        return [other for other in there if not other.controller.in_pass()]
+
     def _as_neighbour(self) -> Neighbour | None:
         """How another component sees it; None once no patcher uses it any more."""
         patcher = next(iter(self.patchers), None)
@@ -330,16 +333,9 @@ class Component:
         model.model_loaded_weight_memory = 0
         model.device = torch.device("cpu")
 
-    def give_back(self, requested: Requested, nbytes: int) -> int:
-        """Free at least `nbytes` layer by layer and return the bytes freed; 0 if it cannot, or is to be resident."""
-        if requested.value("placement") == "resident":
-            return 0
-        freed = give_back(self, nbytes)
-        self._planned_for = None  # what is offered next time counts afresh
-        return freed
-
-    def _make_room(self, plan: Plan, layer: str, too_late: bool) -> Plan | None:
-        return make_room(self, plan, layer, too_late, self._others())
+    def plan_afresh(self) -> None:
+        """What the next load is offered counts, whatever the plan in effect was made for."""
+        self._planned_for = None
 
     def _with_table(self, controller: OffloadController, table: str) -> Plan | None:
         """Within the same limits, a plan that has the table on the device; None, and a notice, if there is no room."""
@@ -480,6 +476,11 @@ class Component:
     def nodes(self) -> tuple[str, ...]:
         """Ids of the graph's nodes that asked for it, as far as their patchers are alive."""
         return tuple(sorted({node for patcher in list(self.patchers) for node in patcher.requested.nodes}))
+
+
+def least_request(request: PlanRequest) -> PlanRequest:
+    """The same component with a ring for one layer and what must stay."""
+    return replace(request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None, placement="layerwise")
 
 
 def live_components() -> list[Component]:
