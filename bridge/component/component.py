@@ -38,8 +38,8 @@ from ..app.recording import recording
 from ..app.watch import Before
 from ..memory.allowances import host_limits, not_locked
 from ..memory.host_memory import host_memory, moved_bytes
-from ..planning.decide import MEASURED_FROM_PASSES, Decision, Situation, decide, plan_decision
-from ..planning.placing import Neighbour
+from ..planning.decide import MEASURED_FROM_PASSES, Decision, decide, plan_decision
+from ..planning.placing import Neighbour, Situation
 from ..requests.requested import Requested
 from .mapped_load import fill_in_missing
 

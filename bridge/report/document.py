@@ -29,8 +29,8 @@ from ..component.component import Component, live_components
 from ..component.patches import not_kept
 from ..memory.allowances import host_available_bytes
 from ..memory.host_memory import host_memory
-from ..planning.decide import Situation, decide, plan_decision
-from ..planning.placing import left_to_the_app
+from ..planning.decide import decide, plan_decision
+from ..planning.placing import Situation, left_to_the_app
 from ..planning.refused_budget import refusal
 from .picture import draw_report
 

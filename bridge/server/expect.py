@@ -33,8 +33,8 @@ from ..component.component import APPS_MARGIN, live_components
 from ..load.file_kinds import kind_of_vae, require_kind
 from ..load.loading import file_names
 from ..memory.allowances import host_available_bytes
-from ..planning.decide import Situation, decide, plan_decision
-from ..planning.placing import Neighbour, left_to_the_app
+from ..planning.decide import decide, plan_decision
+from ..planning.placing import Neighbour, Situation, left_to_the_app
 from ..planning.refused_budget import refusal
 from ..report.document import SCHEMA, devices, host, simulated, what_if
 from ..report.telemetry import event_row
