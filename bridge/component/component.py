@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import itertools
 import logging
-import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -39,16 +38,13 @@ from ..app.watch import Before
 from ..memory.allowances import host_limits, not_locked
 from ..memory.host_memory import host_memory, moved_bytes
 from ..planning.decide import MEASURED_FROM_PASSES, Decision, decide, plan_decision
-from ..planning.placing import Neighbour, Situation
+from ..planning.placing import Neighbour, Situation, wanted_bytes
 from ..requests.requested import Requested
 from .mapped_load import fill_in_missing
 
 log = logging.getLogger(__name__)
 
 _ATTRIBUTE = "layerwise_offload_component"
-
-APPS_MARGIN = 1.1
-"""The app frees this many times the bytes that a model says it wants."""
 
 _live: weakref.WeakSet[Component] = weakref.WeakSet()
 _numbers: collections.defaultdict[str, itertools.count[int]] = collections.defaultdict(lambda: itertools.count(1))
@@ -197,16 +193,9 @@ class Component:
         return 0 if self._controller is None else self._controller.freed_by()
 
     def wanted_bytes(self, model: torch.nn.Module, requested: Requested, device: torch.device) -> int:
-        """Device bytes to ask the app for before loading: the budget if one is set; else all, or what a ring lacks."""
+        """Device bytes to ask the app for before loading `model` on `device`; see `placing.wanted_bytes`."""
         inventory = self.inventory_of(model, device)
-        total = inventory.total_bytes
-        budget = requested.value("budget_bytes")
-        if isinstance(budget, int):
-            return min(budget, total)
-        rings = self.kind.asks_for_ring or requested.mode == "memory"
-        if requested.value("placement") == "resident" or not rings:
-            return total
-        return usual_budget(inventory) - self._ring_shared(inventory, device)
+        return wanted_bytes(self.kind, requested, inventory, self._ring_shared(inventory, device))
 
     def _ring_shared(self, inventory: Inventory, device: torch.device) -> int:
         """How much of a usual ring is there already, because another component has leased it."""
@@ -300,11 +289,10 @@ class Component:
         patcher = next(iter(self.patchers), None)
         if patcher is None:
             return None
-        room = 0
-        if patcher.streams and self.kind.asks_for_ring and not self.loaded:
-            room = math.ceil(APPS_MARGIN * self.wanted_bytes(patcher.model, patcher.requested, patcher.load_device))
-        total = self.inventory_of(patcher.model, patcher.load_device).total_bytes
-        return Neighbour(patcher.requested, total, self.device_bytes(), room)
+        model, requested, device = patcher.model, patcher.requested, patcher.load_device
+        asks = patcher.streams and self.kind.asks_for_ring and not self.loaded
+        wanted = self.wanted_bytes(model, requested, device) if asks else 0
+        return Neighbour(requested, self.inventory_of(model, device).total_bytes, self.device_bytes(), wanted)
 
     def _crowded_bytes(self) -> int | None:
         """What it can have on this shape, where the device ran out of memory with more; None: it did not."""

@@ -6,6 +6,7 @@ that is loaded has measured it, for one that is not it is guessed. So what is sh
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from ...offload_core.notices import Notice, concerning
@@ -22,6 +23,9 @@ from ..app.kinds import Kind
 from ..memory.allowances import device_allowance, host_limits, host_remark, require_tier
 from ..requests.requested import Requested
 from .placing import Situation, resolve_now, within_policy
+
+_APPS_MARGIN = 1.1
+"""The app frees this many times the bytes that a model says it wants."""
 
 MEASURED_FROM_PASSES = 2
 """Components of more passes a use are planned again by measured times. One that runs once or twice a prompt keeps what
@@ -77,7 +81,8 @@ def decide(requested: Requested, kind: Kind, inventory: Inventory, situation: Si
         notices = (*notices, Notice(requested.component, remark))
     if explicit:
         return Decision(settings, request, notices)
-    room = 0 if kind.asks_for_ring else max((other.room_bytes for other in situation.neighbours), default=0)
+    wanted = 0 if kind.asks_for_ring else max((other.wanted_bytes for other in situation.neighbours), default=0)
+    room = math.ceil(_APPS_MARGIN * wanted)
     allowance = within_policy(requested, settings, inventory, allowance, room, situation.crowded_bytes)
     budget, needed = allowance.budget_bytes, smallest_budget_for(request)
     budget = inventory.total_bytes if budget is None else budget

@@ -21,6 +21,7 @@ from ...offload_core.settings.component_settings import ComponentSettings, Setti
 from ...offload_core.settings.groups import match, numbered_base
 from ...offload_core.settings.resolver import Request, Resolution, resolve
 from ..app.device import total_bytes
+from ..app.kinds import Kind
 from ..memory.allowances import DeviceAllowance, host_available_bytes
 from ..requests.requested import AUTO, Requested
 
@@ -38,8 +39,8 @@ class Neighbour:
     requested: Requested
     bytes: int
     held_bytes: int
-    room_bytes: int = 0
-    """What the app will ask for when it is loaded next, of what it does not hold."""
+    wanted_bytes: int = 0
+    """What it will ask the app for when it is loaded next, of what it does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,17 @@ def left_to_the_app(requested: Requested) -> Sentence | None:
     decision = policy.decide(requested.mode or AUTO, policy.Device("unknown"), None, [placed])
     choice = decision.choices[requested.component]
     return choice.reason if choice.placement in APPS_WAY else None
+
+
+def wanted_bytes(kind: Kind, requested: Requested, inventory: Inventory, ring_bytes: int = 0) -> int:
+    """Device bytes to ask the app for: the budget if one is set; else all, or a usual ring but for `ring_bytes`."""
+    budget = requested.value(Setting.BUDGET_BYTES)
+    if isinstance(budget, int):
+        return min(budget, inventory.total_bytes)
+    rings = kind.asks_for_ring or requested.mode == "memory"
+    if requested.value(Setting.PLACEMENT) == "resident" or not rings:
+        return inventory.total_bytes
+    return usual_budget(inventory) - ring_bytes
 
 
 def resolve_now(requested: Requested, inventory: Inventory, situation: Situation) -> Resolution:

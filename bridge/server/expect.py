@@ -7,7 +7,6 @@ but sizes are seen through names (`model_shape`), and what the app will offer is
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,17 +23,16 @@ from ...offload_core.files.safetensors_header import TensorInfo
 from ...offload_core.notices import notices_json
 from ...offload_core.planning.inventory import Inventory
 from ...offload_core.planning.plan_text import plan_to_text
-from ...offload_core.planning.planner import usual_budget
 from ...offload_core.sentences import Sentence, reason_json, sentence
 from ...offload_core.settings.component_settings import Setting
 from ..app import kinds
 from ..app.device import segment_bytes, streams_to
-from ..component.component import APPS_MARGIN, live_components
+from ..component.component import live_components
 from ..load.file_kinds import kind_of_vae, require_kind
 from ..load.loading import file_names
 from ..memory.allowances import host_available_bytes
 from ..planning.decide import decide, plan_decision
-from ..planning.placing import Neighbour, Situation, left_to_the_app
+from ..planning.placing import Neighbour, Situation, left_to_the_app, wanted_bytes
 from ..planning.refused_budget import refusal
 from ..report.document import SCHEMA, devices, host, simulated, what_if
 from ..report.telemetry import event_row
@@ -130,12 +128,10 @@ def _planned(ahead: Ahead, device: torch.device, others: list[Ahead]) -> dict[st
 def _as_neighbour(other: Ahead) -> Neighbour | None:
     if other.inventory is None:
         return None
-    room, total = 0, other.inventory.total_bytes
-    if KINDS[other.wanted.kind].asks_for_ring and not left_to_the_app(other.requested):
-        budget = other.requested.value("budget_bytes")
-        wanted = total if other.requested.value("placement") == "resident" else usual_budget(other.inventory)
-        room = math.ceil(APPS_MARGIN * (min(budget, total) if isinstance(budget, int) else wanted))
-    return Neighbour(other.requested, total, 0, room)
+    kind = KINDS[other.wanted.kind]
+    asks = kind.asks_for_ring and not left_to_the_app(other.requested)
+    wanted = wanted_bytes(kind, other.requested, other.inventory) if asks else 0
+    return Neighbour(other.requested, other.inventory.total_bytes, 0, wanted)
 
 
 # ---------------------------------------------------------------------- files
