@@ -100,9 +100,9 @@ def adopt(
     requested: Requested,
     paths: Sequence[str],
     files: MappedFiles,
-    reload: Callable[[bool], Any],
+    reload: Callable[..., Any],
 ) -> None:
-    """Give a freshly loaded patcher its settings. `reload(disable_dynamic)` loads another one for the app.
+    """Give a freshly loaded patcher its settings. `reload(disable_dynamic=False)` loads another one for the app.
 
     For models that it does not load partially the app builds a patcher of its own. That one is kept, unless placement,
     budget or selection are set explicitly: streaming moves whole layers, so it works for these models too.
@@ -114,12 +114,7 @@ def adopt(
         become_ours(patcher)
     patcher.take(requested)
     patcher.component.comes_from(file_names(paths), _settle_weights(patcher, requested, files))
-
-    def another(*_args: Any, disable_dynamic: bool = False, **_kwargs: Any) -> Any:
-        """A patcher over the same files. A newer app may call it with more arguments."""
-        return reload(disable_dynamic)
-
-    patcher.cached_patcher_init = (another, ())
+    patcher.cached_patcher_init = (reload, ())
 
 
 def _settle_weights(patcher: LayerwiseModelPatcher, requested: Requested, files: MappedFiles) -> bool:

@@ -123,8 +123,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         Those that are not `resident` add a share of `UNLOAD_ORDER_BYTES`, by which the app orders who is to unload.
         """
         if not self.streams:
-            apps: int = super().model_size(*args, **kwargs)
-            return apps
+            return cast(int, super().model_size(*args, **kwargs))
         component = self.component
         if not component.loaded:
             return component.wanted_bytes(self.model, self.requested, self.load_device)
@@ -219,8 +218,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         **kwargs: Any,
     ) -> int:
         if not self.streams:
-            apps: int = super().partially_load(device_to, extra_memory, force_patch_weights, *args, **kwargs)
-            return apps
+            return cast(int, super().partially_load(device_to, extra_memory, force_patch_weights, *args, **kwargs))
         with self.use_ejected(skip_and_inject_on_exit_only=True):
             before, held = self.loaded_size(), self.component.device_bytes()
             super().unpatch_model(None, unpatch_weights=False)  # object patches of another clone; weights stay
@@ -241,8 +239,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         **kwargs: Any,
     ) -> int:
         if not self.streams or not self.component.loaded:
-            apps: int = super().partially_unload(device_to, memory_to_free, force_patch_weights, *args, **kwargs)
-            return apps
+            return cast(int, super().partially_unload(device_to, memory_to_free, force_patch_weights, *args, **kwargs))
         freed = give_back(self.component, self.requested, int(memory_to_free))
         self.model.model_loaded_weight_memory = self.loaded_size()
         return freed
@@ -328,8 +325,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             if not compat.saves_lazily():
                 stack.enter_context(self._true_values())
                 stack.enter_context(true_values.in_their_types(self.model))
-            state: dict[str, Any] = super().state_dict_for_saving(*args, **kwargs)
-            return state
+            return cast(dict[str, Any], super().state_dict_for_saving(*args, **kwargs))
 
     # ------------------------------------------------------------------ weight hooks
 

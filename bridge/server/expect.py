@@ -181,11 +181,7 @@ def _tensors(wanted: Wanted, paths: list[str]) -> list[TensorInfo]:
     """The component's tensors in all its files, whose names are kept apart. Raises OffloadError for a broken file."""
     tensors: list[TensorInfo] = []
     for number, path in enumerate(paths):
-        try:
-            status = Path(path).stat()
-        except OSError as error:  # it was there when the app listed it
-            raise OffloadError(_unreadable(path, f"it cannot be read ({error.strerror})")) from None
-        for model in _headers(path, status.st_mtime_ns, status.st_size):
+        for model in _models(path):
             of_component: Iterable[TensorInfo] = model.tensors
             if wanted.folder == "checkpoints":
                 of_component = components_of(model.tensors, wanted.folder).get(wanted.kind, ())
@@ -194,22 +190,23 @@ def _tensors(wanted: Wanted, paths: list[str]) -> list[TensorInfo]:
     return tensors
 
 
-@functools.lru_cache(maxsize=16)
-def _headers(path: str, mtime_ns: int, size: int) -> tuple[ModelFile, ...]:
-    """Read once for each state of a file."""
-    if Path(path).suffix.lower() not in (".safetensors", ".sft", ".gguf"):
-        return ()  # a pickle says nothing without being loaded
+def _models(path: str) -> tuple[ModelFile, ...]:
+    """The headers of a file that was there when the app listed it. Raises OffloadError, which names no folder."""
     try:
-        return tuple(read_models([Path(path)]))
+        status = Path(path).stat()
+        return _headers(path, status.st_mtime_ns, status.st_size)
     except OSError as error:
         problem = f"it cannot be read ({error.strerror})"
     except OffloadError as error:  # it names the whole path, which browsers are not to see
         problem = str(error).replace(path, "this").removeprefix("this: ")
-    raise OffloadError(_unreadable(path, problem))
+    raise OffloadError(f"asked to read {Path(path).name}; found {problem}; replace the file by a complete one")
 
 
-def _unreadable(path: str, problem: str) -> str:
-    return f"asked to read {Path(path).name}; found {problem}; replace the file by a complete one"
+@functools.lru_cache(maxsize=16)
+def _headers(path: str, mtime_ns: int, size: int) -> tuple[ModelFile, ...]:
+    """Read once for each state of a file. A pickle has none: it says nothing without being loaded."""
+    has_header = Path(path).suffix.lower() in (".safetensors", ".sft", ".gguf")
+    return tuple(read_models([Path(path)])) if has_header else ()
 
 
 def _kept_as(tensor: TensorInfo, dtype: str) -> TensorInfo:

@@ -58,7 +58,7 @@ FOLDERS = {  # folder: the folders that it may import, and does; `core` is offlo
         "runtime/tensors"
     ),
     "runtime": "runtime/device runtime/engine runtime/host runtime/layers",
-    "bridge/app": "core core/settings core/trace runtime runtime/device runtime/engine runtime/layers",
+    "bridge/app": "core core/trace runtime runtime/device runtime/engine runtime/layers",
     "bridge/requests": "core core/settings",
     "bridge/memory": "bridge/app core core/planning core/settings runtime runtime/engine runtime/host runtime/layers",
     "bridge/planning": "bridge/app bridge/memory bridge/requests core core/planning core/settings runtime/layers",
