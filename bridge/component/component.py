@@ -216,7 +216,7 @@ class Component:
         if self.loaded and not self.controller.in_pass():
             for name in self.controller.take_over_replaced():  # others have put weights of their own into the module
                 self.warn(sentence("written_under_patch", name=name), do=sentence("do_change_before"))
-        crowded_bytes = self._crowded_bytes()
+        crowded_bytes = self._on_this_shape(self._crowded)
         if self._needs_room and crowded_bytes is not None:
             for other in self.idle_beside():
                 other.leave_device()
@@ -294,9 +294,9 @@ class Component:
         wanted = self.wanted_bytes(model, requested, device) if asks else 0
         return Neighbour(requested, self.inventory_of(model, device).total_bytes, self.device_bytes(), wanted)
 
-    def _crowded_bytes(self) -> int | None:
-        """What it can have on this shape, where the device ran out of memory with more; None: it did not."""
-        return self._crowded[1] if self._crowded is not None and self._crowded[0] == self.shape else None
+    def _on_this_shape(self, noted: tuple[tuple[int, ...] | None, int] | None) -> int | None:
+        """The bytes of `_crowded` or `_settled`, if it was noted for this shape; else None."""
+        return noted[1] if noted is not None and noted[0] == self.shape else None
 
     def _runs_on(self, input_shape: Sequence[int], *_: Any, **__: Any) -> None:
         """The app estimates memory for this shape right before it loads the model: the next passes will run on it."""
@@ -381,7 +381,7 @@ class Component:
 
     def _measure(self) -> None:
         """A component of many passes is planned again, once, when its layers have been measured on this shape."""
-        if self.kind.passes <= MEASURED_FROM_PASSES or self._settled_here():
+        if self.kind.passes <= MEASURED_FROM_PASSES or self._on_this_shape(self._settled) is not None:
             return
         if self._measuring_for not in (None, self.shape):
             self.controller.measure_again()
@@ -407,9 +407,6 @@ class Component:
         log.info("Layerwise Offload, %s, planned again:\n%s", self.model_name, plan_to_text(plan))
         return plan
 
-    def _settled_here(self) -> bool:
-        return self._settled is not None and self._settled[0] == self.shape
-
     def _still_good(self, requested: Requested, decision: Decision) -> bool:
         """Whether the plan in effect suits what was decided, or nearly enough not to move anything."""
         plan, budget = self.controller.plan, decision.request.budget_bytes
@@ -418,13 +415,14 @@ class Component:
         if plan.device_bytes > budget:
             return False
         largest = max((plan.layers[index].bytes for index in plan.streamed), default=None)
-        judged_at = self._settled[1] if self._settled is not None and self._settled_here() else plan.device_bytes
+        settled_bytes = self._on_this_shape(self._settled)
+        judged_at = plan.device_bytes if settled_bytes is None else settled_bytes
         return largest is None or budget - judged_at < 2 * largest
 
     def _plan(self, requested: Requested, decision: Decision, situation: Situation) -> tuple[Plan, PlanRequest]:
         """The plan for what was decided, with the times and the link that are known and the limits of host memory."""
         request = decision.request
-        if self._settled_here() and self.request is not None:
+        if self._on_this_shape(self._settled) is not None and self.request is not None:
             inventory = replace(self.request.inventory, tables=request.inventory.tables)
             rate, source = self.request.h2d_bytes_per_s, self.request.link_source
             request = replace(request, inventory=inventory, h2d_bytes_per_s=rate, link_source=source)

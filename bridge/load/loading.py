@@ -19,10 +19,9 @@ from ...offload_core.files.gguf_header import read_gguf_header
 from ...offload_core.files.safetensors_header import LengthError, read_safetensors_header
 from ...offload_core.settings.groups import group_of
 from ..app import compat
-from ..app.device import streams_to, takes_host_memory
+from ..app.device import takes_host_memory
 from ..component.mapped_load import MappedFiles
-from ..memory.allowances import host_available_bytes
-from ..planning.placing import left_to_the_app
+from ..planning.placing import left_to_the_app, may_stream_on
 from ..requests.requested import Requested
 from .patcher import LayerwiseModelPatcher, become_ours, weights_stay_in_file
 
@@ -124,11 +123,8 @@ def _settle_weights(patcher: LayerwiseModelPatcher, requested: Requested, files:
     placement or budget are explicit, or the model exceeds available host memory. Where device memory is host memory,
     weights of another type than the file's are converted when they are read.
     """
-    streams = not left_to_the_app(requested)
-    if streams and not streams_to(patcher.load_device):
-        nbytes = sum(parameter.numel() * parameter.element_size() for parameter in patcher.model.parameters())
-        explicit = requested.value("placement") == "layerwise" or requested.settings.is_explicitly_set("budget_bytes")
-        streams = explicit or nbytes > host_available_bytes()
+    nbytes = sum(parameter.numel() * parameter.element_size() for parameter in patcher.model.parameters())
+    streams = not left_to_the_app(requested) and may_stream_on(patcher.load_device, requested, nbytes)
     one_memory = takes_host_memory(patcher.load_device)
     patcher.settle_weights(files, leave=streams, convert=not one_memory)
     return streams and one_memory

@@ -20,7 +20,7 @@ from ...offload_core.settings import policy
 from ...offload_core.settings.component_settings import ComponentSettings, Setting, Source
 from ...offload_core.settings.groups import match, numbered_base
 from ...offload_core.settings.resolver import Request, Resolution, resolve
-from ..app.device import total_bytes
+from ..app.device import streams_to, total_bytes
 from ..app.kinds import Kind
 from ..memory.allowances import DeviceAllowance, host_available_bytes
 from ..requests.requested import AUTO, Requested
@@ -91,6 +91,12 @@ def left_to_the_app(requested: Requested) -> Sentence | None:
     decision = policy.decide(requested.mode or AUTO, policy.Device("unknown"), None, [placed])
     choice = decision.choices[requested.component]
     return choice.reason if choice.placement in APPS_WAY else None
+
+
+def may_stream_on(device: torch.device, requested: Requested, nbytes: int) -> bool:
+    """Whether to stream weights of so many bytes there; on the CPU, from their file, only if asked, or if they must."""
+    explicit = requested.value("placement") == "layerwise" or requested.settings.is_explicitly_set("budget_bytes")
+    return streams_to(device) or explicit or nbytes > host_available_bytes()
 
 
 def wanted_bytes(kind: Kind, requested: Requested, inventory: Inventory, ring_bytes: int = 0) -> int:

@@ -26,13 +26,12 @@ from ...offload_core.planning.plan_text import plan_to_text
 from ...offload_core.sentences import Sentence, reason_json, sentence
 from ...offload_core.settings.component_settings import Setting
 from ..app import kinds
-from ..app.device import segment_bytes, streams_to
+from ..app.device import segment_bytes
 from ..component.component import live_components
 from ..load.file_kinds import kind_of_vae, require_kind
 from ..load.loading import file_names
-from ..memory.allowances import host_available_bytes
 from ..planning.decide import decide, plan_decision
-from ..planning.placing import Neighbour, Situation, left_to_the_app, wanted_bytes
+from ..planning.placing import Neighbour, Situation, left_to_the_app, may_stream_on, wanted_bytes
 from ..planning.refused_budget import refusal
 from ..report.document import SCHEMA, devices, host, simulated, what_if
 from ..report.telemetry import event_row
@@ -87,11 +86,7 @@ def _left(ahead: Ahead, device: torch.device) -> Sentence | None:
         return reason
     if ahead.inventory is None:
         return SEEN_LATER
-    settings = ahead.requested.settings
-    explicit = settings.value("placement") == "layerwise" or settings.is_explicitly_set("budget_bytes")
-    if not streams_to(device) and not explicit and ahead.inventory.total_bytes <= host_available_bytes():
-        return NO_MEMORY
-    return None
+    return None if may_stream_on(device, ahead.requested, ahead.inventory.total_bytes) else NO_MEMORY
 
 
 def _planned(ahead: Ahead, device: torch.device, others: list[Ahead]) -> dict[str, Any]:

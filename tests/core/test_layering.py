@@ -75,8 +75,8 @@ FOLDERS = {  # folder: the folders that it may import, and does; `core` is offlo
         "core/settings runtime/host"
     ),
     "bridge/server": (
-        "bridge/app bridge/component bridge/load bridge/memory bridge/planning bridge/report bridge/requests core "
-        "core/files core/planning core/settings core/trace"
+        "bridge/app bridge/component bridge/load bridge/planning bridge/report bridge/requests core core/files "
+        "core/planning core/settings core/trace"
     ),
     "bridge": "bridge/app bridge/load bridge/report bridge/requests core/settings",
     "nodes": "bridge bridge/server",
