@@ -58,8 +58,7 @@ def report_image(document: dict[str, Any]) -> torch.Tensor:
 
 def live_reports() -> list[dict[str, Any]]:
     """The reports of all components that have been loaded and still exist, in the order of their names."""
-    reports = [report for component in live_components() if (report := component_report(component)) is not None]
-    return sorted(reports, key=_names)
+    return sorted(filter(None, map(component_report, live_components())), key=_names)
 
 
 def component_report(component: Component) -> dict[str, Any] | None:
