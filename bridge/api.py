@@ -1,62 +1,32 @@
 """The interface of the bridge for the nodes, which import nothing else of it."""
 
-from ..offload_core.errors import OffloadError, SettingsError
-from ..offload_core.settings.component_settings import HOST_TIERS, LORA_MODES, PLACEMENTS, ComponentSettings
-from ..offload_core.settings.groups import GROUPS, load_order
-from ..offload_core.settings.node_table import COMPUTED_ON_CPU, NODES
-from ..offload_core.settings.policy import MODES
-from .app.recording import step_progress
-from .load.file_kinds import kind_of_vae, payloads
-from .load.loaders import (
-    CLIP_TYPES,
-    VAE_PRECISIONS,
-    WEIGHT_DTYPES,
-    load_checkpoint,
-    load_clip,
-    load_clip_vision,
-    load_controlnet,
-    load_diffusion_model,
-    load_vae,
-)
-from .load.wrapping import wrap
-from .report.document import live_document, report_image
-from .report.text import report_text
-from .requests.graph import check_options
-from .requests.node_context import NodeContext
-from .requests.requested import Requested, SourceRequest, options_request, widget_settings
-
-__all__ = [
-    "CLIP_TYPES",
-    "COMPUTED_ON_CPU",
-    "GROUPS",
-    "HOST_TIERS",
-    "LORA_MODES",
-    "MODES",
-    "NODES",
-    "PLACEMENTS",
-    "VAE_PRECISIONS",
-    "WEIGHT_DTYPES",
-    "ComponentSettings",
-    "NodeContext",
-    "OffloadError",
-    "Requested",
-    "SettingsError",
-    "SourceRequest",
-    "check_options",
-    "kind_of_vae",
-    "live_document",
-    "load_checkpoint",
-    "load_clip",
-    "load_clip_vision",
-    "load_controlnet",
-    "load_diffusion_model",
-    "load_order",
-    "load_vae",
-    "options_request",
-    "payloads",
-    "report_image",
-    "report_text",
-    "step_progress",
-    "widget_settings",
-    "wrap",
-]
+from ..offload_core.settings.component_settings import HOST_TIERS as HOST_TIERS
+from ..offload_core.settings.component_settings import LORA_MODES as LORA_MODES
+from ..offload_core.settings.component_settings import PLACEMENTS as PLACEMENTS
+from ..offload_core.settings.component_settings import ComponentSettings as ComponentSettings
+from ..offload_core.settings.groups import GROUPS as GROUPS
+from ..offload_core.settings.groups import load_order as load_order
+from ..offload_core.settings.node_table import COMPUTED_ON_CPU as COMPUTED_ON_CPU
+from ..offload_core.settings.node_table import NODES as NODES
+from ..offload_core.settings.policy import MODES as MODES
+from .app.recording import step_progress as step_progress
+from .load.file_kinds import kind_of_vae as kind_of_vae
+from .load.file_kinds import payloads as payloads
+from .load.loaders import CLIP_TYPES as CLIP_TYPES
+from .load.loaders import VAE_PRECISIONS as VAE_PRECISIONS
+from .load.loaders import WEIGHT_DTYPES as WEIGHT_DTYPES
+from .load.loaders import load_checkpoint as load_checkpoint
+from .load.loaders import load_clip as load_clip
+from .load.loaders import load_clip_vision as load_clip_vision
+from .load.loaders import load_controlnet as load_controlnet
+from .load.loaders import load_diffusion_model as load_diffusion_model
+from .load.loaders import load_vae as load_vae
+from .load.wrapping import wrap as wrap
+from .report.document import live_document as live_document
+from .report.document import report_image as report_image
+from .report.text import report_text as report_text
+from .requests.graph import check_options as check_options
+from .requests.node_context import NodeContext as NodeContext
+from .requests.requested import Requested as Requested
+from .requests.requested import options_request as options_request
+from .requests.requested import widget_settings as widget_settings

@@ -1,11 +1,8 @@
 """Feature detection of the running ComfyUI. No other module tests for features of the app.
 
-`NEEDED` and `NEEDED_OF_A_PATCHER` are looked up when the app loads the pack (`look`); if a name is missing, the log and
-every node that would load or take over a model say so. Parameters that a newer app has added to methods that ours
-override are looked up then as well (`compare`): the pack works without them, and the log and our nodes list them.
-Optional features, which some tested version lacks or a later one may drop, are at the end: names for `find`, or
-functions that say what is returned then. Properties of single objects (whether a ControlNet has weights) are tested
-where they are needed.
+What is needed is looked up when the app loads the pack; optional features, which some tested version lacks or a later
+one may drop, are at the end. Properties of single objects (whether a ControlNet has weights) are tested where they are
+needed.
 """
 
 from __future__ import annotations
@@ -98,7 +95,7 @@ def app_version() -> str:
 
 
 def look() -> None:
-    """Look up the required names, and log those that this app lacks. Called when the app loads the pack."""
+    """Look up the required names, and log those that this app lacks; `checked` then refuses to work."""
     global _missing
     missing = [name for name in (NODE_API, *NEEDED) if find(name, _ABSENT) is _ABSENT]
     _missing = tuple(missing or _missing_of_a_patcher())

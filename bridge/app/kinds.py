@@ -10,7 +10,6 @@ import torch
 
 from ...offload_core.runtime.engine.controller import Entry
 from ...offload_core.runtime.layers.wrapped import unwrapped
-from ...offload_core.settings.node_table import DECLARED_AS
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +26,6 @@ class Kind:
     methods: tuple[str, ...] = ("forward",)
     passes: int = 2
     asks_for_ring: bool = True
-
-    @property
-    def declared_as(self) -> str:
-        """The kind that its loader node declares: `vae` for audio VAEs, which a VAE loader brings; else `name`."""
-        return DECLARED_AS.get(self.name, self.name)
 
 
 DIT = Kind("dit", passes=20, asks_for_ring=False)

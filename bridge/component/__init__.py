@@ -1,7 +1,8 @@
 """One component, the engine's part of one underlying module of the app, and its weights.
 
-`component` loads, plans and unloads; `patches` turns the app's patches into changes of the engine; `true_values` shows
-the app what a fully loaded model would hold; `mapped_load` leaves weights in their file during a load.
+`component` loads, plans and unloads; `giving_back` gives device memory back; `patches` turns the app's patches into
+changes of the engine; `true_values` shows the app what a fully loaded model would hold; `mapped_load` leaves weights in
+their file during a load.
 """
 
-__all__ = ["component", "mapped_load", "patches", "true_values"]
+__all__ = ["component", "giving_back", "mapped_load", "patches", "true_values"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import itertools
 import logging
-import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -37,19 +36,15 @@ from ..app.kinds import Kind, entries_of, kind_of
 from ..app.recording import recording
 from ..app.watch import Before
 from ..memory.allowances import host_limits, not_locked
-from ..memory.giving_back import brings_no_user_code, give_back, idle_beside, least_request, make_room
 from ..memory.host_memory import host_memory, moved_bytes
-from ..planning.decide import MEASURED_FROM_PASSES, Decision, Situation, decide, plan_decision
-from ..planning.placing import Neighbour
+from ..planning.decide import MEASURED_FROM_PASSES, Decision, decide, plan_decision
+from ..planning.placing import Neighbour, Situation, wanted_bytes
 from ..requests.requested import Requested
 from .mapped_load import fill_in_missing
 
 log = logging.getLogger(__name__)
 
 _ATTRIBUTE = "layerwise_offload_component"
-
-APPS_MARGIN = 1.1
-"""The app frees this many times the bytes that a model says it wants."""
 
 _live: weakref.WeakSet[Component] = weakref.WeakSet()
 _numbers: collections.defaultdict[str, itertools.count[int]] = collections.defaultdict(lambda: itertools.count(1))
@@ -69,9 +64,7 @@ class Component:
         self._happened: list[Notice] = [Notice("", what) for what in compat.unheeded()]
         self._to_do: list[Notice] = []
         self.announce: Callable[[Component], None] | None = None
-        """Tells browsers what became of the component."""
         self.reads_file = False
-        """On a device that takes host memory: the weights are in a file and are streamed from there."""
         self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
         """Our patchers over the module; the last one to go closes the component."""
         self._controller: OffloadController | None = None
@@ -160,7 +153,6 @@ class Component:
         )
         self._controller.record(recording(), self.id)
         host_memory().joined(self._controller)
-        self._controller.when_full(self._make_room, brings_no_user_code)
         self._controller.plan_for_tables_by(self._with_table)
         self._controller.no_ring_while_gradients_are_recorded()  # the app's nodes infer in inference mode
         # The app's own patchers move a module that is also ours: then it has to be an ordinary one.
@@ -199,16 +191,9 @@ class Component:
         return 0 if self._controller is None else self._controller.freed_by()
 
     def wanted_bytes(self, model: torch.nn.Module, requested: Requested, device: torch.device) -> int:
-        """Device bytes to ask the app for before loading: the budget if one is set; else all, or what a ring lacks."""
+        """Device bytes to ask the app for before loading `model` on `device`; see `placing.wanted_bytes`."""
         inventory = self.inventory_of(model, device)
-        total = inventory.total_bytes
-        budget = requested.value("budget_bytes")
-        if isinstance(budget, int):
-            return min(budget, total)
-        rings = self.kind.asks_for_ring or requested.mode == "memory"
-        if requested.value("placement") == "resident" or not rings:
-            return total
-        return usual_budget(inventory) - self._ring_shared(inventory, device)
+        return wanted_bytes(self.kind, requested, inventory, self._ring_shared(inventory, device))
 
     def _ring_shared(self, inventory: Inventory, device: torch.device) -> int:
         """How much of a usual ring is there already, because another component has leased it."""
@@ -229,9 +214,9 @@ class Component:
         if self.loaded and not self.controller.in_pass():
             for name in self.controller.take_over_replaced():  # others have put weights of their own into the module
                 self.warn(sentence("written_under_patch", name=name), do=sentence("do_change_before"))
-        crowded_bytes = self._crowded_bytes()
+        crowded_bytes = self._on_this_shape(self._crowded)
         if self._needs_room and crowded_bytes is not None:
-            for other in idle_beside(self, self._others()):
+            for other in self.idle_beside():
                 other.leave_device()
         if not self.loaded:  # a ring that is there for others is there for it, if it can do with a ring
             inventory = self.controller.inventory
@@ -292,20 +277,24 @@ class Component:
     def _others(self) -> list[Component]:
         return [other for other in list(_live) if other is not self]
 
+    def idle_beside(self) -> list[Component]:
+        """The other components on its device that run nothing now."""
+        there = (other for other in self._others() if other.loaded and other.device == self.device)
+        return [other for other in there if not other.controller.in_pass()]
+
     def _as_neighbour(self) -> Neighbour | None:
         """How another component sees it; None once no patcher uses it any more."""
         patcher = next(iter(self.patchers), None)
         if patcher is None:
             return None
-        room = 0
-        if patcher.streams and self.kind.asks_for_ring and not self.loaded:
-            room = math.ceil(APPS_MARGIN * self.wanted_bytes(patcher.model, patcher.requested, patcher.load_device))
-        total = self.inventory_of(patcher.model, patcher.load_device).total_bytes
-        return Neighbour(patcher.requested, total, self.device_bytes(), room)
+        model, requested, device = patcher.model, patcher.requested, patcher.load_device
+        asks = patcher.streams and self.kind.asks_for_ring and not self.loaded
+        wanted = self.wanted_bytes(model, requested, device) if asks else 0
+        return Neighbour(requested, self.inventory_of(model, device).total_bytes, self.device_bytes(), wanted)
 
-    def _crowded_bytes(self) -> int | None:
-        """What it can have on this shape, where the device ran out of memory with more; None: it did not."""
-        return self._crowded[1] if self._crowded is not None and self._crowded[0] == self.shape else None
+    def _on_this_shape(self, noted: tuple[tuple[int, ...] | None, int] | None) -> int | None:
+        """The bytes of `_crowded` or `_settled`, if it was noted for this shape; else None."""
+        return noted[1] if noted is not None and noted[0] == self.shape else None
 
     def _runs_on(self, input_shape: Sequence[int], *_: Any, **__: Any) -> None:
         """The app estimates memory for this shape right before it loads the model: the next passes will run on it."""
@@ -330,16 +319,9 @@ class Component:
         model.model_loaded_weight_memory = 0
         model.device = torch.device("cpu")
 
-    def give_back(self, requested: Requested, nbytes: int) -> int:
-        """Free at least `nbytes` layer by layer and return the bytes freed; 0 if it cannot, or is to be resident."""
-        if requested.value("placement") == "resident":
-            return 0
-        freed = give_back(self, nbytes)
-        self._planned_for = None  # what is offered next time counts afresh
-        return freed
-
-    def _make_room(self, plan: Plan, layer: str, too_late: bool) -> Plan | None:
-        return make_room(self, plan, layer, too_late, self._others())
+    def plan_afresh(self) -> None:
+        """What the next load is offered counts, whatever the plan in effect was made for."""
+        self._planned_for = None
 
     def _with_table(self, controller: OffloadController, table: str) -> Plan | None:
         """Within the same limits, a plan that has the table on the device; None, and a notice, if there is no room."""
@@ -397,7 +379,7 @@ class Component:
 
     def _measure(self) -> None:
         """A component of many passes is planned again, once, when its layers have been measured on this shape."""
-        if self.kind.passes <= MEASURED_FROM_PASSES or self._settled_here():
+        if self.kind.passes <= MEASURED_FROM_PASSES or self._on_this_shape(self._settled) is not None:
             return
         if self._measuring_for not in (None, self.shape):
             self.controller.measure_again()
@@ -423,9 +405,6 @@ class Component:
         log.info("Layerwise Offload, %s, planned again:\n%s", self.model_name, plan_to_text(plan))
         return plan
 
-    def _settled_here(self) -> bool:
-        return self._settled is not None and self._settled[0] == self.shape
-
     def _still_good(self, requested: Requested, decision: Decision) -> bool:
         """Whether the plan in effect suits what was decided, or nearly enough not to move anything."""
         plan, budget = self.controller.plan, decision.request.budget_bytes
@@ -434,13 +413,14 @@ class Component:
         if plan.device_bytes > budget:
             return False
         largest = max((plan.layers[index].bytes for index in plan.streamed), default=None)
-        judged_at = self._settled[1] if self._settled is not None and self._settled_here() else plan.device_bytes
+        settled_bytes = self._on_this_shape(self._settled)
+        judged_at = plan.device_bytes if settled_bytes is None else settled_bytes
         return largest is None or budget - judged_at < 2 * largest
 
     def _plan(self, requested: Requested, decision: Decision, situation: Situation) -> tuple[Plan, PlanRequest]:
         """The plan for what was decided, with the times and the link that are known and the limits of host memory."""
         request = decision.request
-        if self._settled_here() and self.request is not None:
+        if self._on_this_shape(self._settled) is not None and self.request is not None:
             inventory = replace(self.request.inventory, tables=request.inventory.tables)
             rate, source = self.request.h2d_bytes_per_s, self.request.link_source
             request = replace(request, inventory=inventory, h2d_bytes_per_s=rate, link_source=source)
@@ -480,6 +460,11 @@ class Component:
     def nodes(self) -> tuple[str, ...]:
         """Ids of the graph's nodes that asked for it, as far as their patchers are alive."""
         return tuple(sorted({node for patcher in list(self.patchers) for node in patcher.requested.nodes}))
+
+
+def least_request(request: PlanRequest) -> PlanRequest:
+    """The same component with a ring for one layer and what must stay."""
+    return replace(request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None, placement="layerwise")
 
 
 def live_components() -> list[Component]:

@@ -138,7 +138,8 @@ def _load(
             "choose another file"
         )
 
-    def reload(disable_dynamic: bool) -> Any:
+    def reload(*_args: Any, disable_dynamic: bool = False, **_kwargs: Any) -> Any:
+        """A patcher over the same files. A newer app may call it with more arguments."""
         if disable_dynamic and may_be_dynamic:
             return patcher_of(load(disable_dynamic=True))
         return patcher_of(_load(kind, paths, requested, load, patcher_of, may_be_dynamic))
@@ -168,7 +169,7 @@ def load_checkpoint(
 
 
 def _checkpoint_patcher(
-    path: str, name: str, requested: dict[str, Requested], embeddings: list[str] | None, _disable_dynamic: bool
+    path: str, name: str, requested: dict[str, Requested], embeddings: list[str] | None, *_args: Any, **_kwargs: Any
 ) -> Any:
     """A patcher over one part of the checkpoint, which is read anew; ours is never dynamic."""
     return _patchers_by_name(*load_checkpoint(path, requested, embeddings))[name]

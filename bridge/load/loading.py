@@ -19,10 +19,9 @@ from ...offload_core.files.gguf_header import read_gguf_header
 from ...offload_core.files.safetensors_header import LengthError, read_safetensors_header
 from ...offload_core.settings.groups import group_of
 from ..app import compat
-from ..app.device import streams_to, takes_host_memory
+from ..app.device import takes_host_memory
 from ..component.mapped_load import MappedFiles
-from ..memory.allowances import host_available_bytes
-from ..planning.placing import left_to_the_app
+from ..planning.placing import left_to_the_app, may_stream_on
 from ..requests.requested import Requested
 from .patcher import LayerwiseModelPatcher, become_ours, weights_stay_in_file
 
@@ -100,9 +99,9 @@ def adopt(
     requested: Requested,
     paths: Sequence[str],
     files: MappedFiles,
-    reload: Callable[[bool], Any],
+    reload: Callable[..., Any],
 ) -> None:
-    """Give a freshly loaded patcher its settings. `reload(disable_dynamic)` loads another one for the app.
+    """Give a freshly loaded patcher its settings. `reload(disable_dynamic=False)` loads another one for the app.
 
     For models that it does not load partially the app builds a patcher of its own. That one is kept, unless placement,
     budget or selection are set explicitly: streaming moves whole layers, so it works for these models too.
@@ -114,12 +113,7 @@ def adopt(
         become_ours(patcher)
     patcher.take(requested)
     patcher.component.comes_from(file_names(paths), _settle_weights(patcher, requested, files))
-
-    def another(*_args: Any, disable_dynamic: bool = False, **_kwargs: Any) -> Any:
-        """A patcher over the same files. A newer app may call it with more arguments."""
-        return reload(disable_dynamic)
-
-    patcher.cached_patcher_init = (another, ())
+    patcher.cached_patcher_init = (reload, ())
 
 
 def _settle_weights(patcher: LayerwiseModelPatcher, requested: Requested, files: MappedFiles) -> bool:
@@ -129,11 +123,8 @@ def _settle_weights(patcher: LayerwiseModelPatcher, requested: Requested, files:
     placement or budget are explicit, or the model exceeds available host memory. Where device memory is host memory,
     weights of another type than the file's are converted when they are read.
     """
-    streams = not left_to_the_app(requested)
-    if streams and not streams_to(patcher.load_device):
-        nbytes = sum(parameter.numel() * parameter.element_size() for parameter in patcher.model.parameters())
-        explicit = requested.value("placement") == "layerwise" or requested.settings.is_explicitly_set("budget_bytes")
-        streams = explicit or nbytes > host_available_bytes()
+    nbytes = sum(parameter.numel() * parameter.element_size() for parameter in patcher.model.parameters())
+    streams = not left_to_the_app(requested) and may_stream_on(patcher.load_device, requested, nbytes)
     one_memory = takes_host_memory(patcher.load_device)
     patcher.settle_weights(files, leave=streams, convert=not one_memory)
     return streams and one_memory

@@ -8,6 +8,7 @@ in `REPLACED` does not name have no effect on streamed layers; `compat.compare` 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -27,9 +28,9 @@ from ..app.foreign import Foreign, foreign_of
 from ..app.kinds import TEXT_ENCODER
 from ..component import patches, true_values
 from ..component.component import Component
+from ..component.giving_back import UNLOAD_ORDER_BYTES, brings_no_user_code, give_back, make_room
 from ..component.mapped_load import Built, MappedFiles, bring_weights_into_memory, settle_types_and_strides
 from ..component.patches import changes_with
-from ..memory.giving_back import UNLOAD_ORDER_BYTES
 from ..memory.host_memory import host_memory
 from ..planning.placing import left_to_the_app
 from ..report import telemetry
@@ -122,8 +123,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         Those that are not `resident` add a share of `UNLOAD_ORDER_BYTES`, by which the app orders who is to unload.
         """
         if not self.streams:
-            apps: int = super().model_size(*args, **kwargs)
-            return apps
+            return cast(int, super().model_size(*args, **kwargs))
         component = self.component
         if not component.loaded:
             return component.wanted_bytes(self.model, self.requested, self.load_device)
@@ -160,6 +160,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
                 self._take_off_device()  # a clone was loaded on another device: release its queue and masters
                 component.detach()
             component.attach(self.model, self.load_device)
+            component.controller.when_full(functools.partial(make_room, component), brings_no_user_code)
             patches.keep_patched(component, self.requested.value("lora_mode"))
             component.controller.revise(patches.changes_of(self, device_to, shows_progress=True))
             self._prepare_modules(device_to)
@@ -217,8 +218,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         **kwargs: Any,
     ) -> int:
         if not self.streams:
-            apps: int = super().partially_load(device_to, extra_memory, force_patch_weights, *args, **kwargs)
-            return apps
+            return cast(int, super().partially_load(device_to, extra_memory, force_patch_weights, *args, **kwargs))
         with self.use_ejected(skip_and_inject_on_exit_only=True):
             before, held = self.loaded_size(), self.component.device_bytes()
             super().unpatch_model(None, unpatch_weights=False)  # object patches of another clone; weights stay
@@ -239,9 +239,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         **kwargs: Any,
     ) -> int:
         if not self.streams or not self.component.loaded:
-            apps: int = super().partially_unload(device_to, memory_to_free, force_patch_weights, *args, **kwargs)
-            return apps
-        freed = self.component.give_back(self.requested, int(memory_to_free))
+            return cast(int, super().partially_unload(device_to, memory_to_free, force_patch_weights, *args, **kwargs))
+        freed = give_back(self.component, self.requested, int(memory_to_free))
         self.model.model_loaded_weight_memory = self.loaded_size()
         return freed
 
@@ -326,8 +325,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             if not compat.saves_lazily():
                 stack.enter_context(self._true_values())
                 stack.enter_context(true_values.in_their_types(self.model))
-            state: dict[str, Any] = super().state_dict_for_saving(*args, **kwargs)
-            return state
+            return cast(dict[str, Any], super().state_dict_for_saving(*args, **kwargs))
 
     # ------------------------------------------------------------------ weight hooks
 

@@ -14,6 +14,7 @@ import comfy.model_patcher
 from ...offload_core.errors import OffloadError
 from ...offload_core.sentences import sentence
 from ...offload_core.settings.component_settings import ComponentSettings
+from ...offload_core.settings.node_table import DECLARED_AS
 from ..app import compat
 from ..app.kinds import kind_of
 from ..planning.placing import left_to_the_app
@@ -68,7 +69,7 @@ def _wrapped(
     to the app stays what it is, block prefetch of the app's included.
     """
     component_kind = kind_of(model.model)
-    if component_kind.declared_as != kind:
+    if DECLARED_AS.get(component_kind.name, component_kind.name) != kind:
         raise OffloadError(
             f"asked to apply layerwise offload to a {kind}; found a {component_kind.name} "
             f"({type(model.model).__name__}); connect it to the input for a {component_kind.name}"

@@ -1,3 +1,3 @@
-"""Bytes that a component may use (`allowances`), the host memory of all components, and memory given back."""
+"""Bytes that a component may use (`allowances`), and the host memory of all components."""
 
-__all__ = ["allowances", "giving_back", "host_memory"]
+__all__ = ["allowances", "host_memory"]

@@ -129,11 +129,6 @@ def host_remark(settings: ComponentSettings, device: torch.device) -> Sentence |
     return sentence("no_effect_on_cpu", setting=names[0])
 
 
-def in_memory_bytes(layers: Iterable[Layer]) -> int:
-    """Host memory that copies of these layers take now."""
-    return sum(layer.nbytes for layer in layers if layer.host.master is not None)
-
-
 def not_locked(controller: OffloadController) -> Sentence | None:
     """That some of the plan in effect could not be page-locked, and how much; None if all is."""
     if controller.plan is None:

@@ -6,66 +6,30 @@ that is loaded has measured it, for one that is not it is guessed. So what is sh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, replace
-
-import comfy.model_management as mm
-import torch
 
 from ...offload_core.notices import Notice, concerning
 from ...offload_core.planning.inventory import Inventory
 from ...offload_core.planning.plan import Plan
 from ...offload_core.planning.planner import check_budget, make_plan, smallest_budget_for
 from ...offload_core.planning.request import PlanRequest
-from ...offload_core.runtime.layers.layer import Layer
 from ...offload_core.sentences import sentence
 from ...offload_core.settings.component_settings import ComponentSettings, Setting, Source
 from ...offload_core.settings.feasibility import NO_EFFECT
 from ...offload_core.settings.policy import Choice
 from ...offload_core.settings.resolver import filled
 from ..app.kinds import Kind
-from ..memory.allowances import (
-    DeviceAllowance,
-    device_allowance,
-    host_limits,
-    host_remark,
-    in_memory_bytes,
-    require_tier,
-)
+from ..memory.allowances import device_allowance, host_limits, host_remark, require_tier
 from ..requests.requested import Requested
-from .placing import Neighbour, resolve_now, within_policy
+from .placing import Situation, resolve_now, within_policy
+
+_APPS_MARGIN = 1.1
+"""The app frees this many times the bytes that a model says it wants."""
 
 MEASURED_FROM_PASSES = 2
 """Components of more passes a use are planned again by measured times. One that runs once or twice a prompt keeps what
 free memory it has: its next use is another prompt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """What a component finds where it is to be loaded.
-
-    offered_bytes  device bytes that the app would let its weights have; 1e18 and more: as many as they want
-    held_bytes     device bytes that it holds already
-    neighbours     the other components that are alive
-    layers         its layers, as far as they exist: what they have of host memory is its own
-    crowded_bytes  what it can have on this shape, where the device ran out of memory with more; None: it did not
-    """
-
-    device: torch.device
-    offered_bytes: float
-    held_bytes: int = 0
-    neighbours: Sequence[Neighbour] = ()
-    layers: Sequence[Layer] = ()
-    crowded_bytes: int | None = None
-
-    @classmethod
-    def guessed(
-        cls, device: torch.device, held_bytes: int, neighbours: Sequence[Neighbour], layers: Sequence[Layer] = ()
-    ) -> Situation:
-        """What a load would find now: of what is free, or held by components of ours, the app keeps some to compute."""
-        ours = held_bytes + sum(neighbour.held_bytes for neighbour in neighbours)
-        free = int(mm.get_free_memory(device)) + ours - int(mm.minimum_inference_memory())
-        return cls(device, max(0, free), held_bytes, neighbours, layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +63,33 @@ def decide(requested: Requested, kind: Kind, inventory: Inventory, situation: Si
     device = situation.device
     allowance = device_allowance(requested.settings, device, situation.offered_bytes)
     explicit = requested.settings.is_explicitly_set(Setting.BUDGET_BYTES)
-    request = _request(requested, kind, inventory, device, allowance)
+    request = PlanRequest(
+        inventory=inventory,
+        device=str(device),
+        budget_bytes=allowance.budget_bytes,
+        ring_bytes=requested.settings.explicit(Setting.RING_BYTES, int),
+        passes=kind.passes,
+        placement="resident" if requested.value(Setting.PLACEMENT) == "resident" else "layerwise",
+        hold_spare=kind.passes <= MEASURED_FROM_PASSES,  # not measured, and may be many
+    )
     if explicit:
         check_budget(request)  # before the resolution: this error names the smallest budget that works
-    in_memory = in_memory_bytes(situation.layers)
-    resolution = resolve_now(requested, inventory, device, situation.held_bytes, situation.neighbours, in_memory)
+    resolution = resolve_now(requested, inventory, situation)
     settings = resolution.components[requested.component]
     notices = concerning(resolution.notices, requested.component)
     if remark := host_remark(requested.settings, device):
         notices = (*notices, Notice(requested.component, remark))
     if explicit:
         return Decision(settings, request, notices)
-    room = 0 if kind.asks_for_ring else max((other.room_bytes for other in situation.neighbours), default=0)
+    wanted = 0 if kind.asks_for_ring else max((other.wanted_bytes for other in situation.neighbours), default=0)
+    room = math.ceil(_APPS_MARGIN * wanted)
     allowance = within_policy(requested, settings, inventory, allowance, room, situation.crowded_bytes)
-    request = _request(requested, kind, inventory, device, allowance)
-    needed = smallest_budget_for(request)
-    if request.budget_bytes is not None and request.budget_bytes < needed:
+    budget, needed = allowance.budget_bytes, smallest_budget_for(request)
+    budget = inventory.total_bytes if budget is None else budget
+    if budget < needed:
         what = sentence("less_than_needed", reason=allowance.reason, needed=f"{needed / 1e9:.2f} GB")
         notices = (*notices, Notice(requested.component, what))
-        request = replace(request, budget_bytes=needed)
-    return Decision(settings, request, notices)
+    return Decision(settings, replace(request, budget_bytes=max(budget, needed)), notices)
 
 
 def plan_decision(
@@ -133,18 +104,3 @@ def plan_decision(
     plan = make_plan(request)
     require_tier(plan, request, settings, file)
     return plan, request
-
-
-def _request(
-    requested: Requested, kind: Kind, inventory: Inventory, device: torch.device, allowance: DeviceAllowance
-) -> PlanRequest:
-    ring = requested.value(Setting.RING_BYTES)
-    return PlanRequest(
-        inventory=inventory,
-        device=str(device),
-        budget_bytes=inventory.total_bytes if allowance.budget_bytes is None else allowance.budget_bytes,
-        ring_bytes=ring if isinstance(ring, int) else None,
-        passes=kind.passes,
-        placement="resident" if requested.value(Setting.PLACEMENT) == "resident" else "layerwise",
-        hold_spare=kind.passes <= MEASURED_FROM_PASSES,  # not measured, and may be many
-    )

@@ -6,20 +6,22 @@ components that are alive in the process count with their real sizes. Explicit s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import comfy.model_management as mm
 import torch
 
 from ...offload_core.planning.inventory import Inventory
 from ...offload_core.planning.planner import smallest_budget, usual_budget
+from ...offload_core.runtime.layers.layer import Layer
 from ...offload_core.sentences import Sentence, sentence
 from ...offload_core.settings import policy
 from ...offload_core.settings.component_settings import ComponentSettings, Setting, Source
 from ...offload_core.settings.groups import match, numbered_base
 from ...offload_core.settings.resolver import Request, Resolution, resolve
-from ..app.device import total_bytes
+from ..app.device import streams_to, total_bytes
+from ..app.kinds import Kind
 from ..memory.allowances import DeviceAllowance, host_available_bytes
 from ..requests.requested import AUTO, Requested
 
@@ -37,8 +39,40 @@ class Neighbour:
     requested: Requested
     bytes: int
     held_bytes: int
-    room_bytes: int = 0
-    """What the app will ask for when it is loaded next, of what it does not hold."""
+    wanted_bytes: int = 0
+    """What it will ask the app for when it is loaded next, of what it does not hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a component finds where it is to be loaded.
+
+    offered_bytes  device bytes that the app would let its weights have; 1e18 and more: as many as they want
+    held_bytes     device bytes that it holds already
+    neighbours     the other components that are alive
+    layers         its layers, as far as they exist: what they have of host memory is its own
+    crowded_bytes  what it can have on this shape, where the device ran out of memory with more; None: it did not
+    """
+
+    device: torch.device
+    offered_bytes: float
+    held_bytes: int = 0
+    neighbours: Sequence[Neighbour] = ()
+    layers: Sequence[Layer] = ()
+    crowded_bytes: int | None = None
+
+    @classmethod
+    def guessed(
+        cls, device: torch.device, held_bytes: int, neighbours: Sequence[Neighbour], layers: Sequence[Layer] = ()
+    ) -> Situation:
+        """What a load would find now: of what is free, or held by components of ours, the app keeps some to compute."""
+        now = cls(device, 0, held_bytes, neighbours, layers)
+        return replace(now, offered_bytes=max(0, now.free_bytes() - int(mm.minimum_inference_memory())))
+
+    def free_bytes(self) -> int:
+        """Bytes of the device that are free now, or held by components of ours."""
+        held_bytes = self.held_bytes + sum(neighbour.held_bytes for neighbour in self.neighbours)
+        return int(mm.get_free_memory(self.device)) + held_bytes
 
 
 def left_to_the_app(requested: Requested) -> Sentence | None:
@@ -59,39 +93,49 @@ def left_to_the_app(requested: Requested) -> Sentence | None:
     return choice.reason if choice.placement in APPS_WAY else None
 
 
-def resolve_now(
-    requested: Requested,
-    inventory: Inventory,
-    device: torch.device,
-    held_bytes: int,
-    others: Iterable[Neighbour],
-    in_memory_bytes: int = 0,
-) -> Resolution:
-    """The resolution for one component beside all others that are alive, on what `device` has at this moment.
+def may_stream_on(device: torch.device, requested: Requested, nbytes: int) -> bool:
+    """Whether to stream weights of so many bytes there; on the CPU, from their file, only if asked, or if they must."""
+    explicit = requested.value("placement") == "layerwise" or requested.settings.is_explicitly_set("budget_bytes")
+    return streams_to(device) or explicit or nbytes > host_available_bytes()
 
-    `held_bytes` it holds on the device, `in_memory_bytes` its copies take of the host: both count as available to it.
+
+def wanted_bytes(kind: Kind, requested: Requested, inventory: Inventory, ring_bytes: int = 0) -> int:
+    """Device bytes to ask the app for: the budget if one is set; else all, or a usual ring but for `ring_bytes`."""
+    budget = requested.value(Setting.BUDGET_BYTES)
+    if isinstance(budget, int):
+        return min(budget, inventory.total_bytes)
+    rings = kind.asks_for_ring or requested.mode == "memory"
+    if requested.value(Setting.PLACEMENT) == "resident" or not rings:
+        return inventory.total_bytes
+    return usual_budget(inventory) - ring_bytes
+
+
+def resolve_now(requested: Requested, inventory: Inventory, situation: Situation) -> Resolution:
+    """The resolution for one component beside all others that are alive, on what there is at this moment.
+
+    What it holds on the device, and what its copies take of the host, counts as available to it.
     Raises SettingsError or BudgetError for an explicit wish of this component that cannot be honoured.
     """
-    others = list(others)
-    name, total = requested.component, total_bytes(device)
+    name, device = requested.component, situation.device
+    total = total_bytes(device)
     layers_bytes = sum(layer.bytes for layer in inventory.layers)
     components = [policy.Component(name, inventory.total_bytes, layers_bytes=layers_bytes)]
     settings = {name: requested.settings}
-    for number, other in enumerate(others, _FIRST_NUMBER):
+    for number, other in enumerate(situation.neighbours, _FIRST_NUMBER):
         other_name = f"{numbered_base(other.requested.component)[0]}_{number}"
         components.append(policy.Component(other_name, other.bytes))
         settings[other_name] = _as_it_stands(other_name, other, total)
     names = [component.name for component in components]
-    free = int(mm.get_free_memory(device)) + held_bytes + sum(other.held_bytes for other in others)
     selection = [selector for selector in requested.selection or () if match(selector, names)] or None
+    copies_bytes = sum(layer.nbytes for layer in situation.layers if layer.host.master is not None)
     return resolve(
         Request(
             tuple(components),
             mode=requested.mode or AUTO,
             selection=selection,
             settings=settings,
-            device=policy.Device(device.type, total, free),
-            host_available_bytes=host_available_bytes() + in_memory_bytes,
+            device=policy.Device(device.type, total, situation.free_bytes()),
+            host_available_bytes=host_available_bytes() + copies_bytes,
         )
     )
 
@@ -127,15 +171,15 @@ def within_policy(
         return DeviceAllowance(ring, sentence("memory_mode_ring"))
     if requested.value("placement") == "resident":
         return allowance
-    if crowded_bytes is not None and (allowance.budget_bytes is None or crowded_bytes < allowance.budget_bytes):
+    offered, reason = allowance.budget_bytes, allowance.reason
+    if crowded_bytes is not None and (offered is None or crowded_bytes < offered):
         return DeviceAllowance(crowded_bytes, sentence("ran_out_with_more"))
-    if allowance.budget_bytes is None:
+    if offered is None:
         return allowance
-    if room_bytes and inventory.total_bytes > allowance.budget_bytes - room_bytes:
-        reason = sentence("offered_less_room", reason=allowance.reason, room=f"{room_bytes / 1e9:.2f} GB")
-        left_bytes = max(allowance.budget_bytes - room_bytes, smallest_budget(inventory))
-        allowance = DeviceAllowance(left_bytes, reason)
+    if room_bytes and inventory.total_bytes > offered - room_bytes:
+        reason = sentence("offered_less_room", reason=reason, room=f"{room_bytes / 1e9:.2f} GB")
+        offered = max(offered - room_bytes, smallest_budget(inventory))
     budget = resolved.value("budget_bytes")
-    if explicit or not isinstance(budget, int) or allowance.budget_bytes is None or allowance.budget_bytes <= budget:
-        return allowance
-    return DeviceAllowance(budget, resolved.reason("budget_bytes") or allowance.reason)
+    if not explicit and isinstance(budget, int) and budget < offered:
+        return DeviceAllowance(budget, resolved.reason("budget_bytes") or reason)
+    return DeviceAllowance(offered, reason)

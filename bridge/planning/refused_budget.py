@@ -9,7 +9,7 @@ import torch
 
 from ...offload_core.errors import BudgetError, OffloadError
 from ...offload_core.planning.decisions import widget_gb_at_least
-from ...offload_core.settings.component_settings import EXPLICIT_SOURCES, ComponentSettings, Setting
+from ...offload_core.settings.component_settings import ComponentSettings, Setting
 from ..app.device import total_bytes
 
 
@@ -23,15 +23,13 @@ def refusal(
     """
     if not isinstance(error, BudgetError):
         return {"error": str(error)}
-    source = settings.source(Setting.BUDGET_BYTES)
-    source = source if source in EXPLICIT_SOURCES else None
-    asked_bytes = settings.value(Setting.BUDGET_BYTES) if source is not None else None
-    works = source is not None and error.smallest_bytes <= total_bytes(device)
+    asked_bytes = settings.explicit(Setting.BUDGET_BYTES, int)
+    works = asked_bytes is not None and error.smallest_bytes <= total_bytes(device)
     budget = {
         "component": settings.component,
-        "source": source,
+        "source": None if asked_bytes is None else settings.source(Setting.BUDGET_BYTES),
         "widgets": [{"node": node, "widget": widget} for node, widget in widgets],
-        "asked_bytes": asked_bytes if isinstance(asked_bytes, int) else error.asked_bytes,
+        "asked_bytes": error.asked_bytes if asked_bytes is None else asked_bytes,
         "smallest_bytes": error.smallest_bytes,
         "smallest_gb": widget_gb_at_least(error.smallest_bytes) if works else None,
     }

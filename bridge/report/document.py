@@ -29,8 +29,8 @@ from ..component.component import Component, live_components
 from ..component.patches import not_kept
 from ..memory.allowances import host_available_bytes
 from ..memory.host_memory import host_memory
-from ..planning.decide import Situation, decide, plan_decision
-from ..planning.placing import left_to_the_app
+from ..planning.decide import decide, plan_decision
+from ..planning.placing import Situation, left_to_the_app
 from ..planning.refused_budget import refusal
 from .picture import draw_report
 
@@ -58,8 +58,7 @@ def report_image(document: dict[str, Any]) -> torch.Tensor:
 
 def live_reports() -> list[dict[str, Any]]:
     """The reports of all components that have been loaded and still exist, in the order of their names."""
-    reports = [report for component in live_components() if (report := component_report(component)) is not None]
-    return sorted(reports, key=_names)
+    return sorted(filter(None, map(component_report, live_components())), key=_names)
 
 
 def component_report(component: Component) -> dict[str, Any] | None:

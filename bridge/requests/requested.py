@@ -119,8 +119,8 @@ def widget_settings(slot: Slot, inputs: Mapping[str, object], component: str) ->
     """The settings that a node's widgets make for the component in `slot`. Raises SettingsError."""
     settings = ComponentSettings(component)
     for setting, widget in slot.widgets.items():
-        gb_widget = widget if is_gb(widget) else ""
-        settings = settings.with_value(setting, inputs.get(widget, AUTO), Source.NODE, gb_widget=gb_widget)
+        value = inputs.get(widget, AUTO)
+        settings = settings.with_value(setting, bytes_from_gb(value, widget) if is_gb(widget) else value, Source.NODE)
     return settings
 
 

@@ -7,7 +7,6 @@ but sizes are seen through names (`model_shape`), and what the app will offer is
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,17 +23,15 @@ from ...offload_core.files.safetensors_header import TensorInfo
 from ...offload_core.notices import notices_json
 from ...offload_core.planning.inventory import Inventory
 from ...offload_core.planning.plan_text import plan_to_text
-from ...offload_core.planning.planner import usual_budget
 from ...offload_core.sentences import Sentence, reason_json, sentence
 from ...offload_core.settings.component_settings import Setting
 from ..app import kinds
-from ..app.device import segment_bytes, streams_to
-from ..component.component import APPS_MARGIN, live_components
+from ..app.device import segment_bytes
+from ..component.component import live_components
 from ..load.file_kinds import kind_of_vae, require_kind
 from ..load.loading import file_names
-from ..memory.allowances import host_available_bytes
-from ..planning.decide import Situation, decide, plan_decision
-from ..planning.placing import Neighbour, left_to_the_app
+from ..planning.decide import decide, plan_decision
+from ..planning.placing import Neighbour, Situation, left_to_the_app, may_stream_on, wanted_bytes
 from ..planning.refused_budget import refusal
 from ..report.document import SCHEMA, devices, host, simulated, what_if
 from ..report.telemetry import event_row
@@ -89,11 +86,7 @@ def _left(ahead: Ahead, device: torch.device) -> Sentence | None:
         return reason
     if ahead.inventory is None:
         return SEEN_LATER
-    settings = ahead.requested.settings
-    explicit = settings.value("placement") == "layerwise" or settings.is_explicitly_set("budget_bytes")
-    if not streams_to(device) and not explicit and ahead.inventory.total_bytes <= host_available_bytes():
-        return NO_MEMORY
-    return None
+    return None if may_stream_on(device, ahead.requested, ahead.inventory.total_bytes) else NO_MEMORY
 
 
 def _planned(ahead: Ahead, device: torch.device, others: list[Ahead]) -> dict[str, Any]:
@@ -130,12 +123,10 @@ def _planned(ahead: Ahead, device: torch.device, others: list[Ahead]) -> dict[st
 def _as_neighbour(other: Ahead) -> Neighbour | None:
     if other.inventory is None:
         return None
-    room, total = 0, other.inventory.total_bytes
-    if KINDS[other.wanted.kind].asks_for_ring and not left_to_the_app(other.requested):
-        budget = other.requested.value("budget_bytes")
-        wanted = total if other.requested.value("placement") == "resident" else usual_budget(other.inventory)
-        room = math.ceil(APPS_MARGIN * (min(budget, total) if isinstance(budget, int) else wanted))
-    return Neighbour(other.requested, total, 0, room)
+    kind = KINDS[other.wanted.kind]
+    asks = kind.asks_for_ring and not left_to_the_app(other.requested)
+    wanted = wanted_bytes(kind, other.requested, other.inventory) if asks else 0
+    return Neighbour(other.requested, other.inventory.total_bytes, 0, wanted)
 
 
 # ---------------------------------------------------------------------- files
@@ -185,11 +176,7 @@ def _tensors(wanted: Wanted, paths: list[str]) -> list[TensorInfo]:
     """The component's tensors in all its files, whose names are kept apart. Raises OffloadError for a broken file."""
     tensors: list[TensorInfo] = []
     for number, path in enumerate(paths):
-        try:
-            status = Path(path).stat()
-        except OSError as error:  # it was there when the app listed it
-            raise OffloadError(_unreadable(path, f"it cannot be read ({error.strerror})")) from None
-        for model in _headers(path, status.st_mtime_ns, status.st_size):
+        for model in _models(path):
             of_component: Iterable[TensorInfo] = model.tensors
             if wanted.folder == "checkpoints":
                 of_component = components_of(model.tensors, wanted.folder).get(wanted.kind, ())
@@ -198,22 +185,23 @@ def _tensors(wanted: Wanted, paths: list[str]) -> list[TensorInfo]:
     return tensors
 
 
-@functools.lru_cache(maxsize=16)
-def _headers(path: str, mtime_ns: int, size: int) -> tuple[ModelFile, ...]:
-    """Read once for each state of a file."""
-    if Path(path).suffix.lower() not in (".safetensors", ".sft", ".gguf"):
-        return ()  # a pickle says nothing without being loaded
+def _models(path: str) -> tuple[ModelFile, ...]:
+    """The headers of a file that was there when the app listed it. Raises OffloadError, which names no folder."""
     try:
-        return tuple(read_models([Path(path)]))
+        status = Path(path).stat()
+        return _headers(path, status.st_mtime_ns, status.st_size)
     except OSError as error:
         problem = f"it cannot be read ({error.strerror})"
     except OffloadError as error:  # it names the whole path, which browsers are not to see
         problem = str(error).replace(path, "this").removeprefix("this: ")
-    raise OffloadError(_unreadable(path, problem))
+    raise OffloadError(f"asked to read {Path(path).name}; found {problem}; replace the file by a complete one")
 
 
-def _unreadable(path: str, problem: str) -> str:
-    return f"asked to read {Path(path).name}; found {problem}; replace the file by a complete one"
+@functools.lru_cache(maxsize=16)
+def _headers(path: str, mtime_ns: int, size: int) -> tuple[ModelFile, ...]:
+    """Read once for each state of a file. A pickle has none: it says nothing without being loaded."""
+    has_header = Path(path).suffix.lower() in (".safetensors", ".sft", ".gguf")
+    return tuple(read_models([Path(path)])) if has_header else ()
 
 
 def _kept_as(tensor: TensorInfo, dtype: str) -> TensorInfo:

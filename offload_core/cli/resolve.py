@@ -46,7 +46,8 @@ def parse_request(data: bytes) -> Request:
     if len(data) > _MAX_REQUEST_BYTES:
         raise _refused("the request", f"more than {_MAX_REQUEST_BYTES} bytes", "is too long", "send a shorter one")
     try:
-        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=no_duplicates(_twice), parse_constant=_constant)
+        once = no_duplicates(lambda name: _refused("the request", name, "appears twice in one object", "send it once"))
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=once, parse_constant=_constant)
     except SettingsError:
         raise
     except RecursionError:
@@ -173,7 +174,3 @@ def _fields(where: str, value: object, required: tuple[str, ...], optional: tupl
 
 def _constant(name: str) -> NoReturn:
     raise _refused("the request", name, "is not a number", "send finite numbers")
-
-
-def _twice(name: str) -> SettingsError:
-    return SettingsError.refused("the request", name, "appears twice in one object", "send it once")

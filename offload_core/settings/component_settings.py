@@ -172,23 +172,15 @@ class ComponentSettings:
     component: str = ""
     _said: tuple[SettingValue, ...] = field(default=(), repr=False)  # by setting, then strongest source first
 
-    def with_value(
-        self, name: str, value: object, source: str, reason: Sentence | None = None, gb_widget: str = ""
-    ) -> ComponentSettings:
+    def with_value(self, name: str, value: object, source: str, reason: Sentence | None = None) -> ComponentSettings:
         """A copy in which ``source`` says ``value``, replacing what it said before; ``auto`` takes that back.
 
-        ``gb_widget``: the value is a size in GB of the widget of this name.
         Raises SettingsError for an unknown setting, source or value, when ``selection`` speaks about anything but the
         placement, and for ``None`` from any source but the policy.
         """
         _check_exists("the source", source, SOURCES)
-        checked: Value | Unset
-        if value is None and source == Source.POLICY and name in SETTINGS:
-            checked = None
-        elif gb_widget:
-            checked = bytes_from_gb(value, gb_widget)
-        else:
-            checked = validate(name, value, self.component)
+        from_policy = value is None and source == Source.POLICY and name in SETTINGS
+        checked: Value | Unset = None if from_policy else validate(name, value, self.component)
         if source == Source.SELECTION and name != Setting.PLACEMENT:
             raise _refused(f"{name} from the selection", value, "can only set a placement", "set it on a node")
         entries = [entry for entry in self._said if (entry.name, entry.source) != (name, source)]

@@ -176,7 +176,7 @@ def allocated_in_the_apps_graph() -> None:
 
 
 def repeated_in_the_apps_graph() -> None:
-    _replace(_bridge("memory.giving_back"), "apps_graph_is_active", lambda: False)
+    _replace(_bridge("component.giving_back"), "apps_graph_is_active", lambda: False)
 
 
 def single_layers_from(at: int) -> None:

@@ -6,9 +6,8 @@ ring that several components share, only what no other needs comes free.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -16,10 +15,10 @@ from ...offload_core.errors import BudgetError, OffloadError
 from ...offload_core.planning.plan import Plan
 from ...offload_core.planning.plan_change import demoted
 from ...offload_core.planning.planner import make_plan, smallest_budget
-from ...offload_core.planning.request import PlanRequest
-from ...offload_core.runtime import OffloadController
-from ...offload_core.sentences import Sentence, sentence
+from ...offload_core.sentences import sentence
 from ..app.compat import apps_graph_is_active
+from ..requests.requested import Requested
+from .component import Component, least_request
 
 UNLOAD_ORDER_BYTES = 4096
 """The app asks for room where most is missing on the device, first. What we give costs no copy back, so each of our
@@ -30,31 +29,15 @@ _CODE_OF_OTHERS = ("patches", "patches_replace", "optimized_attention_override")
 """Entries of `transformer_options` through which other nodes' code runs inside a layer."""
 
 
-class HoldsMemory(Protocol):
-    """What has to be known of a component, and done to it, for memory to be given back."""
-
-    device: torch.device
-    model_name: str
-
-    @property
-    def controller(self) -> OffloadController: ...
-    @property
-    def request(self) -> PlanRequest | None: ...
-    @property
-    def loaded(self) -> bool: ...
-    def freeable_bytes(self) -> int: ...
-    def put_into_effect(self, plan: Plan, request: PlanRequest) -> None: ...
-    def planned(self, plan: Plan, request: PlanRequest) -> None: ...
-    def leave_device(self) -> None: ...
-    def ran_full(self, nbytes: int, needs_room: bool = False) -> None: ...
-    def warn(self, what: Sentence, do: Sentence | None = None) -> None: ...
-
-
-def give_back(component: HoldsMemory, nbytes: int) -> int:
+def give_back(component: Component, requested: Requested, nbytes: int) -> int:
     """Free at least `nbytes`, if the component holds them and may part with some only. Returns the bytes freed.
 
-    In the middle of a pass of its own it gives nothing. What it gives counts until the app offers room again.
+    It gives nothing if it is to be resident, or in the middle of a pass of its own. What it gives counts until the app
+    offers room again.
     """
+    if requested.value("placement") == "resident":
+        return 0
+    component.plan_afresh()
     controller = component.controller
     before, plan, request = component.freeable_bytes(), controller.plan, component.request
     if plan is None or request is None or nbytes > before or controller.in_pass():
@@ -83,7 +66,7 @@ class FullInTheAppsGraph(OffloadError, torch.OutOfMemoryError):
     """The device ran out of memory where a layer cannot be run again. The app then takes its models off the device."""
 
 
-def _full_in_the_apps_graph(component: HoldsMemory, layer: str, given: int) -> FullInTheAppsGraph:
+def _full_in_the_apps_graph(component: Component, layer: str, given: int) -> FullInTheAppsGraph:
     """What ends a run in which the app's memory graph has failed. `given`: bytes that are given up before the next."""
     memory = component.controller.queue.port.memory()
     free = "" if memory is None else f"{memory.free_bytes / 1e9:.2f} of {memory.total_bytes / 1e9:.2f} GB free and "
@@ -100,18 +83,7 @@ def _full_in_the_apps_graph(component: HoldsMemory, layer: str, given: int) -> F
     )
 
 
-def idle_beside(component: HoldsMemory, others: Iterable[HoldsMemory]) -> list[HoldsMemory]:
-    """Those of `others` on the same device that run nothing now."""
-    return [
-        other
-        for other in others
-        if other.loaded and other.device == component.device and not other.controller.in_pass()
-    ]
-
-
-def make_room(
-    component: HoldsMemory, plan: Plan, layer: str, too_late: bool, others: Iterable[HoldsMemory]
-) -> Plan | None:
+def make_room(component: Component, plan: Plan, layer: str, too_late: bool) -> Plan | None:
     """The device is full in the middle of our own pass: idle components go, and this one keeps the least it needs.
 
     None if there is nothing to give. What is given up here stays given up while it runs on the same shape. Inside the
@@ -122,7 +94,7 @@ def make_room(
     less = make_plan(least)
     given = max(0, plan.device_bytes - less.device_bytes)
     in_graph = apps_graph_is_active()
-    for other in idle_beside(component, others):
+    for other in component.idle_beside():
         given += other.freeable_bytes()
         if not in_graph:
             other.leave_device()
@@ -139,11 +111,6 @@ def make_room(
         return plan
     component.planned(less, least)
     return less
-
-
-def least_request(request: PlanRequest) -> PlanRequest:
-    """The same component with a ring for one layer and what must stay."""
-    return replace(request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None, placement="layerwise")
 
 
 def brings_no_user_code(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
