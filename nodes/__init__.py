@@ -17,19 +17,30 @@ class LayerwiseOffloadExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         try:
-            from . import apply, loaders, options, report
+            from .apply import LayerwiseOffloadApply
+            from .loaders import (
+                LayerwiseOffloadCheckpointLoader,
+                LayerwiseOffloadCLIPLoader,
+                LayerwiseOffloadCLIPVisionLoader,
+                LayerwiseOffloadControlNetLoader,
+                LayerwiseOffloadDiffusionModelLoader,
+                LayerwiseOffloadLoader,
+                LayerwiseOffloadVAELoader,
+            )
+            from .options import LayerwiseOffloadOptions
+            from .report import LayerwiseOffloadReport
         except Exception:
             log.exception("Layerwise Offload: the nodes could not be loaded")  # the app prints one line only
             raise
         return [
-            loaders.LayerwiseOffloadLoader,
-            loaders.LayerwiseOffloadDiffusionModelLoader,
-            loaders.LayerwiseOffloadCheckpointLoader,
-            loaders.LayerwiseOffloadCLIPLoader,
-            loaders.LayerwiseOffloadVAELoader,
-            loaders.LayerwiseOffloadCLIPVisionLoader,
-            loaders.LayerwiseOffloadControlNetLoader,
-            apply.LayerwiseOffloadApply,
-            options.LayerwiseOffloadOptions,
-            report.LayerwiseOffloadReport,
+            LayerwiseOffloadLoader,
+            LayerwiseOffloadDiffusionModelLoader,
+            LayerwiseOffloadCheckpointLoader,
+            LayerwiseOffloadCLIPLoader,
+            LayerwiseOffloadVAELoader,
+            LayerwiseOffloadCLIPVisionLoader,
+            LayerwiseOffloadControlNetLoader,
+            LayerwiseOffloadApply,
+            LayerwiseOffloadOptions,
+            LayerwiseOffloadReport,
         ]
