@@ -72,14 +72,18 @@ class Steps:
 
 
 def measure(
-    steps: Steps, revise: Callable[[float], None], a_pass: Callable[[], float], locks: Callable[[], int], count: int
+    steps: Steps,
+    set_strength: Callable[[float], None],
+    a_pass: Callable[[], float],
+    locks: Callable[[], int],
+    count: int,
 ) -> None:
     """`a_pass` runs one and returns its end, in nanoseconds. The first strength was not measured: nothing was there."""
     for _ in range(SETTLING_PASSES):
         end = a_pass()
     for number in range(count):
         counted, began = locks(), end
-        revise(FIRST_STRENGTH * (number + 1) / (count + 1))
+        set_strength(FIRST_STRENGTH * (number + 1) / (count + 1))
         steps.locks_before_first.append(locks() - counted)
         counted = locks()
         ends = [a_pass()]
@@ -94,17 +98,17 @@ def on_the_virtual_clock(compute_ns: int, count: int = 2, taken: str = "between 
     bench = equal_layers(compute_ns, LAYERS)
     port, controller = bench.port, bench.controller
 
-    def revise(factor: float) -> None:
-        controller.revise(strengthened(bench.model.blocks, factor, lambda: port.compute(compute_ns // 20)))
+    def set_strength(factor: float) -> None:
+        controller.set_changes(strengthened(bench.model.blocks, factor, lambda: port.compute(compute_ns // 20)))
 
     def a_pass() -> int:
         return max(bench.pass_(), port.host_ns)
 
     controller.load(hand_plan(controller, 3 * 4096))
     port.page_lock_bytes_per_s = RATE / PIN_SHARE
-    revise(FIRST_STRENGTH)
+    set_strength(FIRST_STRENGTH)
     steps = Steps("virtual clock", LIMITS[compute_ns], taken)
-    measure(steps, revise, a_pass, lambda: port.page_locks, count)
+    measure(steps, set_strength, a_pass, lambda: port.page_locks, count)
     steps.copied_back_bytes = port.copied_back_bytes
     controller.detach()
     return steps
@@ -116,8 +120,8 @@ def on_the_simulated_device(count: int, taken: str = "between passes") -> Steps:
     model, x = Wide(LAYERS).requires_grad_(False), torch.ones(2, 512).to("npu")
     origin = torch.Event("npu", enable_timing=True)
 
-    def revise(factor: float) -> None:
-        controller.revise(strengthened(model.blocks, factor))
+    def set_strength(factor: float) -> None:
+        controller.set_changes(strengthened(model.blocks, factor))
 
     def a_pass() -> float:
         model(x)
@@ -128,11 +132,11 @@ def on_the_simulated_device(count: int, taken: str = "between passes") -> Steps:
 
     with attach(model, device="npu", min_layer_bytes=1) as attachment, torch.no_grad():
         controller: OffloadController = attachment.controller
-        revise(FIRST_STRENGTH)
+        set_strength(FIRST_STRENGTH)
         npu.configure(pin_bandwidth=LINK_BYTES_PER_S / PIN_SHARE)
         origin.record()
         steps = Steps("simulated device", LIMITS[3000], taken)
-        measure(steps, revise, a_pass, lambda: npu.stats()["registrations"], count)
+        measure(steps, set_strength, a_pass, lambda: npu.stats()["registrations"], count)
         steps.copied_back_bytes = controller.counters.copied_back
     return steps
 

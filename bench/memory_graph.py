@@ -182,7 +182,7 @@ class Probe:
                     for name in self.patched
                 }
                 controller.prefetcher.versions.may_hold = lambda nbytes: False  # changed on each arrival
-                controller.revise(changes)
+                controller.set_changes(changes)
             yield controller
         finally:
             self.model.graph = None

@@ -64,7 +64,9 @@ class Component:
         self._happened: list[Notice] = [Notice("", what) for what in compat.unheeded()]
         self._to_do: list[Notice] = []
         self.announce: Callable[[Component], None] | None = None
+        """Tells browsers what became of the component."""
         self.reads_file = False
+        """On a device that takes host memory: the weights are in a file and are streamed from there."""
         self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
         """Our patchers over the module; the last one to go closes the component."""
         self._controller: OffloadController | None = None

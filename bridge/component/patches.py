@@ -145,7 +145,7 @@ def check_room(controller: OffloadController, component: str, lora_mode: object)
     needed = sum(
         layer.nbytes
         for layer in controller.layers
-        if layer.revision is not None and layer.revision.version is None and not layer.keep_resident
+        if layer.patch is not None and layer.patch.version is None and not layer.keep_resident
     )
     if needed > (available := host_available_bytes()):
         raise SettingsError(

@@ -162,7 +162,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             component.attach(self.model, self.load_device)
             component.controller.when_full(functools.partial(make_room, component), brings_no_user_code)
             patches.keep_patched(component, self.requested.value("lora_mode"))
-            component.controller.revise(patches.changes_of(self, device_to, shows_progress=True))
+            component.controller.set_changes(patches.changes_of(self, device_to, shows_progress=True))
             self._prepare_modules(device_to)
             component.load(self.requested, 10**30 if full_load else lowvram_model_memory)
             patches.check_room(component.controller, component.name, self.requested.value("lora_mode"))
@@ -337,7 +337,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         self.current_hooks = None
         if self.component.loaded:
             with self.use_ejected():
-                self.component.controller.revise(changes_with(self, hooks, self.load_device))
+                self.component.controller.set_changes(changes_with(self, hooks, self.load_device))
             self.current_hooks = hooks
 
     def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None, *args: Any, **kwargs: Any) -> None:

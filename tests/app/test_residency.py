@@ -109,7 +109,7 @@ def test_memory_mode_keeps_an_encoder_to_a_ring(sim):
         assert report["settings"]["placement"]["value"] == "layerwise"
 
 
-def test_manual_mode_leaves_what_nobody_placed_to_the_app(sim):
+def test_manual_mode_leaves_what_was_not_placed_to_the_app(sim):
     reference = saved(sim, build("flux"))
     sim.free()
     prompt = with_our_loaders(

@@ -39,10 +39,10 @@ CAUGHT_BY = {
     "any_file_name": save_anywhere,
     "bodies_of_any_size": too_large,
     "saved_over_another": without_browser(told.test_traces_are_saved_in_the_output_folder_and_never_over_each_other),
-    "told_to_everybody": told.test_a_subscriber_sees_the_run_and_nobody_else_does,
+    "told_to_everybody": told.test_only_a_subscriber_sees_the_run,
     "strangers_are_subscribed": told.test_a_client_that_goes_away_is_dropped,
-    "told_without_pause": told.test_a_subscriber_sees_the_run_and_nobody_else_does,
-    "told_although_nothing_happens": told.test_nothing_is_sent_when_nothing_happens_or_nobody_wants_it,
+    "told_without_pause": told.test_only_a_subscriber_sees_the_run,
+    "told_although_nothing_happens": told.test_nothing_is_sent_without_an_event_or_a_subscriber,
     "told_of_another_node": told.test_what_became_of_each_auto_is_told_to_the_nodes,
     "every_warning_is_to_do": told.test_what_the_user_can_do_something_about_is_told_once,
     "events_of_what_is_gone": without_browser(

@@ -93,7 +93,7 @@ def streamed_flux(**settings):
     return with_our_loaders(build("flux"), nodes)
 
 
-def test_a_subscriber_sees_the_run_and_nobody_else_does(sim, browser):
+def test_only_a_subscriber_sees_the_run(sim, browser):
     sim.run(streamed_flux()).check()  # what has been and is gone is nobody's business
     sim.free()
     sim.sim_configure(bandwidth=2e8)
@@ -134,7 +134,7 @@ def dit_visits(browser):
     ]
 
 
-def test_nothing_is_sent_when_nothing_happens_or_nobody_wants_it(sim, browser):
+def test_nothing_is_sent_without_an_event_or_a_subscriber(sim, browser):
     sim.run(streamed_flux()).check()
     looks = browser("quiet")
     looks.subscribe()

@@ -292,7 +292,7 @@ def test_layers_larger_than_an_explicit_ring_stay() -> None:
     assert said(plan, "larger than the ring")
 
 
-def test_layers_nobody_visits_are_streamed_and_cost_nothing() -> None:
+def test_layers_without_visits_are_streamed_and_cost_nothing() -> None:
     inv = inventory([(100 * MB, MB)] * 6, visits=(0, 1, 2, 3))
     plan = planned(inv, 450 * MB)
     assert {4, 5} <= set(plan.streamed)

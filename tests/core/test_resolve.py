@@ -302,7 +302,7 @@ def test_auto_keeps_resident_what_fits() -> None:
     assert placements(resolution) == {**dict.fromkeys(SIZES, "resident"), "audio_vae": "whole"}
 
 
-def test_manual_leaves_what_nobody_set() -> None:
+def test_manual_leaves_what_was_not_set() -> None:
     resolution = resolve(request(mode="manual", wishes=(wish("dit", "layerwise"),)))
     assert placements(resolution) == {**dict.fromkeys(SIZES, "whole"), "dit": "layerwise"}
     assert resolution.components["dit"].value("budget_bytes") is None
@@ -336,7 +336,7 @@ def test_a_budget_alone_means_streaming() -> None:
 # The rest
 
 
-def test_the_policy_is_silent_about_what_somebody_set() -> None:
+def test_the_policy_is_silent_about_what_was_set() -> None:
     values = {
         "precision": "bf16",
         "lora_mode": "on_arrival",

@@ -43,7 +43,7 @@ def test_the_ring_keeps_the_newest_and_says_where_to_go_on() -> None:
     assert trace.since(0) == ([], 10)
 
 
-def test_records_that_were_overwritten_while_somebody_read_are_left_out() -> None:
+def test_records_that_were_overwritten_during_a_read_are_left_out() -> None:
     trace = Trace(4)
     source = trace.add_source(DIT)
     for number in range(10):

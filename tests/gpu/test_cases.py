@@ -121,10 +121,10 @@ def test_changed_weights_in_several_strengths():
     with attach(model, device=device.name, passes=16) as attachment:
         assert same_in_every_pass(model, x, plain)
         for factor in (0.5, 1.5, 0.5):
-            attachment.controller.revise(changes_of(model, factor))
+            attachment.controller.set_changes(changes_of(model, factor))
             assert same_in_every_pass(model, x, wanted[factor])
         assert attachment.controller.counters.copied_back >= 2
-        attachment.controller.revise({})
+        attachment.controller.set_changes({})
         assert same_in_every_pass(model, x, plain)
 
 

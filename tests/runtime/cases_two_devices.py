@@ -138,7 +138,9 @@ def test_changed_weights_leave_each_device_its_compute_stream(npu, current):
     try:
         for strength, references in expected.items():
             for model, handle in zip(models, handles):
-                handle.controller.revise({f"blocks.{i}.weight": scaled(model.blocks[i], strength) for i in range(6)})
+                handle.controller.set_changes(
+                    {f"blocks.{i}.weight": scaled(model.blocks[i], strength) for i in range(6)}
+                )
             for _ in range(3):
                 for model, device, reference in zip(models, DEVICES, references):
                     assert torch.equal(model(inputs.to(device)).cpu(), reference)

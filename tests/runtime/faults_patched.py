@@ -7,7 +7,7 @@ from typing import Any
 from offload_core.runtime.engine.prefetcher import Prefetcher
 from offload_core.runtime.host.host_layer import HostLayer
 from offload_core.runtime.layers.layer import Layer
-from offload_core.runtime.layers.patched_layers import Revision
+from offload_core.runtime.layers.patched_layers import LayerPatch
 from offload_core.runtime.patches.patched_loose import ChangedWeights
 from offload_core.runtime.patches.versions import Versions
 from tests.runtime.faults import Patch, after, before, fault, nothing, within
@@ -16,14 +16,14 @@ from tests.support.race_port import BACK, COMPUTE, RacePort
 
 @fault("race", "value")
 def a_layer_is_copied_back_before_it_is_changed(patch: Patch) -> None:
-    original = Prefetcher._revise
+    original = Prefetcher._apply_patch
 
     def changed(self: Prefetcher, layer: Layer) -> None:
-        if not layer.keep_resident and layer.revision.version is None:
+        if not layer.keep_resident and layer.patch.version is None:
             self.versions.save(layer)
         original(self, layer)
 
-    patch.setattr(Prefetcher, "_revise", changed)
+    patch.setattr(Prefetcher, "_apply_patch", changed)
 
 
 @fault("race")
@@ -116,13 +116,13 @@ def copies_back_in_flight_after_an_error(patch: Patch) -> None:
 
 @fault("value")
 def the_version_of_another_patch_set_is_used(patch: Patch) -> None:
-    original = Versions.revision
+    original = Versions.patch_for
 
-    def changed(self: Versions, layer: Layer, changes: Any) -> Revision:
-        kept = [revision for (other, _), revision in self._kept.items() if other is layer]
+    def changed(self: Versions, layer: Layer, changes: Any) -> LayerPatch:
+        kept = [layer_patch for (other, _), layer_patch in self._kept.items() if other is layer]
         return kept[0] if kept else original(self, layer, changes)
 
-    patch.setattr(Versions, "revision", changed)
+    patch.setattr(Versions, "patch_for", changed)
 
 
 @fault("value")
@@ -135,7 +135,7 @@ def a_layer_is_changed_twice(patch: Patch) -> None:
 
 @fault("value")
 def a_layer_is_not_changed(patch: Patch) -> None:
-    patch.setattr(Revision, "apply", nothing)
+    patch.setattr(LayerPatch, "apply", nothing)
 
 
 @fault("state")
@@ -148,33 +148,33 @@ def a_layer_that_is_right_is_changed_again(patch: Patch) -> None:
     def forget(self: Versions, layer: Layer, changes: Any) -> None:
         self._kept.clear()
 
-    before(patch, Versions, "revision", forget)
+    before(patch, Versions, "patch_for", forget)
 
 
 @fault("state")
 def what_was_changed_otherwise_stays_on_the_device(patch: Patch) -> None:
-    original = Layer.revise
-    patch.setattr(Layer, "revise", lambda self, revision: original(self, revision) and False)
+    original = Layer.set_patch
+    patch.setattr(Layer, "set_patch", lambda self, layer_patch: original(self, layer_patch) and False)
 
 
 @fault("value")
 def a_half_changed_layer_counts_as_arrived(patch: Patch) -> None:
-    revise = Prefetcher._revise
+    apply_patch = Prefetcher._apply_patch
 
     def changed(self: Prefetcher, layer: Layer) -> None:
         try:
-            revise(self, layer)
+            apply_patch(self, layer)
         except BaseException:
             layer.valid = True
             raise
 
-    patch.setattr(Prefetcher, "_revise", changed)
+    patch.setattr(Prefetcher, "_apply_patch", changed)
 
 
 @fault("race")
 def a_half_changed_layer_is_overwritten_at_once(patch: Patch) -> None:
     """Kernels of the change may still be running."""
-    within(patch, Prefetcher, "_revise", record_compute=nothing)
+    within(patch, Prefetcher, "_apply_patch", record_compute=nothing)
 
 
 @fault("value")

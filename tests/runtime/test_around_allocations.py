@@ -65,7 +65,7 @@ def test_everything_that_a_pass_takes_is_taken_inside_and_a_steady_pass_takes_no
         bracket = Bracket(world, one)
         one.run()
         assert bracket.entered == 0
-        one.revise(weights(one))
+        one.set_changes(weights(one))
         one.run()
         assert bracket.entered == LAYERS
         one.run()
@@ -88,7 +88,7 @@ def test_a_plan_changes_inside():
 
 
 @pytest.mark.parametrize("way", ["in", "out"])
-@pytest.mark.parametrize("what", ["revised", "unplaced"])
+@pytest.mark.parametrize("what", ["patched", "unplaced"])
 def test_a_bracket_that_refuses_ends_the_pass_and_nothing_else(what, way):
     with a_world() as world:
         one, other = world.add([4] * LAYERS), world.add([4, 4])
@@ -97,15 +97,15 @@ def test_a_bracket_that_refuses_ends_the_pass_and_nothing_else(what, way):
         one.run()
         bracket = Bracket(world, one)
         bracket.refuses = way
-        if what == "revised":
-            one.revise(weights(one))
+        if what == "patched":
+            one.set_changes(weights(one))
 
         def refused():
             with pytest.raises(RuntimeError, match="refused"):
                 one.model(torch.ones(2, one.twin.blocks[0].weight.shape[0]))
             assert not any(layer.in_use for layer in one.controller.layers)
 
-        refused() if what == "revised" else other.run(inside={1: refused})
+        refused() if what == "patched" else other.run(inside={1: refused})
         bracket.refuses = ""
         one.run()
         one.run()

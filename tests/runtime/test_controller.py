@@ -188,7 +188,7 @@ def test_buffers_written_on_the_device_come_home(inference):
         assert int(one.model.blocks[0].calls[0]) == 2
 
 
-def test_parameters_made_in_inference_mode_whose_data_somebody_replaced_outside_of_it():
+def test_parameters_made_in_inference_mode_whose_data_was_replaced_outside_of_it():
     """Torch then says they are ordinary, and fails at half of what one does with those."""
     with a_world() as world:
         with torch.inference_mode():
@@ -200,7 +200,7 @@ def test_parameters_made_in_inference_mode_whose_data_somebody_replaced_outside_
         one.run()
 
 
-def test_what_nobody_wrote_to_is_not_brought_home(monkeypatch):
+def test_parameters_that_were_not_written_to_stay_in_their_file(monkeypatch):
     monkeypatch.setattr(LooseTensors, "_bring_buffers_home", lambda self: pytest.fail("a copy back for nothing"))
     with a_world() as world:
         one = world.add([4, 4])
@@ -248,7 +248,7 @@ def test_a_module_replaced_while_unloaded_is_taken_over_and_another_shape_refuse
         one.remember_parameters()
 
 
-def test_tied_weights_that_somebody_untied_by_moving_the_module():
+def test_tied_weights_that_were_untied_by_moving_the_module():
     with a_world() as world:
         one = world.add([4, 4], exotic=[1])
         block = one.model.blocks[1]

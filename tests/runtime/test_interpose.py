@@ -48,7 +48,7 @@ def test_puts_back_what_was_there():
     assert vars(module)["forward"] is there
 
 
-def test_somebody_in_front_keeps_us_there_and_installing_again_does_not_go_in_circles():
+def test_another_wrapper_in_front_keeps_ours_and_installing_again_makes_no_circle():
     module = Plain()
     loud = Loud(module)
     loud.install()
@@ -146,7 +146,7 @@ def test_a_copy_is_bound_to_itself():
     assert twins(1) == 21
 
 
-def test_a_copy_keeps_what_somebody_had_put_there_before():
+def test_a_copy_keeps_a_method_that_was_replaced_before():
     module = Plain()
     module.forward = functools.partial(Plain.forward, module, 5)
     Loud(module).install()

@@ -237,7 +237,7 @@ def test_a_resident_that_is_changed_in_host_memory_is_there_once(wide):
         original = twin.blocks[residents[0]][0].weight.clone()
         name = f"blocks.{residents[0]}.0.weight"
         for factor in (2.0, 3.0):
-            controller.revise({name: Change(("times", factor), lambda factor=factor: original * factor)})
+            controller.set_changes({name: Change(("times", factor), lambda factor=factor: original * factor)})
             twin.blocks[residents[0]][0].weight.copy_(original * factor)
             for _ in range(2):
                 assert torch.equal(model(x), twin(x))
@@ -245,7 +245,7 @@ def test_a_resident_that_is_changed_in_host_memory_is_there_once(wide):
             controller.unload()
             controller.load(plan)
             assert torch.equal(model(x), twin(x)) and weights_held() == len(residents) * LAYER_BYTES
-        controller.revise({})
+        controller.set_changes({})
         twin.blocks[residents[0]][0].weight.copy_(original)
         controller.load(plan)
         assert torch.equal(model(x), twin(x)) and weights_held() == len(residents) * LAYER_BYTES

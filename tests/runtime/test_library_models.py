@@ -191,10 +191,10 @@ def test_a_table_on_the_host_that_is_used_as_a_whole(device, monkeypatch, room):
         with controller.masters_shown():
             assert type(table.weight) is torch.nn.Parameter and table.weight.device.type == "cpu"
         assert (table.weight.device.type == "cpu") is not room
-        controller.revise({"shared.weight": Change(key="halved", compute=lambda: rows * 0.5)})
+        controller.set_changes({"shared.weight": Change(key="halved", compute=lambda: rows * 0.5)})
         assert torch.equal(table(ids.to(device)).cpu(), rows[ids] * 0.5)
         assert torch.allclose(torch.nn.functional.linear(x.to(device), table.weight.to(device)).cpu(), expected * 0.5)
-        controller.revise({})
+        controller.set_changes({})
         assert torch.equal(table(ids.to(device)).cpu(), rows[ids])
         assert controller.device_bytes() == attachment.plan.device_bytes <= budget
         value = torch.randn_like(table.weight, device="cpu")

@@ -293,13 +293,13 @@ def test_patched_versions_never_leak_into_the_other(stage):
     def compute():
         return one.root.blocks[1].weight.detach() * 2
 
-    one.revise({"blocks.1.weight": Change(2, compute)})
+    one.set_changes({"blocks.1.weight": Change(2, compute)})
     one.twin.blocks[1].weight.mul_(2)
     for _ in range(3):
         right(one, two)
     assert one.versions.held_bytes and torch.equal(twin_of(weight), two.root.blocks[1].weight)
-    two.revise({})
-    one.revise({})
+    two.set_changes({})
+    one.set_changes({})
     one.twin.blocks[1].weight.div_(2)
     right(one, two)
 

@@ -131,7 +131,7 @@ def test_the_budget_holds_over_all_passes(stack, port, layers, passes):
     queue.close()
 
 
-def test_nobody_moves_layers_here_by_what_is_guessed_of_an_accelerators_compute(stack):
+def test_no_layer_moves_by_a_guess_of_an_accelerators_compute(stack):
     """A second pass is a reason to plan again where a guess is worth something: not before layers were measured."""
     model, twin = stack
     with torch.no_grad(), attach(model, device="cpu", budget_bytes=4 * LAYER_BYTES, h2d_bytes_per_s=1e6) as attached:

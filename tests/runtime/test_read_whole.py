@@ -53,7 +53,7 @@ def test_every_byte_is_read_once_and_by_threads_side_by_side():
     assert len(source.threads) > 1 and threading.current_thread().name not in source.threads
 
 
-def test_a_piece_that_fails_is_the_first_one_and_nobody_writes_after_it():
+def test_the_first_failing_piece_is_raised_and_nothing_is_written_after_it():
     source = Noted(20 * PIECE, bad=(0, 7 * PIECE))
     with loaders() as threads:
         with pytest.raises(FileReadError, match="no bytes at 0$"):

@@ -88,7 +88,7 @@ def tripled(model):
         block.first.weight *= FACTOR
     counter = Tripled(model)
     with attach(model, device="cpu", budget_bytes=BUDGET_BYTES) as handle:
-        handle.controller.revise(counter.changes())
+        handle.controller.set_changes(counter.changes())
         yield handle.controller, twin, counter
 
 
@@ -154,7 +154,7 @@ def test_what_is_read_is_a_tensor_and_no_parameter(model, tripled):
 def test_what_was_read_stays_what_it_was(model, tripled):
     controller, twin, _ = tripled
     state = model.state_dict()
-    controller.revise({})
+    controller.set_changes({})
     assert torch.equal(state["blocks.2.first.weight"], twin.blocks[2].first.weight)
     assert torch.equal(model.state_dict()["blocks.2.first.weight"] * FACTOR, twin.blocks[2].first.weight)
     controller.unload()
@@ -170,7 +170,7 @@ def test_what_was_taken_before_a_resident_arrived_is_changed_once(model, x):
         name: value * FACTOR for name, value in copy.deepcopy(model.state_dict()).items() if ".first.weight" in name
     }
     with attach(model, device="npu", budget_bytes=100_000_000) as handle:
-        handle.controller.revise(Tripled(model).changes())
+        handle.controller.set_changes(Tripled(model).changes())
         taken, held = model.state_dict(), model.blocks[1].first.weight
         for _ in range(2):
             model(x.to("npu"))

@@ -103,16 +103,16 @@ def passes(world: World, controller: OffloadController, module: nn.Module) -> No
 
 
 def changed_weights(world: World, controller: OffloadController, module: nn.Module) -> None:
-    controller.revise(changes_of(module))
+    controller.set_changes(changes_of(module))
     passes(world, controller, module)
 
 
 def changed_weights_that_never_arrive(world: World, controller: OffloadController, module: nn.Module) -> None:
-    controller.revise(changes_of(module))
+    controller.set_changes(changes_of(module))
 
 
 def a_pass_fails(world: World, controller: OffloadController, module: nn.Module) -> None:
-    controller.revise(changes_of(module))
+    controller.set_changes(changes_of(module))
     run(module)
     failing(module, 2, KeyError)
 
@@ -301,7 +301,7 @@ def test_on_the_simulated_device(happening, npu):
         controller = OffloadController(model, queue, discovery=discover(model, min_layer_bytes=1))
         lives.watch(model, controller)
         controller.load(hand_plan(controller, 8192, residents=(0,)))
-        controller.revise(changes_of(model))
+        controller.set_changes(changes_of(model))
         with torch.no_grad():
             model(torch.ones(2, DIM, device="npu"))
         if happening is a_pass_fails:

@@ -151,7 +151,7 @@ def test_old_shapes_times_that_arrive_late_are_dropped(monkeypatch):
     assert [layer.compute_ns for layer in toy.asked[0][1].layers] == [9000] * 10
 
 
-def test_whoever_loads_another_plan_ends_the_wish_to_plan_again():
+def test_loading_another_plan_ends_the_wish_to_plan_again():
     """Memory was taken away: a plan by the old limits must not take it back."""
     toy = Toy().attach(budget_bytes=30_000, passes=50)
     toy.pass_()

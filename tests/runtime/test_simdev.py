@@ -104,7 +104,7 @@ def test_copies_go_on_while_the_host_keeps_the_interpreter_to_itself(npu):
     assert done.query()
 
 
-def test_a_copy_that_nobody_waits_for_is_a_race(npu):
+def test_use_of_a_copy_without_a_wait_is_a_race(npu):
     source, target = pinned(), torch.zeros(MIB, dtype=torch.uint8, device="npu")
     npu.synchronize()
     with npu.stream(torch.Stream(device="npu")):

@@ -210,7 +210,7 @@ def test_nothing_is_page_locked_in_a_pass_and_nothing_for_another_strength(npu, 
         before = locks()
         model(x)
         for factor in (0.5, 0.25, 2.0):
-            attachment.controller.revise(strengthened(model.blocks, factor))
+            attachment.controller.set_changes(strengthened(model.blocks, factor))
             if factor != 0.5:
                 assert locks() == before, "another strength uses what is there"
             before = locks()
@@ -268,7 +268,7 @@ def test_a_full_device_changes_no_page_lock_in_the_pass(npu, tmp_path, resident,
     less = hand_plan(controller, 2 * MIB, tiers=afterwards)
     controller.when_full(lambda plan, layer, too_late: less, lambda args, kwargs: True)
     if changed:
-        controller.revise(strengthened(model.layers, 0.5, name="layers"))
+        controller.set_changes(strengthened(model.layers, 0.5, name="layers"))
         for layer in twin.layers:
             layer.weight.data.mul_(0.5)
     x = torch.randn(2, WIDE).to("npu")

@@ -202,7 +202,7 @@ def test_a_slow_file_keeps_a_pass_waiting_and_a_pass_that_is_given_up_does_not_w
     controller.queue.close()
 
 
-def test_on_the_cpu_whoever_waits_for_a_read_may_give_up(net, monkeypatch):
+def test_a_wait_for_a_read_on_the_cpu_may_be_given_up(net, monkeypatch):
     model, twin, path = net
     port = ThreadedCpuPort()
     controller = streamed(model, port)

@@ -229,7 +229,7 @@ def test_a_change_that_is_carried_by_attributes_moves_no_byte():
         for key, name in names.items():
             weight = model.get_parameter(name)
             changes[name] = Change(key=values, compute=lambda w=weight: w, marks={"patches": [*values, key]})
-        controller.revise(changes if values else {})
+        controller.set_changes(changes if values else {})
 
     with torch.no_grad():
         reference = model(x)

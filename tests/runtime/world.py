@@ -85,7 +85,7 @@ class Component:
         self.model = model
         self.twin = copy.deepcopy(model)
         self.masters: dict[str, torch.Tensor] = {}
-        """What parameters that were ever revised are on the host."""
+        """What parameters that were ever patched are on the host."""
         self.remember_parameters()
         self.strides = {name: tensor.stride() for name, tensor in model.state_dict().items()}
         found = discover(model, min_layer_bytes=1)
@@ -152,14 +152,14 @@ class Component:
             self.twin.blocks[number].weight.copy_(weight)
         self.check_host()
 
-    def revise(self, factors: Mapping[str, float], fail: bool = False) -> None:
+    def set_changes(self, factors: Mapping[str, float], fail: bool = False) -> None:
         """Have these parameters multiplied when they arrive on the device. `fail`: the arithmetic raises, half way."""
         for name in factors:
             self.masters.setdefault(name, self.twin.get_parameter(name).detach().clone())
         with torch.no_grad(), on_run(None):
             for name, master in self.masters.items():
                 self.twin.get_parameter(name).copy_(master * factors.get(name, 1))
-        self.controller.revise({name: self._change(name, factor, fail) for name, factor in factors.items()})
+        self.controller.set_changes({name: self._change(name, factor, fail) for name, factor in factors.items()})
         self.check_host()
 
     def _change(self, name: str, factor: float, fail: bool) -> Change:

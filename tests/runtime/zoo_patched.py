@@ -18,21 +18,21 @@ def changed_on_arrival(world: World) -> None:
     one = world.add((4, 2, 7, 3, 5, 1))
     one.load(16_384)
     one.run()
-    one.revise(A)
+    one.set_changes(A)
     for _ in range(3):
         one.run()
     counters = one.controller.counters
     assert counters.revised_layers == 2 and world.port.counts["copy_back"] == 2, "changed more than once"
-    one.revise(B)  # one layer as before, one otherwise, one more
+    one.set_changes(B)  # one layer as before, one otherwise, one more
     one.run()
     one.run()
     assert counters.revised_layers == 4, "changed layers that were right"
-    one.revise(A)
+    one.set_changes(A)
     one.run()
-    one.revise(B)
+    one.set_changes(B)
     one.run()
     assert counters.revised_layers == 5, "the one version that B overwrote was made anew, beside B's"
-    one.revise({})
+    one.set_changes({})
     one.run()
 
 
@@ -40,12 +40,12 @@ def one_strength_after_another(world: World) -> None:
     """The version of a strength that is over gives its memory to the next one's: nothing is taken for it."""
     one = world.add((4, 4, 4, 4, 4, 4))
     one.load(8192)
-    one.revise(EVERY)
+    one.set_changes(EVERY)
     one.run()
     held = one.controller.versions.held_bytes
     assert held == sum(layer.nbytes for layer in one.controller.layers)
     for strength in (0.5, 0.75, 3.0):
-        one.revise({name: factor * strength for name, factor in EVERY.items()})
+        one.set_changes({name: factor * strength for name, factor in EVERY.items()})
         for _ in range(2):
             one.run()
         assert one.controller.versions.held_bytes == held
@@ -58,14 +58,14 @@ def back_and_forth(world: World) -> None:
     one.load(8192)
     other = {name: factor * 2 for name, factor in EVERY.items()}
     for factors in (EVERY, other, EVERY):
-        one.revise(factors)
+        one.set_changes(factors)
         one.run()
-    revised = one.controller.counters.revised_layers
-    assert revised == 3 * 6
+    patched = one.controller.counters.revised_layers
+    assert patched == 3 * 6
     for factors in (other, EVERY, other):
-        one.revise(factors)
+        one.set_changes(factors)
         one.run()
-    assert one.controller.counters.revised_layers == revised, "what both were is still there"
+    assert one.controller.counters.revised_layers == patched, "what both were is still there"
 
 
 def two_sets_in_turn(world: World) -> None:
@@ -73,7 +73,7 @@ def two_sets_in_turn(world: World) -> None:
     one = world.add((4, 4, 4, 4, 4, 4))
     one.load(4096)
     for factors in (EVERY, A, EVERY, B, {}, B, EVERY):
-        one.revise(factors)
+        one.set_changes(factors)
         one.run()
     one.run()
 
@@ -81,41 +81,41 @@ def two_sets_in_turn(world: World) -> None:
 def changed_residents(world: World) -> None:
     """They stay in their changed form; what they become otherwise starts from the master again."""
     one = world.add((4, 4, 4, 4), exotic=(2,))
-    one.revise({"blocks.0.weight": 2.0, "blocks.2.bf16": 0.5})  # before it is loaded
+    one.set_changes({"blocks.0.weight": 2.0, "blocks.2.bf16": 0.5})  # before it is loaded
     one.load(14_000, residents=(0, 1))
     one.run()
     for factor in (0.5, 3.0, 0.5):
-        one.revise({"blocks.1.weight": factor, "blocks.2.turned": factor})
+        one.set_changes({"blocks.1.weight": factor, "blocks.2.turned": factor})
         one.run()
         one.run()
-    one.revise({})
+    one.set_changes({})
     one.run()
 
 
 def changed_outside_layers(world: World) -> None:
     one = world.add((4, 4, 4))
-    one.revise({"scale": 4.0, "blocks.0.weight": 4.0})
+    one.set_changes({"scale": 4.0, "blocks.0.weight": 4.0})
     one.load(8192)
     for factor in (4.0, 0.5, 0.5):
-        one.revise({"scale": factor})
+        one.set_changes({"scale": factor})
         one.run()
-    one.revise({})
+    one.set_changes({})
     one.run()
-    one.revise({"scale": 2.0})
+    one.set_changes({"scale": 2.0})
     one.load(4096, residents=(1,))
     one.run()
 
 
 def changed_while_plans_change(world: World) -> None:
     one = world.add((4, 4, 4, 4, 4, 4))
-    one.revise(EVERY)
+    one.set_changes(EVERY)
     for ring, residents in ((12_288, ()), (8192, (1, 4)), (12_288, (0,)), (4096, (2, 3)), (0, range(6)), (8192, ())):
         one.load(ring, residents)
         one.run()
     one.controller.unload()
     one.load(8192)
     one.run()
-    one.revise(A)
+    one.set_changes(A)
     one.run()
 
 
@@ -124,7 +124,7 @@ def changed_without_room(world: World) -> None:
     one = world.add((4, 4, 4, 4, 4))
     one.controller.versions.may_hold = lambda nbytes: False
     one.load(8192)
-    one.revise(A)
+    one.set_changes(A)
     for _ in range(3):
         one.run()
     assert one.controller.counters.revised_layers == 6 and world.port.counts["copy_back"] == 0
@@ -138,11 +138,11 @@ def changed_with_room_for_two(world: World) -> None:
     versions.may_hold = lambda nbytes: versions.held_bytes + nbytes <= 2 * one.controller.layers[0].nbytes
     one.load(8192)
     for factors in (A, B, {"blocks.0.weight": 2.0, "blocks.5.weight": 3.0}, A):
-        one.revise(factors)
+        one.set_changes(factors)
         one.run()
         one.run()
         assert versions.held_bytes <= 2 * one.controller.layers[0].nbytes
-    one.revise(EVERY)
+    one.set_changes(EVERY)
     one.run()
     one.run()
 
@@ -153,7 +153,7 @@ def changing_fails(world: World) -> None:
     one.load(8192, residents=(4,))
     one.run()
     for name in ("blocks.1.weight", "blocks.4.weight"):
-        one.revise({name: 2.0}, fail=True)
+        one.set_changes({name: 2.0}, fail=True)
         try:
             one.model(torch.ones(2, 8))
         except torch.OutOfMemoryError:
@@ -161,17 +161,17 @@ def changing_fails(world: World) -> None:
         else:
             raise AssertionError("the error got lost")
         one.check_nothing_in_flight("an error")
-        one.revise({name: 2.0})
+        one.set_changes({name: 2.0})
         one.run()
         one.run()
-    one.revise({})
+    one.set_changes({})
     one.run()
 
 
 def an_error_after_a_change(world: World) -> None:
     one = world.add((4, 4, 4, 4))
     one.load(16_384)
-    one.revise({"blocks.1.weight": 2.0})
+    one.set_changes({"blocks.1.weight": 2.0})
     one.fail(2, Interrupt)
     one.run()
     assert one.controller.counters.revised_layers == 1, "what was copied back before the error is good"
@@ -182,12 +182,12 @@ def changed_beside_another_component(world: World) -> None:
     one, two = world.add((4, 4, 4, 4)), world.add((5, 3, 6))
     one.load(16_384)  # look-ahead overwrites nothing: who takes the ring has to see to what is being copied back
     two.load(9216)
-    one.revise({"blocks.3.weight": 2.0, "blocks.2.weight": 4.0})
+    one.set_changes({"blocks.3.weight": 2.0, "blocks.2.weight": 4.0})
     one.run()
-    two.revise({"blocks.2.weight": 0.5})
+    two.set_changes({"blocks.2.weight": 0.5})
     two.run()
     one.run()
-    one.revise({"blocks.3.weight": 3.0, "blocks.1.weight": 0.5})
+    one.set_changes({"blocks.3.weight": 3.0, "blocks.1.weight": 0.5})
     one.run(between=lambda position: two.run() if position % 2 else None)
     one.run([0, 1], nested={1: 3})
     one.run([0, 1], nested={1: 3})
@@ -198,7 +198,7 @@ def a_master_changes_under_its_changes(world: World) -> None:
     """Whoever writes to a master makes everything that was derived from it out of date."""
     one = world.add((4, 4, 4, 4))
     one.load(8192)
-    one.revise({"blocks.1.weight": 2.0})
+    one.set_changes({"blocks.1.weight": 2.0})
     one.run()
     weight = torch.full((8, 8), 0.25)
     one.controller.write_master(one.model.blocks[1].weight, weight)
@@ -221,7 +221,7 @@ def a_master_changes_under_its_changes(world: World) -> None:
 def detached_while_it_is_copied_back(world: World) -> None:
     one = world.add((4, 4, 4, 4))
     one.load(12_288)
-    one.revise({"blocks.3.weight": 2.0})
+    one.set_changes({"blocks.3.weight": 2.0})
     one.run()
     one.detach()
 

@@ -1,5 +1,10 @@
 """One component under layerwise offload: puts a plan into effect on a module, changes it, and takes it off again.
 
+The constructor builds the host masters, into which the parameters look; the module stays an ordinary one on the host.
+`load` puts a plan into effect: which layer streams, where in the ring, how large the ring is. `unload` releases the
+device memory, `detach` the masters, with the original parameter objects and values back in place. Knows nothing of the
+app.
+
 While a plan is in effect, the module's calls refer to the prefetcher, and the prefetcher to the controller: the module
 keeps it alive. At all other times nothing that the module or the prefetcher holds refers to the controller, so there is
 no reference cycle, and both are freed when their last user drops them (decision 168).
@@ -215,7 +220,7 @@ class OffloadController(PassOwner):
         self._require_no_pass("for a new plan")
         if self.plan is None:
             self._take_hold()
-            self._revise_layers()
+            self._patch_layers()
         self._ask_for_plan = None
         self._change(None, plan)
 
@@ -335,7 +340,7 @@ class OffloadController(PassOwner):
                 layer.write(master, value)
                 self.inventory = with_files(self.inventory, self.layers)
                 self._refetch(layer)
-                self._revise_layers()
+                self._patch_layers()
                 return
         self._weights.take_off_loose()
         with self._tables.off_device() as host_of:
@@ -352,14 +357,14 @@ class OffloadController(PassOwner):
         layer.host.to_be_written()
         self.inventory = with_files(self.inventory, self.layers)
         self._refetch(layer)
-        if layer.revision is not None:
-            self._revise_layers()
+        if layer.patch is not None:
+            self._patch_layers()
 
     def take_over_replaced(self) -> list[str]:
         """Take over values that other code has put in place of layers' parameters, or into their data.
 
-        Returns the names of weights whose new value has no effect, because they are patched on the device (`revise`)
-        from the old value. Raises StateError during a pass, and for a value of another shape or type.
+        Returns the names of weights whose new value has no effect, because they are patched on the device from the old
+        value (`set_changes`). Raises StateError during a pass, and for a value of another shape or type.
         """
         self._require_no_pass("to look at the weights")
         without_effect = []
@@ -382,7 +387,7 @@ class OffloadController(PassOwner):
                 without_effect.append(layer.name)
         return without_effect
 
-    def revise(self, changes: Mapping[str, Change]) -> None:
+    def set_changes(self, changes: Mapping[str, Change]) -> None:
         """Set the changes of parameters on the device, by full name; all other parameters have the masters' values.
 
         A layer is changed when it next arrives; one whose changes have the same keys as before is left alone. Raises
@@ -393,13 +398,13 @@ class OffloadController(PassOwner):
         self._require_no_pass("to change weights")
         self._weights.want(changes)
         self.prefetcher.look_ahead.forget()
-        self._revise_layers()
+        self._patch_layers()
         if self.plan is not None:
             self._tables.take_off()  # a changed table is replaced by a tensor of its own
             self._weights.put_on_loose(self._loose)
             self._tables.load(self.plan.tables)
 
-    def _revise_layers(self) -> None:
+    def _patch_layers(self) -> None:
         for layer in self._weights.put_on_layers(self.versions):
             self._refetch(layer)
         if self.loaded:  # before that, the streamed layers are not known

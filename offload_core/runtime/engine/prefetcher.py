@@ -201,8 +201,8 @@ class Prefetcher:
             layer.invalidate()
             self.look_ahead.forget_pending()
             raise
-        if layer.carries is not layer.revision:
-            self._revise(layer)
+        if layer.carries is not layer.patch:
+            self._apply_patch(layer)
 
     def leave(self, layer: Layer) -> None:
         """After the layer's call: a streamed layer's modules hold host parameters; `last_read` frees its range."""
@@ -308,25 +308,25 @@ class Prefetcher:
         self._copied_on_compute = True
         with self.owner.around_allocations():
             layer.enter_unplaced(layer.copy_unplaced(self.port, self._fence))
-            if layer.copy_carries is not layer.revision and layer.revision is not None:
-                layer.revision.apply()
+            if layer.copy_carries is not layer.patch and layer.patch is not None:
+                layer.patch.apply()
                 self.counters.revised_layers += 1
 
-    def _revise(self, layer: Layer) -> None:
+    def _apply_patch(self, layer: Layer) -> None:
         """The layer has arrived with its master's bytes: patch them on the device, and copy the result back once."""
-        revision = layer.revision
-        assert revision is not None and layer.carries is None  # `Layer.revise` invalidates anything else
+        patch = layer.patch
+        assert patch is not None and layer.carries is None  # `Layer.set_patch` invalidates anything else
         layer.times.void()  # this visit takes longer than later ones
         try:
             with self.owner.around_allocations():
-                revision.apply()
+                patch.apply()
         except BaseException:
             self.look_ahead.forget_pending()
             layer.spoil(self.port)
             raise
         layer.patched()
         self.counters.revised_layers += 1
-        if not layer.keep_resident and revision.version is None:
+        if not layer.keep_resident and patch.version is None:
             self.counters.copied_back += self.versions.save(layer)
 
     def _continue_implicit_pass(self, layer: Layer) -> None:

@@ -43,7 +43,7 @@ class TierMoves:
         for layer, planned in zip(layers, plan.layers):
             tier = planned.host_tier
             if layer.keep_resident and port.shares_host_memory:
-                own = layer.revision is not None or (layer.device_buffer is not None and not layer.is_in_place)
+                own = layer.patch is not None or (layer.device_buffer is not None and not layer.is_in_place)
                 tier = "mapped" if own and layer.host.in_file else "pageable"
             if layer.host.tier != tier and (tier != "mapped" or layer.host.in_file):
                 later = in_pass and "pinned" in (tier, layer.host.tier)

@@ -29,7 +29,7 @@ from ..tensors.layout import overlapping
 from ..tensors.parts import plain
 from .discovery import Discovery, FoundLayer
 from .layer_times import LayerTimes
-from .patched_layers import Revision
+from .patched_layers import LayerPatch
 
 Binding = tuple[dict[str, Any], str, nn.Parameter]
 """A module's parameter dictionary, a name in it, and the parameter to put there."""
@@ -42,7 +42,7 @@ class Layer(Loadable):
         *("found", "host", "host_bindings", "index", "nbytes", "_places"),
         *("device_bindings", "swapped_in"),
         *("copy_done", "has_arrived", "last_read", "read_since_copy"),
-        *("carries", "revision", "saved", "saving", "copy_carries", "copy_from"),
+        *("carries", "patch", "saved", "saving", "copy_carries", "copy_from"),
         "times",
     )
 
@@ -68,14 +68,14 @@ class Layer(Loadable):
         self.swapped_in = False
         """The modules hold the parameters of `device_bindings`."""
         self.times = LayerTimes(port, index, found.nbytes)
-        self.revision: Revision | None = None
+        self.patch: LayerPatch | None = None
         """The patches of the layer's weights on the device; None: the masters' values."""
         self.copy_from: torch.Tensor | None = None
         """The version that the next copy comes from; None: the master."""
-        self.copy_carries: Revision | None = None
-        """The revision contained in the bytes of `copy_from`."""
-        self.carries: Revision | None = None
-        """The revision contained in the bytes on the device, if `valid`."""
+        self.copy_carries: LayerPatch | None = None
+        """The patch contained in the bytes of `copy_from`."""
+        self.carries: LayerPatch | None = None
+        """The patch contained in the bytes on the device, if `valid`."""
         self.saved: Event = port.event()
         """Copy-back to copy: `copy_from` is complete, and the bytes on the device may be overwritten."""
         self.saving = False
@@ -220,9 +220,9 @@ class Layer(Loadable):
         self.overlaps = tuple(others)
 
     def patched(self) -> None:
-        """The bytes on the device, the master's until now, contain the revision."""
+        """The bytes on the device, the master's until now, contain the patch."""
         assert self.valid and self.carries is None
-        self.carries = self.revision
+        self.carries = self.patch
 
     def bind(self, buffer: torch.Tensor) -> None:
         """Assign the layer's device buffer, and build the device parameters once for all visits."""
@@ -234,7 +234,7 @@ class Layer(Loadable):
     def seat(self, port: DevicePort) -> None:
         """Give a resident its place: its master where the device can use host memory and no patch changes it, else a
         buffer. It is allocated now, so that the device's free bytes are right, and filled in the first pass."""
-        if port.shares_host_memory and self.revision is None:
+        if port.shares_host_memory and self.patch is None:
             self._stay_in_place()
         else:
             with torch.inference_mode(False):
@@ -247,14 +247,14 @@ class Layer(Loadable):
         self.carries = None
         self.valid = self.has_arrived = True
 
-    def revise(self, revision: Revision | None) -> bool:
-        """Set the revision wanted on the device. Returns whether the bytes there contain another one."""
-        self.revision = revision
-        if revision is not None and revision.version is not None:
-            self.copy_from, self.copy_carries = revision.version, revision
+    def set_patch(self, patch: LayerPatch | None) -> bool:
+        """Set the patch wanted on the device. Returns whether the bytes there contain another one."""
+        self.patch = patch
+        if patch is not None and patch.version is not None:
+            self.copy_from, self.copy_carries = patch.version, patch
         else:
             self.copy_from, self.copy_carries = None, None
-        return self.valid and self.carries is not None and self.carries is not revision
+        return self.valid and self.carries is not None and self.carries is not patch
 
     @property
     def source_bytes(self) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """Patched weights: a patch set, applied on the device when a layer arrives.
 
-A `Change` computes another value for one parameter; a `Revision` is all changes of one layer under one patch set. When
-a layer first arrives under a revision, its changes are applied in place, on the compute lane; the result is copied back
-once, beside both lanes, into a host buffer, the *version*, from which the layer is copied from then on. Without host
-memory for a version, the changes are applied on each arrival. Patch sets that change a layer alike share a revision.
+A `Change` computes another value for one parameter; a `LayerPatch` is all changes of one layer under one patch set.
+When a layer first arrives under a layer patch, its changes are applied in place, on the compute lane; the result is
+copied back once, beside both lanes, into a host buffer, the *version*, from which the layer is copied from then on.
+Without host memory for a version, the changes are applied on each arrival. Patch sets that change a layer alike share
+its layer patch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Place = tuple[dict[str, Any], str]
 """A module's dictionary of parameters, and a name in it."""
 
 
-RevisionKey = tuple[int, Hashable]
+PatchKey = tuple[int, Hashable]
 """The generation of the masters, and the keys of the changes."""
 
 
@@ -41,10 +42,10 @@ class Change:
 
 
 @dataclass(slots=True, eq=False)
-class Revision:
+class LayerPatch:
     """All changes of one layer under one patch set."""
 
-    key: RevisionKey
+    key: PatchKey
     changes: Sequence[tuple[Place, Change]]
     version: torch.Tensor | None = None
     """A host buffer with the layer's patched bytes, valid once the queued copy back is complete."""

@@ -1,6 +1,6 @@
 """Puts the wanted changes of one component's weights into effect, in its layers and on its loose tensors.
 
-Layers get a revision and are patched on arrival (`patched_layers.py`). A loose tensor is patched in place on the
+Layers get a patch and are patched on arrival (`patched_layers.py`). A loose tensor is patched in place on the
 device. One that is not there (a table on the host), is used in several places or gets another shape is replaced by a
 tensor of its own. For a change by attributes (`Change.marks`) these are set on the host tensor and its device copy.
 """
@@ -79,7 +79,7 @@ class ChangedWeights:
     # ------------------------------------------------------------------ layers
 
     def put_on_layers(self, versions: Versions) -> list[Layer]:
-        """Set every layer's revision. Returns the layers whose bytes on the device are invalid now."""
+        """Set every layer's patch. Returns the layers whose bytes on the device are invalid now."""
         void = []
         self._marked.close()
         for layer in self._layers:
@@ -90,7 +90,7 @@ class ChangedWeights:
                 else:
                     self._marked.callback(layer.set_marks, place, layer.set_marks(place, change.marks))
             changes = [(place, change) for place, _, change in computed]
-            if layer.revise(versions.revision(layer, changes) if changes else None):
+            if layer.set_patch(versions.patch_for(layer, changes) if changes else None):
                 void.append(layer)
             if changes and layer.is_in_place:  # a patched layer needs a device buffer beside the master
                 layer.unbind()

@@ -10,7 +10,7 @@ import torch
 
 from ..device.device_port import DevicePort
 from ..layers.layer import Layer
-from ..layers.patched_layers import Change, Place, Revision, RevisionKey
+from ..layers.patched_layers import Change, LayerPatch, PatchKey, Place
 from ..tensors.host_source import MemorySource
 
 _REMEMBERED = 4
@@ -18,7 +18,7 @@ _REMEMBERED = 4
 
 
 class Versions:
-    """One component's revisions that have a version, and the memory of the versions.
+    """One component's layer patches that have a version, and the memory of the versions.
 
     Memory is allocated and page-locked between passes (`reserve`); a pass only fills it (`save`). A patch set no longer
     in effect passes its memory to the next one: trying one strength after another takes one version per layer. If an
@@ -29,8 +29,8 @@ class Versions:
         self._port = port
         self.may_hold: Callable[[int], bool] | None = lambda nbytes: True
         """Called with a number of bytes: whether another version of that size may be kept. None: no version is."""
-        self._kept: dict[tuple[Layer, RevisionKey], Revision] = {}
-        """The revisions with a version, in LRU order."""
+        self._kept: dict[tuple[Layer, PatchKey], LayerPatch] = {}
+        """The patches with a version, in LRU order."""
         self._buffers: dict[int, torch.Tensor] = {}
         self._unlocked: set[int] = set()
         """Ids of `_buffers` that are not page-locked."""
@@ -55,23 +55,23 @@ class Versions:
     def held_bytes(self) -> int:
         return sum(buffer.numel() for buffer in self._buffers.values())
 
-    def revision(self, layer: Layer, changes: Sequence[tuple[Place, Change]]) -> Revision:
-        """The revision of `layer` with these changes: the existing one, if it is in effect or has a version."""
+    def patch_for(self, layer: Layer, changes: Sequence[tuple[Place, Change]]) -> LayerPatch:
+        """The patch of `layer` with these changes: the existing one, if it is in effect or has a version."""
         keys = tuple((id(parameters), name, change.key) for (parameters, name), change in changes)
         key = (layer.host.generation, keys)
-        revision = self._kept.pop((layer, key), None)
-        if revision is not None:
-            self._kept[layer, key] = revision
-        elif layer.revision is not None and layer.revision.key == key:
-            revision = layer.revision
+        patch = self._kept.pop((layer, key), None)
+        if patch is not None:
+            self._kept[layer, key] = patch
+        elif layer.patch is not None and layer.patch.key == key:
+            patch = layer.patch
         else:
             overwritten = self._overwritten.get(layer, deque())
             if hash(key) in overwritten:
                 overwritten.remove(hash(key))
                 self._wanted_sets[layer] = self._wanted_sets.get(layer, 1) + 1
-            return Revision(key, changes)
-        revision.make_by(changes)
-        return revision
+            return LayerPatch(key, changes)
+        patch.make_by(changes)
+        return patch
 
     # ------------------------------------------------------------------ memory, between passes
 
@@ -86,7 +86,7 @@ class Versions:
         wanting = [
             layer
             for layer in layers
-            if layer.revision is not None and layer.revision.version is None and not layer.keep_resident
+            if layer.patch is not None and layer.patch.version is None and not layer.keep_resident
         ]
         for layer in [layer for layer in self._reserved if layer not in wanting]:
             self._free(self._reserved.pop(layer))
@@ -110,7 +110,7 @@ class Versions:
     def _overwrite(self, layer: Layer) -> torch.Tensor | None:
         """Take the memory of the layer's LRU version, if it has as many versions as are to be kept; else None."""
         kept_places = [place for place in self._kept if place[0] is layer]
-        unwanted = [place for place in kept_places if layer.revision is not self._kept[place]]
+        unwanted = [place for place in kept_places if layer.patch is not self._kept[place]]
         if not unwanted or len(kept_places) < self._wanted_sets.get(layer, 1):
             return None
         self._port.drain()  # copies from or to it may be in flight
@@ -120,7 +120,7 @@ class Versions:
         """Allocate memory, if need be by freeing versions of any layer that are not in effect; None without room."""
         try:
             while self.may_hold is None or not self.may_hold(layer.nbytes):
-                places = (place for place, kept in self._kept.items() if place[0].revision is not kept)
+                places = (place for place, kept in self._kept.items() if place[0].patch is not kept)
                 unwanted = next(places, None)
                 if unwanted is None:
                     return None
@@ -134,13 +134,13 @@ class Versions:
             self._unlocked.add(id(buffer))
         return buffer
 
-    def _forget_version(self, place: tuple[Layer, RevisionKey]) -> torch.Tensor:
+    def _forget_version(self, place: tuple[Layer, PatchKey]) -> torch.Tensor:
         """Forget a version and return its memory."""
-        revision = self._kept.pop(place)
+        patch = self._kept.pop(place)
         self._overwritten.setdefault(place[0], deque(maxlen=_REMEMBERED)).append(hash(place[1]))
-        buffer = revision.version
+        buffer = patch.version
         assert buffer is not None
-        revision.keep(None)
+        patch.keep(None)
         return buffer
 
     def _free(self, buffer: torch.Tensor) -> None:
@@ -154,8 +154,8 @@ class Versions:
     def save(self, layer: Layer) -> int:
         """Copy a patched layer to the host, so that it need not be patched on its next arrival. Returns the bytes
         copied: 0 if no memory was reserved for it."""
-        revision = layer.revision
-        assert revision is not None
+        patch = layer.patch
+        assert patch is not None
         buffer = self._reserved.pop(layer, None)
         if buffer is None:
             return 0
@@ -163,9 +163,9 @@ class Versions:
         unlocked = id(buffer) in self._unlocked
         if unlocked:
             self._port.host_waits(layer.saved)  # it is read by threads that wait for no event
-        revision.keep(buffer, MemorySource(buffer) if unlocked else None)
-        self._kept[layer, revision.key] = revision
-        layer.revise(revision)
+        patch.keep(buffer, MemorySource(buffer) if unlocked else None)
+        self._kept[layer, patch.key] = patch
+        layer.set_patch(patch)
         return layer.nbytes
 
     def settle(self, layers: Sequence[Layer]) -> None:
@@ -175,8 +175,8 @@ class Versions:
 
     def forget(self) -> None:
         """Release all versions; layers are patched on arrival until others are made. No copy is in flight."""
-        for revision in self._kept.values():
-            revision.keep(None)
+        for patch in self._kept.values():
+            patch.keep(None)
         self._kept.clear()
         self._reserved.clear()
         self._unlocked.clear()
