@@ -155,7 +155,7 @@ def test_two_options_nodes_that_contradict_each_other(sim, first, second, word):
     assert word in result.message and first.popitem()[1] in result.message
     prompt[APPLY]["inputs"]["options"] = [OPTIONS, 0]
     del prompt["91"]
-    assert sim.run(prompt).ok, "the same node twice contradicts nobody"
+    assert sim.run(prompt).ok, "the same node twice is no conflict"
 
 
 @pytest.mark.parametrize("role", [CLIP, VAE])

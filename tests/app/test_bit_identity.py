@@ -14,7 +14,7 @@ from tests.support.workflows import ARCHITECTURES, MORE_ARCHITECTURES, build
 pytestmark = pytest.mark.app
 
 SLOW_LINK = 300_000_000
-"""Bytes per second: a layer of a few MB takes many milliseconds, so that whoever does not wait is seen."""
+"""Bytes per second: a layer of a few MB takes many milliseconds, so that a missing wait is seen."""
 
 
 def outcome(server, prompt) -> tuple[str, str]:

@@ -109,7 +109,7 @@ def dit(server) -> dict:
 
 
 def test_a_layer_that_finds_the_device_full_runs_again_with_room(faulty):
-    """Somebody takes all that is free in the middle of a pass: in a first pass, then in a later one."""
+    """All free memory is taken in the middle of a pass: in a first pass, then in a later one."""
     reference = latent(faulty, build("flux", "app"))
     for at in (3, 12):
         faulty.free()

@@ -29,7 +29,7 @@ def test_layers_are_given_back_and_the_picture_stays(sim, weights_mb):
     assert outcome(sim, prompt("a harbour")) == second
     assert sim.log().count("Requested to load Flux") == loads, "it was thrown out whole"
     given_back = all_resident - dit_report(sim)["summary"]["device_bytes"]
-    assert given_back > 20_000_000, "nobody asked for room: nothing was tested"
+    assert given_back > 20_000_000, "no room was needed: nothing was tested"
     stats = sim.sim_stats()
     assert stats["races"] == 0
     # The app copies its own VAE (4.9 MB) back when it unloads it, and latents; of ours nothing may be.
@@ -42,7 +42,7 @@ def test_all_of_it_is_given_back_when_all_of_it_is_needed(sim, weights_mb):
     reference = outcome(sim, build("flux", "app"))
     sim.free()
     sim.run(prompt("a lighthouse")).check()
-    weights_mb(20)  # as if somebody else had taken nearly everything
+    weights_mb(20)  # as if others had taken nearly everything
     assert outcome(sim, build("flux", "layerwise")) == reference
     sim.free()
     assert sim.sim_stats()["used"] == sim.idle_bytes

@@ -1,4 +1,4 @@
-"""Where streamed layers wait on the host, as somebody asks: `host_tier` and `pin_budget_gb`, by every road."""
+"""Where streamed layers are kept on the host: `host_tier` and `pin_budget_gb`, set in every way."""
 
 import json
 

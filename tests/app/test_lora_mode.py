@@ -124,8 +124,8 @@ def test_an_encoder_with_a_lora_obeys_as_well(sim):
 
 
 def test_a_lora_while_host_memory_is_short(faulty):
-    """Patched layers find no room: changed on each arrival, said in the report, the same picture; and asked to be kept
-    all the same, an error that says how much is missing."""
+    """Patched layers find no room: changed on each arrival, said in the report, the same picture; with
+    lora_mode = host, an error that says how much is missing."""
     run_twice.reference = outcome(faulty, build("flux", lora=0.8))
     faulty.free()
     faulty.sim_reset()

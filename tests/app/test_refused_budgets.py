@@ -125,4 +125,4 @@ def test_where_no_budget_is_enough_none_is_named(sim):
     budget = expect(sim, resident(SMALL_GB))["budget"]
     assert budget["smallest_bytes"] > 64 * 2**20 and budget["smallest_gb"] is None, "the device is too small"
     budget = expect(sim, flux(placement="resident"))["budget"]
-    assert (budget["source"], budget["widgets"], budget["smallest_gb"]) == (None, [], None), "nobody set one"
+    assert (budget["source"], budget["widgets"], budget["smallest_gb"]) == (None, [], None), "none is set"

@@ -94,7 +94,7 @@ def streamed_flux(**settings):
 
 
 def test_only_a_subscriber_sees_the_run(sim, browser):
-    sim.run(streamed_flux()).check()  # what has been and is gone is nobody's business
+    sim.run(streamed_flux()).check()  # a finished and freed run is not sent
     sim.free()
     sim.sim_configure(bandwidth=2e8)
     looks, other = browser("looks"), browser("other")

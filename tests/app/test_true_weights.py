@@ -95,7 +95,7 @@ def test_a_merge_of_streamed_models_is_the_apps(sim):
 
 @pytest.mark.parametrize(("merge", "weight"), [("ModelMergeAdd", {}), ("ModelMergeSimple", {"ratio": 0.3})])
 def test_a_merge_with_weights_of_the_same_streamed_model_is_the_apps(sim, merge, weight):
-    """One with a LoRA and one without, over one module that nobody has loaded before: what is added is the untouched
+    """One with a LoRA and one without, over one module not loaded before: what is added is the untouched
     weight, although by then the module's weights are to be others."""
 
     def merged(loader: str) -> dict:

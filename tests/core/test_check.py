@@ -1,4 +1,4 @@
-"""The checker: quiet on good plans, and never quiet on a plan somebody broke."""
+"""The checker finds nothing in good plans, and a fault in each broken one."""
 
 from __future__ import annotations
 

@@ -525,7 +525,7 @@ def test_pass_time_never_grows_with_the_budget_by_more_than_a_little() -> None:
 
 @pytest.mark.parametrize("budget_bytes", [40_000_000, 48_000_000, 55_000_000])
 def test_spare_budget_is_left_to_others_or_holds_layers_and_is_never_slower(budget_bytes):
-    """Slow layers: every copy hides, so that no resident buys time. Held all the same, fewer bytes move."""
+    """Slow layers: every copy hides, so residents save no time, only copied bytes."""
     layers = tuple(LayerSpec(f"up.{n}", bytes=(4 + n % 5) * 1_000_000, compute_ns=50_000_000) for n in range(12))
     inventory = Inventory("vae", layers, loose_bytes=1_000_000)
     plans = [

@@ -1,4 +1,4 @@
-"""While nobody has measured compute times, allowed memory is used: a wrong guess must not leave it idle."""
+"""Without measured compute times, allowed memory is used: a wrong guess must not leave it idle."""
 
 from offload_core.planning.inventory import Inventory, LayerSpec
 from offload_core.planning.planner import PlanRequest, make_plan

@@ -255,7 +255,7 @@ def test_the_selection_is_stronger_than_the_policy() -> None:
         assert (dit.value("placement"), dit.source("placement")) == ("layerwise", "selection")
 
 
-# The default group: exactly the groups whose own placement nobody set, to either value
+# The default group: exactly the groups with no placement of their own
 
 
 @pytest.mark.parametrize("value", ["whole", "cpu", "resident", "layerwise"])

@@ -224,7 +224,7 @@ def test_a_chrome_trace_keeps_the_rules_and_can_be_read_back() -> None:
 
 
 def test_clock_readings_that_overlap_are_cut() -> None:
-    """Random intervals on every track, as no device would make them: the document is valid all the same."""
+    """Random intervals on every track, as no device would make them: the document is still valid."""
     rng = random.Random(3)
     for _ in range(30):
         events = []

@@ -27,7 +27,7 @@ def npu():
     module.reset_stats()
     yield module
     assert module.stats()["races"] == 0, module.stats()["race_message"]
-    assert torch.accelerator.current_device_index() == 0, "somebody left another device current"
+    assert torch.accelerator.current_device_index() == 0, "another device was left current"
     module.configure(race=False, bandwidth=0)
 
 

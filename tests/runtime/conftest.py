@@ -35,5 +35,5 @@ def npu():
     counted = module.stats()
     module.configure(mb=8192, bandwidth=0, race=False)
     assert counted["races"] == 0, counted["race_message"]
-    # A page-lock that outlives its memory is in the way of whoever is given the same addresses next.
+    # A page-lock that outlives its memory is in the way of the next user of the same addresses.
     assert counted["pinned"] == pinned, f"the test left {counted['pinned'] - pinned} bytes page-locked"

@@ -265,7 +265,7 @@ def test_tied_weights_that_were_untied_by_moving_the_module():
 
 @pytest.mark.parametrize("act", ["unload", "detach"])
 def test_in_the_middle_of_a_pass(act):
-    """Nobody should, but the app's memory manager may: the rest of the pass runs from the host."""
+    """The app's memory manager may do this: the rest of the pass runs from the host."""
     with a_world() as world:
         one = world.add([4, 4, 4, 4])
         one.load(8192, residents=(2,))
@@ -312,7 +312,7 @@ def test_look_ahead_pauses_when_visits_come_in_another_order():
         one.run()
         copies = one.controller.counters.copies
         one.run([7, 6, 5, 4, 3, 2, 1, 0])
-        assert one.controller.counters.copies - copies <= 8 + 6, "copies that nobody uses are in the way of the others"
+        assert one.controller.counters.copies - copies <= 8 + 6, "unused copies are in the way of the others"
         demand = one.controller.counters.demand_loads
         one.run([7, 6, 5, 4, 3, 2, 1, 0])
         one.run([7, 6, 5, 4, 3, 2, 1, 0])

@@ -87,7 +87,7 @@ def test_the_buffer_lives_as_long_as_a_parameter_does(port):
     HostLayer([given], port, pinned=True)
     assert torch.equal(given.detach(), KINDS["float32"]) and len(port._regions) == 2
     del given
-    assert len(port._regions) == 1, "nobody holds the bytes any more"
+    assert len(port._regions) == 1, "the buffer outlives its users"
 
 
 def test_write_changes_the_master_and_keeps_its_place(port):

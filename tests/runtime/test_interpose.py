@@ -1,4 +1,4 @@
-"""Standing in front of a method, and going away again, whoever else does the same meanwhile."""
+"""Wrapping a method and unwrapping it again, while others wrap it too."""
 
 from __future__ import annotations
 

@@ -201,11 +201,11 @@ def test_rows_of_a_table_are_read_when_they_are_looked_up(words):
         assert touched < LAYER_BYTES, f"{touched} bytes of the mapping are in memory"
         with pytest.raises(IndexError):
             model(torch.tensor([16384]))
-        assert torch.equal(model.table.weight * 2, twin.table.weight * 2), "whoever takes the table itself gets it"
+        assert torch.equal(model.table.weight * 2, twin.table.weight * 2), "the table itself can be used"
         os.truncate(path, 4096)
         with pytest.raises(FileReadError, match="truncated from"):
             model.table(torch.tensor([3]))
-    # the mapping ends before the table now: nobody may look at it any more
+    # the mapping ends before the table now: it must not be read any more
 
 
 def test_a_table_that_is_to_be_of_another_type_or_is_written_to_comes_into_memory(words):

@@ -140,7 +140,7 @@ def test_a_buffer_that_is_written_keeps_its_value(device, model):
 
 
 def test_weights_read_outside_their_layer_are_right(device, model):
-    """Slow, never wrong: somebody uses a block's matrix without calling the block."""
+    """Slow, never wrong: a block's matrix is used without calling the block."""
 
     def peek(module, device):
         with torch.no_grad():

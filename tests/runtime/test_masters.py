@@ -154,7 +154,7 @@ def test_the_last_user_frees_it(npu, stage):
     assert npu.stats()["pinned"] <= before + SLOTS * SLOT_BYTES and not any(m.locked for m in kept)
     del kept
     three = stage.user()
-    assert three.file.bytes_read > 0, "what nobody used any more was still there"
+    assert three.file.bytes_read > 0, "masters without a user were kept"
     right(three)
 
 
@@ -172,7 +172,7 @@ def test_a_tier_is_a_users_own_and_the_page_lock_the_buffers(npu, stage):
     assert two.host_bytes()["pageable"] == payload(two) and len(masters(one, two)) == len(one.layers)
     right(one, two)
     one.load(hand_plan(one, RING, tiers="mapped"))
-    assert not any(master.locked for master in masters(two)), "page-locked for nobody"
+    assert not any(master.locked for master in masters(two)), "unneeded page-lock"
     right(one, two)
     two.load(hand_plan(two, RING, tiers="pinned"))
     one.load(hand_plan(one, RING, tiers="pinned"))
@@ -223,7 +223,7 @@ def test_a_changed_file_is_refused_although_another_has_its_old_bytes(stage):
         right(late)
 
 
-# ---------------------------------------------------------------------- nobody writes to it
+# ---------------------------------------------------------------------- writes stay private
 
 
 def test_a_written_master_is_the_writers_own(npu, stage):

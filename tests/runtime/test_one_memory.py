@@ -1,6 +1,6 @@
 """On the CPU ring and weights are one memory, and the budget is one of RAM: at every moment, planning again included.
 
-Buffers are counted as they are handed out and as they go, so nothing hangs on an allocator or on when somebody looks.
+Buffers are counted as they are handed out and as they go, so nothing depends on an allocator or on sampling times.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ def test_without_leave_only_our_own_work_is_repeated():
 
 
 def test_memory_for_a_visit_outside_the_ring_is_made():
-    """The ring is somebody else's, who is in the middle of a layer; the layer's own memory cannot be had at first."""
+    """Another component is inside a layer and holds the ring; the first allocation for the visit fails."""
     with a_world() as world:
         one, other = world.add([4] * 6), world.add([4, 4])
         one.load(8192, residents=(0, 2, 4))

@@ -109,7 +109,7 @@ class Fail:
 
 @dataclass(frozen=True)
 class Walk:
-    """Somebody calls the blocks himself, and may fail at it."""
+    """Blocks are called directly, and a call may fail."""
 
     order: list[int]
     fails: bool

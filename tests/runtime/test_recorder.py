@@ -1,4 +1,4 @@
-"""What the recorder writes is what the lanes did; and it does nothing where nobody has asked for it."""
+"""What the recorder writes is what the lanes did; it does nothing unless asked for."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_without_a_recorder_a_visit_asks_for_it_at_most_once(monkeypatch) -> Non
         bench.pass_()
         looks.append(Counting.looks)
     copies = len(KILOBYTES)
-    assert looks[4:] == [3] * 4, "passes that nobody measures"
+    assert looks[4:] == [3] * 4, "unmeasured passes"
     assert max(looks) <= 3 + len(KILOBYTES) + 2 * copies
 
 

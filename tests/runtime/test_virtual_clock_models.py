@@ -63,7 +63,7 @@ class Network(nn.Module):
 
 @pytest.fixture(autouse=True)
 def weights_without_bytes(monkeypatch):
-    """Masters get their true sizes, and nobody fills them."""
+    """Masters get their true sizes, and are not filled."""
     monkeypatch.setattr(host_layer, "copy_span", lambda destination, source: None)
 
 

@@ -131,7 +131,7 @@ def test_a_file_that_is_no_longer_what_was_loaded(net, change, make_port):
     what, words = CHANGES[change]
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     what(path)
-    for _ in range(2):  # as often as somebody asks
+    for _ in range(2):  # every attempt fails
         with pytest.raises(FileReadError, match=words) as error:
             for _ in range(2):  # what was fetched before the change is still good
                 run(model)
@@ -195,7 +195,7 @@ def test_a_slow_file_keeps_a_pass_waiting_and_a_pass_that_is_given_up_does_not_w
     with pytest.raises(KeyboardInterrupt):
         run(model)
     total = sum(layer.nbytes for layer in controller.layers)
-    assert polls and len(reads) * 4096 < total / 2, "it read on for nobody"
+    assert polls and len(reads) * 4096 < total / 2, "reads after interrupt"
     port.while_waiting = None
     assert torch.equal(run(model), run(twin))
     controller.detach()

@@ -184,7 +184,7 @@ class Component:
         assert self.own == before, "other parameter objects than before"
         assert "forward" not in vars(self.model) and not any("forward" in vars(b) for b in self.model.blocks)
         self.check_state()
-        for parameter in self.model.parameters():  # whoever gets the memory next
+        for parameter in self.model.parameters():  # frees the old memory
             with torch.no_grad(), torch.inference_mode(parameter.is_inference()):
                 parameter.data = parameter.data.clone()
         self.strides = {name: tensor.stride() for name, tensor in self.model.state_dict().items()}
@@ -206,7 +206,7 @@ class Component:
         assert port.live_bytes <= allowed, f"{port.live_bytes} bytes on the device, {allowed} allowed"
 
     def check_nothing_in_flight(self, when: str) -> None:
-        """Whoever is not loaded has nothing to wait for; what flies then is another component's."""
+        """Checked while loaded: otherwise copies in flight are another component's."""
         assert not (self.controller.loaded and self.world.port.in_flight()), f"copies in flight after {when}"
 
     def check_host(self) -> None:

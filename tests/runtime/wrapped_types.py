@@ -135,7 +135,7 @@ class Forgetful(Scaled):
 
 
 class Fleeting(Scaled):
-    """Makes its parts anew for whoever asks: bytes put into them reach nobody."""
+    """Makes its parts anew at each access: bytes written to them are lost."""
 
     @property
     def fresh(self):

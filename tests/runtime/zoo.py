@@ -110,7 +110,7 @@ def detached_in_full_flight(world: World) -> None:
 
 
 def detached_before_it_ran(world: World) -> None:
-    """A pass was begun, its copies are on their way, nobody has waited for one."""
+    """A pass is begun and its copies are in flight; none is waited for."""
     one = world.add((4, 4, 4, 4))
     one.load(8192, residents=(2, 3))
     one.controller.prefetcher.begin_pass()
@@ -175,7 +175,7 @@ def second_pass(world: World) -> None:
 
 
 def another_plan_meanwhile(world: World) -> None:
-    """Somebody gave memory back before the layers were measured: the old limits are void."""
+    """Memory is given back before the layers are measured: the old limits are void."""
     world.port.measures_ns = 1000
     one = world.add((4, 4, 4, 4))
     one.load(8192, residents=(1,))
@@ -271,7 +271,7 @@ def component_inside_a_layer(world: World) -> None:
 
 
 def without_an_entry(world: World) -> None:
-    """Somebody walks the blocks himself; another component takes the ring meanwhile."""
+    """Blocks are called directly; another component takes the ring meanwhile."""
     one, two = world.add((4, 4, 4, 4)), world.add((5, 3, 6))
     one.load(8192)
     two.load(9216)

@@ -132,7 +132,7 @@ def changed_without_room(world: World) -> None:
 
 
 def changed_with_room_for_two(world: World) -> None:
-    """What nobody wants at the moment makes room."""
+    """Unused versions make room."""
     one = world.add((4, 4, 4, 4, 4, 4))
     versions = one.controller.versions
     versions.may_hold = lambda nbytes: versions.held_bytes + nbytes <= 2 * one.controller.layers[0].nbytes
@@ -195,7 +195,7 @@ def changed_beside_another_component(world: World) -> None:
 
 
 def a_master_changes_under_its_changes(world: World) -> None:
-    """Whoever writes to a master makes everything that was derived from it out of date."""
+    """A write to a master makes everything derived from it out of date."""
     one = world.add((4, 4, 4, 4))
     one.load(8192)
     one.set_changes({"blocks.1.weight": 2.0})

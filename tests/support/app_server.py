@@ -262,7 +262,7 @@ class AppServer:
     def submit(self, prompt: dict) -> str:
         """Queue a workflow in API form; returns its id. Raises HttpError (400) if the app rejects it.
 
-        And ServerError if it rejects a part: it would run the rest, and nobody would notice.
+        And ServerError if it rejects a part: the app would silently run the rest.
         """
         answer = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})
         if answer.get("node_errors"):

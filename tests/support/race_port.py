@@ -129,7 +129,7 @@ class RacePort:
         """The same for copies to the host, with the events that mark their ends."""
         self._issued = 0
         self._quiet = 0
-        self.measures_ns: int | None = None  # between any two moments; None: whoever asks is too early
+        self.measures_ns: int | None = None  # between any two moments; None: not yet known
         self._memory = (ctypes.c_ubyte * nbytes)()
         self._base = ctypes.addressof(self._memory)
         ctypes.memset(self._base, POISON, nbytes)
@@ -183,7 +183,7 @@ class RacePort:
         self._issued += 1
         if self.late:
             with self._unwatched():
-                destination.fill_(POISON)  # nobody may look until the copy was waited for
+                destination.fill_(POISON)  # not to be read until the copy is waited for
             self._waiting.append(lambda: self._move(destination, source))
         else:
             self._move(destination, source)
@@ -221,7 +221,7 @@ class RacePort:
             self._run_copies(event.copies_before)
 
     def happened(self, event: RaceEvent) -> bool:
-        """A copy that is kept back has not happened; whoever is told so of another has seen it."""
+        """A copy that is kept back has not happened; a True answer counts as a host wait."""
         if self.late and self._issued - len(self._waiting) < event.copies_before:
             return False
         self._wait(event, HOST)

@@ -114,7 +114,7 @@ class Wide(nn.Module):
 
 @contextmanager
 def on_run(call: Callable[[Block], None] | None) -> Iterator[None]:
-    """Have `call` called with every block that runs; None: nobody."""
+    """Have `call` called with every block that runs; None: no call."""
     before = Block.on_run
     Block.on_run = call
     try:

@@ -106,7 +106,7 @@ class VirtualClockPort:
         self.host_ns = max(self.host_ns, self.copy_ns, self.back_ns)
 
     def elapsed_ns(self, start: VirtualEvent, end: VirtualEvent) -> int | None:
-        """As if the device had got that far whenever somebody asks: asking is not waiting."""
+        """As if the device had got that far at every query: a query is not a wait."""
         return None if start.ns is None or end.ns is None else end.ns - start.ns
 
     def memory(self) -> None:

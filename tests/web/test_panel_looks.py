@@ -48,7 +48,7 @@ def judge(played: dict, locale: str):
     assert len(played["toasts"]) == 1, played["toasts"]
     toast = played["toasts"][0]
     assert "close other programs" in toast and "set less" in toast, "what there is to do, in one message"
-    assert "less than planned" not in toast, "a warning that nobody can act on is on the node only"
+    assert "less than planned" not in toast, "a warning without a remedy is on the node only"
     assert played["errors"] == [] and played["external"] == []
 
 

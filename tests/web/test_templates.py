@@ -65,7 +65,7 @@ def test_template_opens_and_says_what_it_should(server, play, template):
         wanted = as_named_here(expected["inputs"], found["inputs"])
         others = {name: value for name, value in found["inputs"].items() if name not in wanted}
         assert {**others, **wanted} == found["inputs"]
-        assert {name: defaults[name][1]["default"] for name in others} == others, "a widget that nobody set"
+        assert {name: defaults[name][1]["default"] for name in others} == others, "an unset widget changed"
     assert len(opened["apiForm"]) == len(template.prompt)
     for node in opened["nodes"]:
         assert not node["missing"], f"{node['type']} is marked as broken"

@@ -122,7 +122,7 @@ def out_of_memory_twice(at: int) -> None:
 
 
 def device_filled(at: int) -> None:
-    """Somebody takes all of the device that is free, at a visit, before the layer has run."""
+    """All free device memory is taken at a visit, before the layer has run."""
     prefetcher = _engine("engine.prefetcher").Prefetcher
     enter, left, taken = prefetcher.enter, [at], []
 

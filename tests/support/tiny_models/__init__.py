@@ -27,7 +27,7 @@ def file_name(name: str) -> str:
 def ensure(*names: str):
     """Make the files that are not there yet, in a process of its own: building them imports the app.
 
-    Whoever asks for one that another process is making waits for it. A second file in the first one's place would be
+    A file that another process is making is waited for. A second file in the first one's place would be
     a changed file to a server that has begun to stream from it.
     """
     if _absent(names):
