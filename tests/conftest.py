@@ -1,7 +1,14 @@
-"""For all tiers: the `--long` switch and what it means for drawn examples. The rest is in each tier's own conftest."""
+"""For all tiers: one compute thread, and the `--long` switch and what it means for drawn examples. The rest is in each
+tier's own conftest."""
+
+import os
 
 import hypothesis
 import pytest
+
+# The models are small, and threads that spin while they wait starve the other processes: with two on each of two busy
+# cores, a test of 0.2 s took 7 s. Read when torch is imported, so it is set here, for each worker and its children.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):

@@ -42,12 +42,8 @@ class Outcome:
 
 
 def child_environment(app_name: str) -> dict:
-    """The environment variables of test processes. Model hubs are offline.
-
-    One compute thread each: the models are small, and spinning threads would starve the other processes.
-    """
+    """The environment variables of test processes. Model hubs are offline."""
     return {
-        "OMP_NUM_THREADS": "1",
         **os.environ,
         "LAYERWISE_DEV_DIR": str(paths.DEV),
         "LAYERWISE_COMFYUI": app_name,
