@@ -159,7 +159,7 @@ def ours(group: str, device: str, queue: Any = None) -> Contender:
     attachment = attach(model, device=device, passes=1000, min_layer_bytes=1, queue=queue)
     layers = attachment.controller.layers
     assert len(attachment.plan.streamed) == BLOCKS and all(
-        len(layer.found.parameters) == PARAMETERS for layer in layers
+        len(layer.discovered.parameters) == PARAMETERS for layer in layers
     )
     return Contender(group, "ours", lambda: model(x), plain(device), attachment.detach)
 

@@ -281,8 +281,8 @@ class Component:
 
     def idle_beside(self) -> list[Component]:
         """The other components on its device that run nothing now."""
-        there = (other for other in self._others() if other.loaded and other.device == self.device)
-        return [other for other in there if not other.controller.in_pass()]
+        on_device = (other for other in self._others() if other.loaded and other.device == self.device)
+        return [other for other in on_device if not other.controller.in_pass()]
 
     def _as_neighbour(self) -> Neighbour | None:
         """How another component sees it; None once no patcher uses it any more."""

@@ -156,8 +156,8 @@ def check_room(controller: OffloadController, component: str, lora_mode: object)
 
 def not_kept(versions: Versions) -> list[Sentence]:
     """For the report: at most one line with the reason why patched layers are not kept on the host."""
-    asked, layers = versions.may_hold is None, len(versions.refused)
-    what = sentence("patched_on_arrival_asked" if asked else "patched_on_arrival_short", layers=layers)
+    on_request, layers = versions.may_hold is None, len(versions.refused)
+    what = sentence("patched_on_arrival_asked" if on_request else "patched_on_arrival_short", layers=layers)
     return [what] if layers else []
 
 

@@ -39,7 +39,7 @@ class DeviceAllowance:
 
 def device_allowance(settings: ComponentSettings, device: torch.device, offered_bytes: float) -> DeviceAllowance:
     """The budget of a component. `offered_bytes` is what the app would let its weights have on `device`."""
-    values = settings.said(Setting.BUDGET_BYTES)
+    values = settings.entries(Setting.BUDGET_BYTES)
     if values and isinstance(values[0].value, int):
         return DeviceAllowance(min(values[0].value, total_bytes(device)), values[0].reason)
     if offered_bytes >= UNLIMITED_BYTES:
@@ -65,8 +65,7 @@ def host_limits(settings: ComponentSettings, device: torch.device, layers: Itera
     if not streams_to(device):
         return {"pin_budget_bytes": 0, "copies_budget_bytes": 0, "in_place": True, "hold_spare": True}
     copies_bytes, pinned_bytes = already_in_memory_bytes(layers)
-    asked = settings.value(Setting.PIN_BUDGET_BYTES)
-    asked_bytes = asked if isinstance(asked, int) else None
+    asked_bytes = settings.explicit(Setting.PIN_BUDGET_BYTES, int)
     room = compat.app_pin_room_bytes()
     host = host_budget.host_budget(
         host_available_bytes() + copies_bytes,

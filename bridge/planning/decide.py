@@ -45,7 +45,7 @@ class Decision:
 
     def as_planned(self, plan: Plan | None) -> Decision:
         """The same, with the placement that `plan` has: the policy's `resident` is a wish; the app's room decides."""
-        chosen = self.settings.said(Setting.PLACEMENT)[0]
+        chosen = self.settings.entries(Setting.PLACEMENT)[0]
         if plan is None or not plan.streamed or (chosen.source, chosen.value) != (Source.POLICY, "resident"):
             return self
         resident, layers = len(plan.residents), len(plan.layers)

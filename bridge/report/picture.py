@@ -79,8 +79,8 @@ def _notes(document: Mapping[str, Any], more: Sequence[Mapping[str, Any]]) -> li
 
 
 def _device(canvas: Canvas, y: float, device: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) -> None:
-    here = [row for row in components if row["loaded"] and row["device"] == device["name"]]
-    budget = min(device["total_bytes"], sum(row["budget_bytes"] or 0 for row in here)) if here else None
+    loaded = [row for row in components if row["loaded"] and row["device"] == device["name"]]
+    budget = min(device["total_bytes"], sum(row["budget_bytes"] or 0 for row in loaded)) if loaded else None
     parts = [
         ("residents", device["resident_bytes"], RESIDENT),
         ("loose", device["loose_bytes"], LOOSE),

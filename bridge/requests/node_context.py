@@ -114,7 +114,7 @@ def _request(source: str, content: object) -> SourceRequest:
     return SourceRequest.of(source, mode, "", wishes)
 
 
-def _refused(value: object, found: str) -> SettingsError:
+def _refused(value: object, problem: str) -> SettingsError:
     return SettingsError(
-        f"asked graph_options = {shown(value)}; found that it {found}; do leave it empty, or correct it"
+        f"asked graph_options = {shown(value)}; found that it {problem}; do leave it empty, or correct it"
     )

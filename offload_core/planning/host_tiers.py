@@ -64,8 +64,8 @@ def explain_tiers(plan: Plan, request: PlanRequest) -> Iterator[str]:
 
     None about page-locked layers if neither a tier nor host budgets were given.
     """
-    asked = f"host_tier = {request.host_tier}, as asked" if request.host_tier is not None else ""
-    decided_by = "; ".join(part for part in (asked, request.host_source) if part)
+    wish = f"host_tier = {request.host_tier}, as asked" if request.host_tier is not None else ""
+    decided_by = "; ".join(part for part in (wish, request.host_source) if part)
     why = f" ({decided_by})" if decided_by else ""
     for tier, words in _COPIED_FROM.items():
         layers = [plan.layers[index] for index in plan.streamed if plan.layers[index].host_tier == tier]

@@ -158,7 +158,9 @@ class Search:
         work is done."""
         while not self._is_perfect(best):
             better = None
-            choices = (choice for near in self._neighbours(best) for choice in self._with_rings(near, best.ring_bytes))
+            choices = (
+                choice for other in self._neighbours(best) for choice in self._with_rings(other, best.ring_bytes)
+            )
             for residents, ring in choices:
                 if self._is_slower(residents, best):
                     continue

@@ -170,7 +170,7 @@ class ComponentSettings:
     """
 
     component: str = ""
-    _said: tuple[SettingValue, ...] = field(default=(), repr=False)  # by setting, then strongest source first
+    _entries: tuple[SettingValue, ...] = field(default=(), repr=False)  # by setting, then strongest source first
 
     def with_value(self, name: str, value: object, source: str, reason: Sentence | None = None) -> ComponentSettings:
         """A copy in which ``source`` says ``value``, replacing what it said before; ``auto`` takes that back.
@@ -183,7 +183,7 @@ class ComponentSettings:
         checked: Value | Unset = None if from_policy else validate(name, value, self.component)
         if source == Source.SELECTION and name != Setting.PLACEMENT:
             raise _refused(f"{name} from the selection", value, "can only set a placement", "set it on a node")
-        entries = [entry for entry in self._said if (entry.name, entry.source) != (name, source)]
+        entries = [entry for entry in self._entries if (entry.name, entry.source) != (name, source)]
         if not isinstance(checked, Unset):
             reason = reason or sentence("set_by", source=SOURCE_SENTENCES[source])
             entries.append(SettingValue(name, source, checked, reason))
@@ -191,15 +191,15 @@ class ComponentSettings:
 
     def value(self, name: str) -> Value | Unset:
         """The strongest source's value; ``UNSET`` without one; ``None`` if the policy left it to a layer below."""
-        return next((entry.value for entry in self.said(name)), UNSET)
+        return next((entry.value for entry in self.entries(name)), UNSET)
 
     def source(self, name: str) -> str | None:
         """The strongest source that set it, or None."""
-        return next((entry.source for entry in self.said(name)), None)
+        return next((entry.source for entry in self.entries(name)), None)
 
     def reason(self, name: str) -> Sentence | None:
         """Why it has this value, with what weaker sources had asked for; None if no source set it."""
-        entries = self.said(name)
+        entries = self.entries(name)
         if not entries:
             return None
         weaker = [
@@ -221,15 +221,15 @@ class ComponentSettings:
         value = self.value(name)
         return value if self.is_explicitly_set(name) and isinstance(value, kind) else None
 
-    def said(self, name: str) -> tuple[SettingValue, ...]:
+    def entries(self, name: str) -> tuple[SettingValue, ...]:
         """All that was said about a setting, strongest source first. Raises SettingsError for an unknown setting."""
         _check_exists("the setting", name, SETTINGS)
-        return tuple(entry for entry in self._said if entry.name == name)
+        return tuple(entry for entry in self._entries if entry.name == name)
 
     def merged(self, other: ComponentSettings) -> ComponentSettings:
         """What both hold, for the same component. Raises SettingsError where one source says two different things."""
-        entries = {(entry.name, entry.source): entry for entry in self._said}
-        for entry in other._said:
+        entries = {(entry.name, entry.source): entry for entry in self._entries}
+        for entry in other._entries:
             present = entries.setdefault((entry.name, entry.source), entry)
             if present.value != entry.value:
                 what = f"{self.component or other.component}.{entry.name}".lstrip(".")
@@ -242,7 +242,7 @@ class ComponentSettings:
     def without(self, source: str) -> ComponentSettings:
         """A copy in which ``source`` said nothing."""
         _check_exists("the source", source, SOURCES)
-        return self._with(entry for entry in self._said if entry.source != source)
+        return self._with(entry for entry in self._entries if entry.source != source)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """``{setting: {"value", "source", "reason", "why"}}`` for the settings that have a value."""
@@ -254,9 +254,9 @@ class ComponentSettings:
     def __iter__(self) -> Iterator[SettingValue]:
         """The winning value of every setting that has one, in the order of ``SETTINGS``."""
         for name in SETTINGS:
-            yield from self.said(name)[:1]
+            yield from self.entries(name)[:1]
 
     def _with(self, entries: Iterable[SettingValue]) -> ComponentSettings:
         # One order for equal contents, so that equality and hashes do not depend on the order of the calls.
         ordered = sorted(entries, key=lambda entry: (SETTINGS.index(entry.name), SOURCES.index(entry.source)))
-        return replace(self, _said=tuple(ordered))
+        return replace(self, _entries=tuple(ordered))

@@ -39,7 +39,7 @@ def check_component(component: Component, settings: ComponentSettings, device: D
 
 def remarks(component: Component, settings: ComponentSettings, device: Device) -> list[Notice]:
     """Notices of explicit settings that hold, but do less, or cost more, than a person may expect."""
-    chosen, *weaker = settings.said(Setting.PLACEMENT)
+    chosen, *weaker = settings.entries(Setting.PLACEMENT)
     placement = str(chosen.value)
     budget_bytes, device_bytes = settings.explicit(Setting.BUDGET_BYTES, int), device.total_bytes
     notices = []

@@ -86,7 +86,7 @@ def resolve(request: Request) -> Resolution:
     names = _names(request.components)
     notices = _absent(request, names)
     chosen = select(request.selection, names)
-    wishes = {name: _said(name, request, names, chosen) for name in names}
+    wishes = {name: _settings_of(name, request, names, chosen) for name in names}
     device = request.device or Device("unknown")
     placed = [
         Placed(
@@ -191,7 +191,7 @@ def _absent(request: Request, names: Sequence[str]) -> list[Notice]:
     return notices
 
 
-def _said(name: str, request: Request, names: Sequence[str], chosen: frozenset[str] | None) -> ComponentSettings:
+def _settings_of(name: str, request: Request, names: Sequence[str], chosen: frozenset[str] | None) -> ComponentSettings:
     settings = request.settings.get(name, ComponentSettings(name)).without(Source.POLICY).without(Source.SELECTION)
     settings = settings.merged(settings_for(name, request.wishes, names))
     if chosen is not None and name in chosen:

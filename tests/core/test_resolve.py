@@ -347,7 +347,7 @@ def test_the_policy_is_silent_about_what_was_set() -> None:
     dit = resolve(request(selection="dit", wishes=wishes)).components["dit"]
     for name, value in values.items():
         assert (dit.value(name), dit.source(name)) == (value, "options")
-        assert [said.source for said in dit.said(name)] == ["options"]
+        assert [entry.source for entry in dit.entries(name)] == ["options"]
 
 
 def test_no_components_is_an_empty_answer() -> None:

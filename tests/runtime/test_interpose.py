@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from offload_core.runtime.engine.interpose import HostGather, Interposed
-from offload_core.runtime.layers.discovery import FoundTable
+from offload_core.runtime.layers.discovery import DiscoveredTable
 from offload_core.runtime.layers.tables import HostTable
 
 
@@ -162,6 +162,6 @@ def test_a_copy_of_only_the_callable_is_the_callable():
 
 def test_tables_are_looked_up_on_the_host():
     table = nn.Embedding(5, 3)
-    gather = HostGather(table, HostTable(FoundTable("table", table.weight, [table])))
+    gather = HostGather(table, HostTable(DiscoveredTable("table", table.weight, [table])))
     gather.install()
     assert torch.equal(table(torch.tensor([[1, 4]])), table.weight[[1, 4]][None])

@@ -130,7 +130,7 @@ class LayerForward(Interposed):
     __slots__ = ("layer", "prefetcher")
 
     def __init__(self, layer: Layer, prefetcher: Prefetcher) -> None:
-        super().__init__(layer.found.module)
+        super().__init__(layer.discovered.module)
         self.layer = layer
         self.prefetcher = prefetcher
 

@@ -32,7 +32,7 @@ MAX_NOTES = 12
 
 
 @dataclass(frozen=True, slots=True)
-class FoundLayer:
+class DiscoveredLayer:
     """A module that moves as one, and the parameters that move with it."""
 
     name: str
@@ -42,7 +42,7 @@ class FoundLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundTable:
+class DiscoveredTable:
     """An embedding table that stays on the host, and the modules that look up rows in it. `name`: of the first."""
 
     name: str
@@ -63,8 +63,8 @@ class FoundTable:
 class Discovery:
     """The layers of a module in registration order, with notes on what was left out and why."""
 
-    layers: tuple[FoundLayer, ...]
-    tables: tuple[FoundTable, ...]
+    layers: tuple[DiscoveredLayer, ...]
+    tables: tuple[DiscoveredTable, ...]
     loose_bytes: int
     notes: tuple[str, ...]
     order: tuple[int, ...]
@@ -93,7 +93,7 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
     gathered = {id(table.weight) for table in tables}
     for module, name in modules.items():
         moved = _moved_with(module, name, shared, gathered, notes)
-        layer = FoundLayer(name, module, moved, Flattened(moved).layout.nbytes)
+        layer = DiscoveredLayer(name, module, moved, Flattened(moved).layout.nbytes)
         if layer.nbytes >= min_layer_bytes:
             layers.append(layer)
         elif layer.nbytes:
@@ -113,19 +113,19 @@ def discover(root: nn.Module, *, min_layer_bytes: int = MIN_LAYER_BYTES) -> Disc
     return Discovery(tuple(layers), tuple(tables), loose_bytes, tuple(notes), tuple(order))
 
 
-def keep_in_memory(root: nn.Module, found: Discovery) -> Discovery:
+def keep_in_memory(root: nn.Module, discovery: Discovery) -> Discovery:
     """Copy into memory what lies in a file and is neither streamed nor read by row, because a file may change, and what
     was written to since it was loaded. Returns the discovery with `loose_bytes` recomputed."""
     for parameter in root.parameters():
         for leaf in leaves_of(parameter):
             keep_what_was_written(leaf)
-    streamed = {id(parameter) for layer in found.layers for parameter in layer.parameters}
-    stay = streamed | {id(table.weight) for table in found.tables if table.read_by_row}
+    streamed = {id(parameter) for layer in discovery.layers for parameter in layer.parameters}
+    stay = streamed | {id(table.weight) for table in discovery.tables if table.read_by_row}
     moved = [bring_into_memory(parameter) for parameter in root.parameters() if id(parameter) not in stay]
     if not any(moved):
-        return found
-    gathered = {id(table.weight) for table in found.tables}
-    return replace(found, loose_bytes=LooseTensors(root, streamed | gathered).nbytes)
+        return discovery
+    gathered = {id(table.weight) for table in discovery.tables}
+    return replace(discovery, loose_bytes=LooseTensors(root, streamed | gathered).nbytes)
 
 
 def _part_of(module: nn.Module, nbytes: dict[int, int], parts: dict[nn.Module, Part[nn.Module]]) -> Part[nn.Module]:
@@ -148,7 +148,7 @@ def _outermost(units: Iterable[tuple[str, nn.Module]]) -> dict[nn.Module, str]:
     return {module: name for module, name in by_module.items() if module not in inner}
 
 
-def _large_tables(root: nn.Module, shared: Mapping[int, set[int]]) -> list[FoundTable]:
+def _large_tables(root: nn.Module, shared: Mapping[int, set[int]]) -> list[DiscoveredTable]:
     """Embedding tables that stay on the host.
 
     Several embeddings may share a table; one that another kind of module holds too (an output projection) is not kept
@@ -166,7 +166,7 @@ def _large_tables(root: nn.Module, shared: Mapping[int, set[int]]) -> list[Found
         if table is None or id(table) != key or not is_plain(table) or overlaps_another:
             continue
         if all(isinstance(module, nn.Embedding) for _, module in places):
-            tables.append(FoundTable(places[0][0], table, [module for _, module in places]))
+            tables.append(DiscoveredTable(places[0][0], table, [module for _, module in places]))
     return tables
 
 

@@ -27,7 +27,7 @@ from ..host.masters import close_uses
 from ..tensors.host_source import ByteSource
 from ..tensors.layout import overlapping
 from ..tensors.parts import plain
-from .discovery import Discovery, FoundLayer
+from .discovery import DiscoveredLayer, Discovery
 from .layer_times import LayerTimes
 from .patched_layers import LayerPatch
 
@@ -39,21 +39,21 @@ class Layer(Loadable):
     """The unit of movement. The prefetcher reads the public slots below on its hot path."""
 
     __slots__ = (
-        *("found", "host", "host_bindings", "index", "nbytes", "_places"),
+        *("discovered", "host", "host_bindings", "index", "nbytes", "_places"),
         *("device_bindings", "swapped_in"),
         *("copy_done", "has_arrived", "last_read", "read_since_copy"),
         *("carries", "patch", "saved", "saving", "copy_carries", "copy_from"),
         "times",
     )
 
-    def __init__(self, index: int, found: FoundLayer, port: DevicePort, pinned: bool) -> None:
-        super().__init__(found.name)
+    def __init__(self, index: int, discovered: DiscoveredLayer, port: DevicePort, pinned: bool) -> None:
+        super().__init__(discovered.name)
         self.index = index
-        self.found = found
-        self.nbytes = found.nbytes
-        self.host = HostLayer(found.parameters, port, pinned)
-        self._places = _places(found)
-        self.host_bindings = self._bindings(found.parameters)
+        self.discovered = discovered
+        self.nbytes = discovered.nbytes
+        self.host = HostLayer(discovered.parameters, port, pinned)
+        self._places = _places(discovered)
+        self.host_bindings = self._bindings(discovered.parameters)
         self.device_bindings: list[Binding] = []
         self.device_buffer: torch.Tensor | None = None
         self.copy_done: Event = port.event()
@@ -67,7 +67,7 @@ class Layer(Loadable):
         """The copy lane has not yet waited for `last_read`."""
         self.swapped_in = False
         """The modules hold the parameters of `device_bindings`."""
-        self.times = LayerTimes(port, index, found.nbytes)
+        self.times = LayerTimes(port, index, discovered.nbytes)
         self.patch: LayerPatch | None = None
         """The patches of the layer's weights on the device; None: the masters' values."""
         self.copy_from: torch.Tensor | None = None
@@ -357,7 +357,7 @@ class Layer(Loadable):
     def name_of(self, index: int) -> str:
         """The full name of a binding's weight."""
         parameters, name, _ = self._places[index]
-        modules = self.found.module.named_modules()
+        modules = self.discovered.module.named_modules()
         module = next(path for path, module in modules if module._parameters is parameters)
         return ".".join(part for part in (self.name, module, name) if part)
 
@@ -397,26 +397,26 @@ class Layer(Loadable):
         self.swapped_in = False
 
 
-def _places(found: FoundLayer) -> list[tuple[dict[str, Any], str, int]]:
-    """(dictionary of a module, name in it, index in `found.parameters`) of each place of the layer's parameters in its
-    modules; a tied parameter has several."""
-    positions = {id(parameter): position for position, parameter in enumerate(found.parameters)}
+def _places(discovered: DiscoveredLayer) -> list[tuple[dict[str, Any], str, int]]:
+    """(dictionary of a module, name in it, index in `discovered.parameters`) of each place of the layer's parameters in
+    its modules; a tied parameter has several."""
+    positions = {id(parameter): position for position, parameter in enumerate(discovered.parameters)}
     return [
         (module._parameters, name, positions[id(parameter)])
-        for module in found.module.modules()
+        for module in discovered.module.modules()
         for name, parameter in module._parameters.items()
         if id(parameter) in positions
     ]
 
 
 def build_layers(
-    found: Discovery, port: DevicePort, pinned: bool, progress: Callable[[int, int], None] | None
+    discovery: Discovery, port: DevicePort, pinned: bool, progress: Callable[[int, int], None] | None
 ) -> list[Layer]:
     """The layers of a discovery. `progress(bytes, of_bytes)` may raise; on any error all masters are released."""
     layers: list[Layer] = []
-    done, total = 0, sum(layer.nbytes for layer in found.layers)
+    done, total = 0, sum(layer.nbytes for layer in discovery.layers)
     try:
-        for index, layer in enumerate(found.layers):
+        for index, layer in enumerate(discovery.layers):
             layers.append(Layer(index, layer, port, pinned))
             done += layer.nbytes
             if progress is not None:

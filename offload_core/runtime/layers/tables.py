@@ -18,7 +18,7 @@ from ..files.weight_file import dtype_of, slice_of
 from ..host.host_parameter import OutsideTouches, adopt, release
 from ..tensors.layout import copy_span, span_bytes
 from ..tensors.parts import is_plain, parts_of, plain
-from .discovery import FoundTable
+from .discovery import DiscoveredTable
 
 AskForTable = Callable[[str], None]
 """Called with the name of a table about to be used as a whole. The table may be on the device afterwards."""
@@ -29,9 +29,9 @@ class HostTable(OutsideTouches):
 
     __slots__ = ("_ask", "modules", "name", "on_device", "parameter")
 
-    def __init__(self, found: FoundTable) -> None:
+    def __init__(self, discovered: DiscoveredTable) -> None:
         super().__init__()
-        self.name, self.parameter, self.modules = found.name, found.weight, found.modules
+        self.name, self.parameter, self.modules = discovered.name, discovered.weight, discovered.modules
         self.on_device: nn.Parameter | None = None
         """The parameter that the modules hold while the table is on the device."""
         self._ask: AskForTable | None = None
@@ -82,9 +82,9 @@ class HostTable(OutsideTouches):
 class HostTables:
     """The tables of one component. They lend between `lend` and `stop_lending`, while it is loaded."""
 
-    def __init__(self, found: Sequence[FoundTable], port: DevicePort) -> None:
+    def __init__(self, discovered: Sequence[DiscoveredTable], port: DevicePort) -> None:
         self._port = port
-        self.tables = {id(table.weight): HostTable(table) for table in found}
+        self.tables = {id(table.weight): HostTable(table) for table in discovered}
         """By the id of the parameter."""
 
     def _parameters(self) -> Iterator[nn.Parameter]:
