@@ -92,7 +92,7 @@ def a_version_s_memory_is_not_used_again(patch: Patch) -> None:
 
 @fault("state")
 def a_patch_set_that_comes_back_is_overwritten_again(patch: Patch) -> None:
-    before(patch, Versions, "reserve", lambda self, layers: self._wanted_sets.clear())
+    before(patch, Versions, "reserve", lambda self, *_: self._wanted_sets.clear())
 
 
 @fault("value", "state")

@@ -59,7 +59,7 @@ def the_new_plans_residents_come_before_the_old_ones_go(patch: Patch) -> None:
         self.held = held
 
     patch.setattr(OffloadController, "_free_what_moves", changed)
-    after(patch, OffloadController, "_place", lambda self, plan: vars(self).pop("held"))
+    after(patch, OffloadController, "_place", lambda self, *_: vars(self).pop("held"))
 
 
 @fault("state")
