@@ -322,7 +322,7 @@ class Component:
         model.device = torch.device("cpu")
 
     def plan_afresh(self) -> None:
-        """What the next load is offered counts, whatever the plan in effect was made for."""
+        """Have the next load plan again, even for the settings of the plan in effect."""
         self._planned_for = None
 
     def _with_table(self, controller: OffloadController, table: str) -> Plan | None:

@@ -123,8 +123,10 @@ def _settle_weights(patcher: LayerwiseModelPatcher, requested: Requested, files:
     placement or budget are explicit, or the model exceeds available host memory. Where device memory is host memory,
     weights of another type than the file's are converted when they are read.
     """
-    nbytes = sum(parameter.numel() * parameter.element_size() for parameter in patcher.model.parameters())
-    streams = not left_to_the_app(requested) and may_stream_on(patcher.load_device, requested, nbytes)
+    streams = not left_to_the_app(requested)
+    if streams:
+        nbytes = sum(parameter.numel() * parameter.element_size() for parameter in patcher.model.parameters())
+        streams = may_stream_on(patcher.load_device, requested, nbytes)
     one_memory = takes_host_memory(patcher.load_device)
     patcher.settle_weights(files, leave=streams, convert=not one_memory)
     return streams and one_memory

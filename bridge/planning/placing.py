@@ -40,7 +40,7 @@ class Neighbour:
     bytes: int
     held_bytes: int
     wanted_bytes: int = 0
-    """What it will ask the app for when it is loaded next, of what it does not hold."""
+    """What it will ask the app for when it is loaded next; 0 if it is loaded, or of a kind that asks for no ring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +99,16 @@ def may_stream_on(device: torch.device, requested: Requested, nbytes: int) -> bo
     return streams_to(device) or explicit or nbytes > host_available_bytes()
 
 
-def wanted_bytes(kind: Kind, requested: Requested, inventory: Inventory, ring_bytes: int = 0) -> int:
-    """Device bytes to ask the app for: the budget if one is set; else all, or a usual ring but for `ring_bytes`."""
+def wanted_bytes(kind: Kind, requested: Requested, inventory: Inventory, shared_bytes: int = 0) -> int:
+    """Device bytes to ask the app for: the budget if one is set; else all, or a usual ring, of which other components
+    have leased `shared_bytes` already."""
     budget = requested.value(Setting.BUDGET_BYTES)
     if isinstance(budget, int):
         return min(budget, inventory.total_bytes)
     rings = kind.asks_for_ring or requested.mode == "memory"
     if requested.value(Setting.PLACEMENT) == "resident" or not rings:
         return inventory.total_bytes
-    return usual_budget(inventory) - ring_bytes
+    return usual_budget(inventory) - shared_bytes
 
 
 def resolve_now(requested: Requested, inventory: Inventory, situation: Situation) -> Resolution:
@@ -158,12 +159,12 @@ def within_policy(
     resolved: ComponentSettings,
     inventory: Inventory,
     allowance: DeviceAllowance,
-    room_bytes: int = 0,
-    crowded_bytes: int | None = None,
+    room_bytes: int,
+    crowded_bytes: int | None,
 ) -> DeviceAllowance:
     """What the app offers, cut to what the policy leaves to the component and to what others will ask for.
 
-    `room_bytes`: what the next encoder or VAE will ask for, of what it does not hold; `crowded_bytes`: see `Situation`.
+    `room_bytes`: what the app will free for the next encoder or VAE; `crowded_bytes`: see `Situation`.
     """
     explicit = requested.settings.is_explicitly_set("placement")
     if requested.mode == "memory" and not explicit:

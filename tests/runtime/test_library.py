@@ -264,6 +264,22 @@ def test_detach_is_idempotent_and_the_plan_is_gone(device, model):
     assert model(inputs("cpu")).shape == (4, 16)
 
 
+def test_a_detach_that_failed_can_be_called_again(device, model, monkeypatch):
+    before = snapshot(model)
+    attached = attach(model, device=device, budget_bytes=3 << 20, **SMALL)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attached.controller.queue, "lease", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            attached.detach()
+    attached.detach()
+    assert attached.controller.layers == [], "the host masters are not released"
+    assert_restored(model, before)
+
+
 def test_a_copy_of_an_attached_module_is_an_ordinary_module(device, model):
     with attach(model, device=device, **SMALL), torch.no_grad():
         model(inputs(device))

@@ -46,3 +46,18 @@ def test_what_was_read_arrives_and_no_thread_keeps_the_memory_it_went_to(port):
         del destination
     gc.collect()
     assert simdev.load().stats()["used"] == before
+
+
+def test_after_an_interrupt_no_two_pieces_go_through_one_slot_at_once(port, monkeypatch):
+    hand_over, numbers = StagedPort._hand_over, []
+
+    def interrupted(self, work):
+        hand_over(self, work)
+        numbers.append(work.number)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StagedPort, "_hand_over", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            port.copy_from(port.empty(1000), Pattern(1000))
+    assert len(set(numbers)) == 2

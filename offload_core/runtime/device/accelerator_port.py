@@ -85,7 +85,8 @@ def _backend(device: torch.device) -> types.ModuleType:
 
 
 class SynchronousPort:
-    """A device without streams: a copy is complete when it returns, and events do nothing. Base of the other ports."""
+    """A device without streams: a copy is complete when it returns, and events do nothing. `AcceleratorPort` and
+    `ThreadedCpuPort` replace what is asynchronous there, and keep the rest."""
 
     asynchronous = False
     shares_host_memory = False
@@ -108,13 +109,13 @@ class SynchronousPort:
     def event(self, timed: bool = False) -> Event:
         return None
 
-    def _no_event(self, event: Event) -> None:
-        """All work is complete when its call returns: there is nothing to record or to wait for."""
+    def _nothing_about(self, event: Any) -> None:
+        """All work is complete when its call returns: there is nothing to record, to wait for or to give up."""
 
-    def _no_wait(self) -> None: ...
+    def _nothing(self) -> None: ...
 
-    record_copy = record_compute = copy_waits = compute_waits = host_waits = abandon = host_release = _no_event
-    prepare_reads = drain = before_release = close = _no_wait
+    record_copy = record_compute = copy_waits = compute_waits = host_waits = abandon = host_release = _nothing_about
+    prepare_reads = drain = before_release = close = _nothing
 
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         destination.copy_(source)

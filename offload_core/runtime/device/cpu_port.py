@@ -70,6 +70,9 @@ class ThreadedCpuPort(SynchronousPort):
     def trim(self) -> None:
         """Memory has gone back to the system."""
 
+    def memory(self) -> None:
+        """A component on the CPU is planned by what the host has available."""
+
     def event(self, timed: bool = False) -> Event:
         return LaneEvent()
 

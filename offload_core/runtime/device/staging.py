@@ -147,8 +147,9 @@ class StagedPort:
         self.prepare_reads()
         job = _Job(destination, source)
         for start in range(0, source.nbytes, self._slot_bytes):
-            self._hand_over(_Chunk(job, start, min(start + self._slot_bytes, source.nbytes), self._chunks))
-            self._chunks += 1
+            chunk = _Chunk(job, start, min(start + self._slot_bytes, source.nbytes), self._chunks)
+            self._chunks += 1  # first: after an interrupt, two chunks with one number would be read into one slot
+            self._hand_over(chunk)
         self._hand_over(lambda: self._take_failure(job))
 
     def _take_failure(self, job: _Job) -> None:
@@ -305,7 +306,10 @@ class StagedPort:
                 self._change.notify_all()
 
     def _carry_out(self, work: _Chunk | Callable[[], None]) -> None:
-        self._send(work) if isinstance(work, _Chunk) else work()
+        if isinstance(work, _Chunk):
+            self._send(work)
+        else:
+            work()
 
     def _send(self, chunk: _Chunk) -> None:
         slot, job = self._slots[chunk.number % self._slot_count], chunk.job

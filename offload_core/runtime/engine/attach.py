@@ -37,10 +37,10 @@ _CALLERS_WORD = "given by the caller"
 class Attachment:
     """A module under layerwise offload, until `detach` or the end of a `with` block."""
 
-    def __init__(self, controller: OffloadController, undo: ExitStack) -> None:
-        """`undo` is closed to detach."""
+    def __init__(self, controller: OffloadController, owned_queue: DeviceQueue | None) -> None:
+        """`owned_queue` is closed after a detach."""
         self.controller = controller
-        self._undo = undo
+        self._owned_queue = owned_queue
 
     @property
     def plan(self) -> Plan:
@@ -50,8 +50,11 @@ class Attachment:
         return self.controller.plan
 
     def detach(self) -> None:
-        """Release the device memory and restore the module. Idempotent."""
-        self._undo.close()
+        """Release the device memory and restore the module. Idempotent; may be called again after an error."""
+        self.controller.detach()
+        if self._owned_queue is not None:
+            self._owned_queue.close()
+            self._owned_queue = None
 
     def __enter__(self) -> Attachment:
         return self
@@ -90,9 +93,11 @@ def attach(
     """
     _check_module(module, component)
     with ExitStack() as undo:
-        if queue is None:
-            queue = DeviceQueue(port_for(device))
-            undo.callback(queue.close)
+        owned = None if queue is not None else DeviceQueue(port_for(device))
+        queue = queue or owned
+        assert queue is not None
+        if owned is not None:
+            undo.callback(owned.close)
         _check_device(queue, torch.device(device), component)
         discovery = keep_in_memory(module, discover(module, min_layer_bytes=min_layer_bytes))
         inventory = discovery.inventory(component, queue.port.segment_bytes)
@@ -125,7 +130,8 @@ def attach(
             controller.replan_on_second_pass(partial(_replan, several))
         controller.when_full(partial(_less, request))
         controller.plan_for_tables_by(partial(_with_table, request))
-        return Attachment(controller, undo.pop_all())
+        undo.pop_all()
+        return Attachment(controller, owned)
 
 
 def _replan(request: PlanRequest, current: Plan, measured: Inventory, link: float | None) -> Plan | None:

@@ -225,7 +225,8 @@ class OffloadController(PassOwner):
         self._change(None, plan)
 
     def _change(self, before: Plan | None, plan: Plan) -> None:
-        """Put a checked plan into effect, or `before` if the device has no memory for it. On another error, unload."""
+        """Put a checked plan into effect, or `before`, if there is one, where the device has no memory for it. On any
+        other error, unload."""
         try:
             try:
                 self._arrange(plan)
@@ -580,7 +581,7 @@ class OffloadController(PassOwner):
         return True
 
     def may_repeat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return self._may_repeat is not None and self._may_repeat(args, kwargs)
+        return self._ask_for_room is not None and self._may_repeat is not None and self._may_repeat(args, kwargs)
 
     def may_use_ring(self) -> bool:
         """Make the ring ours for a pass that begins now. Returns whether it is, and has layers to stream."""

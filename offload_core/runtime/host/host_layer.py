@@ -325,7 +325,9 @@ class HostLayer:
         if self.buffer is None or leaf.device.type != "cpu":
             return False
         slot = self.layout.slots[place]
-        return not slot.nbytes or plain(leaf).data_ptr() == self.buffer.data_ptr() + slot.offset
+        if not slot.nbytes:  # it has no address
+            return not plain(leaf).numel()
+        return plain(leaf).data_ptr() == self.buffer.data_ptr() + slot.offset
 
     def write(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Change a master that is not being copied or used. Raises UnmovableTensor for another kind of tensor."""

@@ -55,7 +55,8 @@ _DESCRIPTIONS = _PLACES | frozenset(
 
 
 class OutsideTouches:
-    """Uses of a layer's weights outside the layer's own call. One per layer."""
+    """Uses of weights outside their layer's own call. One for all weights of a layer, one for each weight that is in no
+    layer."""
 
     __slots__ = ("before_write", "changes", "count", "lost_writes")
 
@@ -85,7 +86,7 @@ class OutsideTouches:
         self.changes = changes
 
     def copy_on_device(self, device: torch.device) -> torch.Tensor | None:
-        """The copy of a parameter that lies on `device`, for a use there; None: its value is to be copied."""
+        """The copy of the one parameter served that lies on `device`, for a use there; None: its value is copied."""
         return None
 
     def changed(self, change: Callable[[], torch.Tensor]) -> torch.Tensor:

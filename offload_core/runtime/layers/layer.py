@@ -338,7 +338,8 @@ class Layer(Loadable):
             return changed
 
     def _looking_elsewhere(self) -> set[int]:
-        """Positions of the masters whose data, or whose device copy that is shown, is no longer in the buffer."""
+        """Positions of the masters whose data is no longer in the buffer; while the modules show the device copies, of
+        those whose copy's data is not."""
         if not self._shows_the_device:
             return self.host.looking_elsewhere()
         assert self.device_buffer is not None

@@ -63,7 +63,8 @@ class HostTable(OutsideTouches):
             self.on_device = None
 
     def copy_on_device(self, device: torch.device) -> torch.Tensor | None:
-        """As in the base. What is to be asked before a use may bring the table to the device."""
+        """The table's copy on `device`; None: its value is copied. Without one, calls what `ask_before_use` has set,
+        which may bring it there."""
         if self._ask is not None and self.on_device is None:
             self._ask(self.name)
         copy = self.on_device
@@ -115,6 +116,7 @@ class HostTables:
         self.take_off()
         for table in self.tables.values():
             table.ask_before_use(None)
+            release(table.parameter)  # other code may have put another one into the modules
         for parameter in self._parameters():
             release(parameter)
 
