@@ -37,6 +37,7 @@ function explained(say, component, isFocused) {
     { tabindex: -1, 'data-component': component.id, 'aria-label': `${component.component} ${component.model}` },
     settingsTable(say, component.settings ?? {}),
     whatIf(say, component),
+    early(say, component.summary),
     ...noticeLines(say, component.notices, component.warnings).map((text) => line('lwo-warning', text)),
   );
 }
@@ -55,6 +56,10 @@ function settingsTable(say, settings) {
   const heads = ['setting', 'value', 'who', 'why'].map((name) => element('th', { scope: 'col', text: say(`explain.${name}`) }));
   return element('table', { class: 'lwo-settings' }, element('thead', {}, element('tr', {}, ...heads)), element('tbody', {}, ...rows));
 }
+
+/** How much of what it copied came before its turn, while the component before was ending. */
+const early = (say, summary) =>
+  summary?.early_copies ? line('lwo-quiet', say('explain.early', { early: summary.early_copies, copies: summary.copies })) : null;
 
 /** A pass by the times that are known now; null if the report does not say: its plan may be older than the times. */
 const passNow = (component) => component.what_if?.find((budget) => budget.delta_bytes === 0)?.pass_ns ?? null;

@@ -238,6 +238,7 @@ class Component:
         host_memory().free_until_not_short(self.controller)
         self._planned_for = wishes
         self.run_began = self.controller.counters.as_dict()
+        self.controller.use_begins()
         assert self._mover is not None
         self._mover.install()
         self._measure()

@@ -1,7 +1,8 @@
 """Decides which copies may be issued ahead of their visits. Arithmetic on the order of visits, standard library only.
 
 The expected visits are a list, the road: the walk that this pass is expected to make, then the walk expected to follow
-it (`walks.py`); so the last visits of a pass fetch the first layers of the next. After an unexpected visit, the road is
+it (`walks.py`); so the last visits of a pass fetch the first layers of the next, unless another component is expected
+to run after it (`succession.py`). After an unexpected visit, the road is
 that of a walk that begins with all visits of the pass so far. A wrong road costs copies and ring bytes only: `pending`
 is then reset for all layers; copied bytes stay valid until overwritten.
 
@@ -74,6 +75,10 @@ class LookAhead(Generic[L]):
         self._road = self._walk.visits + self._then.visits
         self._next = 0
         """Index in `_road` of the next expected visit; less than `_length`."""
+        self._last_pass = False
+        """Another component is expected to run after this pass: nothing is fetched for the visits that follow it."""
+        self._end = len(self._road)
+        """Index in `_road` before which copies are issued."""
         self._ahead = 0
         self._misses = 0
         """Unexpected visits in a row that no walk explains."""
@@ -120,6 +125,16 @@ class LookAhead(Generic[L]):
         self.forget()
         self._set_out()
 
+    def expect_last_pass(self, last: bool) -> None:
+        """Whether another component is expected to run after this pass. Holds until the next call."""
+        self._last_pass = last
+        self._end = self._length if last else len(self._road)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether copies were issued for all visits for which they are to be issued."""
+        return self._next + self._ahead >= self._end
+
     def use_ring(self, may: bool) -> bool:
         """Whether streamed layers may be copied from now on. Returns it."""
         self.has_ring = may
@@ -155,7 +170,7 @@ class LookAhead(Generic[L]):
             return
         road = self._road
         position = self._next + self._ahead
-        end = len(road)
+        end = self._end
         while position < end:
             layer = road[position]
             if not layer.valid:
@@ -206,10 +221,14 @@ class LookAhead(Generic[L]):
         if walk is not self._walk or then is not self._then or self._next:
             self.forget_pending()
             self._go(walk, then)
+        if self._last_pass:
+            self._end = 0
 
     def _turn(self) -> None:
         """The walk is complete: the next one begins, whose visits are in `_road` already; look-ahead for it stays."""
         self._go(self._then, self._walks.after(self._walk, self._then))
+        if self._last_pass:
+            self._end = 0
 
     def _change_to(self, walk: Walk[L], position: int) -> None:
         """This pass makes `walk` and has made its first `position` visits. Resets `pending`."""
@@ -226,6 +245,7 @@ class LookAhead(Generic[L]):
             self._length = len(walk.visits)
             self._road = walk.visits + then.visits
         self._next = 0
+        self._end = self._length if self._last_pass else len(self._road)
 
     # ------------------------------------------------------------------ what to plan by
 

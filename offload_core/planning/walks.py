@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
 
+from .forecasts import Forecasts
+
 L = TypeVar("L", bound=Hashable)
 """A layer."""
 
@@ -58,8 +60,8 @@ class Walks(Generic[L]):
         self._before: Walk[L] | None = None
         self.last = self._kept[0]
         """The walk of the last pass; `_before` is that of the pass before it."""
-        self._forecasts: dict[tuple[Walk[L] | None, Walk[L]], tuple[Walk[L], bool]] = {}
-        """(walk of a pass, walk of the next) -> walk expected after them, and whether it came last time."""
+        self._forecasts: Forecasts[tuple[Walk[L] | None, Walk[L]], Walk[L]] = Forecasts()
+        """(walk of a pass, walk of the next) -> walk expected after them. A run's first pass does not change it."""
 
     @property
     def seen(self) -> bool:
@@ -90,10 +92,10 @@ class Walks(Generic[L]):
         or `before` if `last` has fewer visits. If there was none before, and `last` was made by layers called by
         themselves, the plan's guess stands for `before`.
         """
-        forecast = self._forecasts.get((before, last))
+        forecast = self._forecasts.expected((before, last))
         if forecast is not None:
-            return forecast[0]
-        followers = {walk for context, (walk, _) in self._forecasts.items() if context[1] is last}
+            return forecast
+        followers = {walk for context, walk in self._forecasts if context[1] is last}
         if len(followers) == 1:
             return followers.pop()
         if before is None and last.entry is None:
@@ -111,7 +113,7 @@ class Walks(Generic[L]):
         if walk.visits != trace:
             walk = self._bring_forward(trace)
         if self.seen:
-            self._learn(walk)
+            self._forecasts.learn((self._before, self.last), walk)
             self._before = self.last
         self.last = walk
         walk.made(entry)
@@ -138,23 +140,10 @@ class Walks(Generic[L]):
             follower = Walk(rest)
             self._kept.insert(1, follower)
         for context in ((self._before, walk), (walk, follower)):
-            self._forecasts.setdefault(context, (follower, False))
-
-    def _learn(self, walk: Walk[L]) -> None:
-        """Update the forecast, which is replaced when wrong twice in a row: a run's first pass does not change it."""
-        context = (self._before, self.last)
-        forecast, held = self._forecasts.get(context, (walk, False))
-        if forecast is walk or not held:
-            self._forecasts[context] = (walk, True)
-        else:
-            self._forecasts[context] = (forecast, False)
+            self._forecasts.suppose(context, follower)
 
     def _forget(self, walk: Walk[L]) -> None:
-        self._forecasts = {
-            context: forecast
-            for context, forecast in self._forecasts.items()
-            if walk not in context and walk is not forecast[0]
-        }
+        self._forecasts.keep(lambda context, follower: walk not in context and walk is not follower)
 
     # ------------------------------------------------------------------ where we are
 

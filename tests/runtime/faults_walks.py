@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from offload_core.planning import walks as walks_module
+from offload_core.planning.forecasts import Forecasts
 from offload_core.planning.look_ahead import LookAhead
 from offload_core.planning.walks import Walk, Walks
 from tests.runtime.faults import Patch, after, fault, nothing, replaced
@@ -99,10 +100,10 @@ def the_next_pass_is_expected_to_be_like_the_last(patch: Patch) -> None:
 
 @fault("slow")
 def a_forecast_changes_at_the_first_surprise(patch: Patch) -> None:
-    def changed(self: Walks, walk: Walk) -> None:
-        self._forecasts[self._before, self.last] = (walk, True)
+    def changed(self: Forecasts, context: object, came: object) -> None:
+        self._known[context] = (came, True)
 
-    patch.setattr(Walks, "_learn", changed)
+    patch.setattr(Forecasts, "learn", changed)
 
 
 @fault("slow")

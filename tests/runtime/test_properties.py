@@ -97,6 +97,33 @@ class Turns:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """The same uses of both components again and again, so that each is fetched near the end of the other's, and
+    something else in the middle of the last pass, when that is under way."""
+
+    passes: tuple[int, int]
+    last: list[int] | None
+    meanwhile: Load | Write | Unload | None
+    at: int
+
+    def happen(self, one: Component, other: Component) -> None:
+        if not other.attached:
+            return
+        for _ in range(3):
+            for component, passes in zip((one, other), self.passes):
+                component.controller.use_begins()
+                for _ in range(passes):
+                    component.run()
+        one.controller.use_begins()
+        for _ in range(self.passes[0] - 1):
+            one.run()
+        what = self.meanwhile
+        act = (lambda at: what.happen(other, one) if at == self.at else None) if what is not None else None
+        one.run(one.fit(self.last), between=act)
+        other.run()
+
+
+@dataclass(frozen=True)
 class Fail:
     order: list[int] | None
     at: int
@@ -225,7 +252,12 @@ loads = st.builds(
     Load, st.sampled_from([0, 256, 2048, 4096, 9000, 30_000]).map(lambda n: n // 256 * 256), st.frozensets(blocks),
     st.one_of(st.none(), st.integers(1, 40)),
 )  # fmt: skip
+prompts = st.builds(
+    Prompts, st.tuples(st.integers(1, 3), st.integers(1, 2)), orders,
+    st.one_of(st.none(), loads, st.builds(Write, blocks, st.just(0.25)), st.just(Unload())), st.integers(0, 5),
+)  # fmt: skip
 events = st.one_of(
+    prompts,
     st.builds(Run, orders),
     st.builds(Run, orders, st.lists(st.tuples(st.integers(0, 5), blocks), max_size=3).map(tuple)),
     st.builds(Run, orders, st.just(()), st.integers(0, 5), st.booleans()),

@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from offload_core.runtime import OffloadController
-from tests.runtime import faults, faults_patched, faults_replan, faults_walks
+from tests.runtime import faults, faults_hand_over, faults_patched, faults_replan, faults_walks
 from tests.runtime.faults import FAULTS, Fault, before
 from tests.runtime.world import World
 from tests.runtime.zoo import ZOO
 from tests.support.race_port import Race
 
 BROKEN = "broken"
-SEEDS = {f"{module.__name__.rpartition('.')[2]}.py" for module in (faults, faults_patched, faults_replan, faults_walks)}
+MODULES = (faults, faults_hand_over, faults_patched, faults_replan, faults_walks)
+SEEDS = {f"{module.__name__.rpartition('.')[2]}.py" for module in MODULES}
 
 
 def caught_by(scenario, world: World | None = None) -> set[str]:

@@ -301,7 +301,7 @@ def test_the_walk_made_longest_ago_goes_and_its_forecasts_with_it():
             known.add(layers[number:])
     assert len(known._kept) == KEPT and known.last is known._kept[0]
     assert [len(walk.visits) for walk in known._kept] == list(range(1, KEPT + 1))
-    used = {walk for context, (walk, _) in known._forecasts.items() for walk in (*context, walk)}
+    used = {walk for context, walk in known._forecasts for walk in (*context, walk)}
     assert used <= {None, *known._kept}
 
 

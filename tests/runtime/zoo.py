@@ -11,6 +11,7 @@ import torch
 from offload_core.errors import PlanError, StateError
 from offload_core.planning.plan import Plan
 from tests.runtime.world import Interrupt, World, hand_plan
+from tests.runtime.zoo_hand_over import HAND_OVERS
 from tests.runtime.zoo_patched import LIVES
 from tests.runtime.zoo_walks import WALKS
 from tests.support.tiny_torch_models import DIM, Block, on_run
@@ -318,5 +319,5 @@ ZOO: tuple[Callable[[World], None], ...] = (
     weights_change, detached_in_full_flight, detached_before_it_ran, plans_change, plan_asked_for_inside_a_layer,
     wrong_plans, planned_again, planned_again_without_room, second_pass, another_plan_meanwhile, unloaded_between,
     two_components, component_between_layers, component_inside_a_layer, without_an_entry,
-    without_an_entry_and_failing, *LIVES, *WALKS,
+    without_an_entry_and_failing, *LIVES, *WALKS, *HAND_OVERS,
 )  # fmt: skip

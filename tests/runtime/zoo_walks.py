@@ -84,7 +84,7 @@ def more_walks_than_are_kept(world: World) -> None:
     walks = one.controller.prefetcher.look_ahead._walks
     assert len(walks._kept) <= KEPT == 6, "walks are kept without a bound"
     known = {None, *walks._kept}
-    for context, (forecast, _) in walks._forecasts.items():
+    for context, forecast in walks._forecasts:
         assert known.issuperset((*context, forecast)), "a forecast of a walk that is not kept"
 
 

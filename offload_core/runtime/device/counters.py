@@ -13,6 +13,7 @@ class RunCounters:
     visits: int = 0  # entries into a layer, residents included
     copies: int = 0  # copies issued, the first ones of residents included
     bytes_copied: int = 0  # host to device
+    early_copies: int = 0  # of `copies`: issued while the component before was running its last pass
     prefetch_hits: int = 0  # visits of streamed layers whose copy had been issued before
     demand_loads: int = 0  # visits of streamed layers whose copy was issued on entry: correct, slower
     resident_visits: int = 0  # visits of layers that stay on the device

@@ -2,19 +2,27 @@
 
 A component *leases* bytes of the arena and *activates* its lease when it starts to run. One component uses the arena at
 a time; one that starts preempts the look-ahead of another that has no layer in use, even in the middle of its pass: the
-other's copies there are lost, and it activates its lease again at its next demand load. Knows nothing about layers: a
-lessee is any object with the three methods of `Lessee`.
+other's copies there are lost, and it activates its lease again at its next demand load.
+
+Near the end of its use the *holder* shares the arena with a *guest*, the component that is expected to run next: into
+the bytes that the holder needs no more, the guest's first layers are copied. Each then counts the other's layers among
+those that its own overlap. The guest becomes the holder when it starts to run; if another starts, or the holder needs
+its bytes after all, the guest's copies are lost. Knows nothing about layers: a lessee is any object with the methods of
+`Lessee`.
 """
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 
 from ...errors import StateError
 from ...planning.reserved import reserved_bytes
+from ...planning.succession import Succession
 from .clock import DeviceClock
 from .device_port import DevicePort
 
@@ -31,6 +39,16 @@ class Lessee(Protocol):
     def is_running(self) -> bool:
         """Whether one of its layers is in use."""
 
+    def ring_places(self) -> Mapping[Any, int]:
+        """Its layers in the arena, with their offsets."""
+
+    def share_ring(self, places: Mapping[Any, int]) -> None:
+        """Another component's layers at these places overlap ours from now on; none: no other's do."""
+
+    def fetch_early(self) -> None:
+        """It is the guest, or the holder and not yet running: copy its first layers to where no other layer needs the
+        bytes."""
+
 
 class DeviceQueue:
     """Owner of the port and the arena of one device. End every lease before closing it."""
@@ -40,6 +58,11 @@ class DeviceQueue:
         self.arena: torch.Tensor | None = None
         self._leases: weakref.WeakKeyDictionary[Lessee, int] = weakref.WeakKeyDictionary()
         self._holder: weakref.ref[Lessee] | None = None
+        self._guest: weakref.ref[Lessee] | None = None
+        self._succession = Succession()
+        self._numbers: weakref.WeakKeyDictionary[Lessee, int] = weakref.WeakKeyDictionary()
+        """What `_succession` calls a component."""
+        self._new_numbers = itertools.count()
         self._fence = port.event()
         self.clock = DeviceClock(port)
         """One time scale for all components on the device."""
@@ -57,10 +80,7 @@ class DeviceQueue:
                 f"asked for a ring of {nbytes} bytes; found another component running in the one of "
                 f"{self.arena_bytes} bytes; load it when that pass has ended"
             )
-        if self._holder is not None and self._holder() is lessee:
-            # Wait for its look-ahead under the old layout; `activate` orders later copies.
-            self.port.drain()
-            self._holder = None
+        self.withdraw(lessee)
         if nbytes:
             self._leases[lessee] = nbytes
         else:
@@ -92,16 +112,93 @@ class DeviceQueue:
         """`lessee` starts to run. False: there is no arena, or another component has a layer in use in it."""
         if self.arena is None:
             return False
-        holder = self._holder() if self._holder is not None else None
+        holder, guest = self._holder_now(), self._guest_now()
         if holder is lessee:
             return True
+        if any(other.is_running() for other in (holder, guest) if other is not None and other is not lessee):
+            return False
+        self._stop_sharing(keep=guest is lessee)
         if holder is not None:
-            if holder.is_running():
-                return False
             holder.give_up_ring()
         self.fence()
         self._holder = weakref.ref(lessee)
         return True
+
+    def withdraw(self, lessee: Lessee) -> None:
+        """`lessee` is about to move its layers, or to leave. The host waits for its look-ahead; `activate` orders later
+        copies. A guest stays, and becomes the holder."""
+        holder, guest = self._holder_now(), self._guest_now()
+        if lessee is holder:
+            self.port.drain()
+            self._stop_sharing(keep=True)
+            self._holder = None
+            if guest is not None:
+                self.fence()
+                self._holder = weakref.ref(guest)
+        elif lessee is guest:
+            self.port.drain()
+            self._stop_sharing()
+
+    # ------------------------------------------------------------------ who runs next
+
+    def use_begins(self, lessee: Lessee) -> None:
+        """The caller is about to use `lessee`, for some passes in a row."""
+        self._succession.use_begins(self._number_of(lessee))
+
+    def pass_begins(self, lessee: Lessee) -> bool:
+        """A pass of `lessee` begins, which has activated its lease, if it has one. Returns whether it shares the arena
+        from now on with a guest, which is expected to make the next pass (`fetch_next`)."""
+        number = self._succession.pass_begins(self._number_of(lessee))
+        upcoming = next((other for other in self._leases if self._numbers.get(other, -1) == number), None)
+        holder, guest = self._holder_now(), self._guest_now()
+        if guest is not None and (guest is upcoming or guest.is_running()):
+            return guest is upcoming and lessee is holder
+        self._stop_sharing()
+        if upcoming is None or self.arena is None or upcoming.is_running():
+            return False
+        if holder is not lessee:  # it runs without the arena, all of which is free
+            if self.activate(upcoming):
+                upcoming.fetch_early()
+            return False
+        holder.share_ring(upcoming.ring_places())
+        self._guest = weakref.ref(upcoming)
+        return True
+
+    def fetch_next(self) -> None:
+        """Let the guest, if there is one, copy what the holder leaves room for."""
+        guest = self._guest_now()
+        if guest is not None:
+            guest.fetch_early()
+
+    def keep_for_holder(self) -> None:
+        """The holder needs the arena after all."""
+        self._stop_sharing()
+
+    def _stop_sharing(self, keep: bool = False) -> None:
+        """There is no guest any more. Unless `keep`, its copies are lost."""
+        holder, guest = self._holder_now(), self._guest_now()
+        if self._guest is None:
+            return
+        self._guest = None
+        for lessee in (holder, guest):
+            if lessee is not None:
+                lessee.share_ring({})
+        if not keep:
+            if guest is not None:
+                guest.give_up_ring()
+            self.fence()  # in the middle of a pass of its own, a guest may have run layers
+
+    def _number_of(self, lessee: Lessee) -> int:
+        number = self._numbers.get(lessee)
+        if number is None:
+            number = self._numbers[lessee] = next(self._new_numbers)
+        return number
+
+    def _holder_now(self) -> Lessee | None:
+        return None if self._holder is None else self._holder()
+
+    def _guest_now(self) -> Lessee | None:
+        return None if self._guest is None else self._guest()
 
     def fence(self) -> None:
         """Order every kernel issued so far before every copy issued from now on. For memory that changes hands: another
@@ -112,6 +209,7 @@ class DeviceQueue:
     def _move(self, nbytes: int) -> None:
         """Replace the arena. The host waits for the copy lane, since the old bytes are released to the allocator."""
         self.port.drain()
+        self._stop_sharing()
         lessees = list(self._leases)
         for lessee in lessees:
             lessee.ring_moved(None)

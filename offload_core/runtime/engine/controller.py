@@ -242,6 +242,7 @@ class OffloadController(PassOwner):
     def _arrange(self, plan: Plan) -> None:
         """Change to `plan`, from the plan in effect or from a partly arranged one."""
         began_ns = time.monotonic_ns()
+        self.queue.withdraw(self)
         self.prefetcher.look_ahead.forget()
         self.versions.settle(self.layers)
         self._free_what_moves(plan)
@@ -272,6 +273,7 @@ class OffloadController(PassOwner):
         self._tiers_due = None
         self._ask_for_plan = None
         try:
+            self.queue.withdraw(self)
             self.prefetcher.give_up_ring()
             self.prefetcher.drain()
             self.prefetcher.before_release()
@@ -591,7 +593,30 @@ class OffloadController(PassOwner):
             return False
         return self.plan is not None and bool(self._streamed) and self.queue.activate(self)
 
+    def is_last_pass(self) -> bool:
+        return self.plan is not None and self.queue.pass_begins(self)
+
+    def fetch_next(self) -> None:
+        self.queue.fetch_next()
+
+    def keep_ring(self) -> None:
+        self.queue.keep_for_holder()
+
     # ------------------------------------------------------------------ the queue's lessee
+
+    def use_begins(self) -> None:
+        """The caller is about to use the component, for some passes in a row: near the end of its next such use, the
+        component that ran after it this time may be fetched."""
+        self.queue.use_begins(self)
+
+    def ring_places(self) -> Mapping[Layer, int]:
+        return self._streamed
+
+    def share_ring(self, places: Mapping[Any, int]) -> None:
+        link_overlaps({**self._streamed, **places})
+
+    def fetch_early(self) -> None:
+        self.prefetcher.fetch_early()
 
     def ring_moved(self, arena: torch.Tensor | None) -> None:
         self.prefetcher.give_up_ring()

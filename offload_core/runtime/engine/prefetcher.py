@@ -16,6 +16,7 @@ Every streamed layer owns one fixed range of the ring, and shares bytes of it wi
 * A layer that was patched on the device on arrival (`patched_layers.py`) is copied back once, on a lane of its own,
   after the kernels that patched it. A copy over it, and a copy from its version, waits for that (`saved`).
 * A pass runs after the previous one, whichever of the caller's streams each uses (`_passed`).
+* The layers of a component that is about to run next (`DeviceQueue`) overlap ours as our own do: the same two rules.
 
 No other wait, host synchronisation or allocation is needed: the ring bounds look-ahead, however far the host runs
 ahead.
@@ -31,6 +32,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from ...errors import OffloadError
 from ...planning.look_ahead import LookAhead
 from ..device.counters import RunCounters
 from ..device.device_port import DevicePort
@@ -67,6 +69,17 @@ class PassOwner:
         """Called as a pass starts, and on a demand load without the ring: whether it may use the ring now."""
         return False
 
+    def is_last_pass(self) -> bool:
+        """Called as a pass starts, after `may_use_ring`: whether another component, which shares the ring from now on,
+        is expected to make the next pass."""
+        return False
+
+    def fetch_next(self) -> None:
+        """That component may copy its first layers to where no layer of this one is in use or pending."""
+
+    def keep_ring(self) -> None:
+        """This component needs the ring's bytes after all: the other's copies are lost."""
+
     def make_room(self, layer: str, too_late: bool) -> bool:
         """The device is full, and no layer is in use. `layer`: the name of the one that failed; `too_late`: it cannot
         be run again. Returns whether room was made; what it raises replaces the error."""
@@ -102,6 +115,8 @@ class Prefetcher:
         self._passed = port.event()
         """Compute to compute: end of the last pass. Passes may run on different streams of the caller."""
         self._copied_on_compute = False
+        self._hands_over = False
+        """Another component is expected to make the next pass: its first layers are fetched instead of ours."""
 
     def serve(self, owner: PassOwner | None) -> None:
         """Ask `owner` from now on, which is alive as long as the prefetcher; None: no plan is in effect."""
@@ -132,7 +147,7 @@ class Prefetcher:
         self.port.record_compute(self._passed)
         if completed:
             self._finish_pass()
-            self.look_ahead.fetch(self)
+            self._fetch()
         else:
             self._abort()
         if self.recorder is not None:
@@ -152,7 +167,9 @@ class Prefetcher:
             if self._timing:
                 self.recorder.clock.tick()
         self.look_ahead.use_ring(self.owner.may_use_ring())
-        self.look_ahead.fetch(self)
+        self._hands_over = self.owner.is_last_pass()
+        self.look_ahead.expect_last_pass(self._hands_over)
+        self._fetch()
 
     def _finish_pass(self) -> None:
         self.counters.passes += 1
@@ -209,7 +226,7 @@ class Prefetcher:
         if not self.in_pass:
             self._mark_end(layer)
         layer.leave(self.port)
-        self.look_ahead.fetch(self)
+        self._fetch()
 
     def fail(self, layer: Layer) -> None:
         """The layer's call, or `enter`, raised. The caller may catch the error and go on, so the pass is not over yet.
@@ -244,6 +261,28 @@ class Prefetcher:
             self.port.record_compute(self._passed)
 
     # ------------------------------------------------------------------ look-ahead
+
+    def _fetch(self) -> None:
+        self.look_ahead.fetch(self)
+        if self._hands_over and self.look_ahead.is_complete:
+            self.owner.fetch_next()
+
+    def fetch_early(self) -> None:
+        """Before our turn: fetch our first layers into bytes of the ring that no layer of the component before needs.
+        What cannot be read now is met again by its visit, in our own pass."""
+        self.look_ahead.use_ring(True)
+        self.look_ahead.expect_last_pass(False)
+        with self._reading:
+            at_rest, self._at_rest = self._at_rest, False
+        self._timing = self.recorder is not None and self.recorder.trace.watched
+        copies = self.counters.copies
+        try:
+            self.look_ahead.fetch(self)
+        except OffloadError:
+            self.give_up_ring()
+        finally:
+            self._at_rest = at_rest
+            self.counters.early_copies += self.counters.copies - copies
 
     def issue(self, layer: Layer) -> None:
         """Queue the layer's copy. No overlapping layer is in use or pending; all become invalid."""
@@ -294,6 +333,10 @@ class Prefetcher:
             self.counters.demand_loads += 1
             if any(other.pending for other in layer.overlaps):
                 self.look_ahead.forget_pending()
+                if self._hands_over:  # some of these layers may be the other component's
+                    self._hands_over = False
+                    self.look_ahead.expect_last_pass(False)
+                    self.owner.keep_ring()
         self.issue(layer)
         return True
 

@@ -1,0 +1,63 @@
+"""Small ways to break the hand-over from one component to the next, for the list of `faults`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from offload_core.planning.look_ahead import LookAhead
+from offload_core.planning.succession import Succession
+from offload_core.runtime.device.device_queue import DeviceQueue
+from offload_core.runtime.engine.controller import OffloadController
+from tests.runtime.faults import Patch, fault, nothing, replaced
+
+
+@fault("race")
+def layers_of_two_components_never_overlap(patch: Patch) -> None:
+    patch.setattr(OffloadController, "share_ring", nothing)
+
+
+@fault("state")
+def what_the_next_has_fetched_still_counts_when_the_ring_is_needed_again(patch: Patch) -> None:
+    patch.setattr(OffloadController, "keep_ring", nothing)
+
+
+@fault("value")
+def the_next_component_is_not_told_that_another_comes(patch: Patch) -> None:
+    stop = DeviceQueue._stop_sharing
+
+    def changed(self: DeviceQueue, keep: bool = False) -> None:
+        stop(self, keep=True)
+
+    patch.setattr(DeviceQueue, "_stop_sharing", changed)
+
+
+@fault("race")
+def copies_go_on_beside_a_guest_that_has_run(patch: Patch) -> None:
+    stop = DeviceQueue._stop_sharing
+
+    def changed(self: DeviceQueue, keep: bool = False) -> None:
+        with replaced(DeviceQueue, fence=nothing):
+            stop(self, keep)
+
+    patch.setattr(DeviceQueue, "_stop_sharing", changed)
+
+
+@fault("race")
+def copies_of_the_next_go_on_when_the_holder_has_left(patch: Patch) -> None:
+    withdraw = DeviceQueue.withdraw
+
+    def changed(self: DeviceQueue, lessee: Any) -> None:
+        with replaced(DeviceQueue, fence=nothing):
+            withdraw(self, lessee)
+
+    patch.setattr(DeviceQueue, "withdraw", changed)
+
+
+@fault("slow")
+def the_last_pass_fetches_its_own_first_layers(patch: Patch) -> None:
+    patch.setattr(LookAhead, "expect_last_pass", nothing)
+
+
+@fault("slow")
+def a_component_is_expected_to_run_for_ever(patch: Patch) -> None:
+    patch.setattr(Succession, "pass_begins", nothing)
