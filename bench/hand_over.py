@@ -172,8 +172,8 @@ def simulated_stage() -> Stage:
 
 
 def hand_overs(clock: str, stage: Stage, early: bool, prompts: int) -> list[HandOver]:
-    """The hand-overs of a prompt, after two from which the order is learned: of `prompts` the shortest wait of each, since a busy
-    machine adds to the wait on the simulated device."""
+    """The hand-overs of a prompt, after two from which the order is learned: of `prompts` the shortest wait of each,
+    since a busy machine adds to the wait on the simulated device."""
     rows: list[HandOver] = []
     with contextlib.nullcontext() if early else off():
         for _ in range(2):

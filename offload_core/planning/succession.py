@@ -2,9 +2,9 @@
 
 Consecutive passes of one component in one use are a run. A prompt is a sequence of runs, which the next prompt repeats:
 an encoder twice, the diffusion model for twenty passes, the autoencoder once. A run is expected to have the passes, and
-the follower, that it had after the same run before; so two samplers in one graph are told apart. After a run that it has
-not followed yet, it is expected to be like its other runs. Every answer is a guess, and may be wrong. Components are
-numbers, 0 or more. Standard library only.
+the follower, that it had after the same run before; so two samplers in one graph are told apart. After a run that it
+has not followed yet, it is expected to be like its other runs. Every answer is a guess, and may be wrong. Components
+are numbers, 0 or more. Standard library only.
 """
 
 from __future__ import annotations
