@@ -147,7 +147,9 @@ class Prefetcher:
         self.port.record_compute(self._passed)
         if completed:
             self._finish_pass()
-            self._fetch()
+            self.look_ahead.fetch(self)
+            if self._hands_over:
+                self._fetch_next()
         else:
             self._abort()
         if self.recorder is not None:
@@ -169,7 +171,7 @@ class Prefetcher:
         self.look_ahead.use_ring(self.owner.may_use_ring())
         self._hands_over = self.owner.is_last_pass()
         self.look_ahead.expect_last_pass(self._hands_over)
-        self._fetch()
+        self.look_ahead.fetch(self)
 
     def _finish_pass(self) -> None:
         self.counters.passes += 1
@@ -226,7 +228,9 @@ class Prefetcher:
         if not self.in_pass:
             self._mark_end(layer)
         layer.leave(self.port)
-        self._fetch()
+        self.look_ahead.fetch(self)
+        if self._hands_over:
+            self._fetch_next()
 
     def fail(self, layer: Layer) -> None:
         """The layer's call, or `enter`, raised. The caller may catch the error and go on, so the pass is not over yet.
@@ -262,14 +266,15 @@ class Prefetcher:
 
     # ------------------------------------------------------------------ look-ahead
 
-    def _fetch(self) -> None:
-        self.look_ahead.fetch(self)
-        if self._hands_over and self.look_ahead.is_complete:
+    def _fetch_next(self) -> None:
+        if self.look_ahead.is_complete:
             self.owner.fetch_next()
 
     def fetch_early(self) -> None:
         """Before our turn: fetch our first layers into bytes of the ring that no layer of the component before needs.
         What cannot be read now is met again by its visit, in our own pass."""
+        if self.in_pass:  # which was interrupted by the other component's
+            return
         self.look_ahead.use_ring(True)
         self.look_ahead.expect_last_pass(False)
         with self._reading:
