@@ -23,11 +23,10 @@ import torch
 
 from bench import full_size
 from bench.device import KINDS, Device
+from bench.full_size_advised import SAFETENSORS
 from bench.kit.app_models import MODELS, FileOf
 from bench.kit.rows import open_rows
 
-SAFETENSORS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3"}
-SAFETENSORS |= {torch.int64: "I64"}
 ROOM_GB = 3.0
 """To be left free beside the files."""
 
