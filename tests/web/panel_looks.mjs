@@ -90,13 +90,16 @@ await scenario(async (page, task) => {
   await picture('after');
   await send('live', fixture.live());
   const found = [];
-  let reasons;
+  let reasons, early;
   for (const view of ['overview', 'explain', 'options']) {
     await page.click(`#lwo-tab-${view}`);
     await page.waitForTimeout(100);
     found.push(...(await page.evaluate(faults)), ...(await page.evaluate(paleTexts)));
     await picture(view);
-    if (view === 'explain') reasons = await page.locator('.lwo-reason, .lwo-card .lwo-warning, .lwo-bystander .lwo-quiet').allInnerTexts();
+    if (view === 'explain') {
+      reasons = await page.locator('.lwo-reason, .lwo-card .lwo-warning, .lwo-bystander .lwo-quiet').allInnerTexts();
+      early = await page.locator('.lwo-card:not(.lwo-bystander) > .lwo-quiet').allInnerTexts();
+    }
     if (view === 'overview') await page.locator('.lwo-panel').screenshot({ path: pathOf('panel-cut') });
   }
   await page.focus('#lwo-tab-options');
@@ -116,5 +119,5 @@ await scenario(async (page, task) => {
   });
   await page.click('.lwo-map-row:nth-child(2) .lwo-pick');
   const focusedNumbers = await page.locator('.lwo-numbers').innerText();
-  return { onNode, resolved, toasts, found, reasons, keyboard, states, drawn, focusedNumbers };
+  return { onNode, resolved, toasts, found, reasons, early, keyboard, states, drawn, focusedNumbers };
 }, { routes });

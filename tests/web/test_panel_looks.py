@@ -43,6 +43,7 @@ def judge(played: dict, locale: str):
     table = json.loads((paths.ROOT / "web" / "words" / f"{locale}.json").read_text(encoding="utf-8"))
     assert played["onNode"] == table["node.not_run"]
     reasons_are_in(locale, played["reasons"], table)
+    assert played["early"] == [table["explain.early"].format(early=12, copies=1216)] * 2
     assert [line.split(" ")[0] for line in played["resolved"]] == ["dit", "text_encoder", "vae"]
     assert "auto → layerwise" in played["resolved"][0] and "5.93 GB" in played["resolved"][0]
     assert len(played["toasts"]) == 1, played["toasts"]
