@@ -145,7 +145,7 @@ function buildPage(say, contact, show) {
   rovingFocus(list, () => tabs, (tab) => tab.click());
   const save = button(say('trace.save'), { title: say('trace.tip'), onclick: () => saveTrace(say, contact, tell) });
   const forget = button(say('measured.forget'), { title: say('measured.tip'), onclick: () => forgetMeasured(say, contact, tell) });
-  const head = element('div', { class: 'lwo-head' }, list, status, forget, save);
+  const head = element('div', { class: 'lwo-head' }, list, status, save, forget);
   const problem = element('p', { role: 'status' });
   const setBudget = budgetButton(say, contact);
   const refused = element('div', { class: 'lwo-refused' }, problem, setBudget.root);

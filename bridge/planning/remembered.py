@@ -65,7 +65,7 @@ class RememberedTimes:
         """Keep the times, in place of those that were measured under the key before."""
         with self._lock:
             try:
-                self._write(to_text(with_entry(self._now(), key, times)))
+                self._write(with_entry(self._now(), key, times))
             except OSError as error:
                 self._tell_once("measured times cannot be kept", error)
 
@@ -96,13 +96,16 @@ class RememberedTimes:
             raise OffloadError(f"{size} bytes; allowed: {MAX_DOCUMENT_BYTES}")
         return from_text(self._path.read_text(encoding="utf-8"))
 
-    def _write(self, text: str) -> None:
+    def _write(self, entries: Entries) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f"{_FILE}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+                file.write(to_text(entries))
+                file.flush()
+                status = os.fstat(file.fileno())
             os.replace(name, self._path)
+            self._entries, self._read_as = entries, (status.st_size, status.st_mtime_ns)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise

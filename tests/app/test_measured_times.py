@@ -102,6 +102,7 @@ def test_what_is_stale_or_damaged_or_cannot_be_kept_is_ignored(start, user, own_
     run(server, own_file)
     assert server.log().count(IGNORED) == 1
     assert len(json.loads(file_of(user).read_text())["entries"]) == 1, "written anew"
+    assert list(file_of(user).parent.iterdir()) == [file_of(user)]
     assert is_known()
     assert not is_known(size=192)
     own_file.touch()
@@ -113,7 +114,6 @@ def test_what_is_stale_or_damaged_or_cannot_be_kept_is_ignored(start, user, own_
     run(server, own_file)
     assert not is_known()
     assert server.log().count(NOT_KEPT) == 1
-    assert list(user.iterdir()) == [file_of(user).parent]
 
 
 def run(server, file, **changes):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload_core.errors import PlanError
@@ -60,6 +60,7 @@ def times(draw: st.DrawFn) -> MeasuredTimes:
     return MeasuredTimes((*visited, None), tuple(visits), draw(st.none() | st.floats(1, 1e15)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(keys, times()), max_size=6))
 def test_what_is_written_is_read(entries: list[tuple[TimesKey, MeasuredTimes]]) -> None:
     kept: dict[TimesKey, MeasuredTimes] = {}
@@ -84,6 +85,8 @@ def test_the_least_recently_measured_goes_first() -> None:
     assert len(kept) == MAX_ENTRIES and second not in kept
     assert kept[oldest].h2d_bytes_per_s is None
     assert len(from_text(to_text(numbered(MAX_ENTRIES + 5)))) == MAX_ENTRIES
+    few = numbered(3)
+    assert list(with_entry(few, list(few)[0], TIMES)) == [*list(few)[1:], list(few)[0]]
 
 
 def test_a_document_has_a_size_that_is_read_again() -> None:
@@ -176,6 +179,7 @@ def test_a_damaged_document_is_refused(name: str) -> None:
         from_text(DAMAGED[name])
 
 
+@settings(deadline=None)
 @given(st.text() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
 def test_any_other_text_is_refused(text: str) -> None:
     with pytest.raises(PlanError):
@@ -186,7 +190,8 @@ def test_fields_may_be_added() -> None:
     assert from_text(of_times("energy_j", 5)) == {KEY: TIMES}
 
 
-@given(inventories())
+@settings(deadline=None, max_examples=30)
+@given(inventories(max_layers=8))
 def test_the_plan_by_earlier_times_is_the_plan_by_measured_ones(measured: Inventory) -> None:
     """First as measured in one process, then with what the document says in the next, which has measured nothing."""
     layers = tuple(replace(layer, compute_ns=layer.compute_ns or 1000) for layer in measured.layers)
