@@ -23,6 +23,7 @@ export const fetchReport = () => ask('/report');
 export const fetchAhead = (prompt) => ask('/expect', { prompt });
 export const fetchEvents = () => ask('/events');
 export const saveTrace = (name) => ask('/trace/save', { name });
+export const forgetMeasured = () => ask('/forget_measured', {});
 export const subscribe = (on) => ask('/subscribe', { client_id: api.clientId, on });
 
 /** Adds a listener for events of the app; returns the function that removes it, as do the three that follow. */

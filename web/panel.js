@@ -144,7 +144,8 @@ function buildPage(say, contact, show) {
   const list = element('div', { class: 'lwo-tabs', role: 'tablist', 'aria-label': 'Layerwise Offload' }, ...tabs);
   rovingFocus(list, () => tabs, (tab) => tab.click());
   const save = button(say('trace.save'), { title: say('trace.tip'), onclick: () => saveTrace(say, contact, tell) });
-  const head = element('div', { class: 'lwo-head' }, list, status, save);
+  const forget = button(say('measured.forget'), { title: say('measured.tip'), onclick: () => forgetMeasured(say, contact, tell) });
+  const head = element('div', { class: 'lwo-head' }, list, status, save, forget);
   const problem = element('p', { role: 'status' });
   const setBudget = budgetButton(say, contact);
   const refused = element('div', { class: 'lwo-refused' }, problem, setBudget.root);
@@ -181,6 +182,12 @@ async function saveTrace(say, contact, tell) {
   const name = `trace-${new Date().toISOString().slice(0, 19).replace(/[:T]/g, '-')}`;
   const saved = ({ file }) => tell(say('trace.saved', { file }));
   await contact.saveTrace(name).then(saved, (error) => tell(say('trace.failed', { error: error.message })));
+}
+
+async function forgetMeasured(say, contact, tell) {
+  tell('');
+  const done = ({ forgotten }) => tell(say('measured.forgotten', { count: forgotten }));
+  await contact.forgetMeasured().then(done, (error) => tell(say('measured.failed', { error: error.message })));
 }
 
 /** What the panel shows while there is no component: what to do next, depending on the graph. */

@@ -42,7 +42,7 @@ _NEEDED_BY_OWNER = (
     (
         "comfy.model_management",
         "cast_to_device(copy) get_free_memory get_torch_device minimum_inference_memory "
-        "throw_exception_if_processing_interrupted get_total_memory is_device_cpu",
+        "get_torch_device_name throw_exception_if_processing_interrupted get_total_memory is_device_cpu",
     ),
     ("comfy.model_patcher", "CallbacksMP.ON_LOAD CoreModelPatcher"),
     (
@@ -62,7 +62,7 @@ _NEEDED_BY_OWNER = (
         "load_diffusion_model(disable_dynamic)",
     ),
     ("comfy.utils", "ProgressBar.update_absolute get_attr load_torch_file(return_metadata) string_to_seed"),
-    ("folder_paths", "get_filename_list get_full_path_or_raise"),
+    ("folder_paths", "get_filename_list get_full_path_or_raise get_system_user_directory"),
 )
 NEEDED = tuple(f"{owner}.{name}" for owner, names in _NEEDED_BY_OWNER for name in names.split())
 """Dotted names, with the required parameter of a function in parentheses. Every tested version has all of them."""

@@ -21,6 +21,7 @@ from ...offload_core.notices import Notice
 from ...offload_core.planning.decisions import gb_at_least
 from ...offload_core.planning.host_tiers import out_of_tier
 from ...offload_core.planning.inventory import Inventory
+from ...offload_core.planning.measured_times import FileState, MeasuredTimes, TimesKey, with_earlier_times
 from ...offload_core.planning.plan import Plan
 from ...offload_core.planning.plan_change import better_plan, demoted
 from ...offload_core.planning.plan_text import plan_to_text
@@ -39,6 +40,7 @@ from ..memory.allowances import host_limits, not_locked
 from ..memory.host_memory import host_memory, moved_bytes
 from ..planning.decide import MEASURED_FROM_PASSES, Decision, decide, plan_decision
 from ..planning.placing import Neighbour, Situation, wanted_bytes
+from ..planning.remembered import key_of, remembered
 from ..requests.requested import Requested
 from .mapped_load import fill_in_missing
 
@@ -61,6 +63,8 @@ class Component:
         self.name = kind.name
         self._is_named = False
         self.model_name = ""
+        self._files: tuple[FileState, ...] = ()
+        """The files of the weights as they were when it was loaded from them; none where another node did that."""
         self._happened: list[Notice] = [Notice("", what) for what in compat.unheeded()]
         self._to_do: list[Notice] = []
         self.announce: Callable[[Component], None] | None = None
@@ -128,9 +132,21 @@ class Component:
         self.patchers.add(patcher)
         self.announce = announce
 
-    def comes_from(self, file_name: str, reads_file: bool) -> None:
+    def comes_from(self, file_name: str, files: tuple[FileState, ...], reads_file: bool) -> None:
         """The file of the weights; `reads_file`: the device takes host memory, and they are streamed from the file."""
-        self.model_name, self.reads_file = file_name, reads_file
+        self.model_name, self._files, self.reads_file = file_name, files, reads_file
+
+    def watch_shape(self, model: torch.nn.Module) -> None:
+        """Note from now on what shape the app estimates memory for, which it does before it loads. Idempotent."""
+        if self._watch is None and self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
+            self._watch = Before(model, "memory_required", self._runs_on)
+            self._watch.install()
+
+    def stop_watching(self) -> None:
+        """The last of our patchers goes: `watch_shape` has put the component into a reference cycle with its model."""
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
 
     def attach(self, model: torch.nn.Module, device: torch.device) -> None:
         """Build the host masters. Weights that are not on the host come there. Idempotent."""
@@ -159,20 +175,16 @@ class Component:
         self._controller.no_ring_while_gradients_are_recorded()  # the app's nodes infer in inference mode
         # The app's own patchers move a module that is also ours: then it has to be an ordinary one.
         self._mover = Before(model, "to", lambda *_, **__: self.unload())
-        if self.kind.passes > MEASURED_FROM_PASSES and hasattr(model, "memory_required"):
-            self._watch = Before(model, "memory_required", self._runs_on)
-            self._watch.install()
+        self.watch_shape(model)
 
     def detach(self) -> None:
         """The module is an ordinary one on the host again, with the values it has now; `attach` may follow."""
         if self._controller is not None:
             self.unload()
-            if self._watch is not None:
-                self._watch.remove()
             host_memory().left(self._controller)
             self._controller.detach()
             host_memory().update_app_account()
-            self._controller, self._mover, self._watch = None, None, None
+            self._controller, self._mover = None, None
             self._settled = None  # measured there; `attach` may be on another device
 
     def close(self) -> None:
@@ -397,6 +409,7 @@ class Component:
             request = replace(request, h2d_bytes_per_s=link, link_source=f"measured on {self.device}")
         self._settled = (self.shape, request.budget_bytes or 0)
         self.planned(current, request)
+        self._remember(inventory, link)
         try:
             plan = better_plan(current, request)
         except OffloadError as error:  # the pass that is about to begin can do without
@@ -427,9 +440,26 @@ class Component:
             inventory = replace(self.request.inventory, tables=request.inventory.tables)
             rate, source = self.request.h2d_bytes_per_s, self.request.link_source
             request = replace(request, inventory=inventory, h2d_bytes_per_s=rate, link_source=source)
+        elif (times := remembered().times(self._times_key())) is not None:
+            request = with_earlier_times(request, times)
         copies_bytes = host_limits(requested.settings, self.device, self.controller.layers)["copies_budget_bytes"]
         host_memory().free_lingering_if_needed(self.controller, copies_bytes)
         return plan_decision(replace(decision, request=request), requested.settings, situation, self.model_name)
+
+    def _times_key(self) -> TimesKey | None:
+        """What its times are kept under, on the shape of the next passes; None if they are not kept."""
+        if self.kind.passes <= MEASURED_FROM_PASSES:
+            return None
+        return key_of(self._files, self.kind.name, self.device, self.shape, self.controller.inventory)
+
+    def _remember(self, measured: Inventory, link: float | None) -> None:
+        """Keep what was measured for later processes. Where no copy was measured, the link's earlier rate is kept."""
+        key = self._times_key()
+        if key is not None:
+            earlier = remembered().times(key)
+            rate = earlier.h2d_bytes_per_s if link is None and earlier is not None else link
+            if (times := MeasuredTimes.of(measured, rate)) is not None:
+                remembered().remember(key, times)
 
     def warn(self, what: Sentence, do: Sentence | None = None) -> None:
         """A notice for the report and the node, once. `do`: what the user can do about it, who is then told at once."""

@@ -22,6 +22,7 @@ from ..app import compat
 from ..app.device import takes_host_memory
 from ..component.mapped_load import MappedFiles
 from ..planning.placing import left_to_the_app, may_stream_on
+from ..planning.remembered import states_of
 from ..requests.requested import Requested
 from .patcher import LayerwiseModelPatcher, become_ours, weights_stay_in_file
 
@@ -111,8 +112,9 @@ def adopt(
         if left_to_the_app(requested) or not (is_set("placement") or is_set("budget_bytes") or requested.selected):
             return
         become_ours(patcher)
+    reads_file = _settle_weights(patcher, requested, files)
+    patcher.component.comes_from(file_names(paths), states_of(paths), reads_file)
     patcher.take(requested)
-    patcher.component.comes_from(file_names(paths), _settle_weights(patcher, requested, files))
     patcher.cached_patcher_init = (reload, ())
 
 

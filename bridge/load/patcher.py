@@ -76,6 +76,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
     def take(self, requested: Requested) -> None:
         """Set the nodes' request. The component keeps the name of its first request."""
         self.requested = requested.named(self.component.named(requested.component))
+        if self.streams:
+            self.component.watch_shape(self.model)
 
     def settle_weights(self, files: MappedFiles, leave: bool, convert: bool) -> None:
         """The app has assigned the file's weights; see `mapped_load.settle_types_and_strides`."""
@@ -274,9 +276,12 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         component.patchers.discard(self)
         self.eject_model()
         # Not by the set's length: patchers that die in one collection of a reference cycle are still counted.
-        if component.attached and not any(other is not self for other in component.patchers):
+        if any(other is not self for other in component.patchers):
+            return
+        if component.attached:
             self._take_off_device()
             component.close()
+        component.stop_watching()
 
     # ------------------------------------------------------------------ true values for code that reads weights
 

@@ -1,3 +1,6 @@
-"""From requests to a plan: `decide` is the road that every plan takes, `placing` asks the policy (decision 178)."""
+"""From requests to a plan: `decide` is the road that every plan takes, `placing` asks the policy (decision 178).
 
-__all__ = ["decide", "placing", "refused_budget"]
+`remembered` has the times that were measured before the app was started.
+"""
+
+__all__ = ["decide", "placing", "refused_budget", "remembered"]

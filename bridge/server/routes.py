@@ -1,4 +1,5 @@
-"""HTTP routes of the pack. JSON in and out; the only files written are traces, in the app's output folder.
+"""HTTP routes of the pack. JSON in and out. Of files, traces are written, into the app's output folder, and measured
+times removed.
 
 The app's middleware runs first: on a loopback address it answers 403 to requests of any method whose Origin is another
 host, and to those that a browser marks as cross-site.
@@ -19,6 +20,7 @@ from ...offload_core.errors import SettingsError
 from ...offload_core.trace.trace_export import chrome_trace
 from ..app import compat
 from ..app.recording import recording
+from ..planning.remembered import remembered
 from ..report.document import SCHEMA, live_document
 from ..report.telemetry import Subscriptions, stored_events
 from ..requests.prompt_files import check_prompt
@@ -45,6 +47,7 @@ def register() -> None:
         server.routes.post("/layerwise_offload/expect")(routes.expect)
         server.routes.get("/layerwise_offload/events")(routes.events)
         server.routes.post("/layerwise_offload/subscribe")(routes.subscribe)
+        server.routes.post("/layerwise_offload/forget_measured")(routes.forget_measured)
         server.routes.get("/layerwise_offload/trace")(routes.trace)
         server.routes.post("/layerwise_offload/trace/save")(routes.save_trace)
 
@@ -82,6 +85,13 @@ class Routes:
         elif not self._subscriptions.add(client):
             return _refused(f"asked for client {_short(client)}; found no open websocket of that id", 404)
         return web.json_response({"client_id": client, "on": on})
+
+    async def forget_measured(self, request: web.Request) -> web.Response:
+        try:
+            return web.json_response({"forgotten": await asyncio.to_thread(remembered().forget)})
+        except OSError as error:
+            problem = f"their file cannot be removed ({error.strerror})"
+            return _refused(f"asked to forget measured times; found that {problem}; remove it by hand")
 
     async def trace(self, request: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(_document))

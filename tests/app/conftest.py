@@ -43,6 +43,11 @@ class ServerPool:
             server.stop()
 
 
+def forget_measured_times(server: AppServer):
+    """Earlier tests have measured models; the plans of the next one are not to depend on that."""
+    server.post("/layerwise_offload/forget_measured")
+
+
 @pytest.fixture(scope="session")
 def server_pool():
     pool = ServerPool()
@@ -58,6 +63,7 @@ def sim(server_pool, request):
     server = server_pool.get("sim", lambda: AppServer("sim", extra_packs=(PROBE_PACK, EXTENSION_PACK, GGUF_PACK)))
     server.sim_configure(**SIM_DEFAULTS)
     server.free()
+    forget_measured_times(server)
     server.sim_reset()
     server.idle_bytes = server.sim_stats()["used"]
     assert server.idle_bytes <= APPS_TABLES_BYTES, "left on the device by an earlier test"
@@ -73,6 +79,7 @@ def faulty(server_pool, request):
     server.post("/fault", {"name": ""})
     server.sim_configure(**SIM_DEFAULTS)
     server.free()
+    forget_measured_times(server)
     server.sim_reset()
     yield server
     if server.alive:
@@ -87,6 +94,7 @@ def hands(server_pool, request):
     server.post("/hands/restore")
     server.sim_configure(**SIM_DEFAULTS)
     server.free()
+    forget_measured_times(server)
     server.sim_reset()
     yield server
     if server.alive:
@@ -100,6 +108,7 @@ def cpu(server_pool, request):
     request.node.app_server = server
     server.post("/fault", {"name": ""})
     server.free()
+    forget_measured_times(server)
     yield server
     if server.alive:
         server.post("/fault", {"name": ""})

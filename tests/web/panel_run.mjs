@@ -74,6 +74,9 @@ await scenario(async (page, task) => {
   await page.click('.lwo-head .lwo-button');
   await page.waitForFunction(() => document.querySelector('.lwo-told').textContent);
   seen.saved = await page.locator('.lwo-told').innerText();
+  await page.click('.lwo-head .lwo-button:last-child');
+  await page.waitForFunction((before) => ![before, ''].includes(document.querySelector('.lwo-told').textContent), seen.saved);
+  seen.forgotten = await page.locator('.lwo-told').innerText();
 
   // options of the graph, by the form
   await page.click('#lwo-tab-options');

@@ -58,6 +58,8 @@ def before_and_after(server, played: dict):
     assert "auto → " in played["nodeAfter"] and "default policy" in played["nodeAfter"]
     file = server.base / "output" / played["saved"].removeprefix("Saved as ")
     assert json.loads(file.read_text())["traceEvents"]
+    text, _, count = played["forgotten"].partition(": ")
+    assert text == "Measured times forgotten" and int(count) >= 1, played["forgotten"]
     assert played["runHidden"] == "success" and played["liveHidden"] == 0, "it listens although it is hidden"
 
 
