@@ -16,7 +16,7 @@ V = TypeVar("V", bound=Hashable)
 
 
 class Forecasts(Generic[C, V]):
-    """The forecasts, in the order in which their contexts were first seen."""
+    """The forecasts, those first whose contexts were seen longest ago."""
 
     def __init__(self) -> None:
         self._known: dict[C, tuple[V, bool]] = {}
@@ -35,7 +35,7 @@ class Forecasts(Generic[C, V]):
 
     def learn(self, context: C, came: V) -> None:
         """`came` has followed `context`."""
-        value, held = self._known.get(context, (came, False))
+        value, held = self._known.pop(context, (came, False))
         if value == came or not held:
             self._known[context] = (came, True)
         else:
@@ -50,6 +50,6 @@ class Forecasts(Generic[C, V]):
         self._known = {context: forecast for context, forecast in self._known.items() if wanted(context, forecast[0])}
 
     def keep_newest(self, count: int) -> None:
-        """Forget all but the `count` contexts first seen last."""
+        """Forget all but the `count` contexts seen last."""
         while len(self._known) > count:
             del self._known[next(iter(self._known))]

@@ -129,6 +129,9 @@ class LookAhead(Generic[L]):
         """Whether another component is expected to run after this pass. Holds until the next call."""
         self._last_pass = last
         self._end = self._length if last else len(self._road)
+        for layer in self._road[self._end : self._next + self._ahead]:  # visits that will not come
+            layer.pending -= 1
+        self._ahead = min(self._ahead, self._end - self._next)
 
     @property
     def is_complete(self) -> bool:

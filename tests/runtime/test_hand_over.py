@@ -10,13 +10,17 @@ import pytest
 import torch
 
 from bench import hand_over
+from offload_core.runtime.device.device_queue import DeviceQueue
+from offload_core.runtime.engine.controller import OffloadController
 from offload_core.runtime.engine.prefetcher import Prefetcher
 from offload_core.runtime.files.weight_file import FileReadError
-from tests.runtime.world import World
+from tests.runtime.world import Interrupt, World
+from tests.runtime.zoo_hand_over import three
 from tests.support import simdev
 from tests.support.clocked_model import RATE
 from tests.support.devkit import paths
 from tests.support.hand_plan import hand_plan
+from tests.support.tiny_torch_models import DIM
 
 RING_NS = 3 * 4096 * 1e9 / RATE
 WAIT = "wait, in shares of that without early copies"
@@ -130,6 +134,7 @@ def test_the_components_of_a_hand_over_are_freed_with_their_last_user():
             one.run()
             two.run()
         one.run()
+        assert set(one.controller.layers[0].overlaps) & set(two.controller.layers), "they share the ring"
         gone = [weakref.ref(thing) for thing in (two.controller, two.model, *two.model.blocks)]
         two.detach()
         world.components.remove(two)
@@ -137,3 +142,49 @@ def test_the_components_of_a_hand_over_are_freed_with_their_last_user():
         gc.collect()
         assert not any(reference() is not None for reference in gone)
         one.run()
+
+
+PLACES = ("give_up_ring", "share_ring", "fetch_early")
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("late", [False, True], ids=["copies at once", "copies late"])
+def test_an_interrupt_at_any_step_of_a_hand_over_leaves_all_bytes_right(monkeypatch, after, late):
+    """A `BaseException` before or after each call that the queue makes; then everything runs, in every order."""
+    for number in range(200):
+        steps = iter(range(number, -1, -1))
+        armed = False
+
+        def interrupted(owner, name, steps=steps):
+            original = getattr(owner, name)
+
+            def changed(*args, **kwargs):
+                strike = armed and next(steps, None) == 0
+                if strike and not after:
+                    raise Interrupt
+                result = original(*args, **kwargs)
+                if strike:
+                    raise Interrupt
+                return result
+
+            monkeypatch.setattr(owner, name, changed)
+
+        with torch.no_grad(), World(late) as world, monkeypatch.context() as monkeypatch:
+            encoder, model, decoder = three(world)
+            for name in PLACES:
+                interrupted(OffloadController, name)
+            for name in ("fence", "_stop_sharing", "withdraw", "activate", "pass_begins"):
+                interrupted(DeviceQueue, name)
+            armed, struck = True, False
+            for component, passes in ((encoder, 1), (model, 3), (encoder, 1), (decoder, 1), (model, 2)):
+                for _ in range(passes):
+                    try:
+                        component.model(torch.ones(2, DIM))
+                    except Interrupt:
+                        struck = True
+            armed = False
+            for component in (decoder, encoder, model, decoder, model, encoder):
+                component.run()
+        if not struck:
+            break
+    assert 10 < number < 199, "it was interrupted at each step"

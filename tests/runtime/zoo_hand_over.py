@@ -149,6 +149,31 @@ def walked_without_an_entry(world: World) -> None:
     one.run()
 
 
+def a_walk_without_an_entry_goes_on(world: World) -> None:
+    """In the middle of the other's pass, when it was expected to have ended: a layer lies where the other's is due."""
+    one, two = world.add((4, 4, 4, 4)), world.add((4, 4, 4, 4))
+    one.load(8192)
+    two.load(12_288)
+    for at, numbers in ((1, [3]), (2, [3, 0, 1]), (3, [0, 1])):
+        for _ in range(4):
+            _walk(one, [0, 1, 2, 3])
+            two.run()
+        _walk(one, [0, 1, 2, 3])
+        two.run(between=lambda position, at=at, numbers=numbers: position == at and _walk(one, numbers))
+        _walk(one, [2, 3])
+
+
+def a_ring_with_room_for_all(world: World) -> None:
+    """Its look-ahead runs two passes ahead, beyond the last one."""
+    one, two = world.add((4, 4, 4)), world.add((5, 3, 6))
+    one.load(12_288)
+    two.load(14_336)
+    for _ in range(4):
+        prompt((one, 2), (two, 2))
+    assert two.controller.counters.early_copies > 0, "demand loads would be next: nothing was fetched early"
+    assert one.controller.counters.early_copies > 0, "demand loads would be next: nothing was fetched early"
+
+
 def _walk(component: Component, numbers: Sequence[int]) -> None:
     x = y = torch.ones(2, DIM)
     for number in numbers:
@@ -161,5 +186,5 @@ def _walk(component: Component, numbers: Sequence[int]) -> None:
 HAND_OVERS: tuple[Callable[[World], None], ...] = (
     handed_over_in_turn, a_longer_use_than_expected, another_comes_next, other_visits_in_the_last_pass,
     a_failure_in_the_last_pass, moved_while_the_next_is_fetched, gone_when_the_next_runs, the_next_is_changed,
-    one_inside_the_other, walked_without_an_entry,
+    one_inside_the_other, walked_without_an_entry, a_walk_without_an_entry_goes_on, a_ring_with_room_for_all,
 )  # fmt: skip

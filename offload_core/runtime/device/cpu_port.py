@@ -117,7 +117,7 @@ class ThreadedCpuPort(SynchronousPort):
         self._queue(read)
 
     def abandon(self, sources: Collection[ByteSource]) -> None:
-        self._abandoned = {id(source): self._copies for source in sources}
+        self._abandoned |= {id(source): self._copies for source in sources}
 
     def host_waits(self, event: LaneEvent) -> None:
         self.compute_waits(event)

@@ -39,6 +39,9 @@ class Lessee(Protocol):
     def is_running(self) -> bool:
         """Whether one of its layers is in use."""
 
+    def is_between_passes(self) -> bool:
+        """Whether no pass of it is under way. Layers called by themselves since its last pass count as one."""
+
     def ring_places(self) -> Mapping[Any, int]:
         """Its layers in the arena, with their offsets."""
 
@@ -117,11 +120,12 @@ class DeviceQueue:
             return True
         if any(other.is_running() for other in (holder, guest) if other is not None and other is not lessee):
             return False
-        self._stop_sharing(keep=guest is lessee)
-        if holder is not None:
-            holder.give_up_ring()
+        for other in (holder, guest):
+            if other is not None and other is not lessee:
+                other.give_up_ring()
         self.fence()
-        self._holder = weakref.ref(lessee)
+        self._holder, self._guest = weakref.ref(lessee), None  # after an interrupt before this, all is as before
+        _unlink(holder, guest)
         return True
 
     def withdraw(self, lessee: Lessee) -> None:
@@ -130,11 +134,10 @@ class DeviceQueue:
         holder, guest = self._holder_now(), self._guest_now()
         if lessee is holder:
             self.port.drain()
-            self._stop_sharing(keep=True)
-            self._holder = None
             if guest is not None:
                 self.fence()
-                self._holder = weakref.ref(guest)
+            self._holder, self._guest = self._guest, None
+            _unlink(holder, guest)
         elif lessee is guest:
             self.port.drain()
             self._stop_sharing()
@@ -154,10 +157,10 @@ class DeviceQueue:
         if guest is not None and (guest is upcoming or guest.is_running()):
             return guest is upcoming and lessee is holder
         self._stop_sharing()
-        if upcoming is None or self.arena is None or upcoming.is_running():
+        if upcoming is None or self.arena is None or not upcoming.is_between_passes():
             return False
-        if holder is not lessee:  # it runs without the arena, all of which is free
-            if self.activate(upcoming):
+        if holder is not lessee:  # it runs without the arena
+            if (holder is None or holder.is_between_passes()) and self.activate(upcoming):
                 upcoming.fetch_early()
             return False
         holder.share_ring(upcoming.ring_places())
@@ -170,23 +173,22 @@ class DeviceQueue:
         if guest is not None:
             guest.fetch_early()
 
-    def keep_for_holder(self) -> None:
-        """The holder needs the arena after all."""
-        self._stop_sharing()
+    def keep_for_holder(self, lessee: Lessee) -> None:
+        """The holder needs the arena after all. Nothing is done if `lessee` is not the holder, or its guest runs."""
+        guest = self._guest_now()
+        if lessee is self._holder_now() and not (guest is not None and guest.is_running()):
+            self._stop_sharing()
 
-    def _stop_sharing(self, keep: bool = False) -> None:
-        """There is no guest any more. Unless `keep`, its copies are lost."""
-        holder, guest = self._holder_now(), self._guest_now()
+    def _stop_sharing(self) -> None:
+        """There is no guest any more: its copies are lost."""
         if self._guest is None:
             return
+        holder, guest = self._holder_now(), self._guest_now()
+        if guest is not None:
+            guest.give_up_ring()
+        self.fence()  # the guest may have run layers that it had before its own pass
         self._guest = None
-        for lessee in (holder, guest):
-            if lessee is not None:
-                lessee.share_ring({})
-        if not keep:
-            if guest is not None:
-                guest.give_up_ring()
-            self.fence()  # in the middle of a pass of its own, a guest may have run layers
+        _unlink(holder, guest)
 
     def _number_of(self, lessee: Lessee) -> int:
         number = self._numbers.get(lessee)
@@ -228,3 +230,10 @@ class DeviceQueue:
         self._leases.clear()
         self._move(0)
         self.port.close()
+
+
+def _unlink(*lessees: Lessee | None) -> None:
+    """They share the arena no more. Links that stay after an interrupt cost waits, and nothing else."""
+    for lessee in lessees:
+        if lessee is not None:
+            lessee.share_ring({})

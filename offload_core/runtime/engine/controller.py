@@ -600,7 +600,7 @@ class OffloadController(PassOwner):
         self.queue.fetch_next()
 
     def keep_ring(self) -> None:
-        self.queue.keep_for_holder()
+        self.queue.keep_for_holder(self)
 
     # ------------------------------------------------------------------ the queue's lessee
 
@@ -608,6 +608,9 @@ class OffloadController(PassOwner):
         """The caller is about to use the component, for some passes in a row: near the end of its next such use, the
         component that ran after it this time may be fetched."""
         self.queue.use_begins(self)
+
+    def is_between_passes(self) -> bool:
+        return not self.in_pass() and not self.prefetcher.look_ahead.trace
 
     def ring_places(self) -> Mapping[Layer, int]:
         return self._streamed
@@ -630,3 +633,4 @@ class OffloadController(PassOwner):
 
     def give_up_ring(self) -> None:
         self.prefetcher.give_up_ring()
+        self.prefetcher.give_up_reads()

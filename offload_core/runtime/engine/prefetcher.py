@@ -184,7 +184,9 @@ class Prefetcher:
             while layer.in_use:  # interrupted inside `enter` or `leave`
                 self._put_back(layer)
         self.look_ahead.abort()
-        self._give_up_reads()
+        if self._hands_over:
+            self.owner.keep_ring()
+        self.give_up_reads()
         self.drain()
 
     # ------------------------------------------------------------------ visits
@@ -273,15 +275,16 @@ class Prefetcher:
     def fetch_early(self) -> None:
         """Before our turn: fetch our first layers into bytes of the ring that no layer of the component before needs.
         What cannot be read now is met again by its visit, in our own pass."""
-        if self.in_pass:  # which was interrupted by the other component's
+        if self.in_pass or self.look_ahead.trace:  # a pass of ours was interrupted by the other component's
             return
+        self._hands_over = False
         self.look_ahead.use_ring(True)
         self.look_ahead.expect_last_pass(False)
-        with self._reading:
-            at_rest, self._at_rest = self._at_rest, False
         self._timing = self.recorder is not None and self.recorder.trace.watched
-        copies = self.counters.copies
+        copies, at_rest = self.counters.copies, self._at_rest
         try:
+            with self._reading:
+                self._at_rest = False
             self.look_ahead.fetch(self)
         except OffloadError:
             self.give_up_ring()
@@ -304,8 +307,9 @@ class Prefetcher:
             if not layer.keep_resident:
                 layer.invalidate()
 
-    def _give_up_reads(self) -> None:
-        """A pass has failed: give up unread look-ahead, and invalidate layers that are copied from sources."""
+    def give_up_reads(self) -> None:
+        """Nothing is expected of look-ahead any more: give up what is unread of it, so that other reads need not wait,
+        and invalidate layers that are copied from sources and not in use."""
         unread = [layer for layer in self._layers if not layer.swapped_in and layer.to_read is not None]
         self.port.abandon([source for layer in unread if (source := layer.to_read) is not None])
         for layer in unread:
