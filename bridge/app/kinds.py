@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_base
 import torch
 
-from ...offload_core.runtime.engine.controller import Entry
+from ...offload_core.runtime.engine.controller import Borrower, Entry
 from ...offload_core.runtime.layers.wrapped import unwrapped
 
 
@@ -58,6 +59,31 @@ def kind_of(model: torch.nn.Module) -> Kind:
 
 def entries_of(model: torch.nn.Module, kind: Kind) -> list[Entry]:
     """(module, method) at which a pass over the model's layers begins. The module is the one inside a compiled wrapper,
-    which may be removed later."""
+    which may be removed later. Each token of a text that an encoder generates is a pass, as each encoding is."""
     inner = unwrapped(getattr(model, "diffusion_model", model) if kind is DIT else model)
-    return [(inner, method) for method in kind.methods if callable(getattr(inner, method, None))]
+    entries = [(inner, method) for method in kind.methods if callable(getattr(inner, method, None))]
+    if kind is TEXT_ENCODER:
+        entries += [(unwrapped(generator.model), "forward") for generator in _generators(inner)]
+    return entries
+
+
+def borrowers_of(model: torch.nn.Module, kind: Kind) -> list[Borrower]:
+    """The methods that use a weight outside its module's call: the app's `logits` multiplies by the weight of an output
+    projection, or by the embedding table, which is not listed here because it is no layer."""
+    generators = _generators(model) if kind is TEXT_ENCODER else []
+    return [
+        (generator, "logits", unwrapped(head))
+        for generator in generators
+        if callable(getattr(generator, "logits", None))
+        and isinstance(head := getattr(unwrapped(generator.model), "lm_head", None), torch.nn.Module)
+    ]
+
+
+def _generators(encoder: torch.nn.Module) -> list[Any]:
+    """The modules in `encoder` whose `generate` calls the forward of their `model` once for each token (the app's
+    `BaseGenerate`)."""
+    return [
+        module
+        for module in encoder.modules()
+        if callable(getattr(module, "generate", None)) and isinstance(getattr(module, "model", None), torch.nn.Module)
+    ]

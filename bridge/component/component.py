@@ -33,7 +33,7 @@ from ...offload_core.sentences import Sentence, sentence
 from ...offload_core.settings.component_settings import ComponentSettings
 from ..app import compat
 from ..app.device import queue_for, ring_there, segment_bytes
-from ..app.kinds import Kind, entries_of, kind_of
+from ..app.kinds import Kind, borrowers_of, entries_of, kind_of
 from ..app.recording import recording
 from ..app.watch import Before
 from ..memory.allowances import host_limits, not_locked
@@ -165,6 +165,7 @@ class Component:
             component=self.name,
             discovery=discovery,
             entries=entries_of(model, self.kind),
+            borrowers=borrowers_of(model, self.kind),
             pinned=False,  # the plan says who is page-locked
             progress=moved_bytes(lambda: None if (component := this()) is None else component._controller),
             around_allocations=compat.outside_the_apps_graph(),

@@ -1,8 +1,10 @@
 """Text that an encoder generates: the app's own text, and what crosses the link for it.
 
-The output projection of such a model is its embedding table, which stays on the host while only rows of it are used.
+Each token is a pass over the layers. The output projection is the embedding table, which stays on the host while only
+rows of it are used, or a weight of its own, which the app may use without calling its module.
 """
 
+import dataclasses
 import os
 import shutil
 
@@ -14,11 +16,52 @@ from tests.support.workflows import CLIP, node, with_our_loaders
 
 pytestmark = pytest.mark.app
 
-GENERATE = "20"
+GENERATE, IMAGE = "20", "30"
 TABLE_BYTES = 262_208 * 128 * 2
 ROOM_GB = 0.1
 """For the table of 67 MB, a ring of three layers of 3.4 MB, and what must stay."""
 NO_ROOM_GB = 0.05
+
+GREEDY = {"sampling_mode": "off"}
+SAMPLED = {
+    **{"sampling_mode": "on", "temperature": 0.7, "top_k": 64, "top_p": 0.95, "min_p": 0.05},
+    **{"repetition_penalty": 1.05, "presence_penalty": 0.0, "seed": 3},
+}
+WILD = {**SAMPLED, "temperature": 1.3, "top_k": 40, "min_p": 0.0, "repetition_penalty": 1.5, "presence_penalty": 0.5}
+TOKENS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Talker:
+    """A small encoder that generates text. `budget_gb`: enough for all that stays and a ring, not for all layers."""
+
+    file: str
+    clip_type: str
+    budget_gb: float
+    sees: bool = False
+
+
+TALKERS = {
+    "Gemma 3": Talker("gemma3_tiny", "lumina2", 0.075),
+    "Qwen 3": Talker("qwen3_8b_tiny", "flux2", 0.02),
+    "Gemma 3 with an image": Talker("gemma3_vision_tiny", "lumina2", 0.0085, sees=True),
+}
+
+
+def talking(talker: Talker, sampling: dict, tokens: int = TOKENS) -> dict:
+    """A prompt that has the encoder go on from a text, and from an image if it sees."""
+    tiny_models.ensure(talker.file)
+    mode = {key if key == "sampling_mode" else f"sampling_mode.{key}": value for key, value in sampling.items()}
+    seen = {"image": [IMAGE, 0]} if talker.sees else {}
+    text = "see <image_soft_token> at dusk" if talker.sees else "a lighthouse at dusk"
+    inputs = {"clip": [CLIP, 0], "prompt": text, "max_length": tokens, "use_default_template": False}
+    return {
+        CLIP: node("CLIPLoader", clip_name=tiny_models.file_name(talker.file), type=talker.clip_type),
+        IMAGE: node("EmptyImage", width=64, height=64, batch_size=1, color=0x336699),
+        GENERATE: node("TextGenerate", **inputs, **mode, **seen),
+        "21": node("PreviewAny", source=[GENERATE, 0]),
+        "31": node("PreviewImage", images=[IMAGE, 0]),
+    }
 
 
 def generating(tokens: int, clip: str = "gemma3_tiny.safetensors") -> dict:
@@ -113,3 +156,78 @@ def test_a_file_that_is_cut_short_while_text_is_generated_from_it(request, devic
     finally:
         own.unlink()
     assert generated(server, with_our_loaders(generating(16), {CLIP: widgets}))
+
+
+def counted(server, prompt: dict) -> tuple[str, dict]:
+    """The text of a prompt, and how far it moved the counters of the encoder."""
+    known = [component for component in server.report()["components"] if component["component"] == "text_encoder"]
+    before = known[0]["summary"] if known else {}
+    (text,) = server.run(prompt).check().outputs["21"]["text"]
+    after = encoder_report(server)["summary"]
+    names = ("passes", "visits", "demand_loads", "copies", "bytes_copied", "prefetch_hits", "unplaced_visits")
+    return text, {name: after[name] - before.get(name, 0) for name in names}
+
+
+@pytest.mark.parametrize("name", TALKERS)
+def test_each_token_is_a_pass_that_waits_for_no_copy(sim, name):
+    talker = TALKERS[name]
+    settings = (GREEDY, SAMPLED, WILD) if name == "Gemma 3" else (GREEDY, SAMPLED)
+    expected = [generated(sim, talking(talker, sampling)) for sampling in settings]
+    assert len(set(expected)) == len(settings)
+    sim.free()
+    sim.sim_reset()
+    widgets = {CLIP: {"placement": "layerwise", "budget_gb": talker.budget_gb}}
+    first = counted(sim, with_our_loaders(talking(talker, GREEDY, tokens=1), widgets))[1]
+    assert first["passes"] == 1
+    for sampling, text in zip(settings, expected):
+        streamed, moved = counted(sim, with_our_loaders(talking(talker, sampling), widgets))
+        assert streamed == text, sampling
+        assert moved["passes"] == TOKENS
+        assert moved["demand_loads"] <= talker.sees, "only an image's first layer was not to be foreseen"
+        assert moved["prefetch_hits"] and moved["bytes_copied"] and not moved["unplaced_visits"]
+    report = encoder_report(sim)
+    layers = report["plan"]["layers"]
+    streamed_bytes = sum(layer["bytes"] for layer in layers if layer["placement"] == "streamed")
+    assert streamed_bytes and moved["bytes_copied"] <= (TOKENS + 1) * streamed_bytes
+    assert report["warnings"] == [], "no weight was lent outside its layer's call"
+    assert sim.sim_stats()["races"] == 0
+
+
+def test_an_interrupted_text_leaves_the_next_one_right(sim):
+    talker = TALKERS["Gemma 3"]
+    expected = generated(sim, talking(talker, SAMPLED))
+    sim.free()
+    sim.sim_reset()
+    widgets = {CLIP: {"placement": "layerwise", "budget_gb": talker.budget_gb}}
+    before = len(sim.log())
+    number = sim.submit(with_our_loaders(talking(talker, WILD, tokens=5000), widgets))
+    sim.wait_for_log(" 3/5000", after=before)
+    sim.interrupt()
+    assert sim.wait(number).status == "interrupted"
+    assert any(layer["placement"] == "streamed" for layer in encoder_report(sim)["plan"]["layers"])
+    text, moved = counted(sim, with_our_loaders(talking(talker, SAMPLED), widgets))
+    assert text == expected
+    assert moved["passes"] == TOKENS
+    assert moved["demand_loads"] <= 1
+    assert sim.sim_stats()["races"] == 0
+
+
+def test_a_projection_whose_weight_is_used_without_a_call_goes_through_the_ring(faulty):
+    """Qwen 3.5 (9B). In full size its lm_head is a layer because it has more than 64 MB; here a lower limit is set."""
+    talker = Talker("qwen35_9b_tiny", "flux2", 0.0095)
+    expected = generated(faulty, talking(talker, GREEDY))
+    faulty.free()
+    faulty.sim_reset()
+    faulty.post("/fault", {"name": "single_layers_from", "at": 4})
+    widgets = {CLIP: {"placement": "layerwise", "budget_gb": talker.budget_gb}}
+    text, first = counted(faulty, with_our_loaders(talking(talker, GREEDY), widgets))
+    assert text == expected
+    assert first["demand_loads"] <= 3, "it is called after a pass: where, is known after three tokens"
+    moved = counted(faulty, with_our_loaders(talking(talker, SAMPLED), widgets))[1]
+    report = encoder_report(faulty)
+    layers = {layer["name"].rpartition(".")[2]: layer["placement"] for layer in report["plan"]["layers"]}
+    assert layers["lm_head"] == "streamed"
+    assert moved["visits"] == TOKENS * len(layers) and moved["passes"] == TOKENS
+    assert moved["demand_loads"] == 0
+    assert report["warnings"] == [], "no weight was lent outside its layer's call"
+    assert faulty.sim_stats()["races"] == 0

@@ -45,6 +45,9 @@ from .tier_moves import TierMoves, with_files
 Entry = tuple[nn.Module, str]
 """A module and the name of its method that runs a pass."""
 
+Borrower = tuple[nn.Module, str, nn.Module]
+"""A module, the name of its method that uses weights of another module without calling it, and that other module."""
+
 AskForPlan = Callable[[Plan, Inventory, float | None], Plan | None]
 """(plan in effect, measured inventory, measured link rate in bytes/s or None) -> a better plan, or None."""
 
@@ -70,13 +73,15 @@ class OffloadController(PassOwner):
         component: str = "model",
         discovery: Discovery | None = None,
         entries: Sequence[Entry] | None = None,
+        borrowers: Sequence[Borrower] = (),
         pinned: bool = True,
         progress: Callable[[int, int], None] | None = None,
         around_allocations: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
         """Attach to `root`, whose parameters are on the CPU, and look into the host masters that are built of them.
 
-        `entries`: the methods that run a pass, by default `root.forward`. `pinned`: ask for page-locked host masters;
+        `entries`: the methods that run a pass, by default `root.forward`. `borrowers`: calls of these are visits of the
+        layer whose weights they use, if the other module is a layer. `pinned`: ask for page-locked host masters;
         those that cannot be page-locked are pageable. `progress(bytes, of_bytes)` reports how much of them is filled.
         `around_allocations`: see `PassOwner`.
         """
@@ -112,6 +117,12 @@ class OffloadController(PassOwner):
         """The streamed layers of the plan, with their offsets in the ring."""
         self._interposed: list[Interposed] = [
             *(LayerForward(layer, self.prefetcher) for layer in self.layers),
+            *(
+                LayerForward(layer, self.prefetcher, module, method)
+                for module, method, lender in borrowers
+                for layer in self.layers
+                if layer.discovered.module is lender
+            ),
             *(HostGather(module, table) for table in self._tables.tables.values() for module in table.modules),
             *(PassBoundary(module, method, self.prefetcher) for module, method in entries or ((root, "forward"),)),
         ]

@@ -125,12 +125,15 @@ def _method_of_class(module: nn.Module, name: str) -> Callable[..., Any]:
 
 
 class LayerForward(Interposed):
-    """A layer's forward: the layer is on the device while it runs."""
+    """A layer's forward, or a method of another module that uses the layer's weights by itself: the layer is on the
+    device while it runs."""
 
     __slots__ = ("layer", "prefetcher")
 
-    def __init__(self, layer: Layer, prefetcher: Prefetcher) -> None:
-        super().__init__(layer.discovered.module)
+    def __init__(
+        self, layer: Layer, prefetcher: Prefetcher, module: nn.Module | None = None, method: str = "forward"
+    ) -> None:
+        super().__init__(layer.discovered.module if module is None else module, method)
         self.layer = layer
         self.prefetcher = prefetcher
 

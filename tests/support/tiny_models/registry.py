@@ -17,7 +17,7 @@ class Recipe:
     note: str
     make: Callable[[int], tuple[Tensors, Metadata]]  # seed -> state dict, safetensors metadata
     kind: str = PLAIN
-    on_demand: bool = False  # not in the default set: real size, made when a test asks for it
+    on_demand: bool = False  # not in the default set, made when a test asks for it: of real size, or not of every app
 
 
 RECIPES: dict[str, Recipe] = {}

@@ -147,6 +147,44 @@ def gemma3_tiny(seed):
     return {**tensors, "spiece_model": tokenizer, SHIM_KEY: json_tensor(dims)}, {}
 
 
+VISION = "vision"
+"""Beside the dims: those of an encoder's eyes, by its name. The app has them in constants."""
+GEMMA_VISION_DIMS = {
+    **{"hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 2},
+    **{"num_channels": 3, "image_size": 224, "patch_size": 14},
+    **{"hidden_act": "gelu_pytorch_tanh", "model_type": "siglip_vision_model"},
+}
+"""The image has the least size of which the app's projector makes its 256 tokens."""
+
+
+@recipe(
+    "gemma3_vision_tiny",
+    "text_encoders/gemma3_vision_tiny.safetensors",
+    "Gemma 3 (4B) that sees: 4 layers that an image goes through once, 4 for each token of the text",
+    kind=SHIM,
+)
+def gemma3_vision_tiny(seed):
+    import comfy.ops
+    from comfy.clip_model import CLIPVision
+    from comfy.text_encoders.lumina2 import Gemma3_4BModel
+
+    dims = {"gemma3_4b_vision_model_config": {**GEMMA_DIMS, "vocab_size": 512}}
+    text = {"gemma3_4b_model_config": dims["gemma3_4b_vision_model_config"]}
+    shapes = shapes_of(_transformer(Gemma3_4BModel, model_name="gemma3_4b", **text))
+    shapes |= shapes_of(CLIPVision(GEMMA_VISION_DIMS, FP32, "meta", comfy.ops.disable_weight_init), "vision_model.")
+    width, seen = GEMMA_DIMS["hidden_size"], GEMMA_VISION_DIMS["hidden_size"]
+    projector = {"mm_input_projection_weight": (seen, width), "mm_soft_emb_norm.weight": (seen,)}
+    shapes |= {f"multi_modal_projector.{name}": shape for name, shape in projector.items()}
+    tensors = fill(shapes, BF16, seed)
+    tensors["model.embed_tokens.weight"][PIECES:] *= 0.01
+    tokenizer = _sentencepiece_model(seed, unknown=3, begin=2)
+    return {
+        **tensors,
+        "spiece_model": tokenizer,
+        SHIM_KEY: json_tensor({**dims, VISION: {"gemma3": GEMMA_VISION_DIMS}}),
+    }, {}
+
+
 LTXAV_GEMMA_DIMS = {
     **{"vocab_size": 512, "hidden_size": 64, "intermediate_size": 3072},
     **{"num_attention_heads": 1, "num_key_value_heads": 1},
@@ -199,3 +237,28 @@ def qwen3_8b_tiny(seed):
     tensors = fill(shapes_of(_transformer(Qwen3_8BModel, model_name="qwen3_8b", **dims)), BF16, seed)
     tensors["lm_head.weight"] = tensors.pop("model.lm_head.weight")  # as public files spell it
     return {**tensors, SHIM_KEY: json_tensor({**dims, RECOGNISED_AS: "QWEN3_8B"})}, {}
+
+
+QWEN35_DIMS = {
+    **{"hidden_size": 16, "intermediate_size": 15360, "num_hidden_layers": 8},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "linear_num_key_heads": 2, "linear_num_value_heads": 2},
+    "layer_types": [*["linear_attention"] * 3, "full_attention"] * 2,
+}
+
+
+@recipe(
+    "qwen35_9b_tiny",
+    "text_encoders/qwen35_9b_tiny.safetensors",
+    "Qwen 3.5 (9B), 8 blocks of both kinds, 16 wide; its lm_head is used without a call",
+    kind=SHIM,
+    on_demand=True,
+)
+def qwen35_9b_tiny(seed):
+    from comfy.text_encoders.qwen35 import Qwen35ClipModel
+
+    dims = {"qwen35_9b_model_config": QWEN35_DIMS}
+    options = {"model_options": {"model_name": "qwen35_9b", **dims}, "model_type": "qwen35_9b"}
+    transformer = build_on_meta(Qwen35ClipModel, device="meta", dtype=FP32, **options).transformer
+    shapes = {key: shape for key, shape in shapes_of(transformer).items() if key.startswith("model.")}
+    eyes = {"qwen35_9b": {"hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "depth": 1}}
+    return {**fill(shapes, BF16, seed), SHIM_KEY: json_tensor({**dims, VISION: eyes, RECOGNISED_AS: "QWEN35_9B"})}, {}

@@ -13,6 +13,7 @@ import comfy.clip_vision
 import comfy.model_detection
 import comfy.sd
 import comfy.supported_models
+import comfy.text_encoders.llama
 import comfy.text_encoders.lt
 import torch
 
@@ -49,15 +50,17 @@ _load_text_encoder_state_dicts = comfy.sd.load_text_encoder_state_dicts
 def load_text_encoder_state_dicts(state_dicts=(), *args, model_options=None, **kwargs):
     options = dict(model_options or {})
     names = {}
+    eyes = {}
     for state_dict in state_dicts:
         dims = state_dict.pop("__tiny_te__", None)
         carried = _from_json_tensor(dims) if dims is not None else {}
         names[id(state_dict)] = carried.pop("recognised_as", None)
+        eyes.update(carried.pop("vision", {}))
         for name, config in carried.items():
             options[name] = {**options.get(name, {}), **config}
             if name == "clip_l_model_config":  # the long-CLIP probe rebuilds this entry from "model_config"
                 options["model_config"] = dict(options[name])
-    with _encoders_recognised_as(names):
+    with _encoders_recognised_as(names), _seeing_with(eyes):
         return _load_text_encoder_state_dicts(state_dicts, *args, model_options=options, **kwargs)
 
 
@@ -78,6 +81,21 @@ def _encoders_recognised_as(names: dict):
         yield
     finally:
         comfy.sd.detect_te_model = detect
+
+
+@contextlib.contextmanager
+def _seeing_with(eyes: dict):
+    """Encoders with other vision towers than the app's constants name: `gemma3`, or names of its Qwen 3.5 models."""
+    gemma = comfy.text_encoders.llama.Gemma3_4B_Vision_Config
+    qwen = comfy.text_encoders.qwen35.QWEN35_MODELS if set(eyes) - {"gemma3"} else {}
+    before = gemma.vision_config, dict(qwen)
+    gemma.vision_config = eyes.get("gemma3", gemma.vision_config)
+    qwen.update({name: {**qwen[name], "vision": eyes[name]} for name in qwen if name in eyes})
+    try:
+        yield
+    finally:
+        gemma.vision_config = before[0]
+        qwen.update(before[1])
 
 
 _load_clipvision_from_sd = comfy.clip_vision.load_clipvision_from_sd
