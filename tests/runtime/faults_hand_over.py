@@ -34,17 +34,6 @@ def the_next_component_is_not_told_that_another_comes(patch: Patch) -> None:
 
 
 @fault("race")
-def copies_go_on_beside_a_guest_that_has_run(patch: Patch) -> None:
-    stop = DeviceQueue._stop_sharing
-
-    def changed(self: DeviceQueue) -> None:
-        with replaced(DeviceQueue, fence=nothing):
-            stop(self)
-
-    patch.setattr(DeviceQueue, "_stop_sharing", changed)
-
-
-@fault("race")
 def copies_of_the_next_go_on_when_the_holder_has_left(patch: Patch) -> None:
     withdraw = DeviceQueue.withdraw
 

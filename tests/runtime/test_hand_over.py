@@ -153,13 +153,13 @@ def test_an_interrupt_at_any_step_of_a_hand_over_leaves_all_bytes_right(monkeypa
     """A `BaseException` before or after each call that the queue makes; then everything runs, in every order."""
     for number in range(200):
         steps = iter(range(number, -1, -1))
-        armed = False
+        armed: list[bool] = []
 
-        def interrupted(owner, name, steps=steps):
+        def interrupted(owner, name, steps=steps, armed=armed):
             original = getattr(owner, name)
 
             def changed(*args, **kwargs):
-                strike = armed and next(steps, None) == 0
+                strike = bool(armed) and next(steps, None) == 0
                 if strike and not after:
                     raise Interrupt
                 result = original(*args, **kwargs)
@@ -175,14 +175,15 @@ def test_an_interrupt_at_any_step_of_a_hand_over_leaves_all_bytes_right(monkeypa
                 interrupted(OffloadController, name)
             for name in ("fence", "_stop_sharing", "withdraw", "activate", "pass_begins"):
                 interrupted(DeviceQueue, name)
-            armed, struck = True, False
+            armed.append(True)
+            struck = False
             for component, passes in ((encoder, 1), (model, 3), (encoder, 1), (decoder, 1), (model, 2)):
                 for _ in range(passes):
                     try:
                         component.model(torch.ones(2, DIM))
                     except Interrupt:
                         struck = True
-            armed = False
+            armed.clear()
             for component in (decoder, encoder, model, decoder, model, encoder):
                 component.run()
         if not struck:

@@ -118,7 +118,7 @@ class DeviceQueue:
         holder, guest = self._holder_now(), self._guest_now()
         if holder is lessee:
             return True
-        if any(other.is_running() for other in (holder, guest) if other is not None and other is not lessee):
+        if holder is not None and holder.is_running():
             return False
         for other in (holder, guest):
             if other is not None and other is not lessee:
@@ -154,9 +154,9 @@ class DeviceQueue:
         number = self._succession.pass_begins(self._number_of(lessee))
         upcoming = next((other for other in self._leases if self._numbers.get(other, -1) == number), None)
         holder, guest = self._holder_now(), self._guest_now()
-        if guest is not None and (guest is upcoming or guest.is_running()):
-            return guest is upcoming and lessee is holder
-        self._stop_sharing()
+        if guest is not None and guest is upcoming and lessee is holder:
+            return True
+        self._stop_sharing()  # a guest that begins a pass is the holder by now, or has to do without the arena
         if upcoming is None or self.arena is None or not upcoming.is_between_passes():
             return False
         if holder is not lessee:  # it runs without the arena
@@ -174,19 +174,17 @@ class DeviceQueue:
             guest.fetch_early()
 
     def keep_for_holder(self, lessee: Lessee) -> None:
-        """The holder needs the arena after all. Nothing is done if `lessee` is not the holder, or its guest runs."""
-        guest = self._guest_now()
-        if lessee is self._holder_now() and not (guest is not None and guest.is_running()):
+        """The holder needs the arena after all. Nothing is done if `lessee` is not the holder."""
+        if lessee is self._holder_now():
             self._stop_sharing()
 
     def _stop_sharing(self) -> None:
-        """There is no guest any more: its copies are lost."""
+        """There is no guest any more: its copies, which no kernel has read, are lost."""
         if self._guest is None:
             return
         holder, guest = self._holder_now(), self._guest_now()
         if guest is not None:
             guest.give_up_ring()
-        self.fence()  # the guest may have run layers that it had before its own pass
         self._guest = None
         _unlink(holder, guest)
 
