@@ -20,7 +20,7 @@ import comfy.model_management as mm
 import folder_paths
 import torch
 
-from ...offload_core.errors import OffloadError
+from ...offload_core.errors import OffloadError, PlanError
 from ...offload_core.planning.inventory import Inventory
 from ...offload_core.planning.measured_times import (
     MAX_DOCUMENT_BYTES,
@@ -93,7 +93,7 @@ class RememberedTimes:
 
     def _read(self, size: int) -> Entries:
         if size > MAX_DOCUMENT_BYTES:
-            raise OffloadError(f"{size} bytes; allowed: {MAX_DOCUMENT_BYTES}")
+            raise PlanError.bad_field("bytes of the file", size, f"at most {MAX_DOCUMENT_BYTES}")
         return from_text(self._path.read_text(encoding="utf-8"))
 
     def _write(self, entries: Entries) -> None:
