@@ -10,8 +10,8 @@ from ..offload_core.settings.node_table import COMPUTED_ON_CPU as COMPUTED_ON_CP
 from ..offload_core.settings.node_table import NODES as NODES
 from ..offload_core.settings.policy import MODES as MODES
 from .app.recording import step_progress as step_progress
-from .load.file_kinds import kind_of_vae as kind_of_vae
-from .load.file_kinds import payloads as payloads
+from .files.file_kinds import kind_of_vae as kind_of_vae
+from .files.file_kinds import payloads as payloads
 from .load.loaders import CLIP_TYPES as CLIP_TYPES
 from .load.loaders import VAE_PRECISIONS as VAE_PRECISIONS
 from .load.loaders import WEIGHT_DTYPES as WEIGHT_DTYPES

@@ -20,6 +20,15 @@ _PIN_BUDGET_TOOLTIP = (
     "is kept in ordinary memory, which copies more slowly. 0 = auto: what the machine can spare."
 )
 
+_WORKFLOW_BUDGET_TOOLTIP = (
+    "VRAM that the weights of all these models together may take at any moment, in GB (1 GB = 1,000,000,000 bytes). It "
+    "is divided among them by when they run; a budget of a model counts within it. 0 = auto: each for itself."
+)
+_WORKFLOW_HOST_TOOLTIP = (
+    "System memory that copies of streamed layers may take, of all these models together, in GB (1 GB = 1,000,000,000 "
+    "bytes). What has no room is read from its file. 0 = auto: what the machine can spare."
+)
+
 
 class LayerwiseOffloadOptions(io.ComfyNode):
     """Mode, selection, placements and budgets for the nodes it is connected to."""
@@ -62,6 +71,8 @@ class LayerwiseOffloadOptions(io.ComfyNode):
                 lora_mode_input(),
                 choice_input("host_tier", HOST_TIERS, _HOST_TIER_TOOLTIP, optional=True, advanced=True),
                 gb_input("pin_budget_gb", _PIN_BUDGET_TOOLTIP, advanced=True),
+                gb_input("workflow_budget_gb", _WORKFLOW_BUDGET_TOOLTIP),
+                gb_input("workflow_host_gb", _WORKFLOW_HOST_TOOLTIP, advanced=True),
             ],
             outputs=[
                 OPTIONS.Output(display_name="options", tooltip="Connect it to the options of Layerwise Offload nodes.")

@@ -19,13 +19,14 @@ class SettingsError(OffloadError, ValueError):
 
 
 class BudgetError(OffloadError):
-    """A device budget that is smaller than what must be on the device.
+    """A budget that is smaller than what is needed.
 
-    `asked_bytes` is the requested budget, `smallest_bytes` the smallest one that works.
+    `asked_bytes` is the requested budget, `smallest_bytes` the smallest one that works, `setting` the one that it is.
     """
 
-    def __init__(self, message: str, *, asked_bytes: int, smallest_bytes: int) -> None:
+    def __init__(self, message: str, *, asked_bytes: int, smallest_bytes: int, setting: str = "budget_bytes") -> None:
         super().__init__(message)
+        self.setting = setting
         self.asked_bytes = asked_bytes
         self.smallest_bytes = smallest_bytes
 

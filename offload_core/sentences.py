@@ -88,9 +88,12 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "pins_shared": "what the machine can spare, shared by all components",
     "precision_of_app": "ComfyUI's own choice for this model and device",
     "lora_when_applied": "decided when a LoRA is applied",
+    "no_workflow_budget": "no budget is set for the VRAM of the whole workflow",
+    "no_workflow_host": "no budget is set for the system memory of the whole workflow",
     "nothing_to_decide": "nothing to decide: the component is {placement}",
     # where a budget that was not set comes from
     "offered": "no budget set: the {size} that the app offers on {device}",
+    "part_of_workflow": "its part of the {number} that the weights of the workflow may take ({source})",
     "offered_all": "no budget set, and the app wants all of it on the device",
     "offered_less_room": "{reason}, less {room} that the next encoder or VAE will ask for",
     "memory_mode_ring": "memory mode: a ring and nothing more",

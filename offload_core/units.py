@@ -18,3 +18,15 @@ def format_ns(time_ns: int) -> str:
     if abs(time_ns) >= 10**6:
         return f"{time_ns / 1e6:.1f} ms"
     return f"{time_ns / 1e3:.0f} us" if abs(time_ns) >= 10**4 else f"{time_ns} ns"
+
+
+def gb_at_least(size_bytes: int) -> str:
+    """Bytes in GB, rounded up to the figure shown, so that giving that much is enough: "1.21 GB"."""
+    digits = 2 if size_bytes >= 10**8 else 9
+    scale = 10 ** (9 - digits)
+    return f"{-(-size_bytes // scale) / 10**digits:.{digits}f} GB"
+
+
+def widget_gb_at_least(size_bytes: int) -> float:
+    """Bytes in GB, rounded up to 0.01 GB: what a widget or setting that takes a budget can hold, and is enough."""
+    return -(-size_bytes // 10**7) / 100

@@ -4,7 +4,7 @@ import { changed } from './graph_options.js';
 import { widgetOf } from './prompt.js';
 
 /**
- * Where `budget` (docs/formats.md) can be set: {widgets: [{node, widget}]}, {options: component} for the options of the
+ * Where `budget` (docs/formats.md) can be set: {widgets: [{node, widget}]}, {options: component, or all} for the options of the
  * graph, also where a setting is too small, for that holds for every workflow; or null.
  */
 export function placeOf(budget, active) {
@@ -20,7 +20,7 @@ export function budgetButton(say, contact) {
   const set = () => {
     const place = placeOf(budget, contact.activeNodes());
     if (place?.widgets) contact.setWidgets(place.widgets, budget.smallest_gb);
-    else if (place) contact.writeGraphOptions(changed(contact.readGraphOptions(), place.options, 'budget_gb', budget.smallest_gb));
+    else if (place) contact.writeGraphOptions(changed(contact.readGraphOptions(), place.options, budget.setting, budget.smallest_gb));
     contact.graphChanged();
   };
   const root = button('', { class: 'lwo-primary', hidden: true, onclick: set });

@@ -3,6 +3,9 @@ import { button, element } from './dom.js';
 import { changed, withoutUnset } from './graph_options.js';
 import { HOST_TIERS, MODES, PLACEMENTS } from './tables.js';
 
+// The sizes of the whole workflow, above the table: the key in words/.
+const OF_THE_WORKFLOW = { workflow_budget_gb: 'workflow_budget', workflow_host_gb: 'workflow_host' };
+
 // The settings by column: the key in words/, the values of one that is chosen from a list, and whether the heading has a tooltip.
 const COLUMNS = {
   placement: { word: 'placement', values: PLACEMENTS },
@@ -43,9 +46,13 @@ function content(say, options, names, set, clear) {
   const heads = [{ text: say('form.component') }, ...columns].map(({ text, title }) => element('th', { scope: 'col', text, title }));
   const rows = [...names, ...unknown, 'all'].map((name) => row(say, columns, name, options?.components?.[name], unknown.includes(name), set));
   const mode = choice(options?.mode, (value) => set(null, 'mode', value), { 'aria-label': say('form.mode') }, MODES);
+  const sizes = Object.entries(OF_THE_WORKFLOW).map(([name, word]) => {
+    const input = size(options?.components?.all?.[name], (value) => set('all', name, value), { title: say(`form.${word}.tip`) });
+    return element('label', { 'data-setting': name, title: say(`form.${word}.tip`) }, element('span', { text: say(`form.${word}`) }), input);
+  });
   return [
     element('p', { class: 'lwo-quiet', text: say('form.help') }),
-    element('div', { class: 'lwo-form-mode' }, element('label', {}, element('span', { text: say('form.mode') }), mode), clear),
+    element('div', { class: 'lwo-form-mode' }, element('label', {}, element('span', { text: say('form.mode') }), mode), ...sizes, clear),
     element('table', { class: 'lwo-options' }, element('thead', {}, element('tr', {}, ...heads)), element('tbody', {}, ...rows)),
   ];
 }

@@ -26,6 +26,14 @@ export function definitions() {
       'PinBudgetGB', 'General', 'Page-locked memory', SIZE, 'Page-locked system memory in GB',
       'System memory that each component may page-lock for its streamed layers, in every workflow that does not say it itself. 0: what the machine can spare.',
     ),
+    setting(
+      'WorkflowBudgetGB', 'General', 'VRAM of a workflow', SIZE, 'VRAM for the weights of a whole workflow in GB',
+      'VRAM that the weights of a workflow may take at any moment, divided among its components by when they run, in every workflow that does not say it itself. 0: each component for itself.',
+    ),
+    setting(
+      'WorkflowHostGB', 'General', 'System memory of a workflow', SIZE, 'System memory for the layers of a whole workflow in GB',
+      'System memory that copies of streamed layers may take, of all components together, in every workflow that does not say it itself. What has no room is read from its file. 0: what the machine can spare.',
+    ),
     ...GROUPS.flatMap((group) => [
       setting(
         `${KEYS[group]}.Placement`, TITLES[group], 'Placement', choice(placementsOf(group)), 'Placement',
@@ -46,6 +54,6 @@ export function defaultOptions(read) {
   const valueOf = (key) => read(idOf(key));
   const ofGroup = (group) => ({ placement: valueOf(`${KEYS[group]}.Placement`), budget_gb: valueOf(`${KEYS[group]}.BudgetGB`) });
   const components = Object.fromEntries(GROUPS.map((group) => [group, ofGroup(group)]));
-  components.all = { host_tier: valueOf('HostTier'), pin_budget_gb: valueOf('PinBudgetGB') };
+  components.all = { host_tier: valueOf('HostTier'), pin_budget_gb: valueOf('PinBudgetGB'), workflow_budget_gb: valueOf('WorkflowBudgetGB'), workflow_host_gb: valueOf('WorkflowHostGB') };
   return { mode: valueOf('Mode'), components };
 }

@@ -13,7 +13,7 @@ import inspect
 import logging
 import pkgutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -211,6 +211,13 @@ def running_prompts() -> frozenset[object]:
     """The queue's entries of the prompts that are executing; empty between prompts."""
     queue = getattr(server(), "prompt_queue", None)
     return frozenset(getattr(queue, "currently_running", None) or ())
+
+
+def running_prompt() -> tuple[str, Mapping[str, Any]] | None:
+    """Id and nodes, in API form, of the prompt that is executing, of several the last; None between prompts."""
+    queue = getattr(server(), "prompt_queue", None)
+    entries = list((getattr(queue, "currently_running", None) or {}).values())
+    return (entries[-1][1], entries[-1][2]) if entries else None
 
 
 def app_ram_reserve_bytes() -> int:

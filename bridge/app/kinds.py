@@ -36,6 +36,8 @@ VAE = Kind("vae", ("decode", "encode", "decode_tiled", "encode_tiled"))
 AUDIO_VAE = Kind("audio_vae", VAE.methods)
 CONTROLNET = Kind("controlnet", passes=20, asks_for_ring=False)
 OTHER = Kind("model")
+KIND_BY_NAME = {kind.name: kind for kind in (DIT, TEXT_ENCODER, IMAGE_ENCODER, VAE, CONTROLNET)}
+"""The kinds that a loader node can declare."""
 
 _AUDIO = re.compile(r"audio|mmaudio|dcae")
 """In the lower-case names of the app's modules and classes of audio VAEs."""

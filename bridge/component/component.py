@@ -18,7 +18,6 @@ import torch
 from ...offload_core.errors import OffloadError, StateError
 from ...offload_core.files.layer_walk import MIN_LAYER_BYTES
 from ...offload_core.notices import Notice
-from ...offload_core.planning.decisions import gb_at_least
 from ...offload_core.planning.host_tiers import out_of_tier
 from ...offload_core.planning.inventory import Inventory
 from ...offload_core.planning.measured_times import FileState, MeasuredTimes, TimesKey, with_earlier_times
@@ -30,17 +29,20 @@ from ...offload_core.planning.request import PlanRequest
 from ...offload_core.runtime import OffloadController, discover
 from ...offload_core.runtime.layers.discovery import keep_in_memory
 from ...offload_core.sentences import Sentence, sentence
-from ...offload_core.settings.component_settings import ComponentSettings
+from ...offload_core.settings.component_settings import ComponentSettings, Setting
+from ...offload_core.units import gb_at_least
 from ..app import compat
 from ..app.device import queue_for, ring_there, segment_bytes
-from ..app.kinds import Kind, borrowers_of, entries_of, kind_of
+from ..app.kinds import KIND_BY_NAME, Kind, borrowers_of, entries_of, kind_of
 from ..app.recording import recording
 from ..app.watch import Before
+from ..files.ahead import components_of_running_prompt
 from ..memory.allowances import host_limits, not_locked
 from ..memory.host_memory import host_memory, moved_bytes
 from ..planning.decide import MEASURED_FROM_PASSES, Decision, decide, plan_decision
-from ..planning.placing import Neighbour, Situation, wanted_bytes
+from ..planning.placing import Neighbour, Situation, left_to_the_app, may_stream_on, wanted_bytes
 from ..planning.remembered import key_of, remembered
+from ..planning.workflow import Member, number_of, part_of_workflow, with_part
 from ..requests.requested import Requested
 from .mapped_load import fill_in_missing
 
@@ -208,6 +210,9 @@ class Component:
     def wanted_bytes(self, model: torch.nn.Module, requested: Requested, device: torch.device) -> int:
         """Device bytes to ask the app for before loading `model` on `device`; see `placing.wanted_bytes`."""
         inventory = self.inventory_of(model, device)
+        own = Member(requested.settings, inventory, self.kind.passes)
+        part = part_of_workflow(own, device, self.members(device))
+        requested = replace(requested, settings=with_part(requested.settings, part))
         return wanted_bytes(self.kind, requested, inventory, self._ring_shared(inventory, device))
 
     def _ring_shared(self, inventory: Inventory, device: torch.device) -> int:
@@ -224,8 +229,11 @@ class Component:
 
     # ------------------------------------------------------------------ loading
 
-    def load(self, requested: Requested, offered_bytes: float) -> None:
-        """Load within what `requested` or else the policy and the app allow; a plan that is still right is kept."""
+    def load(self, requested: Requested, offered_bytes: float, make_way: Callable[[Plan, int], None]) -> None:
+        """Load within what `requested` or else the policy and the app allow; a plan that is still right is kept.
+
+        make_way: has the others give back what, beside a plan, is more than so many bytes; called before it is loaded.
+        """
         if self.loaded and not self.controller.in_pass():
             for name in self.controller.take_over_replaced():  # others have put weights of their own into the module
                 self.warn(sentence("written_under_patch", name=name), do=sentence("do_change_before"))
@@ -241,10 +249,20 @@ class Component:
         if host_memory().make_room_before_load(self.controller):
             self._planned_for = None
         held_bytes, layers = self.device_bytes(), self.controller.layers
-        situation = Situation(self.device, offered_bytes, held_bytes, self.neighbours(), layers, crowded_bytes)
+        neighbours, members = self.neighbours(), self.members(self.device)
+        situation = Situation(self.device, offered_bytes, held_bytes, neighbours, layers, crowded_bytes, members)
         decision = decide(requested, self.kind, self.controller.inventory, situation)
-        if not (self.loaded and self._planned_for == wishes and self._still_good(requested, decision)):
-            self.put_into_effect(*self._plan(requested, decision, situation))
+        keeps = self.loaded and self._planned_for == wishes and self._still_good(requested, decision)
+        plan, request = (self.plan, self.request) if keeps else self._plan(requested, decision, situation)
+        assert plan is not None and request is not None
+        number = number_of(requested.settings, self.device)
+        if number is not None:
+            make_way(plan, number)
+        if not keeps:
+            host_number = requested.settings.explicit(Setting.WORKFLOW_HOST_BYTES, int)
+            if host_number is not None:
+                host_memory().keep_within(host_number, self.controller, plan)
+            self.put_into_effect(plan, request)
         self._decided(decision)
         self._say_if_nothing_streams(requested)
         # What it shares may not be what it was planned to page-lock.
@@ -290,13 +308,41 @@ class Component:
         """The other components that are alive and in use."""
         return [neighbour for other in self._others() if (neighbour := other._as_neighbour()) is not None]
 
+    def members(self, device: torch.device) -> list[Member]:
+        """The other components of the prompt that runs, on `device`, as far as we stream them and know their sizes."""
+        alive = {(other.name, other.model_name): other for other in self._others()}
+        members = []
+        for ahead in components_of_running_prompt(device):
+            other, inventory = alive.get((ahead.requested.component, ahead.model)), ahead.inventory
+            patcher = None if other is None else next(iter(other.patchers), None)
+            if other is not None and patcher is not None:
+                inventory = other.inventory_of(patcher.model, device) if patcher.load_device == device else None
+            if inventory is None or ahead.requested.component == self.name or left_to_the_app(ahead.requested):
+                continue
+            if may_stream_on(device, ahead.requested, inventory.total_bytes):
+                passes = KIND_BY_NAME[ahead.wanted.kind].passes
+                members.append(Member(ahead.requested.settings, inventory, passes))
+        return members
+
+    def held_beside_rings(self) -> int:
+        """Device bytes of residents, loose tensors and tables."""
+        return self.device_bytes() - self.leased_bytes()
+
+    def leased_bytes(self) -> int:
+        """Device bytes that it needs of the ring that components share."""
+        plan = None if self._controller is None else self._controller.plan
+        return 0 if plan is None else self.controller.inventory.reserved(plan.ring_bytes)
+
     def _others(self) -> list[Component]:
         return [other for other in list(_live) if other is not self]
 
     def idle_beside(self) -> list[Component]:
         """The other components on its device that run nothing now."""
-        on_device = (other for other in self._others() if other.loaded and other.device == self.device)
-        return [other for other in on_device if not other.controller.in_pass()]
+        return [other for other in self.others_on_device() if not other.controller.in_pass()]
+
+    def others_on_device(self) -> list[Component]:
+        """The other components that are loaded on its device."""
+        return [other for other in self._others() if other.loaded and other.device == self.device]
 
     def _as_neighbour(self) -> Neighbour | None:
         """How another component sees it; None once no patcher uses it any more."""
@@ -425,10 +471,12 @@ class Component:
     def _still_good(self, requested: Requested, decision: Decision) -> bool:
         """Whether the plan in effect suits what was decided, or nearly enough not to move anything."""
         plan, budget = self.controller.plan, decision.request.budget_bytes
-        if plan is None or budget is None or requested.settings.is_explicitly_set("budget_bytes"):
+        if plan is None or budget is None:
             return True
         if plan.device_bytes > budget:
             return False
+        if requested.settings.is_explicitly_set("budget_bytes"):
+            return True
         largest = max((plan.layers[index].bytes for index in plan.streamed), default=None)
         settled_bytes = self._on_this_shape(self._settled)
         judged_at = plan.device_bytes if settled_bytes is None else settled_bytes

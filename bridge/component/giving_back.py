@@ -16,6 +16,8 @@ from ...offload_core.planning.plan import Plan
 from ...offload_core.planning.plan_change import demoted
 from ...offload_core.planning.planner import make_plan, smallest_budget
 from ...offload_core.sentences import sentence
+from ...offload_core.settings.component_settings import Setting
+from ...offload_core.units import format_bytes, gb_at_least
 from ..app.compat import apps_graph_is_active
 from ..requests.requested import Requested
 from .component import Component, least_request
@@ -60,6 +62,34 @@ def give_back(component: Component, requested: Requested, nbytes: int) -> int:
         budget -= nbytes - freed  # another component still needs the ring that this one could do without
     component.leave_device()
     return before
+
+
+def make_way(component: Component, plan: Plan, number_bytes: int) -> None:
+    """Before `plan` of `component` is loaded: idle components on its device give back what all of ours would hold there
+    beyond `number_bytes`, those of few passes a use first. Raises BudgetError if that is not enough."""
+    for other in sorted(component.idle_beside(), key=lambda idle: (idle.kind.passes, idle.name, idle.id)):
+        requested = next((patcher.requested for patcher in list(other.patchers)), Requested())
+        while (over := _held_with(component, plan) - number_bytes) > 0:
+            if not give_back(other, requested, min(over, other.freeable_bytes())):
+                break
+    held = _held_with(component, plan)
+    if held > number_bytes:
+        raise BudgetError(
+            f"asked {format_bytes(number_bytes)} for the weights of the workflow; found that {component.name} needs "
+            f"{format_bytes(plan.device_bytes)} beside what others keep, {format_bytes(held)} together; give at least "
+            f"{gb_at_least(held)}, or leave the placement of the others on auto",
+            asked_bytes=number_bytes,
+            smallest_bytes=held,
+            setting=Setting.WORKFLOW_BUDGET_BYTES,
+        )
+
+
+def _held_with(component: Component, plan: Plan) -> int:
+    """Device bytes of weights once `plan` is loaded, if no other component changes: the shared ring counts once."""
+    others = component.others_on_device()
+    own = component.controller.inventory.reserved(plan.ring_bytes)
+    ring = max((own, *(other.leased_bytes() for other in others)))
+    return plan.device_bytes - own + sum(other.held_beside_rings() for other in others) + ring
 
 
 class FullInTheAppsGraph(OffloadError, torch.OutOfMemoryError):

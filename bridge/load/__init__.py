@@ -1,3 +1,3 @@
 """Loading: the app's loaders build our `patcher`; one function per kind of file, and what takes over loaded models."""
 
-__all__ = ["file_kinds", "loaders", "loading", "patcher", "wrapping"]
+__all__ = ["loaders", "patcher", "wrapping"]

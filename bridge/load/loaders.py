@@ -18,10 +18,10 @@ import comfy.utils
 import torch
 
 from ...offload_core.errors import OffloadError, SettingsError
+from ..files.file_kinds import WORDS, file_names, require_kind
 from ..planning.placing import left_to_the_app
 from ..requests.requested import Requested
-from .file_kinds import WORDS, require_kind
-from .loading import adopt, app_load, check_placement, file_names
+from .loading import adopt, app_load, check_placement
 
 T = TypeVar("T")
 

@@ -21,6 +21,7 @@ from ...offload_core.settings.groups import group_of
 from ..app import compat
 from ..app.device import takes_host_memory
 from ..component.mapped_load import MappedFiles
+from ..files.file_kinds import file_names
 from ..planning.placing import left_to_the_app, may_stream_on
 from ..planning.remembered import states_of
 from ..requests.requested import Requested
@@ -91,10 +92,6 @@ def _short(error: Exception) -> str:
     return f"{text} (and {more} lines more, see the log)" if more > 0 else text
 
 
-def file_names(paths: Sequence[str]) -> str:
-    return ", ".join(Path(path).name for path in paths)
-
-
 def adopt(
     patcher: comfy.model_patcher.ModelPatcher,
     requested: Requested,
@@ -105,11 +102,11 @@ def adopt(
     """Give a freshly loaded patcher its settings. `reload(disable_dynamic=False)` loads another one for the app.
 
     For models that it does not load partially the app builds a patcher of its own. That one is kept, unless placement,
-    budget or selection are set explicitly: streaming moves whole layers, so it works for these models too.
+    a budget or a selection are set explicitly: streaming moves whole layers, so it works for these models too.
     """
     if not isinstance(patcher, LayerwiseModelPatcher):
         is_set = requested.settings.is_explicitly_set
-        if left_to_the_app(requested) or not (is_set("placement") or is_set("budget_bytes") or requested.selected):
+        if left_to_the_app(requested) or not (requested.has_budget or is_set("placement") or requested.selected):
             return
         become_ours(patcher)
     reads_file = _settle_weights(patcher, requested, files)

@@ -28,7 +28,7 @@ from ..app.foreign import Foreign, foreign_of
 from ..app.kinds import TEXT_ENCODER
 from ..component import patches, true_values
 from ..component.component import Component
-from ..component.giving_back import UNLOAD_ORDER_BYTES, brings_no_user_code, give_back, make_room
+from ..component.giving_back import UNLOAD_ORDER_BYTES, brings_no_user_code, give_back, make_room, make_way
 from ..component.mapped_load import Built, MappedFiles, bring_weights_into_memory, settle_types_and_strides
 from ..component.patches import changes_with
 from ..memory.host_memory import host_memory
@@ -166,7 +166,8 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             patches.keep_patched(component, self.requested.value("lora_mode"))
             component.controller.set_changes(patches.changes_of(self, device_to, shows_progress=True))
             self._prepare_modules(device_to)
-            component.load(self.requested, 10**30 if full_load else lowvram_model_memory)
+            offered_bytes = 10**30 if full_load else lowvram_model_memory
+            component.load(self.requested, offered_bytes, functools.partial(make_way, component))
             patches.check_room(component.controller, component.name, self.requested.value("lora_mode"))
             self._tell_model(device_to)
             for callback in self.get_all_callbacks(comfy.model_patcher.CallbacksMP.ON_LOAD):

@@ -36,6 +36,12 @@ class DeviceAllowance:
     budget_bytes: int | None
     reason: Sentence
 
+    def at_most(self, other: DeviceAllowance | None) -> DeviceAllowance:
+        """The smaller of two."""
+        if other is None or other.budget_bytes is None:
+            return self
+        return other if self.budget_bytes is None or other.budget_bytes < self.budget_bytes else self
+
 
 def device_allowance(settings: ComponentSettings, device: torch.device, offered_bytes: float) -> DeviceAllowance:
     """The budget of a component. `offered_bytes` is what the app would let its weights have on `device`."""
@@ -54,13 +60,19 @@ def host_available_bytes() -> int:
     return int(psutil.virtual_memory().available) if available is None else available
 
 
-def host_limits(settings: ComponentSettings, device: torch.device, layers: Iterable[Layer] = ()) -> dict[str, Any]:
+def host_limits(
+    settings: ComponentSettings,
+    device: torch.device,
+    layers: Iterable[Layer] = (),
+    most_copies_bytes: int | None = None,
+) -> dict[str, Any]:
     """What a plan may take of host memory now, as members of a plan request.
 
     `layers` are those of the component, as far as they exist: what they have of the host already is theirs. A tier that
     was asked for may take what the reserve would leave to others; whether it can be had shows in the plan, by
     `require_tier`. On the CPU there is no tier to choose. Where another device takes host memory, its budget is all
-    there is to take, and is used: to read takes from compute.
+    there is to take, and is used: to read takes from compute. `most_copies_bytes`: what copies of layers in a file may
+    take of what was set for the whole workflow; None: nothing was set.
     """
     if not streams_to(device):
         return {"pin_budget_bytes": 0, "copies_budget_bytes": 0, "in_place": True, "hold_spare": True}
@@ -84,7 +96,10 @@ def host_limits(settings: ComponentSettings, device: torch.device, layers: Itera
         if tier == "pinned":  # what is page-locked already takes nothing more
             kept_bytes = pinned_bytes if asked_bytes is None else min(pinned_bytes, asked_bytes)
             limits["pin_budget_bytes"] = max(host.pins_bytes, kept_bytes)
-    return {**limits, "host_source": host.reason}
+    if most_copies_bytes is None or most_copies_bytes >= limits["copies_budget_bytes"]:
+        return {**limits, "host_source": host.reason}
+    source = f"{host.reason}; its part of what the workflow may take of system memory"
+    return {**limits, "copies_budget_bytes": most_copies_bytes, "host_source": source}
 
 
 def require_tier(plan: Plan, request: PlanRequest, settings: ComponentSettings, source: str) -> None:

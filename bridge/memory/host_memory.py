@@ -20,7 +20,7 @@ import psutil
 
 from ...offload_core.planning.host_budget import RESERVE_BYTES
 from ...offload_core.planning.host_tiers import least_worth_first
-from ...offload_core.planning.plan import HostTier
+from ...offload_core.planning.plan import HostTier, Plan
 from ...offload_core.runtime import OffloadController
 from ...offload_core.runtime.engine.tier_moves import bytes_in_use
 from ...offload_core.runtime.host.masters import MasterUse
@@ -134,13 +134,32 @@ class HostMemory:
                 short_bytes, pins_over_bytes = self.short_bytes(), _pins_over_bytes()
                 if short_bytes <= 0 and pins_over_bytes <= 0:
                     break
-                tiers = _lower_tiers(controller, short_bytes, pins_over_bytes)
-                if tiers:
-                    _move_to_tiers(controller, tiers)
-                    self._changed.add(controller)
-                    self.update_app_account()
+                self._lower(controller, _lower_tiers(controller, short_bytes, pins_over_bytes))
         finally:
             self._relieving = False
+
+    def keep_within(self, number_bytes: int, controller: OffloadController, plan: Plan) -> None:
+        """Before `plan` of `controller` is loaded: copies that linger, and then those of components outside a pass, are
+        freed as far as all copies together would take more than `number_bytes`."""
+
+        def over_bytes() -> int:
+            in_use, layers = self.in_use(), zip(plan.layers, controller.layers)
+            coming = (spec.bytes for spec, layer in layers if spec.host_tier != "mapped" and layer.host.master is None)
+            return in_use["pinned"] + in_use["pageable"] + sum(coming) - number_bytes
+
+        if over_bytes() > 0:
+            self.free_lingering(but=controller)
+        idle = [other for other in list(self._controllers) if other is not controller and not other.in_pass()]
+        for other in sorted(idle, key=lambda other: other.loaded):
+            if (over := over_bytes()) <= 0:
+                break
+            self._lower(other, _lower_tiers(other, over, 0))
+
+    def _lower(self, controller: OffloadController, tiers: dict[int, HostTier]) -> None:
+        if tiers:
+            _move_to_tiers(controller, tiers)
+            self._changed.add(controller)
+            self.update_app_account()
 
     def moved(self, mover: OffloadController | None) -> None:
         """Call after masters of `mover` have changed tier. Updates the app's count; above the ceiling, layers of other

@@ -3,4 +3,4 @@
 `remembered` has the times that were measured before the app was started.
 """
 
-__all__ = ["decide", "placing", "refused_budget", "remembered"]
+__all__ = ["decide", "placing", "refused_budget", "remembered", "workflow"]

@@ -23,6 +23,7 @@ from ..app.kinds import Kind
 from ..memory.allowances import device_allowance, host_limits, host_remark, require_tier
 from ..requests.requested import Requested
 from .placing import Situation, resolve_now, within_policy
+from .workflow import Member, copies_of_workflow, part_of_workflow, with_part
 
 _APPS_MARGIN = 1.1
 """The app frees this many times the bytes that a model says it wants."""
@@ -61,12 +62,14 @@ def decide(requested: Requested, kind: Kind, inventory: Inventory, situation: Si
     Raises SettingsError or BudgetError for an explicit wish that cannot be honoured.
     """
     device = situation.device
-    allowance = device_allowance(requested.settings, device, situation.offered_bytes)
     explicit = requested.settings.is_explicitly_set(Setting.BUDGET_BYTES)
+    allowance = device_allowance(requested.settings, device, situation.offered_bytes)
+    part = part_of_workflow(Member(requested.settings, inventory, kind.passes), device, situation.members)
+    requested = replace(requested, settings=with_part(requested.settings, part))
     request = PlanRequest(
         inventory=inventory,
         device=str(device),
-        budget_bytes=allowance.budget_bytes,
+        budget_bytes=allowance.at_most(part).budget_bytes,
         ring_bytes=requested.settings.explicit(Setting.RING_BYTES, int),
         passes=kind.passes,
         placement="resident" if requested.value(Setting.PLACEMENT) == "resident" else "layerwise",
@@ -83,7 +86,7 @@ def decide(requested: Requested, kind: Kind, inventory: Inventory, situation: Si
         return Decision(settings, request, notices)
     wanted = 0 if kind.asks_for_ring else max((other.wanted_bytes for other in situation.neighbours), default=0)
     room = math.ceil(_APPS_MARGIN * wanted)
-    allowance = within_policy(requested, settings, inventory, allowance, room, situation.crowded_bytes)
+    allowance = within_policy(requested, settings, inventory, allowance, room, situation.crowded_bytes).at_most(part)
     budget, needed = allowance.budget_bytes, smallest_budget_for(request)
     budget = inventory.total_bytes if budget is None else budget
     if budget < needed:
@@ -97,10 +100,13 @@ def plan_decision(
 ) -> tuple[Plan, PlanRequest]:
     """The plan of a decision within what the host has now, and the request that it was made of.
 
-    Raises BudgetError, or SettingsError where the host tier that was asked for cannot be had; it names `file`, the
+    Raises BudgetError, or SettingsError where the host tier that was asked for cannot be had; that names `file`, the
     model's.
     """
-    request = replace(decision.request, **host_limits(settings, situation.device, situation.layers))
+    own = Member(settings, decision.request.inventory, decision.request.passes)
+    copies_bytes = copies_of_workflow(own, situation.device, situation.members)
+    limits = host_limits(settings, situation.device, situation.layers, copies_bytes)
+    request = replace(decision.request, **limits)
     plan = make_plan(request)
     require_tier(plan, request, settings, file)
     return plan, request

@@ -24,6 +24,7 @@ from ..app.device import streams_to, total_bytes
 from ..app.kinds import Kind
 from ..memory.allowances import DeviceAllowance, host_available_bytes
 from ..requests.requested import AUTO, Requested
+from .workflow import Member
 
 _FIRST_NUMBER = 500
 """Others may have any name, or the component's own: here they are told apart by numbers that no graph has."""
@@ -52,6 +53,7 @@ class Situation:
     neighbours     the other components that are alive
     layers         its layers, as far as they exist: what they have of host memory is its own
     crowded_bytes  what it can have on this shape, where the device ran out of memory with more; None: it did not
+    members        the other components of the workflow, whether they have been loaded or not
     """
 
     device: torch.device
@@ -60,13 +62,19 @@ class Situation:
     neighbours: Sequence[Neighbour] = ()
     layers: Sequence[Layer] = ()
     crowded_bytes: int | None = None
+    members: Sequence[Member] = ()
 
     @classmethod
     def guessed(
-        cls, device: torch.device, held_bytes: int, neighbours: Sequence[Neighbour], layers: Sequence[Layer] = ()
+        cls,
+        device: torch.device,
+        held_bytes: int,
+        neighbours: Sequence[Neighbour],
+        layers: Sequence[Layer] = (),
+        members: Sequence[Member] = (),
     ) -> Situation:
         """What a load would find now: of what is free, or held by components of ours, the app keeps some to compute."""
-        now = cls(device, 0, held_bytes, neighbours, layers)
+        now = cls(device, 0, held_bytes, neighbours, layers, members=members)
         return replace(now, offered_bytes=max(0, now.free_bytes() - int(mm.minimum_inference_memory())))
 
     def free_bytes(self) -> int:
@@ -87,6 +95,8 @@ def left_to_the_app(requested: Requested) -> Sentence | None:
     # A selection that names it is the selection's word for layerwise; one that does not leaves it alone.
     if requested.selected is not None:
         return None if requested.selected else sentence("not_selected")
+    if requested.has_budget and requested.mode != "manual":
+        return None
     placed = policy.Placed(policy.Component(requested.component, 1))
     decision = policy.decide(requested.mode or AUTO, policy.Device("unknown"), None, [placed])
     choice = decision.choices[requested.component]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...offload_core.errors import SettingsError, shown
-from ...offload_core.settings.component_settings import ComponentSettings, Setting, Source
-from ...offload_core.settings.groups import DIT, group_of
-from ...offload_core.settings.node_table import APPLY, OPTIONS, Slot
+from ...offload_core.settings.component_settings import OF_THE_WORKFLOW, ComponentSettings, Setting, Source
+from ...offload_core.settings.groups import ALL, DIT, group_of
+from ...offload_core.settings.node_table import APPLY, OPTIONS, OPTIONS_WIDGETS, Slot
 from ...offload_core.settings.resolver import settings_for
 from .graph import Place, names_in, slots_of, sources_before, wire_of
 from .node_context import NodeContext
@@ -65,24 +65,27 @@ class Wanted:
         assert requested is not None
         return requested
 
-    def budget_widgets(self, component: str, source: str | None) -> tuple[tuple[str, str], ...]:
-        """(node id, widget) of each widget by which `source` set the budget of the component; empty if no widget did.
+    def budget_widgets(
+        self, component: str, source: str | None, setting: str = Setting.BUDGET_BYTES
+    ) -> tuple[tuple[str, str], ...]:
+        """(node id, widget) of each widget by which `source` set the budget of the component, or the `setting` that is
+        the budget of the whole workflow; empty if no widget did.
 
         Of loader and Apply nodes the last one counts; of the options nodes connected to them, each that sets a budget.
         """
         if source == Source.NODE:
             return ((self.nodes[-1], self.steps[-1].budget_widget),)
-        group = group_of(component)
-        if source != Source.OPTIONS or group is None:
+        selector = ALL if setting in OF_THE_WORKFLOW else group_of(component)
+        widget = next((name for name, said in OPTIONS_WIDGETS.items() if said == (selector, setting)), None)
+        if source != Source.OPTIONS or widget is None:
             return ()
         nodes = [
             step.options_node
             for step in self.steps
             for request in step.context.requests
-            if request.source == Source.OPTIONS
-            and settings_for(component, request.wishes).is_explicitly_set(Setting.BUDGET_BYTES)
+            if request.source == Source.OPTIONS and settings_for(component, request.wishes).is_explicitly_set(setting)
         ]
-        return tuple((node, f"{group}_budget_gb") for node in dict.fromkeys(nodes))
+        return tuple((node, widget) for node in dict.fromkeys(nodes))
 
 
 def wanted_in(prompt: Mapping[str, Any]) -> list[Wanted]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ...offload_core.errors import SettingsError
-from ...offload_core.settings.component_settings import SOURCES, ComponentSettings, Source, bytes_from_gb
+from ...offload_core.settings.component_settings import SOURCES, ComponentSettings, Setting, Source, bytes_from_gb
 from ...offload_core.settings.groups import match, normalise_selection
 from ...offload_core.settings.node_table import OPTIONS_WIDGETS, Slot, is_gb
 from ...offload_core.settings.policy import check_mode
@@ -78,6 +78,12 @@ class Requested:
         if self.selection is None:
             return None
         return any(match(selector, [self.component]) for selector in self.selection)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether device memory was set for it, alone or with all others: only we can keep that."""
+        settings = (Setting.BUDGET_BYTES, Setting.WORKFLOW_BUDGET_BYTES)
+        return any(self.settings.is_explicitly_set(name) for name in settings)
 
     def value(self, name: str) -> object:
         return self.settings.value(name)

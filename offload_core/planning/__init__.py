@@ -12,7 +12,6 @@ Arithmetic only, no torch.
 __all__ = [
     "check",
     "cost_model",
-    "decisions",
     "host_budget",
     "host_tiers",
     "inventory",

@@ -12,18 +12,6 @@ from .ring_size import usual_ring
 _NAMES_SHOWN = 3
 
 
-def gb_at_least(size_bytes: int) -> str:
-    """Bytes in GB, rounded up to the figure shown, so that giving that much is enough: "1.21 GB"."""
-    digits = 2 if size_bytes >= 10**8 else 9
-    scale = 10 ** (9 - digits)
-    return f"{-(-size_bytes // scale) / 10**digits:.{digits}f} GB"
-
-
-def widget_gb_at_least(size_bytes: int) -> float:
-    """Bytes in GB, rounded up to 0.01 GB: what a widget or setting that takes a budget can hold, and is enough."""
-    return -(-size_bytes // 10**7) / 100
-
-
 def explain(plan: Plan, request: PlanRequest, too_large: frozenset[int], compute_note: str | None) -> tuple[str, ...]:
     """Everything about this plan that people may ask for. `too_large` are the layers the user's ring cannot hold."""
     return (

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import BudgetError
+from ..units import gb_at_least
 from .cost_model import compute_times
-from .decisions import explain, gb_at_least
+from .decisions import explain
 from .evaluate import Candidate, Evaluator, Problem
 from .host_tiers import explain_tiers, host_tiers
 from .inventory import Inventory, TableSpec

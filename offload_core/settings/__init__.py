@@ -5,4 +5,4 @@
 effect. `node_table` lists the nodes and their components. No torch.
 """
 
-__all__ = ["component_settings", "feasibility", "groups", "node_table", "policy", "resolver"]
+__all__ = ["component_settings", "division", "feasibility", "groups", "node_table", "policy", "resolver"]

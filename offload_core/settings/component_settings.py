@@ -49,6 +49,8 @@ class Setting:
     PIN_BUDGET_BYTES: Final = "pin_budget_bytes"
     PRECISION: Final = "precision"
     LORA_MODE: Final = "lora_mode"
+    WORKFLOW_BUDGET_BYTES: Final = "workflow_budget_bytes"
+    WORKFLOW_HOST_BYTES: Final = "workflow_host_bytes"
 
 
 class Source:
@@ -89,7 +91,9 @@ ALLOWED: Final[dict[str, tuple[str, ...]]] = {
     "precision": PRECISIONS,
     "lora_mode": LORA_MODES,
 }
-BYTE_SETTINGS: Final[tuple[str, ...]] = ("budget_bytes", "ring_bytes", "pin_budget_bytes")
+OF_THE_WORKFLOW: Final[tuple[str, ...]] = (Setting.WORKFLOW_BUDGET_BYTES, Setting.WORKFLOW_HOST_BYTES)
+"""What all components take together: it cannot be set for some of them."""
+BYTE_SETTINGS: Final[tuple[str, ...]] = ("budget_bytes", "ring_bytes", "pin_budget_bytes", *OF_THE_WORKFLOW)
 GB: Final = 10**9
 
 

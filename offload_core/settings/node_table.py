@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from .component_settings import SETTINGS, Setting
+from .component_settings import OF_THE_WORKFLOW, SETTINGS, Setting
 from .groups import ALL, DIT, GROUPS, IMAGE_ENCODER, TEXT_ENCODER, VAE
 
 CONTROLNET: Final = "controlnet"
@@ -127,7 +127,8 @@ GRAPH_SETTINGS: Final[dict[str, str]] = {
 """What the options of a graph and the user's ComfyUI settings can set of a component, by the name it has there."""
 
 OPTIONS_WIDGETS: Final[dict[str, tuple[str, str]]] = {
-    widget_name(name): (ALL, name) for name in (Setting.LORA_MODE, Setting.HOST_TIER, Setting.PIN_BUDGET_BYTES)
+    widget_name(name): (ALL, name)
+    for name in (Setting.LORA_MODE, Setting.HOST_TIER, Setting.PIN_BUDGET_BYTES, *OF_THE_WORKFLOW)
 } | {
     f"{group}_{widget_name(name)}": (group, name)
     for group in GROUPS

@@ -28,7 +28,8 @@ _MAX_HEADROOM_BYTES: Final = 4 * 10**9
 # A ring of three layers and the parameters outside layers, where they were not measured: a tenth of the component.
 _STREAMED_SHARE: Final = 10
 _GIVES_WAY: Final = (TEXT_ENCODER, IMAGE_ENCODER, VAE, DIT)
-_RUNS_INSIDE_DIT: Final = "controlnet"
+RUNS_INSIDE_DIT: Final = "controlnet"
+"""The base name, and role, of what runs inside each step of the diffusion model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ class _Work:
         """Everything resident, then out with what gives way first, until the rest fits beside the headroom."""
         for placed in undecided:
             self.choices[placed.name] = Choice("resident")
-        for placed in sorted(undecided, key=_gives_way_key):
+        for placed in sorted(undecided, key=lambda placed: gives_way_key(placed.name, placed.component.bytes)):
             need_bytes = self._need_bytes()
             if need_bytes <= self.usable_bytes:
                 break
@@ -257,11 +258,13 @@ class _Work:
 
     def _in_step_bytes(self) -> int:
         """What runs inside the diffusion model's step needs beside it, residents not counted."""
-        return sum(self._turns(_RUNS_INSIDE_DIT, least=True))
+        return sum(self._turns(RUNS_INSIDE_DIT, least=True))
 
     def _turns(self, role: str | None, least: bool) -> list[int]:
         """Device bytes of each component of a role during its own use, residents not counted."""
-        placements = ((placed, self.choices[placed.name].placement) for placed in self.placed if _role(placed) == role)
+        placements = (
+            (placed, self.choices[placed.name].placement) for placed in self.placed if role_of(placed.name) == role
+        )
         return [placed.turn_bytes(placement, least) for placed, placement in placements if placement != "resident"]
 
     def _sum(self, need_bytes: int) -> Sentence:
@@ -274,14 +277,15 @@ class _Work:
         )
 
 
-def _role(placed: Placed) -> str | None:
-    """`DIT`, or `_RUNS_INSIDE_DIT`; None for what takes turns with the diffusion model."""
-    if numbered_base(placed.name)[0] == _RUNS_INSIDE_DIT:
-        return _RUNS_INSIDE_DIT
-    return DIT if group_of(placed.name) == DIT else None
+def role_of(name: str) -> str | None:
+    """`DIT`, or `RUNS_INSIDE_DIT`; None for what takes turns with the diffusion model."""
+    if numbered_base(name)[0] == RUNS_INSIDE_DIT:
+        return RUNS_INSIDE_DIT
+    return DIT if group_of(name) == DIT else None
 
 
-def _gives_way_key(placed: Placed) -> tuple[int, int, int, str]:
-    """Encoders, then VAE, then diffusion model; in a group the largest first, numbered variants before the base."""
-    rank = _GIVES_WAY.index(group_of(placed.name))  # what is in no group was left to the app before
-    return (rank, -placed.component.bytes, -numbered_base(placed.name)[1], placed.name)
+def gives_way_key(name: str, nbytes: int) -> tuple[int, int, int, str]:
+    """Sort key of who gives way first: encoders, then VAE, then diffusion model; in a group the largest first, numbered
+    variants before the base. What is in no group counts as a VAE, a ControlNet as a diffusion model."""
+    group = DIT if role_of(name) is not None else group_of(name)
+    return (_GIVES_WAY.index(group or VAE), -nbytes, -numbered_base(name)[1], name)

@@ -16,6 +16,7 @@ from ..notices import Notice
 from ..sentences import Sentence, sentence
 from .component_settings import (
     EXPLICIT_SOURCES,
+    OF_THE_WORKFLOW,
     SOURCE_SENTENCES,
     SOURCE_WORDS,
     UNSET,
@@ -61,7 +62,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Settings with a value, a source and a reason for all seven settings of each component; and what fell back."""
+    """Settings with a value, a source and a reason for all settings of each component; and what fell back."""
 
     components: Mapping[str, ComponentSettings]
     notices: tuple[Notice, ...]
@@ -144,6 +145,11 @@ def _checked(wish: Wish) -> tuple[str, Value]:
         raise SettingsError(f"asked source = {shown(wish.source)}; found no such source; do use one of: {sources}")
     selector = normalise_name(wish.component, "the component of a setting")
     value = validate(wish.setting, wish.value, selector)
+    if wish.setting in OF_THE_WORKFLOW and value is not UNSET and selector != ALL:
+        raise SettingsError(
+            f"asked {selector}.{wish.setting} = {shown(wish.value)}; found that it is for all components together; "
+            "do set it for all, or set a budget of the component"
+        )
     return selector, None if value is UNSET else value
 
 
@@ -210,6 +216,8 @@ def filled(settings: ComponentSettings, choice: Choice) -> ComponentSettings:
         Setting.PIN_BUDGET_BYTES: (None, idle or sentence("pins_shared")),
         Setting.PRECISION: (None, sentence("precision_of_app")),
         Setting.LORA_MODE: (None, sentence("lora_when_applied")),
+        Setting.WORKFLOW_BUDGET_BYTES: (None, sentence("no_workflow_budget")),
+        Setting.WORKFLOW_HOST_BYTES: (None, sentence("no_workflow_host")),
     }
     for name, (value, reason) in of_policy.items():
         if not settings.is_explicitly_set(name):

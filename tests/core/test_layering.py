@@ -61,24 +61,25 @@ FOLDERS = {  # folder: the folders that it may import, and does; `core` is offlo
     "bridge/app": "core core/trace runtime runtime/device runtime/engine runtime/layers",
     "bridge/requests": "core core/settings",
     "bridge/memory": "bridge/app core core/planning core/settings runtime runtime/engine runtime/host runtime/layers",
+    "bridge/files": "bridge/app bridge/requests core core/files core/planning",
     "bridge/planning": "bridge/app bridge/memory bridge/requests core core/planning core/settings runtime/layers",
     "bridge/component": (
-        "bridge/app bridge/memory bridge/planning bridge/requests core core/files core/planning core/settings "
-        "runtime runtime/files runtime/host runtime/layers runtime/patches runtime/tensors"
+        "bridge/app bridge/files bridge/memory bridge/planning bridge/requests core core/files core/planning "
+        "core/settings runtime runtime/files runtime/host runtime/layers runtime/patches runtime/tensors"
     ),
     "bridge/report": (
         "bridge/app bridge/component bridge/memory bridge/planning bridge/requests core core/planning "
-        "core/settings core/trace"
-    ),
-    "bridge/load": (
-        "bridge/app bridge/component bridge/memory bridge/planning bridge/report bridge/requests core core/files "
-        "core/settings runtime/host"
-    ),
-    "bridge/server": (
-        "bridge/app bridge/component bridge/load bridge/planning bridge/report bridge/requests core core/files "
         "core/planning core/settings core/trace"
     ),
-    "bridge": "bridge/app bridge/load bridge/report bridge/requests core/settings",
+    "bridge/load": (
+        "bridge/app bridge/component bridge/files bridge/memory bridge/planning bridge/report bridge/requests core "
+        "core/files core/settings runtime/host"
+    ),
+    "bridge/server": (
+        "bridge/app bridge/component bridge/files bridge/load bridge/planning bridge/report bridge/requests core "
+        "core/planning core/settings core/trace"
+    ),
+    "bridge": "bridge/app bridge/files bridge/load bridge/report bridge/requests core/settings",
     "nodes": "bridge bridge/server",
     ENTRY: "core/cli",
 }

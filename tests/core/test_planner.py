@@ -14,7 +14,6 @@ from offload_core.errors import BudgetError, PlanError
 from offload_core.planning.check import check_plan
 from offload_core.planning.cost_model import compute_times
 from offload_core.planning.credit import credit_residents
-from offload_core.planning.decisions import widget_gb_at_least
 from offload_core.planning.evaluate import Evaluator, Problem
 from offload_core.planning.inventory import Inventory, LayerSpec, TableSpec
 from offload_core.planning.plan import Plan
@@ -33,7 +32,7 @@ from offload_core.planning.rules import RULES
 from offload_core.planning.search import EQUAL, WORK_VISITS, Search
 from offload_core.planning.simulate import copy_ns
 from offload_core.settings.component_settings import bytes_from_gb
-from offload_core.units import format_bytes
+from offload_core.units import format_bytes, widget_gb_at_least
 from tests.core.shapes import GB, MB, equal, flux, inventories, inventory, qwen_image
 from tests.support.simulated import simulate_in_detail
 

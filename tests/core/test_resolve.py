@@ -362,3 +362,24 @@ def test_names_that_no_component_can_have(name: str) -> None:
 def test_too_many_and_twice_the_same() -> None:
     assert "'dit'" in refused(Request((Component("dit", 1), Component("dit", 2))))
     refused(Request(tuple(Component(f"part_{i}", 1) for i in range(MAX_COMPONENTS + 1))))
+
+
+def test_a_number_for_the_workflow_is_said_of_all() -> None:
+    wishes = (
+        wish("all", 8 * GB, "settings", "workflow_budget_bytes"),
+        wish("all", 6 * GB, "graph", "workflow_budget_bytes"),
+    )
+    resolution = resolve(request(wishes=wishes))
+    for component in resolution.components.values():
+        assert component.value("workflow_budget_bytes") == 6 * GB
+        assert component.source("workflow_budget_bytes") == "graph"
+        assert component.value("workflow_host_bytes") is None
+        assert component.reason("workflow_host_bytes").text.startswith("no budget is set for the system memory")
+
+
+@pytest.mark.parametrize("setting", ["workflow_budget_bytes", "workflow_host_bytes"])
+@pytest.mark.parametrize("name", ["dit", "text_encoder", "default"])
+def test_a_number_for_the_workflow_is_refused_for_some_of_its_components(setting: str, name: str) -> None:
+    with pytest.raises(OffloadError, match=f"asked {name}.{setting} = 8000000000; .*for all components together"):
+        resolve(request(wishes=(wish(name, 8 * GB, "graph", setting),)))
+    resolve(request(wishes=(wish(name, 0, "graph", setting),)))

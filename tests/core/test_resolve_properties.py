@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from offload_core.errors import OffloadError
-from offload_core.settings.component_settings import EXPLICIT_SOURCES, SETTINGS
+from offload_core.settings.component_settings import EXPLICIT_SOURCES, OF_THE_WORKFLOW, SETTINGS
 from offload_core.settings.groups import group_of
 from offload_core.settings.policy import MODES, Component, Device, headroom_bytes
 from offload_core.settings.resolver import Request, Resolution, Wish, resolve
@@ -38,6 +38,8 @@ VALUES = {
     "pin_budget_bytes": st.sampled_from([0, GB]),
     "precision": st.sampled_from(["auto", "bf16"]),
     "lora_mode": st.sampled_from(["auto", "host"]),
+    "workflow_budget_bytes": st.sampled_from([0, 8 * GB]),
+    "workflow_host_bytes": st.sampled_from([0, 16 * GB]),
 }
 SIZES = st.one_of(st.integers(0, 20 * GB), st.sampled_from([0, 1, MB, GB, 12 * GB, 40 * GB]))
 quick = settings(
@@ -82,6 +84,7 @@ def requests(draw: st.DrawFn) -> Request:
                 max_size=6,
             )
         )
+        keys = sorted({(src, "all" if setting in OF_THE_WORKFLOW else name, setting) for src, name, setting in keys})
         wishes = [Wish(source, name, setting, draw(VALUES[setting])) for source, name, setting in keys]
     names = st.lists(st.sampled_from([part.name for part in parts]), max_size=2) if parts else st.none()
     return Request(
@@ -119,7 +122,7 @@ def test_explicit_settings_are_never_overridden(request: Request) -> None:
             said = {
                 wish.source: wish.value
                 for wish in request.wishes
-                if (wish.component, wish.setting) == (part.name, setting) and wish.value not in ("auto", 0)
+                if wish.component in (part.name, "all") and wish.setting == setting and wish.value not in ("auto", 0)
             }
             if setting == "placement" and request.selection and part.name in _selected(request):
                 said["selection"] = "layerwise"

@@ -30,6 +30,8 @@ VALID = {
     "pin_budget_bytes": 1,
     "precision": "bf16",
     "lora_mode": "host",
+    "workflow_budget_bytes": 8_000_000_000,
+    "workflow_host_bytes": 16_000_000_000,
 }
 
 

@@ -27,8 +27,8 @@ REASONS = {
     *("resident_fits", "does_not_fit", "not_selected", "room_for_some", "in_memory", "seen_later", "no_device_memory"),
     # why the other settings are what they are
     *("budget_left", "budget_ring", "planner_decides_ring", "tier_by_layer", "pins_shared", "precision_of_app"),
-    *("lora_when_applied", "nothing_to_decide"),
-    *("offered", "offered_all", "offered_less_room", "memory_mode_ring", "ran_out_with_more"),
+    *("lora_when_applied", "nothing_to_decide", "no_workflow_budget", "no_workflow_host"),
+    *("offered", "part_of_workflow", "offered_all", "offered_less_room", "memory_mode_ring", "ran_out_with_more"),
 }
 """Sentences that say why something is so, and no problem. `source_` and `do_` are parts of sentences too."""
 ANSWERS_TO_PROGRAMS = {

@@ -39,8 +39,8 @@ test('numbers are read by people', () => {
 test('what is on auto or 0 is not said', () => {
   assert.equal(withoutUnset({ mode: 'auto', components: { dit: { placement: 'auto', budget_gb: 0 } } }), null);
   assert.equal(optionsText(null, { mode: 'auto' }), '');
-  const text = optionsText({ components: { dit: { ring_gb: 0.5, placement: 'layerwise', lora_mode: 'host', host_tier: 'pageable', pin_budget_gb: 4, colour: 1 } } }, { mode: 'memory' });
-  assert.deepEqual(JSON.parse(text), { schema: 1, graph: { components: { dit: { placement: 'layerwise', lora_mode: 'host', host_tier: 'pageable', ring_gb: 0.5, pin_budget_gb: 4 } } }, settings: { mode: 'memory' } });
+  const text = optionsText({ components: { dit: { ring_gb: 0.5, placement: 'layerwise', lora_mode: 'host', host_tier: 'pageable', pin_budget_gb: 4, colour: 1 }, all: { workflow_budget_gb: 8, workflow_host_gb: 16 } } }, { mode: 'memory' });
+  assert.deepEqual(JSON.parse(text), { schema: 1, graph: { components: { dit: { placement: 'layerwise', lora_mode: 'host', host_tier: 'pageable', ring_gb: 0.5, pin_budget_gb: 4 }, all: { workflow_budget_gb: 8, workflow_host_gb: 16 } } }, settings: { mode: 'memory' } });
 });
 
 test('the same options are the same text, whatever their order', () => {
@@ -66,7 +66,9 @@ test('settings say nothing until somebody sets one', () => {
   assert.deepEqual(withoutUnset(defaultOptions((id) => values[id])), { components: { vae: { budget_gb: 2 } } });
   values['LayerwiseOffload.HostTier'] = 'pageable';
   values['LayerwiseOffload.PinBudgetGB'] = 4;
-  assert.deepEqual(withoutUnset(defaultOptions((id) => values[id])).components.all, { host_tier: 'pageable', pin_budget_gb: 4 });
+  values['LayerwiseOffload.WorkflowBudgetGB'] = 8;
+  values['LayerwiseOffload.WorkflowHostGB'] = 16;
+  assert.deepEqual(withoutUnset(defaultOptions((id) => values[id])).components.all, { host_tier: 'pageable', pin_budget_gb: 4, workflow_budget_gb: 8, workflow_host_gb: 16 });
 });
 
 test('components are named as the server names them', () => {

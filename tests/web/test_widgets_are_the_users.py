@@ -28,6 +28,8 @@ def every_node() -> dict:
         "image_encoder_budget_gb": 0.2,
         "host_tier": "pageable",
         "pin_budget_gb": 0.25,
+        "workflow_budget_gb": 1.5,
+        "workflow_host_gb": 2.5,
     }
     prompt[OPTIONS] = node("LayerwiseOffloadOptions", **options, dit_budget_gb=0.1)
     loaders = {

@@ -323,7 +323,7 @@ def events_of_what_is_gone() -> None:
 
 
 def planned_from_any_path() -> None:
-    _replace(_bridge("server.expect"), "_path", lambda wanted, name: name)
+    _replace(_bridge("files.ahead"), "_path", lambda wanted, name: name)
 
 
 def planned_without_the_widgets() -> None:

@@ -68,3 +68,7 @@ def kind_of_vae(path: str) -> str:
 def payloads(files: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Tensor bytes by component name, from the headers; 0 where a header cannot be read."""
     return {name: sum(file.bytes for file in read(paths)) for name, paths in files.items()}
+
+
+def file_names(paths: Sequence[str]) -> str:
+    return ", ".join(Path(path).name for path in paths)
