@@ -1,4 +1,5 @@
-// Memory bars, one for each device and one for the host: their contents, and a mark at the sum of our budgets.
+// Memory bars, one for each device and one for the host: their contents, and a mark at the budget of the workflow, or else at the
+// sum of the components' budgets.
 import { element, keptParts, legendKey, setAttribute, setText } from './dom.js';
 import { bytes } from './format.js';
 
@@ -14,17 +15,25 @@ export function memoryBars(say) {
         const planned = component?.planned && component.device === device.name;
         return [`device ${device.name}`, planned ? plannedPart(device, component, say) : devicePart(device, components)];
       });
-      show(host ? [...bars, ['host', hostPart(host, say)]] : bars);
+      show(host ? [...bars, ['host', hostPart(host, say, components)]] : bars);
     },
   };
 }
 
-/** The contents of a device's bar in bytes. `ceiling`: the sum of the loaded components' budgets; null without one. */
+/** The largest number that was set for the whole workflow, by components that are `here`; null without one. */
+function ofTheWorkflow(components, name, here = () => true) {
+  const numbers = components.filter(here).map(({ settings }) => settings?.[name]?.value).filter(Number.isFinite);
+  return numbers.length ? Math.max(...numbers) : null;
+}
+
+/** The contents of a device's bar in bytes. `ceiling`: the workflow's budget, or the sum of the loaded components'; null without one. */
 export function devicePart(device, components) {
   const { total_bytes: total, free_bytes: free, resident_bytes: resident, loose_bytes: loose, ring_bytes: ring } = device;
   const isHere = (component) => component.loaded && component.device === device.name;
   const budgets = components.filter(isHere).map((component) => component.budget_bytes).filter(Number.isFinite);
-  const ceiling = budgets.length ? Math.min(budgets.reduce((sum, budget) => sum + budget), total) : null;
+  const sum = budgets.length ? budgets.reduce((all, budget) => all + budget) : null;
+  const budget = ofTheWorkflow(components, 'workflow_budget_bytes', isHere) ?? sum;
+  const ceiling = budget === null ? null : Math.min(budget, total);
   return { title: device.name, total, free, ceiling, parts: { resident, loose, ring, others: device.others_bytes } };
 }
 
@@ -36,16 +45,16 @@ export function plannedPart(device, component, say) {
     title: `${device.name} · ${say('memory.planned', { component: component.component })}`,
     total,
     free: Math.max(0, free - resident - loose - ring),
-    ceiling: Math.min(component.budget_bytes, total),
+    ceiling: Math.min(ofTheWorkflow([component], 'workflow_budget_bytes') ?? component.budget_bytes, total),
     parts: { resident, loose, ring, others: total - free },
   };
 }
 
 /** The contents of the host's bar in bytes. Mapped files do not count as used: the system can reclaim their pages. */
-export function hostPart(host, say) {
+export function hostPart(host, say, components = []) {
   const { total_bytes: total, available_bytes: free, pinned_bytes: pinned, pageable_bytes: pageable } = host;
   const others = Math.max(0, total - free - pinned - pageable);
-  return { title: say('memory.host'), total, free, ceiling: null, parts: { pinned, pageable, mapped: host.mapped_bytes, others } };
+  return { title: say('memory.host'), total, free, ceiling: ofTheWorkflow(components, 'workflow_host_bytes'), parts: { pinned, pageable, mapped: host.mapped_bytes, others } };
 }
 
 function memoryBar(say, names) {

@@ -29,7 +29,7 @@ from ...offload_core.planning.request import PlanRequest
 from ...offload_core.runtime import OffloadController, discover
 from ...offload_core.runtime.layers.discovery import keep_in_memory
 from ...offload_core.sentences import Sentence, sentence
-from ...offload_core.settings.component_settings import ComponentSettings, Setting
+from ...offload_core.settings.component_settings import OF_THE_WORKFLOW, ComponentSettings, Setting
 from ...offload_core.units import gb_at_least
 from ..app import compat
 from ..app.device import queue_for, ring_there, segment_bytes
@@ -90,6 +90,8 @@ class Component:
         """The counters when it was last loaded, which the app does for each use."""
         self._crowded: tuple[tuple[int, ...] | None, int] | None = None
         """The shape on which the device ran out of memory in the middle of a pass, and the bytes it can have there."""
+        self._workflow_bytes: int | None = None
+        """What all components on its device may take together while it is used; None: nothing was set."""
         self._needs_room = False
         """On the shape of `_crowded`, idle components have to leave the device before this one runs."""
         self.shape: tuple[int, ...] | None = None
@@ -211,7 +213,7 @@ class Component:
         """Device bytes to ask the app for before loading `model` on `device`; see `placing.wanted_bytes`."""
         inventory = self.inventory_of(model, device)
         own = Member(requested.settings, inventory, self.kind.passes)
-        part = part_of_workflow(own, device, self.members(device))
+        part = part_of_workflow(own, device, self.members(requested, device))
         requested = replace(requested, settings=with_part(requested.settings, part))
         return wanted_bytes(self.kind, requested, inventory, self._ring_shared(inventory, device))
 
@@ -249,15 +251,15 @@ class Component:
         if host_memory().make_room_before_load(self.controller):
             self._planned_for = None
         held_bytes, layers = self.device_bytes(), self.controller.layers
-        neighbours, members = self.neighbours(), self.members(self.device)
+        neighbours, members = self.neighbours(), self.members(requested, self.device)
         situation = Situation(self.device, offered_bytes, held_bytes, neighbours, layers, crowded_bytes, members)
         decision = decide(requested, self.kind, self.controller.inventory, situation)
         keeps = self.loaded and self._planned_for == wishes and self._still_good(requested, decision)
         plan, request = (self.plan, self.request) if keeps else self._plan(requested, decision, situation)
         assert plan is not None and request is not None
-        number = number_of(requested.settings, self.device)
-        if number is not None:
-            make_way(plan, number)
+        self._workflow_bytes = number_of(requested.settings, self.device)
+        if self._workflow_bytes is not None:
+            make_way(plan, self._workflow_bytes)
         if not keeps:
             host_number = requested.settings.explicit(Setting.WORKFLOW_HOST_BYTES, int)
             if host_number is not None:
@@ -308,8 +310,11 @@ class Component:
         """The other components that are alive and in use."""
         return [neighbour for other in self._others() if (neighbour := other._as_neighbour()) is not None]
 
-    def members(self, device: torch.device) -> list[Member]:
-        """The other components of the prompt that runs, on `device`, as far as we stream them and know their sizes."""
+    def members(self, requested: Requested, device: torch.device) -> list[Member]:
+        """The other components of the prompt that runs, on `device`, as far as we stream them and know their sizes;
+        empty if nothing was set for the whole workflow."""
+        if not any(requested.settings.is_explicitly_set(name) for name in OF_THE_WORKFLOW):
+            return []
         alive = {(other.name, other.model_name): other for other in self._others()}
         members = []
         for ahead in components_of_running_prompt(device):
@@ -390,6 +395,7 @@ class Component:
         assert self.request is not None and controller.plan is not None
         tables = controller.inventory.tables
         request = replace(self.request, inventory=replace(self.request.inventory, tables=tables))
+        request = self._beside_the_others(request, controller.plan)
         plan = demoted(controller.plan, request)
         if table not in plan.tables:
             nbytes = next(spec.bytes for spec in tables if spec.name == table)
@@ -401,6 +407,16 @@ class Component:
         self.peak_device_bytes = max(self.peak_device_bytes, plan.device_bytes)
         log.info("Layerwise Offload, %s, planned again for %s:\n%s", self.model_name, table, plan_to_text(plan))
         return plan
+
+    def _beside_the_others(self, request: PlanRequest, current: Plan) -> PlanRequest:
+        """The request within what the others leave now of the workflow's budget: they give back at loads only. What the
+        current plan has it may keep."""
+        if self._workflow_bytes is None or request.budget_bytes is None:
+            return request
+        others = self.others_on_device()
+        ring_bytes = max((other.leased_bytes() for other in others), default=0)
+        room_bytes = self._workflow_bytes - sum(other.held_beside_rings() for other in others) - ring_bytes
+        return replace(request, budget_bytes=min(request.budget_bytes, max(room_bytes, current.device_bytes)))
 
     def planned(self, plan: Plan, request: PlanRequest) -> None:
         """The plan in effect from now on, and what it was made for."""
@@ -451,7 +467,7 @@ class Component:
     def _better_plan(self, current: Plan, inventory: Inventory, link: float | None) -> Plan | None:
         """Within the same limits and with measured times: a plan worth moving layers for, if there is one."""
         assert self.request is not None
-        request = replace(self.request, inventory=inventory)
+        request = self._beside_the_others(replace(self.request, inventory=inventory), current)
         if link is not None:
             request = replace(request, h2d_bytes_per_s=link, link_source=f"measured on {self.device}")
         self._settled = (self.shape, request.budget_bytes or 0)
@@ -475,6 +491,8 @@ class Component:
             return True
         if plan.device_bytes > budget:
             return False
+        if self._workflow_bytes is not None and self.request is not None and (self.request.budget_bytes or 0) > budget:
+            return False  # it would be planned again within what was its part
         if requested.settings.is_explicitly_set("budget_bytes"):
             return True
         largest = max((plan.layers[index].bytes for index in plan.streamed), default=None)

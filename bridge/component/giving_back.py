@@ -6,6 +6,7 @@ ring that several components share, only what no other needs comes free.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,12 +68,20 @@ def give_back(component: Component, requested: Requested, nbytes: int) -> int:
 def make_way(component: Component, plan: Plan, number_bytes: int) -> None:
     """Before `plan` of `component` is loaded: idle components on its device give back what all of ours would hold there
     beyond `number_bytes`, those of few passes a use first. Raises BudgetError if that is not enough."""
-    for other in sorted(component.idle_beside(), key=lambda idle: (idle.kind.passes, idle.name, idle.id)):
+    beside = component.others_on_device()
+    idle = sorted(component.idle_beside(), key=lambda other: (other.kind.passes, other.name, other.id))
+    for other in idle:
         requested = next((patcher.requested for patcher in list(other.patchers)), Requested())
-        while (over := _held_with(component, plan) - number_bytes) > 0:
-            if not give_back(other, requested, min(over, other.freeable_bytes())):
+        if requested.value("placement") == "resident":
+            continue
+        while other.loaded and (over := _held_with(component, plan, beside) - number_bytes) > 0:
+            rest = [neighbour for neighbour in beside if neighbour is not other]
+            all_of_it = _held_with(component, plan, beside) - _held_with(component, plan, rest)
+            if not all_of_it:  # a ring that others need as well
                 break
-    held = _held_with(component, plan)
+            if all_of_it <= over or not give_back(other, requested, over):
+                other.leave_device()
+    held = _held_with(component, plan, beside)
     if held > number_bytes:
         raise BudgetError(
             f"asked {format_bytes(number_bytes)} for the weights of the workflow; found that {component.name} needs "
@@ -84,12 +93,11 @@ def make_way(component: Component, plan: Plan, number_bytes: int) -> None:
         )
 
 
-def _held_with(component: Component, plan: Plan) -> int:
-    """Device bytes of weights once `plan` is loaded, if no other component changes: the shared ring counts once."""
-    others = component.others_on_device()
+def _held_with(component: Component, plan: Plan, beside: Sequence[Component]) -> int:
+    """Device bytes of weights of `component` under `plan` and of those `beside` it: the ring they share counts once."""
     own = component.controller.inventory.reserved(plan.ring_bytes)
-    ring = max((own, *(other.leased_bytes() for other in others)))
-    return plan.device_bytes - own + sum(other.held_beside_rings() for other in others) + ring
+    ring = max((own, *(other.leased_bytes() for other in beside)))
+    return plan.device_bytes - own + sum(other.held_beside_rings() for other in beside) + ring
 
 
 class FullInTheAppsGraph(OffloadError, torch.OutOfMemoryError):

@@ -170,7 +170,7 @@ def _expected_plan(component: Component, patcher: Any, model: str) -> tuple[Plan
     """What it would be planned for if it were loaded now, and the plan. Raises what a load would raise."""
     inventory, device = component.inventory_of(patcher.model, patcher.load_device), patcher.load_device
     situation = Situation.guessed(
-        device, component.device_bytes(), component.neighbours(), members=component.members(device)
+        device, component.device_bytes(), component.neighbours(), members=component.members(patcher.requested, device)
     )
     decision = decide(patcher.requested, component.kind, inventory, situation)
     return plan_decision(decision, patcher.requested.settings, situation, model)

@@ -118,6 +118,19 @@ test('the timeline shows whole passes', () => {
   assert.equal(tickStep(1e9, 1000), 1e8);
 });
 
+test('the mark is at the budget of the workflow where there is one', () => {
+  const { components, devices, host } = fixture.report();
+  const numbers = { workflow_budget_bytes: { value: 5e9 }, workflow_host_bytes: { value: 9e9 } };
+  const all = components.map((component) => ({ ...component, settings: { ...component.settings, ...numbers } }));
+  assert.equal(devicePart(devices[0], all).ceiling, 5e9, 'once, not once for each component');
+  assert.equal(devicePart({ ...devices[0], total_bytes: 4e9 }, all).ceiling, 4e9);
+  assert.equal(devicePart(devices[0], all.map((component) => ({ ...component, loaded: false }))).ceiling, null);
+  const device = { ...devices[0], name: fixture.ahead().components[0].device };
+  assert.equal(plannedPart(device, { ...fixture.ahead().components[0], settings: numbers }, say).ceiling, 5e9);
+  assert.equal(hostPart(host, say, all).ceiling, 9e9);
+  assert.equal(hostPart(host, say, components).ceiling, null);
+});
+
 test('bars add up', () => {
   const { components, devices, host } = fixture.report();
   const part = devicePart(devices[0], components);
@@ -304,7 +317,7 @@ test('a budget is set where it was said, and a constant or a subgraph in front o
   assert.equal(widgetOf(active, '3', 'no_such_widget'), null);
   assert.equal(widgetOf(active, '77', 'budget_gb'), null, 'no such node');
 
-  const budget = (source, smallest_gb, ...ids) => ({ component: 'dit_2', source, smallest_gb, widgets: ids.map((id) => ({ node: id, widget: 'budget_gb' })) });
+  const budget = (source, smallest_gb, ...ids) => ({ component: 'dit_2', setting: 'budget_gb', source, smallest_gb, widgets: ids.map((id) => ({ node: id, widget: 'budget_gb' })) });
   assert.deepEqual(placeOf(budget('node', 1.21, '3'), active), { widgets: [{ node: plain, widget: plain.widgets[0] }] });
   assert.equal(placeOf(budget('options', 1.21, '3', '4'), active).widgets.length, 2);
   assert.equal(placeOf(budget('options', 1.21, '3', '6'), active), null, 'one of them alone would contradict the other');
