@@ -57,6 +57,7 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "setting": "{component}.{setting} = {value} ({source})",
     # why a component is placed as it is
     "given_less": "its {size} are more than its budget of {budget}",
+    "given_enough": "its budget of {budget} holds all of its {size}",
     "manual_mode": "manual mode: a component whose placement is auto is left to the app",
     "no_group": "{component} is in no group: streamed only when named; left to the app",
     "beyond_host": "its {size} do not fit into {memory} of memory: read from the file",

@@ -168,6 +168,8 @@ class _Work:
             return self._stream(placed, sentence("given_less", size=size, budget=budget))
         if self.mode == "manual":
             return Choice("whole", sentence("manual_mode"))
+        if group_of(placed.name) is None and placed.budget_bytes is not None:
+            return self._stream(placed, sentence("given_enough", size=size, budget=format_bytes(placed.budget_bytes)))
         if group_of(placed.name) is None:
             return Choice("whole", sentence("no_group", component=placed.name))
         if self.device.kind == "cpu":

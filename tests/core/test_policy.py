@@ -39,6 +39,13 @@ def test_auto_keeps_everything_resident_on_a_card_where_everything_fits() -> Non
     assert "12.00 GB fit beside the rest: 22.22 GB needed, 78.00 GB free" in decision.choices["dit"].reason.text
 
 
+def test_a_budget_that_holds_all_of_what_is_in_no_group_is_kept_by_us() -> None:
+    net = Placed(Component("controlnet", 3 * GB), budget_bytes=4 * GB)
+    choice = decided({"controlnet": 3 * GB}, card(24, 23), controlnet=net).choices["controlnet"]
+    assert (choice.placement, choice.reason.text) == ("layerwise", "its budget of 4.00 GB holds all of its 3.00 GB")
+    assert placements(decided({"controlnet": 3 * GB}, card(24, 23))) == {"controlnet": "whole"}
+
+
 def test_auto_streams_the_largest_encoder_first() -> None:
     decision = decided(FLUX, card(24, 23))
     assert placements(decision) == {**everything("resident", FLUX), "text_encoder": "layerwise"}

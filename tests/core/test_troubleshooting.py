@@ -22,7 +22,16 @@ REASONS = {
     # parts of other sentences
     *("set_by", "set_by_for", "asked_for", "stronger", "both", "selected", "setting"),
     # why a component is placed as it is
-    *("given_less", "manual_mode", "no_group", "beyond_host", "all_on_cpu", "memory_mode", "memory_mode_not_selected"),
+    *(
+        "given_less",
+        "given_enough",
+        "manual_mode",
+        "no_group",
+        "beyond_host",
+        "all_on_cpu",
+        "memory_mode",
+        "memory_mode_not_selected",
+    ),
     *("free_unknown", "free_unknown_not_selected", "cannot_stream", "layers_cannot_stream", "memory_sum"),
     *("resident_fits", "does_not_fit", "not_selected", "room_for_some", "in_memory", "seen_later", "no_device_memory"),
     # why the other settings are what they are

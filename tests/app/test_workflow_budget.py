@@ -1,0 +1,110 @@
+"""One number for the weights of a workflow, and one for its system memory: held, told before, and said in every way."""
+
+import json
+
+import pytest
+
+from tests.app.test_before_the_run import by_name, expect
+from tests.app.test_bit_identity import outcome
+from tests.app.test_host_tier import ROADS, said
+from tests.support.workflows import CLIP, MODEL, SAMPLER, VAE, build, with_our_loaders
+
+pytestmark = pytest.mark.app
+
+NUMBER_GB = 0.06
+HOST_GB = 0.05
+
+
+def flux(**widgets) -> dict:
+    return with_our_loaders(build("flux", vae="vae_flux"), {MODEL: widgets, CLIP: {}, VAE: {}})
+
+
+def weights_on_device(server) -> int:
+    """Bytes of all components of ours on the device, the shared ring once."""
+    (device,) = server.report()["devices"]
+    return device["ring_bytes"] + device["resident_bytes"] + device["loose_bytes"]
+
+
+def copies(server) -> int:
+    host = server.report()["host"]
+    return host["pinned_bytes"] + host["pageable_bytes"]
+
+
+def parts(components: list[dict]) -> dict[str, int]:
+    return {name: component["budget_bytes"] for name, component in by_name(components).items()}
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_the_number_is_kept_and_told_before_and_the_picture_is_the_same(sim, road):
+    reference = outcome(sim, build("flux", vae="vae_flux"))
+    sim.free()
+    sim.sim_reset()
+    prompt = said(road, flux(), workflow_budget_gb=NUMBER_GB)
+    told = expect(sim, prompt)
+    assert outcome(sim, prompt) == reference
+    assert 0 < weights_on_device(sim) <= NUMBER_GB * 1e9
+    ran = sim.report()["components"]
+    assert parts(ran).keys() == parts(told["components"]).keys() == {"dit", "text_encoder", "vae"}
+    for name, part in parts(told["components"]).items():
+        assert abs(parts(ran)[name] - part) <= 0.1 * part, name
+    for component in (*told["components"], *ran):
+        settings = component["settings"]
+        assert settings["workflow_budget_bytes"]["value"] == NUMBER_GB * 1e9
+        assert settings["workflow_budget_bytes"]["source"] == settings["budget_bytes"]["source"] == road
+        assert settings["budget_bytes"]["why"]["code"] == "part_of_workflow"
+    assert parts(ran)["dit"] == NUMBER_GB * 1e9, "it gives up nothing for what runs once"
+    assert sim.sim_stats()["races"] == 0
+
+
+def test_each_prompt_is_divided_as_the_first_was(sim):
+    divided = []
+    for seed in (1, 2):
+        prompt = flux()
+        prompt[SAMPLER]["inputs"]["seed"] = seed
+        sim.run(said("graph", prompt, workflow_budget_gb=NUMBER_GB)).check()
+        assert weights_on_device(sim) <= NUMBER_GB * 1e9
+        divided.append(parts(sim.report()["components"]))
+    assert divided[0] == divided[1]
+
+
+def test_system_memory_is_within_its_number_and_the_rest_is_read_from_the_file(sim):
+    reference = outcome(sim, build("flux", vae="vae_flux"))
+    sim.free()
+    prompt = said("options", flux(), workflow_budget_gb=NUMBER_GB, workflow_host_gb=HOST_GB)
+    assert outcome(sim, prompt) == reference
+    assert 0 < copies(sim) <= HOST_GB * 1e9 and weights_on_device(sim) <= NUMBER_GB * 1e9
+    dit = by_name(sim.report()["components"])["dit"]
+    tiers = {layer["host_tier"] for layer in dit["plan"]["layers"] if layer["placement"] == "streamed"}
+    assert "mapped" in tiers and sim.sim_stats()["races"] == 0
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_too_small_a_number_is_refused_with_the_smallest_that_works(sim, road):
+    small = expect(sim, said(road, flux(), workflow_budget_gb=0.001))
+    budget = small["budget"]
+    assert (budget["component"], budget["setting"], budget["source"]) == ("all", "workflow_budget_gb", road)
+    widgets = [{"node": "90", "widget": "workflow_budget_gb"}] if road == "options" else []
+    assert budget["widgets"] == widgets and budget["asked_bytes"] == 1_000_000
+    result = sim.run(said(road, flux(), workflow_budget_gb=0.001))
+    assert not result.ok and "for the weights of the workflow" in result.message
+    enough = said(road, flux(), workflow_budget_gb=budget["smallest_gb"])
+    assert "error" not in expect(sim, enough)
+    sim.run(enough).check()
+    assert weights_on_device(sim) <= budget["smallest_gb"] * 1e9
+
+
+def test_a_number_for_one_component_is_refused(sim):
+    prompt = flux()
+    components = {"dit": {"workflow_budget_gb": 1}}
+    prompt[MODEL]["inputs"]["graph_options"] = json.dumps({"schema": 1, "graph": {"components": components}})
+    assert "for all components together" in expect(sim, prompt)["error"]
+
+
+def test_a_budget_of_its_own_and_resident_count_within_the_number(sim):
+    prompt = said("graph", flux(budget_gb=0.02), workflow_budget_gb=NUMBER_GB)
+    sim.run(prompt).check()
+    dit = by_name(sim.report()["components"])["dit"]
+    assert dit["budget_bytes"] == 20_000_000 and dit["settings"]["budget_bytes"]["source"] == "node"
+    larger = expect(sim, said("graph", flux(budget_gb=1), workflow_budget_gb=NUMBER_GB))
+    dit = by_name(larger["components"])["dit"]
+    assert dit["budget_bytes"] == NUMBER_GB * 1e9 and dit["settings"]["budget_bytes"]["source"] == "graph"
