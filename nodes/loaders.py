@@ -8,6 +8,7 @@ from comfy_api.v0_0_2 import io
 from ..bridge.api import load_checkpoint
 from .parts import LoadsParts, parts_of
 from .widgets import (
+    ADVANCED,
     HIDDEN,
     clip_type_input,
     file_input,
@@ -20,8 +21,6 @@ from .widgets import (
     shared_inputs,
     weight_dtype_input,
 )
-
-_ADVANCED: dict[str, Any] = {"optional": True, "advanced": True}
 
 
 class LayerwiseOffloadLoader(LoadsParts, io.ComfyNode):
@@ -44,10 +43,10 @@ class LayerwiseOffloadLoader(LoadsParts, io.ComfyNode):
                 clip_type_input("clip_type", "text encoders"),
                 file_input("vae_name", "vae"),
                 mode_input(),
-                placement_input("dit", "diffusion model", "dit_placement", **_ADVANCED),
-                placement_input("text_encoder", "text encoder", "clip_placement", cpu=True, **_ADVANCED),
-                placement_input("vae", "VAE", "vae_placement", cpu=True, **_ADVANCED),
-                placement_input("image_encoder", "image encoder", "clip_vision_placement", **_ADVANCED),
+                placement_input("dit", "diffusion model", "dit_placement", **ADVANCED),
+                placement_input("text_encoder", "text encoder", "clip_placement", cpu=True, **ADVANCED),
+                placement_input("vae", "VAE", "vae_placement", cpu=True, **ADVANCED),
+                placement_input("image_encoder", "image encoder", "clip_vision_placement", **ADVANCED),
                 # The one budget that is seen; a budget of the whole graph would be seen in its place.
                 gb_input("dit_budget_gb"),
                 *(gb_input(f"{of}_budget_gb", advanced=True) for of in ("clip", "vae", "clip_vision")),

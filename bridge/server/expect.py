@@ -38,7 +38,8 @@ from ..report.telemetry import event_row
 from ..requests.prompt_files import Wanted, wanted_in
 from ..requests.requested import Requested
 
-KINDS = {kind.name: kind for kind in (kinds.DIT, kinds.TEXT_ENCODER, kinds.IMAGE_ENCODER, kinds.VAE, kinds.CONTROLNET)}
+_LOADED = (kinds.DIT, kinds.TEXT_ENCODER, kinds.IMAGE_ENCODER, kinds.VAE, kinds.CONTROLNET)
+KINDS = {kind.name: kind for kind in (*_LOADED, *kinds.APPLY_ONLY)}
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8_e4m3fn": 1, "fp8_e4m3fn_fast": 1, "fp8_e5m2": 1}
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 SEEN_LATER = sentence("seen_later")

@@ -28,7 +28,8 @@ _MAX_HEADROOM_BYTES: Final = 4 * 10**9
 # A ring of three layers and the parameters outside layers, where they were not measured: a tenth of the component.
 _STREAMED_SHARE: Final = 10
 _GIVES_WAY: Final = (TEXT_ENCODER, IMAGE_ENCODER, VAE, DIT)
-_RUNS_INSIDE_DIT: Final = "controlnet"
+_RUN_INSIDE_DIT: Final = ("controlnet", "model_patch")
+_INSIDE: Final = "inside the diffusion model's step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +258,7 @@ class _Work:
 
     def _in_step_bytes(self) -> int:
         """What runs inside the diffusion model's step needs beside it, residents not counted."""
-        return sum(self._turns(_RUNS_INSIDE_DIT, least=True))
+        return sum(self._turns(_INSIDE, least=True))
 
     def _turns(self, role: str | None, least: bool) -> list[int]:
         """Device bytes of each component of a role during its own use, residents not counted."""
@@ -275,9 +276,9 @@ class _Work:
 
 
 def _role(placed: Placed) -> str | None:
-    """`DIT`, or `_RUNS_INSIDE_DIT`; None for what takes turns with the diffusion model."""
-    if numbered_base(placed.name)[0] == _RUNS_INSIDE_DIT:
-        return _RUNS_INSIDE_DIT
+    """`DIT`, or `_INSIDE`; None for what takes turns with the diffusion model."""
+    if numbered_base(placed.name)[0] in _RUN_INSIDE_DIT:
+        return _INSIDE
     return DIT if group_of(placed.name) == DIT else None
 
 
