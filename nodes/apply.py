@@ -6,7 +6,10 @@ from comfy_api.v0_0_2 import io
 
 from ..bridge.api import NODES, widget_settings, wrap
 from .parts import node_context
-from .widgets import HIDDEN, placement_input, placement_inputs, shared_inputs
+from .widgets import ADVANCED, HIDDEN, placement_input, placement_inputs, shared_inputs
+
+INTERP_MODEL = io.Custom("INTERP_MODEL")
+"""A frame interpolation model, as the app's own nodes call it."""
 
 
 class LayerwiseOffloadApply(io.ComfyNode):
@@ -35,6 +38,24 @@ class LayerwiseOffloadApply(io.ComfyNode):
                 placement_input("image_encoder", "image encoder", "clip_vision_placement", optional=True),
                 placement_input("controlnet", "ControlNet", "control_net_placement", optional=True),
                 *shared_inputs(loras=True),
+                io.ModelPatch.Input("model_patch", optional=True, tooltip="A model patch to be streamed."),
+                io.AudioEncoder.Input("audio_encoder", optional=True, tooltip="An audio encoder to be streamed."),
+                io.UpscaleModel.Input("upscale_model", optional=True, tooltip="An upscale model to be streamed."),
+                io.LatentUpscaleModel.Input(
+                    "latent_upscale_model", optional=True, tooltip="A latent upscale model to be streamed."
+                ),
+                INTERP_MODEL.Input(
+                    "interp_model", optional=True, tooltip="A frame interpolation model to be streamed."
+                ),
+                placement_input("model_patch", "model patch", "model_patch_placement", **ADVANCED),
+                placement_input("audio_encoder", "audio encoder", "audio_encoder_placement", **ADVANCED),
+                placement_input("upscaler", "upscale model", "upscale_model_placement", **ADVANCED),
+                placement_input(
+                    "latent_upscaler", "latent upscale model", "latent_upscale_model_placement", **ADVANCED
+                ),
+                placement_input(
+                    "frame_interpolator", "frame interpolation model", "interp_model_placement", **ADVANCED
+                ),
             ],
             hidden=HIDDEN,
             outputs=[
@@ -43,6 +64,11 @@ class LayerwiseOffloadApply(io.ComfyNode):
                 io.Vae.Output(tooltip="The same VAE, streamed; nothing if none is connected."),
                 io.ClipVision.Output(tooltip="The same image encoder, streamed; nothing if none is connected."),
                 io.ControlNet.Output(tooltip="The same ControlNet, streamed; nothing if none is connected."),
+                io.ModelPatch.Output(tooltip="The same model patch; nothing if none is connected."),
+                io.AudioEncoder.Output(tooltip="The same audio encoder; nothing if none is connected."),
+                io.UpscaleModel.Output(tooltip="The same upscale model; nothing if none is connected."),
+                io.LatentUpscaleModel.Output(tooltip="The same latent upscale model; nothing if none is connected."),
+                INTERP_MODEL.Output(tooltip="The same frame interpolation model; nothing if none is connected."),
             ],
         )
 

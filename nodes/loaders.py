@@ -8,6 +8,7 @@ from comfy_api.v0_0_2 import io
 from ..bridge.api import load_checkpoint
 from .parts import LoadsParts, parts_of
 from .widgets import (
+    ADVANCED,
     HIDDEN,
     clip_type_input,
     file_input,
@@ -42,12 +43,13 @@ class LayerwiseOffloadLoader(LoadsParts, io.ComfyNode):
                 clip_type_input("clip_type", "text encoders"),
                 file_input("vae_name", "vae"),
                 mode_input(),
-                placement_input("dit", "diffusion model", "dit_placement", optional=True),
-                placement_input("text_encoder", "text encoder", "clip_placement", optional=True, cpu=True),
-                placement_input("vae", "VAE", "vae_placement", optional=True, cpu=True),
-                placement_input("image_encoder", "image encoder", "clip_vision_placement", optional=True),
-                *(gb_input(name) for name in ("dit_budget_gb", "clip_budget_gb", "vae_budget_gb")),
-                gb_input("clip_vision_budget_gb"),
+                placement_input("dit", "diffusion model", "dit_placement", **ADVANCED),
+                placement_input("text_encoder", "text encoder", "clip_placement", cpu=True, **ADVANCED),
+                placement_input("vae", "VAE", "vae_placement", cpu=True, **ADVANCED),
+                placement_input("image_encoder", "image encoder", "clip_vision_placement", **ADVANCED),
+                # The one budget that is seen; a budget of the whole graph would be seen in its place.
+                gb_input("dit_budget_gb"),
+                *(gb_input(f"{of}_budget_gb", advanced=True) for of in ("clip", "vae", "clip_vision")),
                 *further_encoder_inputs("Another text encoder; the order is that of ComfyUI's loaders."),
                 file_input(
                     "clip_vision_name", "clip_vision", "An image encoder, a file in models/clip_vision.", optional=True

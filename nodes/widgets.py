@@ -16,9 +16,15 @@ _PLACEMENT_TOOLTIP = (
     "whole: ComfyUI's ordinary way, as if this node were not there."
 )
 _CPU_TOOLTIP = "\ncpu: computed on the CPU, as the device widget of ComfyUI's own loader does."
+_WHEN_TOLD = "ComfyUI's ordinary way. {what} is streamed only when you say so."
 _AUTO = {
     "dit": "as many layers as fit stay in VRAM, the others are streamed.",
-    "controlnet": "ComfyUI's ordinary way. A ControlNet is streamed only when you say so.",
+    "controlnet": _WHEN_TOLD.format(what="A ControlNet"),
+    "model_patch": _WHEN_TOLD.format(what="A model patch"),
+    "audio_encoder": _WHEN_TOLD.format(what="An audio encoder"),
+    "upscaler": _WHEN_TOLD.format(what="An upscale model"),
+    "latent_upscaler": _WHEN_TOLD.format(what="A latent upscale model"),
+    "frame_interpolator": _WHEN_TOLD.format(what="A frame interpolation model"),
 }
 _AUTO_OTHERS = "streamed through a small ring; layers stay only in VRAM that is free. Nothing is evicted for it."
 _BUDGET_TOOLTIP = (
@@ -50,6 +56,8 @@ _LORA_MODE_TOOLTIP = (
 OPTIONS = io.Custom("LAYERWISE_OFFLOAD_OPTIONS")
 HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
 """Hidden inputs from which a node knows its place in the graph."""
+ADVANCED: dict[str, Any] = {"optional": True, "advanced": True}
+"""Of an input that a node shows only on demand."""
 
 
 def choice_input(name: str, options: Iterable[str], tooltip: str, default: str = "auto", **kwargs: Any) -> io.Input:

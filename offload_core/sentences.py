@@ -79,6 +79,9 @@ TEMPLATES: Final[Mapping[str, str]] = {
         "computed on the CPU, with its weights in memory already: it runs the app's way; a Layerwise Offload loader in "
         "place of the app's streams them from their file"
     ),
+    "no_patcher": "without a patcher: the node that uses it moves it itself; left to the app",
+    "only_dynamic": "loaded for Dynamic VRAM, and ComfyUI has no way to load it without; left to the app",
+    "moved_its_own_way": "under a patcher that moves weights its own way ({patcher}); left to the app",
     "seen_later": "its file is seen only when the workflow runs",
     "no_device_memory": "this device has no memory of its own: there is nothing to stream to",
     # why the other settings are what they are
@@ -155,6 +158,7 @@ TEMPLATES: Final[Mapping[str, str]] = {
     # what the user can do
     "do_set_budget_of_device": "set a budget that the device has, or 0 for auto",
     "do_load_once": "use a Layerwise Offload loader node in place of the app's, which loads it once",
+    "do_without_dynamic": "start ComfyUI with --disable-dynamic-vram to stream it",
     "do_choose_whole": "choose the placement `whole` to let ComfyUI move it, or `auto`",
     "do_change_before": "change the weights before the patch, or save the patched model and change that",
     "do_set_budget": "set a budget of {budget} or more",

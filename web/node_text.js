@@ -5,7 +5,7 @@ import { placementWidget } from './model.js';
 import { DECLARED_AS } from './tables.js';
 import { noticeLines, sentence } from './words.js';
 
-const ORDER = ['dit', 'text_encoder', 'image_encoder', 'vae', 'controlnet'];
+const ORDER = ['dit', 'text_encoder', 'image_encoder', 'vae', 'controlnet', 'model_patch', 'audio_encoder', 'upscaler', 'latent_upscaler', 'frame_interpolator'];
 
 /** The group a component's name belongs to: `dit_2` and `audio_vae` are shown where `dit` and `vae` are asked for. */
 export function kindOf(component) {

@@ -35,16 +35,32 @@ IMAGE_ENCODER = Kind("image_encoder")
 VAE = Kind("vae", ("decode", "encode", "decode_tiled", "encode_tiled"))
 AUDIO_VAE = Kind("audio_vae", VAE.methods)
 CONTROLNET = Kind("controlnet", passes=20, asks_for_ring=False)
+MODEL_PATCH = Kind("model_patch", passes=20, asks_for_ring=False)
+AUDIO_ENCODER = Kind("audio_encoder")
+UPSCALER = Kind("upscaler", passes=8)
+"""A pass is a tile of the picture."""
+LATENT_UPSCALER = Kind("latent_upscaler")
+FRAME_INTERPOLATOR = Kind("frame_interpolator", ("forward", "forward_multi_timestep"), passes=20)
+"""A pass is a pair of frames."""
 OTHER = Kind("model")
-KIND_BY_NAME = {kind.name: kind for kind in (DIT, TEXT_ENCODER, IMAGE_ENCODER, VAE, CONTROLNET)}
-"""The kinds that a loader node can declare."""
+APPLY_ONLY = (MODEL_PATCH, AUDIO_ENCODER, UPSCALER, LATENT_UPSCALER, FRAME_INTERPOLATOR)
+"""Kinds that are told by the input of the Apply node that a model comes by, and not by the model: model patches have no
+class in common, and some stand among the app's ControlNets."""
+KIND_BY_NAME = {kind.name: kind for kind in (DIT, TEXT_ENCODER, IMAGE_ENCODER, VAE, CONTROLNET, *APPLY_ONLY)}
+"""The kinds that a node of a prompt can declare."""
+_BY_INPUT = {kind.name: kind for kind in APPLY_ONLY}
 
 _AUDIO = re.compile(r"audio|mmaudio|dcae")
 """In the lower-case names of the app's modules and classes of audio VAEs."""
 
 
-def kind_of(model: torch.nn.Module) -> Kind:
-    """The kind of an app model; `OTHER`, which is streamed like an encoder, if none is recognised."""
+def kind_of(model: torch.nn.Module, declared: str = "") -> Kind:
+    """The kind of an app model; `OTHER`, which is streamed like an encoder, if none is recognised.
+
+    declared: the kind of the Apply node's input that it came by, if it did.
+    """
+    if declared in _BY_INPUT:
+        return _BY_INPUT[declared]
     if isinstance(model, comfy.model_base.BaseModel):
         return DIT
     if hasattr(model, "encode_token_weights"):

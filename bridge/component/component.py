@@ -102,11 +102,11 @@ class Component:
         _live.add(self)
 
     @classmethod
-    def of(cls, model: torch.nn.Module) -> Component:
-        """The component of an app model, made if it has none."""
+    def of(cls, model: torch.nn.Module, declared: str = "") -> Component:
+        """The component of an app model, made if it has none; `declared`: see `kind_of`."""
         component = vars(model).get(_ATTRIBUTE)
         if component is None:
-            component = cls(kind_of(model))
+            component = cls(kind_of(model, declared))
             vars(model)[_ATTRIBUTE] = component
         return component
 

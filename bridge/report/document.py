@@ -26,6 +26,7 @@ from ...offload_core.trace.trace_summary import run_numbers
 from ..app.device import ring_there, streams_to, total_bytes
 from ..app.recording import recording
 from ..component.component import Component, live_components
+from ..component.left_alone import left_alone
 from ..component.patches import not_kept
 from ..memory.allowances import host_available_bytes
 from ..memory.host_memory import host_memory
@@ -138,6 +139,10 @@ def live_bystanders() -> list[dict[str, Any]]:
         for component, patcher, names in _patched()
         if (reason := left_to_the_app(patcher.requested))
     ]
+    for left in left_alone():
+        reason = left_to_the_app(left.requested) or left.why
+        names = {"component": left.requested.component, "model": left.model}
+        bystanders.append({**names, **reason_json(reason), "nodes": sorted(left.requested.nodes)})
     return sorted(bystanders, key=_names)
 
 

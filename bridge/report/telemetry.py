@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from ...offload_core.notices import notices_json
-from ...offload_core.sentences import reason_json, sentence
+from ...offload_core.notices import Notice, notices_json
+from ...offload_core.sentences import Sentence, reason_json, sentence
 from ...offload_core.settings.component_settings import Setting
 from ..app import compat
 from ..app.recording import recording
 from ..component.component import Component, live_components
+from ..component.left_alone import LeftAlone
 from ..planning.placing import APPS_WAY, left_to_the_app
 from ..requests.requested import Requested
 from .document import SCHEMA, devices, host, live_state
@@ -163,20 +165,39 @@ def tell_left_to_the_app(component: Component, requested: Requested, device_byte
     explicit = settings.is_explicitly_set(Setting.PLACEMENT)
     if chosen is None and (explicit or settings.is_explicitly_set(Setting.BUDGET_BYTES)):
         component.warn(sentence("found_in_memory", component=component.name, reason=IN_MEMORY))
+    _tell_nodes(component, None, _apps_way(requested, IN_MEMORY), None, device_bytes)
+
+
+def tell_left_alone(left: LeftAlone) -> None:
+    """An Apply node has handed on what cannot be streamed. If that was asked for, it is a warning."""
+    requested = left.requested
+    notices = []
+    if left_to_the_app(requested) is None:
+        what = sentence("found_in_memory", component=requested.component, reason=left.why)
+        notices = [Notice(requested.component, what, left.do)]
+        log.warning("Layerwise Offload: %s: %s", left.model, notices[0].line)
+    names = {"id": None, "component": requested.component, "model": left.model}
+    sizes = {"budget_bytes": None, "device_bytes": 0}
+    message = names | _apps_way(requested, left.why) | sizes | _said(notices, [n for n in notices if n.do is not None])
+    _send(requested.nodes, message)
+
+
+def _apps_way(requested: Requested, otherwise: Sentence) -> dict[str, Any]:
+    """The members of a message that say that a component goes the app's way, and why: as was asked, or `otherwise`."""
+    chosen, settings = left_to_the_app(requested), requested.settings
+    explicit = settings.is_explicitly_set(Setting.PLACEMENT)
     placement = settings.value(Setting.PLACEMENT)
-    choice = {
+    return {
         "placement": placement if placement in APPS_WAY else "whole",
         "source": settings.source(Setting.PLACEMENT) if explicit and chosen is not None else "policy",
-        **reason_json(chosen or IN_MEMORY),
+        **reason_json(chosen or otherwise),
     }
-    _tell_nodes(component, None, choice, None, device_bytes)
 
 
 def _tell_nodes(
     component: Component, shown_id: str | None, choice: dict[str, Any], budget_bytes: int | None, device_bytes: int
 ) -> None:
     """`choice`: the members of the message that say what the placement is, and why."""
-    to_do = notices_json(component.take_to_do())
     message = {
         "id": shown_id,
         "component": component.name,
@@ -184,11 +205,15 @@ def _tell_nodes(
         **choice,
         "budget_bytes": budget_bytes,
         "device_bytes": device_bytes,
-        **notices_json(component.notices),
-        "to_do": to_do["warnings"],
-        "to_do_notices": to_do["notices"],
+        **_said(component.notices, component.take_to_do()),
     }
     _send(component.nodes(), message)
+
+
+def _said(notices: Sequence[Notice], to_do: Sequence[Notice]) -> dict[str, Any]:
+    """The members of a message for all notices, and for those that ask the user to do something."""
+    to_act_on = notices_json(to_do)
+    return {**notices_json(notices), "to_do": to_act_on["warnings"], "to_do_notices": to_act_on["notices"]}
 
 
 def _send(nodes: tuple[str, ...], message: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Divides one number of bytes among the components of a workflow: VRAM by turns, host memory by passes.
 
-A part of the VRAM is what a component may take while it runs. Components take turns; a ControlNet runs in the turn of
+A part of the VRAM is what a component may take while it runs. Components take turns; a ControlNet or a model patch runs in the turn of
 each diffusion model. Idle components give back what is missing, but for those that were asked to be resident. Parts
 depend on sizes alone, not on the order in which components are given or loaded, and none becomes smaller when the
 number grows. Decision 186 has the reasons.
@@ -15,7 +15,7 @@ from ..errors import BudgetError
 from ..units import format_bytes, gb_at_least
 from .component_settings import Setting
 from .groups import DIT
-from .policy import RUNS_INSIDE_DIT, gives_way_key, role_of
+from .policy import INSIDE_DIT, gives_way_key, role_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +67,14 @@ def divide(number_bytes: int, sharers: Iterable[Sharer]) -> dict[str, int]:
             parts[sharer.name] = _alone(sharer, left_bytes, sum(other.most_bytes for other in after))
             continue
         for name, part_bytes in _in_step(turn, left_bytes).items():
-            # A ControlNet has one part for all turns, within each of them.
+            # What runs inside several steps has one part, within each of them.
             parts[name] = min(part_bytes, parts.get(name, part_bytes))
     return parts
 
 
 def _turns(sharers: Sequence[Sharer]) -> list[list[Sharer]]:
     """Who runs at the same time. ControlNets of a workflow whose diffusion model has no turn run together."""
-    in_step = [sharer for sharer in sharers if role_of(sharer.name) == RUNS_INSIDE_DIT]
+    in_step = [sharer for sharer in sharers if role_of(sharer.name) == INSIDE_DIT]
     models = [sharer for sharer in sharers if role_of(sharer.name) == DIT]
     alone = [[sharer] for sharer in sharers if role_of(sharer.name) is None]
     together = [[model, *in_step] for model in models] or ([in_step] if in_step else [])
@@ -110,10 +110,10 @@ def _in_step(turn: Sequence[Sharer], left_bytes: int) -> dict[str, int]:
     """The parts of what runs at the same time, in rounds: what each wants to have by then, as far as there is some."""
     rounds = [(sharer, sharer.least_bytes) for sharer in turn]
     rounds += [(sharer, sharer.most_bytes) for sharer in turn if sharer.budget_bytes is not None]
-    controlnets = [sharer for sharer in turn if role_of(sharer.name) == RUNS_INSIDE_DIT]
-    rounds += [(sharer, min(sharer.usual_bytes, sharer.most_bytes)) for sharer in controlnets]
-    rounds += [(sharer, sharer.most_bytes) for sharer in turn if sharer not in controlnets]
-    rounds += [(sharer, sharer.most_bytes) for sharer in controlnets]
+    inside = [sharer for sharer in turn if role_of(sharer.name) == INSIDE_DIT]
+    rounds += [(sharer, min(sharer.usual_bytes, sharer.most_bytes)) for sharer in inside]
+    rounds += [(sharer, sharer.most_bytes) for sharer in turn if sharer not in inside]
+    rounds += [(sharer, sharer.most_bytes) for sharer in inside]
     parts = dict.fromkeys((sharer.name for sharer in turn), 0)
     for sharer, wanted_bytes in rounds:
         more_bytes = min(max(0, wanted_bytes - parts[sharer.name]), left_bytes)

@@ -14,6 +14,13 @@ from .component_settings import OF_THE_WORKFLOW, SETTINGS, Setting
 from .groups import ALL, DIT, GROUPS, IMAGE_ENCODER, TEXT_ENCODER, VAE
 
 CONTROLNET: Final = "controlnet"
+MODEL_PATCH: Final = "model_patch"
+AUDIO_ENCODER: Final = "audio_encoder"
+UPSCALER: Final = "upscaler"
+LATENT_UPSCALER: Final = "latent_upscaler"
+FRAME_INTERPOLATOR: Final = "frame_interpolator"
+APPLY_ONLY: Final = (MODEL_PATCH, AUDIO_ENCODER, UPSCALER, LATENT_UPSCALER, FRAME_INTERPOLATOR)
+"""The kinds that have no loader of ours. The Apply node takes them over, or hands them on as they are and says why."""
 TAKE_LORAS: Final = (DIT, TEXT_ENCODER)
 """The kinds whose layers a LoRA changes."""
 COMPUTED_ON_CPU: Final = (TEXT_ENCODER, VAE)
@@ -104,6 +111,11 @@ NODES: Final[dict[str, tuple[Slot, ...]]] = {
         Slot(VAE, prefix="vae_", needs="vae"),
         Slot(IMAGE_ENCODER, prefix="clip_vision_", needs="clip_vision"),
         Slot(CONTROLNET, prefix="control_net_", needs="control_net"),
+        Slot(MODEL_PATCH, prefix="model_patch_", needs="model_patch"),
+        Slot(AUDIO_ENCODER, prefix="audio_encoder_", needs="audio_encoder"),
+        Slot(UPSCALER, prefix="upscale_model_", needs="upscale_model"),
+        Slot(LATENT_UPSCALER, prefix="latent_upscale_model_", needs="latent_upscale_model"),
+        Slot(FRAME_INTERPOLATOR, prefix="interp_model_", needs="interp_model"),
     ),
 }
 """The pack's nodes that bring components, by node id."""

@@ -28,8 +28,9 @@ _MAX_HEADROOM_BYTES: Final = 4 * 10**9
 # A ring of three layers and the parameters outside layers, where they were not measured: a tenth of the component.
 _STREAMED_SHARE: Final = 10
 _GIVES_WAY: Final = (TEXT_ENCODER, IMAGE_ENCODER, VAE, DIT)
-RUNS_INSIDE_DIT: Final = "controlnet"
-"""The base name, and role, of what runs inside each step of the diffusion model."""
+INSIDE_DIT: Final = "inside the diffusion model's step"
+"""The role of what runs inside each step of the diffusion model."""
+_RUN_INSIDE_DIT: Final = ("controlnet", "model_patch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +261,7 @@ class _Work:
 
     def _in_step_bytes(self) -> int:
         """What runs inside the diffusion model's step needs beside it, residents not counted."""
-        return sum(self._turns(RUNS_INSIDE_DIT, least=True))
+        return sum(self._turns(INSIDE_DIT, least=True))
 
     def _turns(self, role: str | None, least: bool) -> list[int]:
         """Device bytes of each component of a role during its own use, residents not counted."""
@@ -280,9 +281,9 @@ class _Work:
 
 
 def role_of(name: str) -> str | None:
-    """`DIT`, or `RUNS_INSIDE_DIT`; None for what takes turns with the diffusion model."""
-    if numbered_base(name)[0] == RUNS_INSIDE_DIT:
-        return RUNS_INSIDE_DIT
+    """`DIT`, or `INSIDE_DIT`; None for what takes turns with the diffusion model."""
+    if numbered_base(name)[0] in _RUN_INSIDE_DIT:
+        return INSIDE_DIT
     return DIT if group_of(name) == DIT else None
 
 

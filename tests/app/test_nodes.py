@@ -20,6 +20,11 @@ OUTPUTS = {
     "vae": "VAE",
     "image_encoder": "CLIP_VISION",
     "controlnet": "CONTROL_NET",
+    "model_patch": "MODEL_PATCH",
+    "audio_encoder": "AUDIO_ENCODER",
+    "upscaler": "UPSCALE_MODEL",
+    "latent_upscaler": "LATENT_UPSCALE_MODEL",
+    "frame_interpolator": "INTERP_MODEL",
 }
 GOLDEN = paths.ROOT / "tests" / "golden" / "nodes.json"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.app.test_apply_only import LOADER, upscaled
 from tests.support import pixels, saved_weights, tiny_models
 from tests.support.devkit import apps
 from tests.support.devkit.versions import APP_RELEASES, OLDEST_APP
@@ -19,6 +20,7 @@ from tests.support.workflows import (
     SAMPLER,
     VAE,
     all_in_one,
+    applied,
     build,
     from_checkpoint,
     node,
@@ -123,3 +125,18 @@ def test_an_app_that_lacks_something_is_refused_in_the_log_and_on_the_node(app_s
     if not lacking:  # the app itself can do without the function
         assert what in server.run(build("flux", "apply")).message
         server.run(build("flux")).check()  # its own nodes are not our business
+
+
+def test_an_upscale_model_that_its_node_moves_itself_is_handed_on(app_server_factory):
+    """The oldest version's upscale models have no patcher."""
+    app = apps.find(OLDEST_APP)
+    if not app.tree.is_dir():
+        pytest.skip(f"python3 dev.py setup --comfyui {OLDEST_APP}")
+    server = app_server_factory("sim", version=OLDEST_APP, bandwidth=SLOW_LINK)
+    reference = saved(server, upscaled())
+    needs, output = "upscale_model", 7
+    prompt = applied(upscaled(), LOADER, needs, output, upscale_model_placement="layerwise")
+    result = server.run(prompt).check()
+    assert pixels.sha256(server.latents(result)) == reference
+    (entry,) = server.report()["bystanders"]
+    assert (entry["component"], entry["why"]["code"]) == ("upscaler", "no_patcher")

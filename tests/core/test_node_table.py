@@ -6,12 +6,14 @@ import pytest
 
 from offload_core.settings import node_table
 from offload_core.settings.component_settings import SETTINGS
-from offload_core.settings.groups import GROUPS
+from offload_core.settings.groups import GROUPS, group_of, normalise_name
 from offload_core.settings.node_table import APP_LOADERS, GRAPH_SETTINGS, NODES, OPTIONS_WIDGETS, Slot
 from tests.support import tables
 from tests.support.devkit import paths
 
 KINDS = {*GROUPS, node_table.CONTROLNET}
+GROUPS_AND_CONTROLNET = ("dit", "text_encoder", "vae", "image_encoder", "controlnet")
+"""In the order of the Apply node's outputs, which saved workflows have by number."""
 SLOTS = [(node_id, slot) for node_id, slots in {**NODES, **APP_LOADERS}.items() for slot in slots]
 
 
@@ -36,7 +38,13 @@ def test_every_word_of_the_tables_is_used_by_a_script():
 
 def test_every_kind_has_a_loader_and_can_be_taken_over():
     loaders = {slot.kind for node_id, slot in SLOTS if node_id in NODES and node_id != node_table.APPLY}
-    assert loaders == KINDS == {slot.kind for slot in NODES[node_table.APPLY]}
+    assert loaders == KINDS
+    assert [slot.kind for slot in NODES[node_table.APPLY]] == [*GROUPS_AND_CONTROLNET, *node_table.APPLY_ONLY]
+
+
+def test_what_only_apply_takes_over_is_in_no_group_and_so_streamed_only_when_named():
+    assert [group_of(kind) for kind in node_table.APPLY_ONLY] == [None] * len(node_table.APPLY_ONLY)
+    assert all(normalise_name(kind) == kind for kind in node_table.APPLY_ONLY)
 
 
 @pytest.mark.parametrize("node_id, slot", SLOTS)

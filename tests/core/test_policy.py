@@ -106,6 +106,14 @@ def test_the_budget_of_a_streamed_dit_leaves_room_for_a_controlnet() -> None:
     assert decision.choices["dit"].budget_bytes == 23 * GB - 2_400_000_000 - 3 * GB
 
 
+@pytest.mark.parametrize(
+    ("name", "left_gb"), [("model_patch", 3), ("model_patch_2", 3), ("upscaler", 0), ("latent_upscaler", 0)]
+)
+def test_only_what_runs_inside_its_step_is_left_room_beside_a_streamed_dit(name: str, left_gb: int) -> None:
+    decision = decided({"dit": 40 * GB, name: 3 * GB}, card(24, 23))
+    assert decision.choices["dit"].budget_bytes == 23 * GB - 2_400_000_000 - left_gb * GB
+
+
 def test_a_controlnet_needs_its_room_during_the_step_of_the_dit() -> None:
     beside = {"dit": 17 * GB, "controlnet": 5 * GB}
     assert placements(decided(beside, card(24))) == {"dit": "layerwise", "controlnet": "whole"}
@@ -113,7 +121,9 @@ def test_a_controlnet_needs_its_room_during_the_step_of_the_dit() -> None:
     assert placements(decided(in_turn, card(24))) == {"dit": "resident", "audio_vae": "whole"}
 
 
-@pytest.mark.parametrize("name", ["audio_vae", "vocoder", "spatial_upsampler", "controlnet", "something_new"])
+@pytest.mark.parametrize(
+    "name", ["audio_vae", "vocoder", "spatial_upsampler", "controlnet", "model_patch", "upscaler", "something_new"]
+)
 @pytest.mark.parametrize("mode", MODES)
 def test_components_outside_the_groups_are_left_to_the_app(name: str, mode: str) -> None:
     decision = decided({"dit": GB, name: GB // 2}, card(80), mode)

@@ -34,6 +34,7 @@ REASONS = {
     ),
     *("free_unknown", "free_unknown_not_selected", "cannot_stream", "layers_cannot_stream", "memory_sum"),
     *("resident_fits", "does_not_fit", "not_selected", "room_for_some", "in_memory", "seen_later", "no_device_memory"),
+    *("no_patcher", "only_dynamic", "moved_its_own_way"),
     # why the other settings are what they are
     *("budget_left", "budget_ring", "planner_decides_ring", "tier_by_layer", "pins_shared", "precision_of_app"),
     *("lora_when_applied", "nothing_to_decide", "no_workflow_budget", "no_workflow_host"),

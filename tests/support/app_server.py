@@ -201,7 +201,16 @@ class AppServer:
     def _models_args(self) -> list:
         if numbers(self.version) >= (0, 27):
             return ["--models-directory", paths.MODELS]
-        folders = ("diffusion_models", "text_encoders", "vae", "loras", "controlnet", "clip_vision", "checkpoints")
+        folders = (
+            "diffusion_models",
+            "text_encoders",
+            "vae",
+            "loras",
+            "controlnet",
+            "clip_vision",
+            "checkpoints",
+            "upscale_models",
+        )
         lines = ["tests:", f"  base_path: {paths.MODELS}", *(f"  {name}: {name}" for name in folders)]
         config = self.base / "extra_model_paths.yaml"
         config.write_text("\n".join(lines) + "\n")

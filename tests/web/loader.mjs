@@ -13,8 +13,15 @@ await scenario(async (page, task) => {
   const uiAfterRun = await page.evaluate(() => verbs.uiForm());
   // What nodes show: as text of the page, or as widgets of the app's that a renderer draws.
   const shown = await page.evaluate(() => document.body.innerText + JSON.stringify(app.graph.nodes.map((n) => n.widgets?.map((w) => w.value))));
+  // Which widgets the canvas would draw, and what the elements of the other renderer say, by node.
+  const seen = await page.evaluate(() => Object.fromEntries(
+    app.graph.nodes.map((n) => [n.id, (n.widgets ?? []).filter((w) => n.isWidgetVisible(w)).map((w) => w.name)]),
+  ));
+  const elements = await page.evaluate(() => Object.fromEntries(
+    [...document.querySelectorAll('[data-node-id]')].map((element) => [element.dataset.nodeId, element.innerText]),
+  ));
   const vueElements = await page.locator('[data-node-id]').count();
   await page.evaluate(() => verbs.saveAndReload());
   const afterReload = await page.evaluate(() => verbs.apiForm());
-  return { ids, built, uiBuilt, uiAfterRun, beforeReload, afterReload, run, shown, vueElements };
+  return { seen, elements, ids, built, uiBuilt, uiAfterRun, beforeReload, afterReload, run, shown, vueElements };
 });

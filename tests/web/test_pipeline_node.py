@@ -7,9 +7,13 @@ import pytest
 from PIL import Image
 
 from tests.support import pixels
-from tests.support.workflows import SAMPLER, SAVE_IMAGE, all_in_one, build, node
+from tests.support.workflows import MODEL, SAMPLER, SAVE_IMAGE, all_in_one, build, node
 
 pytestmark = pytest.mark.web
+
+SEEN = {"model_name", "clip_name1", "clip_type", "vae_name", "mode", "dit_budget_gb", "clip_vision_name"}
+ADVANCED = {"dit_placement", "clip_placement", "vae_placement", "clip_vision_placement"}
+ADVANCED |= {"clip_budget_gb", "vae_budget_gb", "clip_vision_budget_gb", "vae_precision", "lora_mode"}
 
 
 @pytest.mark.parametrize("renderer", ["vue", "canvas"])
@@ -33,4 +37,9 @@ def test_pipeline_loader_options_and_report(server, play, renderer):
     assert "dit" in report and "device memory" in report
     assert played["shown"].count("dit on ") == report.count("dit on ") == 1, "the report is not on its node, or twice"
     assert played["afterReload"] == played["beforeReload"], "saving and loading changed the workflow"
+    loader = played["ids"][MODEL]
+    assert set(played["seen"][loader]) >= SEEN and not ADVANCED & set(played["seen"][loader])
+    if renderer == "vue":
+        lines = set(played["elements"][loader].split())
+        assert lines >= SEEN and not ADVANCED & lines
     assert played["errors"] == [] and played["external"] == []

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from tests.support.devkit import apps, paths, steps
 
-from . import flux, pictures, text_encoders, unets, vaes, video, vision  # noqa: F401 - importing registers the recipes
+from . import apply_only, flux, pictures, text_encoders, unets, vaes, video, vision  # noqa: F401 - importing registers the recipes
 from .registry import RECIPES
 
 __all__ = ["RECIPES", "ensure", "file_name", "models_folder"]
