@@ -130,8 +130,8 @@ def virtual_stage() -> Stage:
     controllers, runs = {}, {}
     for name, count in LAYERS.items():
         model = Model([4] * count)
-        found = discover(model, min_layer_bytes=1)
-        controllers[name] = OffloadController(model, queue, component=name, discovery=found)
+        discovery = discover(model, min_layer_bytes=1)
+        controllers[name] = OffloadController(model, queue, component=name, discovery=discovery)
         controllers[name].load(plan_of(controllers[name], 3 * 4096, RATE))
 
         def run(model: Model = model) -> None:

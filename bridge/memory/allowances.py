@@ -107,8 +107,8 @@ def require_tier(plan: Plan, request: PlanRequest, settings: ComponentSettings, 
     missed = out_of_tier(plan, request)
     if not missed:
         return
-    who = SOURCE_WORDS[settings.source(Setting.HOST_TIER) or Source.POLICY]
-    wish = f"asked {settings.component}.host_tier = {request.host_tier} ({who})"
+    source_words = SOURCE_WORDS[settings.source(Setting.HOST_TIER) or Source.POLICY]
+    wish = f"asked {settings.component}.host_tier = {request.host_tier} ({source_words})"
     if request.host_tier == "mapped":
         names = f"{plan.layers[missed[0]].name}{', ...' if len(missed) > 1 else ''}"
         raise SettingsError(

@@ -60,6 +60,15 @@ def test_no_network_is_one_line():
     assert "no network?" in str(failure.value) and "\n" not in str(failure.value)
 
 
+def test_a_full_disk_is_one_line_with_what_is_free():
+    def action(log):
+        log.run(sys.executable, "-c", "print('OSError: [Errno 28] No space left on device'); raise SystemExit(1)")
+
+    with pytest.raises(StepFailed, match=r"no space on the disk of .*: [0-9.]+ GB free, .* take 6 GB") as failure:
+        Steps().run("step", [], action)
+    assert "\n" not in str(failure.value)
+
+
 def test_what_the_machine_lacks_is_remembered_and_set_up_goes_on(capsys):
     def action(log):
         raise Missing("no compiler: no accelerator")

@@ -7,6 +7,7 @@ machine lacks something that it needs; set-up then continues and keeps the messa
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from . import paths
 
 TAIL_LINES = 25
+DISK_SIGN = "No space left on device"
 NETWORK_SIGNS = (
     "Temporary failure in name resolution",
     "NewConnectionError",
@@ -110,6 +112,10 @@ class Steps:
 
 def _failure(name: str, log: Log, error: Exception) -> str:
     text = log.path.read_text(encoding="utf-8", errors="replace")
+    if DISK_SIGN in text or DISK_SIGN in str(error):
+        free = f"{shutil.disk_usage(log.path.parent).free / 1e9:.1f} GB free"
+        needed = "set-up and the models of the tests take 6 GB"
+        return f"set-up step '{name}' found no space on the disk of {paths.DEV}: {free}, {needed} ({log.path})"
     if any(sign in text for sign in NETWORK_SIGNS):
         return f"set-up step '{name}' cannot reach the package index, or it lacks a package: no network? ({log.path})"
     return f"set-up step '{name}' failed: {error}\n{log.tail()}\n    whole log: {log.path}"
