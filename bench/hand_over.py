@@ -115,13 +115,16 @@ def off() -> Iterator[None]:
         Succession.pass_begins = pass_begins  # type: ignore[method-assign]
 
 
-def plan_of(controller: OffloadController, ring_bytes: int, rate: float) -> Plan:
-    """The planner's for several passes in a row, with a ring of these bytes and no residents, by measured times."""
+def plan_of(controller: OffloadController, ring_layers: int, rate: float, compute_ns: int) -> Plan:
+    """The planner's for several passes in a row, with a ring of so many layers and no residents, by measured times, as
+    in the app from a model's second step on."""
     inventory = controller.inventory
-    layers = tuple(replace(layer, compute_ns=COMPUTE_NS) for layer in inventory.layers)
+    ring_bytes = ring_layers * max(layer.bytes for layer in inventory.layers)
+    layers = tuple(replace(layer, compute_ns=compute_ns) for layer in inventory.layers)
     inventory = replace(inventory, layers=layers)
-    budget = ring_bytes + inventory.reserved(inventory.loose_bytes)
-    return make_plan(PlanRequest(inventory, "cpu", budget, ring_bytes, passes=2, h2d_bytes_per_s=rate))
+    budget = inventory.reserved(ring_bytes) + inventory.reserved(inventory.loose_bytes)
+    device = str(controller.queue.port.device)
+    return make_plan(PlanRequest(inventory, device, budget, ring_bytes, passes=2, h2d_bytes_per_s=rate))
 
 
 def virtual_stage() -> Stage:
@@ -132,7 +135,7 @@ def virtual_stage() -> Stage:
         model = Model([4] * count)
         discovery = discover(model, min_layer_bytes=1)
         controllers[name] = OffloadController(model, queue, component=name, discovery=discovery)
-        controllers[name].load(plan_of(controllers[name], 3 * 4096, RATE))
+        controllers[name].load(plan_of(controllers[name], 3, RATE, COMPUTE_NS))
 
         def run(model: Model = model) -> None:
             with torch.no_grad(), on_run(lambda block: port.compute(COMPUTE_NS, block.tag)):
@@ -156,6 +159,9 @@ def simulated_stage() -> Stage:
         model = Wide(count).requires_grad_(False)
         attachment = attach(model, device="npu", component=name, min_layer_bytes=1, queue=queue)
         controllers[name] = attachment.controller
+        layer_bytes = max(layer.bytes for layer in controllers[name].inventory.layers)
+        compute_ns = int(2e9 * layer_bytes / LINK_BYTES_PER_S)
+        controllers[name].load(plan_of(controllers[name], 3, LINK_BYTES_PER_S, compute_ns))
 
         def run(model: Wide = model) -> None:
             with torch.no_grad():
