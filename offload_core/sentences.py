@@ -140,6 +140,17 @@ TEMPLATES: Final[Mapping[str, str]] = {
     ),
     "not_page_locked": "{size} could not be page-locked: copied through a staging buffer, which is slower",
     "less_than_planned": "{planned} could not be had on {device}: using {used}",
+    "beyond_workflow": (
+        "{component} needs {own} beside what runs at the same time: {held} together, more than the {number} for the "
+        "weights of the workflow"
+    ),
+    "own_beyond_workflow": (
+        "the budget of {component}, {own}, is more than the {number} for the weights of the workflow: its own counts"
+    ),
+    "own_within_workflow": (
+        "the budget of {component}, {own}, is more than the {number} for the weights of the workflow, which a stronger "
+        "source sets: that counts"
+    ),
     "full_in_graph": "{device} ran out of memory in the middle of a pass, in ComfyUI's compiler memory graph",
     "full_run_again": (
         "{device} ran out of memory in the middle of a pass: {given} were given up, and the layer was run again"
@@ -162,6 +173,7 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "do_choose_whole": "choose the placement `whole` to let ComfyUI move it, or `auto`",
     "do_change_before": "change the weights before the patch, or save the patched model and change that",
     "do_set_budget": "set a budget of {budget} or more",
+    "do_set_workflow_budget": "set workflow_budget_gb to {budget} or more, or budgets of single components to less",
     "do_free_memory": "free system memory or raise the limit of locked memory for full speed",
     "do_run_again": "run the prompt again",
 }

@@ -14,7 +14,7 @@ import logging
 import pkgutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -207,17 +207,35 @@ def saves_lazily() -> bool:
     return find("comfy.model_patcher.ModelPatcher.model_state_dict_for_saving") is not None
 
 
+class RunningPrompt(NamedTuple):
+    """`number`: the app's own, another for each prompt; `nodes`: in API form; `outputs`: ids of those that were asked
+    for, which run with all that they depend on."""
+
+    number: object
+    nodes: Mapping[str, Any]
+    outputs: tuple[str, ...]
+
+
 def running_prompts() -> frozenset[object]:
     """The queue's entries of the prompts that are executing; empty between prompts."""
     queue = getattr(server(), "prompt_queue", None)
     return frozenset(getattr(queue, "currently_running", None) or ())
 
 
-def running_prompt() -> tuple[str, Mapping[str, Any]] | None:
-    """Id and nodes, in API form, of the prompt that is executing, of several the last; None between prompts."""
+def running_prompt() -> RunningPrompt | None:
+    """The prompt that is executing, of several the last; None between prompts, or where the app has no queue."""
     queue = getattr(server(), "prompt_queue", None)
-    entries = list((getattr(queue, "currently_running", None) or {}).values())
-    return (entries[-1][1], entries[-1][2]) if entries else None
+    entries = list((getattr(queue, "currently_running", None) or {}).items())
+    if not entries or len(entries[-1][1]) < 5:  # of a queue that is not the app's own
+        return None
+    number, (_, _, nodes, _, outputs, *_) = entries[-1]
+    return RunningPrompt(number, nodes, tuple(outputs))
+
+
+def outputs_of(prompt: Mapping[str, Any]) -> list[str]:
+    """Ids of the nodes of a prompt, in API form, whose class has an output that a run is for: pictures, say."""
+    classes = find("nodes.NODE_CLASS_MAPPINGS", {})
+    return [key for key, node in prompt.items() if getattr(classes.get(node["class_type"]), "OUTPUT_NODE", False)]
 
 
 def app_ram_reserve_bytes() -> int:

@@ -30,25 +30,32 @@ from ...offload_core.runtime import OffloadController, discover
 from ...offload_core.runtime.layers.discovery import keep_in_memory
 from ...offload_core.sentences import Sentence, sentence
 from ...offload_core.settings.component_settings import OF_THE_WORKFLOW, ComponentSettings, Setting
+from ...offload_core.settings.groups import numbered_base
+from ...offload_core.settings.node_table import DECLARED_AS
 from ...offload_core.units import gb_at_least
 from ..app import compat
-from ..app.device import queue_for, ring_there, segment_bytes
+from ..app.device import queue_for, ring_there, segment_bytes, streams_to
 from ..app.kinds import KIND_BY_NAME, Kind, borrowers_of, entries_of, kind_of
 from ..app.recording import recording
 from ..app.watch import Before
-from ..files.ahead import components_of_running_prompt
+from ..files.ahead import Ahead, components_of_running_prompt
 from ..memory.allowances import host_limits, not_locked
 from ..memory.host_memory import host_memory, moved_bytes
 from ..planning.decide import MEASURED_FROM_PASSES, Decision, decide, plan_decision
 from ..planning.placing import Neighbour, Situation, left_to_the_app, may_stream_on, wanted_bytes
 from ..planning.remembered import key_of, remembered
-from ..planning.workflow import Member, number_of, part_of_workflow, with_part
+from ..planning.workflow import Member, number_of, within_part
 from ..requests.requested import Requested
 from .mapped_load import fill_in_missing
 
 log = logging.getLogger(__name__)
 
 _ATTRIBUTE = "layerwise_offload_component"
+
+_OTHERS_NUMBER = 500
+"""Of another component of a prompt that has this one's name: a number that no graph has."""
+
+MakeWay = Callable[[Plan, PlanRequest, int], tuple[Plan, PlanRequest]]
 
 _live: weakref.WeakSet[Component] = weakref.WeakSet()
 _numbers: collections.defaultdict[str, itertools.count[int]] = collections.defaultdict(lambda: itertools.count(1))
@@ -212,10 +219,9 @@ class Component:
     def wanted_bytes(self, model: torch.nn.Module, requested: Requested, device: torch.device) -> int:
         """Device bytes to ask the app for before loading `model` on `device`; see `placing.wanted_bytes`."""
         inventory = self.inventory_of(model, device)
+        wanted = wanted_bytes(self.kind, requested, inventory, self._ring_shared(inventory, device))
         own = Member(requested.settings, inventory, self.kind.passes)
-        part = part_of_workflow(own, device, self.members(requested, device))
-        requested = replace(requested, settings=with_part(requested.settings, part))
-        return wanted_bytes(self.kind, requested, inventory, self._ring_shared(inventory, device))
+        return within_part(wanted, own, device, self.members(requested, device))
 
     def _ring_shared(self, inventory: Inventory, device: torch.device) -> int:
         """How much of a usual ring is there already, because another component has leased it."""
@@ -231,10 +237,11 @@ class Component:
 
     # ------------------------------------------------------------------ loading
 
-    def load(self, requested: Requested, offered_bytes: float, make_way: Callable[[Plan, int], None]) -> None:
+    def load(self, requested: Requested, offered_bytes: float, make_way: MakeWay) -> None:
         """Load within what `requested` or else the policy and the app allow; a plan that is still right is kept.
 
-        make_way: has the others give back what, beside a plan, is more than so many bytes; called before it is loaded.
+        make_way: called before a plan is loaded, with it, its request and the bytes of the workflow's budget. It has
+        the others give back what is more than that, and returns the plan to load, with its request.
         """
         if self.loaded and not self.controller.in_pass():
             for name in self.controller.take_over_replaced():  # others have put weights of their own into the module
@@ -259,8 +266,12 @@ class Component:
         assert plan is not None and request is not None
         self._workflow_bytes = number_of(requested.settings, self.device)
         if self._workflow_bytes is not None:
-            make_way(plan, self._workflow_bytes)
-        if not keeps:
+            current = plan
+            plan, request = make_way(plan, self._within(request, decision), self._workflow_bytes)
+            keeps = keeps and plan is current
+        if keeps:
+            self.request = request
+        else:
             host_number = requested.settings.explicit(Setting.WORKFLOW_HOST_BYTES, int)
             if host_number is not None:
                 host_memory().keep_within(host_number, self.controller, plan)
@@ -275,6 +286,13 @@ class Component:
         assert self._mover is not None
         self._mover.install()
         self._measure()
+
+    def _within(self, request: PlanRequest, decision: Decision) -> PlanRequest:
+        """The request of the plan in effect, within the budget of now: it is planned again for no more than that."""
+        budget = decision.request.budget_bytes
+        if budget is None or request.budget_bytes is None:
+            return request
+        return replace(request, budget_bytes=min(budget, request.budget_bytes))
 
     def _say_if_nothing_streams(self, requested: Requested) -> None:
         """Warn where a component was asked to be streamed and has no layer that can be."""
@@ -313,21 +331,44 @@ class Component:
     def members(self, requested: Requested, device: torch.device) -> list[Member]:
         """The other components of the prompt that runs, on `device`, as far as we stream them and know their sizes;
         empty if nothing was set for the whole workflow."""
-        if not any(requested.settings.is_explicitly_set(name) for name in OF_THE_WORKFLOW):
+        is_set = any(requested.settings.is_explicitly_set(name) for name in OF_THE_WORKFLOW)
+        if not is_set or not streams_to(device):
             return []
-        alive = {(other.name, other.model_name): other for other in self._others()}
-        members = []
-        for ahead in components_of_running_prompt(device):
-            other, inventory = alive.get((ahead.requested.component, ahead.model)), ahead.inventory
-            patcher = None if other is None else next(iter(other.patchers), None)
-            if other is not None and patcher is not None:
-                inventory = other.inventory_of(patcher.model, device) if patcher.load_device == device else None
-            if inventory is None or ahead.requested.component == self.name or left_to_the_app(ahead.requested):
-                continue
-            if may_stream_on(device, ahead.requested, inventory.total_bytes):
-                passes = KIND_BY_NAME[ahead.wanted.kind].passes
-                members.append(Member(ahead.requested.settings, inventory, passes))
-        return members
+        coming = components_of_running_prompt(device)
+        own = next((ahead for ahead in coming if self.is_that_of(ahead)), None)
+        others = [ahead for ahead in coming if ahead is not own]
+        if own is None:
+            others = [ahead for ahead in others if ahead.requested.component != self.name]
+        return [member for ahead in others if (member := self._as_member(ahead, device)) is not None]
+
+    def _as_member(self, ahead: Ahead, device: torch.device) -> Member | None:
+        """Another component of the prompt as part of the workflow; None if we do not stream it on `device`, or know no
+        size of it."""
+        other = next((other for other in self._others() if other.is_that_of(ahead)), None)
+        patcher, inventory = None if other is None else next(iter(other.patchers), None), ahead.inventory
+        if other is not None and patcher is not None:
+            inventory = other.inventory_of(patcher.model, device) if patcher.load_device == device else None
+        settings = ahead.requested.settings
+        if inventory is None or left_to_the_app(ahead.requested):
+            return None
+        if not may_stream_on(device, ahead.requested, inventory.total_bytes):
+            return None
+        if settings.component == self.name:  # which was named in an earlier prompt, where the numbers were others
+            settings = replace(settings, component=f"{numbered_base(self.name)[0]}_{_OTHERS_NUMBER}")
+        return Member(settings, inventory, KIND_BY_NAME[ahead.wanted.kind].passes)
+
+    def is_that_of(self, ahead: Ahead) -> bool:
+        """Whether this is the component that a prompt brings as `ahead`, by nodes, kind and file. Not by its name: what
+        the app has kept is not loaded, and so not named, anew."""
+        kind = DECLARED_AS.get(self.kind.name, self.kind.name)
+        if kind != ahead.wanted.kind or not set(ahead.wanted.nodes) & set(self.nodes()):
+            return False
+        return ahead.wanted.by_the_app or ahead.model in ("", self.model_name)
+
+    def is_of_running_prompt(self) -> bool:
+        """Whether the prompt that runs brings it; True where that is not known."""
+        coming = components_of_running_prompt(self.device)
+        return not coming or any(self.is_that_of(ahead) for ahead in coming)
 
     def held_beside_rings(self) -> int:
         """Device bytes of residents, loose tensors and tables."""
@@ -491,8 +532,6 @@ class Component:
             return True
         if plan.device_bytes > budget:
             return False
-        if self._workflow_bytes is not None and self.request is not None and (self.request.budget_bytes or 0) > budget:
-            return False  # it would be planned again within what was its part
         if requested.settings.is_explicitly_set("budget_bytes"):
             return True
         largest = max((plan.layers[index].bytes for index in plan.streamed), default=None)

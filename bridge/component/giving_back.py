@@ -16,8 +16,11 @@ from ...offload_core.errors import BudgetError, OffloadError
 from ...offload_core.planning.plan import Plan
 from ...offload_core.planning.plan_change import demoted
 from ...offload_core.planning.planner import make_plan, smallest_budget
+from ...offload_core.planning.request import PlanRequest
 from ...offload_core.sentences import sentence
 from ...offload_core.settings.component_settings import Setting
+from ...offload_core.settings.groups import DIT
+from ...offload_core.settings.policy import role_of
 from ...offload_core.units import format_bytes, gb_at_least
 from ..app.compat import apps_graph_is_active
 from ..requests.requested import Requested
@@ -32,8 +35,9 @@ _CODE_OF_OTHERS = ("patches", "patches_replace", "optimized_attention_override")
 """Entries of `transformer_options` through which other nodes' code runs inside a layer."""
 
 
-def give_back(component: Component, requested: Requested, nbytes: int) -> int:
+def give_back(component: Component, requested: Requested, nbytes: int, may_leave: bool = True) -> int:
     """Free at least `nbytes`, if the component holds them and may part with some only. Returns the bytes freed.
+    may_leave: it leaves the device if it cannot free so much otherwise.
 
     It gives nothing if it is to be resident, or in the middle of a pass of its own. What it gives counts until the app
     offers room again.
@@ -61,36 +65,104 @@ def give_back(component: Component, requested: Requested, nbytes: int) -> int:
                 break
             return before - component.freeable_bytes()
         budget -= nbytes - freed  # another component still needs the ring that this one could do without
+    if not may_leave:
+        return 0
     component.leave_device()
     return before
 
 
-def make_way(component: Component, plan: Plan, number_bytes: int) -> None:
-    """Before `plan` of `component` is loaded: idle components on its device give back what all of ours would hold there
-    beyond `number_bytes`, those of few passes a use first. Raises BudgetError if that is not enough."""
-    beside = component.others_on_device()
+def make_way(
+    component: Component, plan: Plan, request: PlanRequest, number_bytes: int
+) -> tuple[Plan, PlanRequest]:
+    """Before `plan` of `component`, made for `request`, is loaded: idle components on its device give back what all of
+    ours would hold there beyond `number_bytes`, those of few passes a use first. Returns the plan to load and its
+    request: a smaller one where what others keep leaves less.
+
+    Raises BudgetError if not even the smallest plan has room beside what was asked to be resident. Where what runs at
+    this moment leaves no room, the number is exceeded, and that is said: to refuse would end the run.
+    """
+    beside, own_role = component.others_on_device(), role_of(component.name)
+    in_a_step = any(other.controller.in_pass() for other in beside)
     idle = sorted(component.idle_beside(), key=lambda other: (other.kind.passes, other.name, other.id))
     for other in idle:
-        requested = next((patcher.requested for patcher in list(other.patchers)), Requested())
-        if requested.value("placement") == "resident":
+        over = _held_with(component, plan, beside) - number_bytes
+        if over <= 0:
+            break
+        role = role_of(other.name)
+        if role is not None and in_a_step:  # it may be in the middle of that step
             continue
-        while other.loaded and (over := _held_with(component, plan, beside) - number_bytes) > 0:
-            rest = [neighbour for neighbour in beside if neighbour is not other]
-            all_of_it = _held_with(component, plan, beside) - _held_with(component, plan, rest)
-            if not all_of_it:  # a ring that others need as well
-                break
-            if all_of_it <= over or not give_back(other, requested, over):
-                other.leave_device()
+        requested = _requested_of(other)
+        if requested.value("placement") == "resident" and other.is_of_running_prompt():
+            continue
+        if None not in (role, own_role) and (role, own_role) != (DIT, DIT):  # they may run in the same step
+            _lend_to_partner(other, requested, over)
+        else:
+            _give_up_to(component, other, plan, beside, number_bytes)
+    over = _held_with(component, plan, beside) - number_bytes
+    if over <= 0 or component.controller.in_pass():
+        return plan, request
+    plan, request = _smaller(plan, request, over)
     held = _held_with(component, plan, beside)
     if held > number_bytes:
-        raise BudgetError(
-            f"asked {format_bytes(number_bytes)} for the weights of the workflow; found that {component.name} needs "
-            f"{format_bytes(plan.device_bytes)} beside what others keep, {format_bytes(held)} together; give at least "
-            f"{gb_at_least(held)}, or leave the placement of the others on auto",
-            asked_bytes=number_bytes,
-            smallest_bytes=held,
-            setting=Setting.WORKFLOW_BUDGET_BYTES,
-        )
+        staying = [other for other in idle if other.loaded and _requested_of(other).value("placement") == "resident"]
+        if staying or request.placement == "resident":
+            raise _too_much(component, plan, held, number_bytes)
+        _warn_of_too_much(component, plan, held, number_bytes)
+    return plan, request
+
+
+def _requested_of(component: Component) -> Requested:
+    return next((patcher.requested for patcher in list(component.patchers)), Requested())
+
+
+def _give_up_to(component: Component, other: Component, plan: Plan, beside: Sequence[Component], number: int) -> None:
+    """`other` gives back what is more than `number` bytes with `plan` of `component`, and leaves the device if need be;
+    nothing if all that it holds is a ring that others need as well."""
+    requested, rest = _requested_of(other), [neighbour for neighbour in beside if neighbour is not other]
+    while other.loaded and (over := _held_with(component, plan, beside) - number) > 0:
+        all_of_it = _held_with(component, plan, beside) - _held_with(component, plan, rest)
+        if not all_of_it:
+            break
+        if all_of_it <= over or not give_back(other, requested, over):
+            other.leave_device()
+
+
+def _lend_to_partner(other: Component, requested: Requested, over: int) -> None:
+    """`other` gives back what it can part with, up to `over` bytes, and stays on the device."""
+    if other.plan is not None and other.request is not None:
+        spare = other.plan.device_bytes - smallest_budget(other.request.inventory)
+        if (nbytes := min(over, spare, other.freeable_bytes())) > 0:
+            give_back(other, requested, nbytes, may_leave=False)
+
+
+def _smaller(plan: Plan, request: PlanRequest, over: int) -> tuple[Plan, PlanRequest]:
+    """A plan of `over` bytes less, or else the smallest, and its request; the same if it was asked to be resident."""
+    if request.placement == "resident":
+        return plan, request
+    least = least_request(request)
+    assert least.budget_bytes is not None
+    smaller = replace(request, budget_bytes=max(least.budget_bytes, plan.device_bytes - over))
+    try:
+        return make_plan(smaller), smaller
+    except BudgetError:  # a ring whose size was set leaves no room for less
+        return make_plan(least), least
+
+
+def _too_much(component: Component, plan: Plan, held_bytes: int, number_bytes: int) -> BudgetError:
+    number, own, held = (format_bytes(size) for size in (number_bytes, plan.device_bytes, held_bytes))
+    return BudgetError(
+        f"asked {number} for the weights of the workflow; found that {component.name} needs {own} beside what others "
+        f"keep, {held} together; give at least {gb_at_least(held_bytes)}, or leave the placement of the others on auto",
+        asked_bytes=number_bytes,
+        smallest_bytes=held_bytes,
+        setting=Setting.WORKFLOW_BUDGET_BYTES,
+    )
+
+
+def _warn_of_too_much(component: Component, plan: Plan, held_bytes: int, number_bytes: int) -> None:
+    number, own, held = (format_bytes(size) for size in (number_bytes, plan.device_bytes, held_bytes))
+    what = sentence("beyond_workflow", component=component.name, own=own, held=held, number=number)
+    component.warn(what, do=sentence("do_set_workflow_budget", budget=gb_at_least(held_bytes)))
 
 
 def _held_with(component: Component, plan: Plan, beside: Sequence[Component]) -> int:

@@ -19,6 +19,7 @@ from ...offload_core.files.safetensors_header import TensorInfo
 from ...offload_core.planning.inventory import Inventory
 from ..app import compat
 from ..app.device import segment_bytes
+from ..requests.graph import what_runs
 from ..requests.prompt_files import Wanted, wanted_in
 from ..requests.requested import Requested
 from .file_kinds import file_names, kind_of_vae, require_kind
@@ -45,23 +46,27 @@ def components_ahead(prompt: Mapping[str, Any], device: torch.device) -> list[Ah
 
 def components_of_running_prompt(device: torch.device) -> tuple[Ahead, ...]:
     """The components of the prompt that runs, in sizes of `device`; none between prompts, or where something in the
-    prompt is refused: the node that it is about then says so."""
+    prompt is refused: the node that it is about then says so. What no output of the prompt depends on does not run, and
+    is left out."""
     running = compat.running_prompt()
-    return () if running is None else _of_prompt(running[0], device)
+    return () if running is None else _of_prompt(running.number, device)
 
 
-@functools.lru_cache(maxsize=2)
-def _of_prompt(prompt_id: str, device: torch.device) -> tuple[Ahead, ...]:
-    """Once for each prompt. A component whose file is refused is left out."""
+@functools.lru_cache(maxsize=8)
+def _of_prompt(number: object, device: torch.device) -> tuple[Ahead, ...]:
+    """Once for each prompt and device. A component whose file is refused is left out."""
     running = compat.running_prompt()
-    if running is None or running[0] != prompt_id:
+    if running is None or running.number != number:
         return ()
     try:
-        wanted = wanted_in(running[1])
+        wanted = wanted_in(running.nodes)
     except OffloadError:
         return ()
+    run = what_runs(running.nodes, running.outputs)
     components = []
     for component in wanted:
+        if component.nodes[-1] not in run:
+            continue
         with contextlib.suppress(OffloadError):
             if (ahead := _ahead(component, device)) is not None:
                 components.append(ahead)

@@ -133,7 +133,7 @@ def _wrapped(
     requested = context.ask(settings, before=ours and ours.requested)
     check_placement(requested, at_load=False)
     dynamic = model.is_dynamic()
-    if dynamic and left_to_the_app(requested):
+    if dynamic and left_to_the_app(requested, by_number=model.cached_patcher_init is not None):
         return model.clone()
     if dynamic:
         model = _without_dynamic_vram(model)

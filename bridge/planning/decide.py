@@ -19,11 +19,12 @@ from ...offload_core.settings.component_settings import ComponentSettings, Setti
 from ...offload_core.settings.feasibility import NO_EFFECT
 from ...offload_core.settings.policy import Choice
 from ...offload_core.settings.resolver import filled
+from ..app.device import streams_to
 from ..app.kinds import Kind
 from ..memory.allowances import device_allowance, host_limits, host_remark, require_tier
 from ..requests.requested import Requested
 from .placing import Situation, resolve_now, within_policy
-from .workflow import Member, copies_of_workflow, part_of_workflow, with_part
+from .workflow import Member, beyond_workflow, copies_of_workflow, part_of_workflow, with_part
 
 _APPS_MARGIN = 1.1
 """The app frees this many times the bytes that a model says it wants."""
@@ -64,7 +65,8 @@ def decide(requested: Requested, kind: Kind, inventory: Inventory, situation: Si
     device = situation.device
     explicit = requested.settings.is_explicitly_set(Setting.BUDGET_BYTES)
     allowance = device_allowance(requested.settings, device, situation.offered_bytes)
-    part = part_of_workflow(Member(requested.settings, inventory, kind.passes), device, situation.members)
+    own_settings = requested.settings
+    part = part_of_workflow(Member(own_settings, inventory, kind.passes), device, situation.members)
     requested = replace(requested, settings=with_part(requested.settings, part))
     request = PlanRequest(
         inventory=inventory,
@@ -82,6 +84,8 @@ def decide(requested: Requested, kind: Kind, inventory: Inventory, situation: Si
     notices = concerning(resolution.notices, requested.component)
     if remark := host_remark(requested.settings, device):
         notices = (*notices, Notice(requested.component, remark))
+    if streams_to(device) and (beyond := beyond_workflow(own_settings)):
+        notices = (*notices, Notice(requested.component, beyond))
     if explicit:
         return Decision(settings, request, notices)
     wanted = 0 if kind.asks_for_ring else max((other.wanted_bytes for other in situation.neighbours), default=0)

@@ -83,8 +83,11 @@ class Situation:
         return int(mm.get_free_memory(self.device)) + held_bytes
 
 
-def left_to_the_app(requested: Requested) -> Sentence | None:
-    """The reason why a component goes the app's own way whatever its size and the device's; None if it does not."""
+def left_to_the_app(requested: Requested, by_number: bool = True) -> Sentence | None:
+    """The reason why a component goes the app's own way whatever its size and the device's; None if it does not.
+
+    by_number: a number for the whole workflow alone makes us stream it, since only we can keep that.
+    """
     placement = requested.value(Setting.PLACEMENT)
     if placement in APPS_WAY:
         return requested.settings.reason(Setting.PLACEMENT)
@@ -95,7 +98,7 @@ def left_to_the_app(requested: Requested) -> Sentence | None:
     # A selection that names it is the selection's word for layerwise; one that does not leaves it alone.
     if requested.selected is not None:
         return None if requested.selected else sentence("not_selected")
-    if requested.has_budget and requested.mode != "manual":
+    if by_number and requested.has_budget and requested.mode != "manual":
         return None
     placed = policy.Placed(policy.Component(requested.component, 1))
     decision = policy.decide(requested.mode or AUTO, policy.Device("unknown"), None, [placed])

@@ -172,7 +172,7 @@ def tell_left_alone(left: LeftAlone) -> None:
     """An Apply node has handed on what cannot be streamed. If that was asked for, it is a warning."""
     requested = left.requested
     notices = []
-    if left_to_the_app(requested) is None:
+    if left_to_the_app(requested, by_number=False) is None:
         what = sentence("found_in_memory", component=requested.component, reason=left.why)
         notices = [Notice(requested.component, what, left.do)]
         log.warning("Layerwise Offload: %s: %s", left.model, notices[0].line)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ...offload_core.errors import SettingsError
@@ -81,6 +81,19 @@ def wire_of(prompt: Mapping[str, Any], node_id: str, name: str) -> tuple[str, in
     if not (isinstance(wire, list) and len(wire) == 2 and str(wire[0]) in prompt):
         return None
     return (str(wire[0]), int(wire[1])) if isinstance(wire[1], int) and wire[1] >= 0 else None
+
+
+def what_runs(prompt: Mapping[str, Any], outputs: Iterable[str]) -> set[str]:
+    """Ids of the nodes that the nodes `outputs` depend on, those included."""
+    run: set[str] = set()
+    to_see = [str(node_id) for node_id in outputs]
+    while to_see:
+        node_id = to_see.pop()
+        if node_id in prompt and node_id not in run:
+            run.add(node_id)
+            names = prompt[node_id].get("inputs", {})
+            to_see += [wire[0] for name in names if (wire := wire_of(prompt, node_id, name)) is not None]
+    return run
 
 
 def _natural(node_id: str) -> tuple[tuple[int, str], ...]:

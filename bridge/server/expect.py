@@ -17,15 +17,17 @@ from ...offload_core.notices import notices_json
 from ...offload_core.planning.plan_text import plan_to_text
 from ...offload_core.sentences import Sentence, reason_json, sentence
 from ...offload_core.settings.component_settings import Setting
+from ..app import compat
 from ..app.kinds import KIND_BY_NAME
 from ..component.component import live_components
 from ..files.ahead import Ahead, components_ahead
 from ..planning.decide import decide, plan_decision
 from ..planning.placing import Neighbour, Situation, left_to_the_app, may_stream_on, wanted_bytes
 from ..planning.refused_budget import refusal
-from ..planning.workflow import Member
+from ..planning.workflow import Member, within_part
 from ..report.document import SCHEMA, devices, host, simulated, what_if
 from ..report.telemetry import event_row
+from ..requests.graph import what_runs
 
 SEEN_LATER = sentence("seen_later")
 NO_MEMORY = sentence("no_device_memory")
@@ -39,13 +41,15 @@ def ahead_document(prompt: Mapping[str, Any]) -> dict[str, Any]:
     bystanders = []
     try:
         components = components_ahead(prompt, device)
+        run = what_runs(prompt, compat.outputs_of(prompt) or prompt)
+        running = [ahead for ahead in components if ahead.wanted.nodes[-1] in run]
         for ahead in components:
             name, nodes = ahead.requested.component, sorted(ahead.wanted.nodes)
             if reason := _left(ahead, device):
                 bystanders.append({"component": name, "model": ahead.model, **reason_json(reason), "nodes": nodes})
                 continue
             try:
-                planned.append(_planned(ahead, device, [other for other in components if other is not ahead]))
+                planned.append(_planned(ahead, device, running))
             except BudgetError as error:
                 settings = ahead.requested.settings
                 widgets = ahead.wanted.budget_widgets(name, settings.source(error.setting), error.setting)
@@ -65,14 +69,12 @@ def _left(ahead: Ahead, device: torch.device) -> Sentence | None:
     return None if may_stream_on(device, ahead.requested, ahead.inventory.total_bytes) else NO_MEMORY
 
 
-def _planned(ahead: Ahead, device: torch.device, others: list[Ahead]) -> dict[str, Any]:
+def _planned(ahead: Ahead, device: torch.device, running: list[Ahead]) -> dict[str, Any]:
+    """The plan of `ahead` beside the other components that an output of the prompt depends on."""
     assert ahead.inventory is not None
-    members = [
-        Member(other.requested.settings, other.inventory, KIND_BY_NAME[other.wanted.kind].passes)
-        for other in others
-        if other.inventory is not None and _left(other, device) is None
-    ]
-    neighbours = [neighbour for other in others if (neighbour := _as_neighbour(other)) is not None]
+    members = _members(ahead, device, running)
+    others = [other for other in running if other is not ahead]
+    neighbours = [row for other in others if (row := _as_neighbour(other, device, running)) is not None]
     held_bytes = sum(component.device_bytes() for component in live_components() if component.loaded)
     attached = [component for component in live_components() if component.attached]
     own = [component for component in attached if component.model_name == ahead.model]
@@ -101,10 +103,23 @@ def _planned(ahead: Ahead, device: torch.device, others: list[Ahead]) -> dict[st
     }
 
 
-def _as_neighbour(other: Ahead) -> Neighbour | None:
+def _member(ahead: Ahead) -> Member:
+    assert ahead.inventory is not None
+    return Member(ahead.requested.settings, ahead.inventory, KIND_BY_NAME[ahead.wanted.kind].passes)
+
+
+def _members(ahead: Ahead, device: torch.device, running: list[Ahead]) -> list[Member]:
+    """The other components of the workflow that are streamed."""
+    others = [other for other in running if other is not ahead and other.inventory is not None]
+    return [_member(other) for other in others if _left(other, device) is None]
+
+
+def _as_neighbour(other: Ahead, device: torch.device, running: list[Ahead]) -> Neighbour | None:
     if other.inventory is None:
         return None
     kind = KIND_BY_NAME[other.wanted.kind]
-    asks = kind.asks_for_ring and not left_to_the_app(other.requested)
-    wanted = wanted_bytes(kind, other.requested, other.inventory) if asks else 0
+    wanted = 0
+    if kind.asks_for_ring and not left_to_the_app(other.requested):
+        wanted = wanted_bytes(kind, other.requested, other.inventory)
+        wanted = within_part(wanted, _member(other), device, _members(other, device, running))
     return Neighbour(other.requested, other.inventory.total_bytes, 0, wanted)

@@ -126,20 +126,23 @@ def _in_step(turn: Sequence[Sharer], left_bytes: int) -> dict[str, int]:
 class HostSharer:
     """A component that takes part in a division of host memory.
 
-    passes        passes in one use, from which the worth of a copy follows
-    copies_bytes  of layers that lie in a file and may be streamed: what copies of all of them would take
-    memory_bytes  of layers that lie in no file, and so are in memory anyway
+    passes           passes in one use, from which the worth of a copy follows
+    copies_bytes     of layers that lie in a file and may be streamed: what copies of all of them would take
+    memory_bytes     of layers that lie in no file, and so are in memory anyway
+    resident_bytes   of layers in a file that may be resident, if the device has the room: copies of them come last
     """
 
     name: str
     passes: int
     copies_bytes: int
     memory_bytes: int = 0
+    resident_bytes: int = 0
 
 
 def divide_host(number_bytes: int, sharers: Iterable[HostSharer]) -> Mapping[str, int]:
     """The bytes that copies of layers in a file may take, for each component by name. What has more passes comes
-    first; of as many, each gets a share in proportion to what it could use.
+    first; of as many, each gets a share in proportion to what it could use. What is left goes, in the same order, to
+    layers that were expected to be resident.
 
     Raises BudgetError, with the smallest number that works, if what lies in no file is more.
     """
@@ -156,12 +159,20 @@ def divide_host(number_bytes: int, sharers: Iterable[HostSharer]) -> Mapping[str
             setting=Setting.WORKFLOW_HOST_BYTES,
         )
     left_bytes = number_bytes - memory_bytes
+    parts = _by_passes(left_bytes, sharers, {sharer.name: sharer.copies_bytes for sharer in sharers})
+    left_bytes = max(0, left_bytes - sum(sharer.copies_bytes for sharer in sharers))
+    rest = _by_passes(left_bytes, sharers, {sharer.name: sharer.resident_bytes for sharer in sharers})
+    return {name: part + rest[name] for name, part in parts.items()}
+
+
+def _by_passes(left_bytes: int, sharers: Sequence[HostSharer], wanted: Mapping[str, int]) -> dict[str, int]:
+    """Bytes for each, of what it wants: to what has more passes first, to equals in proportion."""
     parts = {}
     for passes in sorted({sharer.passes for sharer in sharers}, reverse=True):
         equals = [sharer for sharer in sharers if sharer.passes == passes]
-        wanted_bytes = sum(sharer.copies_bytes for sharer in equals)
+        wanted_bytes = sum(wanted[sharer.name] for sharer in equals)
         here_bytes = min(left_bytes, wanted_bytes)
         for sharer in equals:
-            parts[sharer.name] = here_bytes * sharer.copies_bytes // max(1, wanted_bytes)
+            parts[sharer.name] = here_bytes * wanted[sharer.name] // max(1, wanted_bytes)
         left_bytes -= here_bytes
     return parts

@@ -150,7 +150,14 @@ def test_the_error_says_who_needs_what_and_the_smallest_number():
 
 
 HOST = st.lists(
-    st.builds(HostSharer, st.sampled_from(NAMES), st.sampled_from([1, 2, 20]), st.integers(0, 40), st.integers(0, 9)),
+    st.builds(
+        HostSharer,
+        st.sampled_from(NAMES),
+        st.sampled_from([1, 2, 20]),
+        st.integers(0, 40),
+        st.integers(0, 9),
+        st.integers(0, 20),
+    ),
     unique_by=lambda sharer: sharer.name,
 )
 
@@ -168,7 +175,8 @@ def test_host_memory_is_within_the_number_and_grows_with_it(sharers, number, mor
     assert parts.keys() == {sharer.name for sharer in sharers}
     assert sum(parts.values()) + memory <= number
     assert all(
-        0 <= parts[sharer.name] <= sharer.copies_bytes and parts[sharer.name] <= larger[sharer.name]
+        0 <= parts[sharer.name] <= sharer.copies_bytes + sharer.resident_bytes
+        and parts[sharer.name] <= larger[sharer.name]
         for sharer in sharers
     )
     shuffled = list(sharers)
@@ -181,6 +189,13 @@ def test_copies_that_are_read_in_every_step_come_first():
     encoder = HostSharer("text_encoder", 2, 10 * GB)
     assert in_gb(divide_host(18 * GB, [encoder, *experts])) == {"dit": 9, "dit_2": 9, "text_encoder": 0}
     assert in_gb(divide_host(30 * GB, [encoder, *experts])) == {"dit": 12, "dit_2": 12, "text_encoder": 6}
+
+
+def test_what_may_be_resident_comes_last():
+    """A component may come to hold less of the device than it may take: then copies of the rest are needed."""
+    dit, encoder = HostSharer("dit", 20, 2 * GB, 0, 10 * GB), HostSharer("text_encoder", 2, 8 * GB, 0, 0)
+    assert in_gb(divide_host(6 * GB, [dit, encoder])) == {"dit": 2, "text_encoder": 4}
+    assert in_gb(divide_host(32 * GB, [dit, encoder])) == {"dit": 12, "text_encoder": 8}
 
 
 def test_what_lies_in_no_file_is_in_memory_anyway():
