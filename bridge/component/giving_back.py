@@ -71,9 +71,7 @@ def give_back(component: Component, requested: Requested, nbytes: int, may_leave
     return before
 
 
-def make_way(
-    component: Component, plan: Plan, request: PlanRequest, number_bytes: int
-) -> tuple[Plan, PlanRequest]:
+def make_way(component: Component, plan: Plan, request: PlanRequest, number_bytes: int) -> tuple[Plan, PlanRequest]:
     """Before `plan` of `component`, made for `request`, is loaded: idle components on its device give back what all of
     ours would hold there beyond `number_bytes`, those of few passes a use first. Returns the plan to load and its
     request: a smaller one where what others keep leaves less.

@@ -79,10 +79,10 @@ def beyond_workflow(settings: ComponentSettings) -> Sentence | None:
     own = settings.explicit(Setting.BUDGET_BYTES, int)
     if number is None or own is None or own <= number:
         return None
-    values = {"component": settings.component, "own": format_bytes(own), "number": format_bytes(number)}
+    name, own_size, size = settings.component, format_bytes(own), format_bytes(number)
     if _own_wins(settings):
-        return sentence("own_beyond_workflow", **values)
-    return sentence("own_within_workflow", **values)
+        return sentence("own_beyond_workflow", component=name, own=own_size, number=size)
+    return sentence("own_within_workflow", component=name, own=own_size, number=size)
 
 
 def _own_wins(settings: ComponentSettings) -> bool:

@@ -35,21 +35,21 @@ NO_MEMORY = sentence("no_device_memory")
 
 def ahead_document(prompt: Mapping[str, Any]) -> dict[str, Any]:
     """A plan for each component that would be streamed, a reason for each other; or the first thing that a run would
-    refuse: a file that is not there, say, or a budget."""
+    refuse: a file that is not there, say, or a budget. What no output of the prompt depends on does not run."""
     device = mm.get_torch_device()
     planned: list[dict[str, Any]] = []
     bystanders = []
     try:
         components = components_ahead(prompt, device)
         run = what_runs(prompt, compat.outputs_of(prompt) or prompt)
-        running = [ahead for ahead in components if ahead.wanted.nodes[-1] in run]
+        components = [ahead for ahead in components if ahead.wanted.nodes[-1] in run]
         for ahead in components:
             name, nodes = ahead.requested.component, sorted(ahead.wanted.nodes)
             if reason := _left(ahead, device):
                 bystanders.append({"component": name, "model": ahead.model, **reason_json(reason), "nodes": nodes})
                 continue
             try:
-                planned.append(_planned(ahead, device, running))
+                planned.append(_planned(ahead, device, components))
             except BudgetError as error:
                 settings = ahead.requested.settings
                 widgets = ahead.wanted.budget_widgets(name, settings.source(error.setting), error.setting)
@@ -69,12 +69,11 @@ def _left(ahead: Ahead, device: torch.device) -> Sentence | None:
     return None if may_stream_on(device, ahead.requested, ahead.inventory.total_bytes) else NO_MEMORY
 
 
-def _planned(ahead: Ahead, device: torch.device, running: list[Ahead]) -> dict[str, Any]:
-    """The plan of `ahead` beside the other components that an output of the prompt depends on."""
+def _planned(ahead: Ahead, device: torch.device, components: list[Ahead]) -> dict[str, Any]:
     assert ahead.inventory is not None
-    members = _members(ahead, device, running)
-    others = [other for other in running if other is not ahead]
-    neighbours = [row for other in others if (row := _as_neighbour(other, device, running)) is not None]
+    members = _members(ahead, device, components)
+    others = [other for other in components if other is not ahead]
+    neighbours = [row for other in others if (row := _as_neighbour(other, device, components)) is not None]
     held_bytes = sum(component.device_bytes() for component in live_components() if component.loaded)
     attached = [component for component in live_components() if component.attached]
     own = [component for component in attached if component.model_name == ahead.model]
@@ -108,18 +107,18 @@ def _member(ahead: Ahead) -> Member:
     return Member(ahead.requested.settings, ahead.inventory, KIND_BY_NAME[ahead.wanted.kind].passes)
 
 
-def _members(ahead: Ahead, device: torch.device, running: list[Ahead]) -> list[Member]:
+def _members(ahead: Ahead, device: torch.device, components: list[Ahead]) -> list[Member]:
     """The other components of the workflow that are streamed."""
-    others = [other for other in running if other is not ahead and other.inventory is not None]
+    others = [other for other in components if other is not ahead and other.inventory is not None]
     return [_member(other) for other in others if _left(other, device) is None]
 
 
-def _as_neighbour(other: Ahead, device: torch.device, running: list[Ahead]) -> Neighbour | None:
+def _as_neighbour(other: Ahead, device: torch.device, components: list[Ahead]) -> Neighbour | None:
     if other.inventory is None:
         return None
     kind = KIND_BY_NAME[other.wanted.kind]
     wanted = 0
     if kind.asks_for_ring and not left_to_the_app(other.requested):
         wanted = wanted_bytes(kind, other.requested, other.inventory)
-        wanted = within_part(wanted, _member(other), device, _members(other, device, running))
+        wanted = within_part(wanted, _member(other), device, _members(other, device, components))
     return Neighbour(other.requested, other.inventory.total_bytes, 0, wanted)

@@ -117,46 +117,49 @@ def test_a_number_for_one_component_is_refused(sim):
 def test_a_budget_of_its_own_counts_within_the_number_and_wins_where_it_is_more(sim):
     prompt = said("graph", flux(budget_gb=0.02), workflow_budget_gb=NUMBER_GB)
     sim.run(prompt).check()
-    dit = by_name(sim.report()["components"])["dit"]
-    assert dit["budget_bytes"] == 20_000_000 and dit["settings"]["budget_bytes"]["source"] == "node"
-    larger = said("graph", flux(budget_gb=0.1), workflow_budget_gb=NUMBER_GB)
+    dit = by_name(sim.report()["components"])["dit"]["settings"]["budget_bytes"]
+    assert (dit["value"], dit["source"]) == (20_000_000, "node")
+    larger = said("graph", flux(budget_gb=0.08), workflow_budget_gb=NUMBER_GB)
+    told = expect(sim, larger)
     sim.run(larger).check()
-    for document in (expect(sim, larger), sim.report()):
-        dit = by_name(document["components"])["dit"]
-        assert dit["budget_bytes"] == 100_000_000 and dit["settings"]["budget_bytes"]["source"] == "node"
-        assert "own_beyond_workflow" in [notice["code"] for notice in dit["notices"]]
+    for document in (told, sim.report()):
+        component = by_name(document["components"])["dit"]
+        dit = component["settings"]["budget_bytes"]
+        assert (dit["value"], dit["source"]) == (80_000_000, "node")
+        assert "own_beyond_workflow" in [notice["code"] for notice in component["notices"]]
 
 
 def test_a_stronger_sources_number_wins_over_a_budget_of_the_settings(sim):
     prompt = flux()
     options = {"graph": {"components": {"all": {"workflow_budget_gb": NUMBER_GB}}}}
-    options |= {"schema": 1, "settings": {"components": {"dit": {"budget_gb": 0.1}}}}
+    options |= {"schema": 1, "settings": {"components": {"dit": {"budget_gb": 0.08}}}}
     for node_id in (MODEL, CLIP, VAE):
         prompt[node_id]["inputs"]["graph_options"] = json.dumps(options)
     sim.run(prompt).check()
-    dit = by_name(sim.report()["components"])["dit"]
-    assert dit["budget_bytes"] == NUMBER_GB * 1e9 and dit["settings"]["budget_bytes"]["source"] == "graph"
-    assert "own_within_workflow" in [notice["code"] for notice in dit["notices"]]
+    report = by_name(sim.report()["components"])["dit"]
+    dit = report["settings"]["budget_bytes"]
+    assert (dit["value"], dit["source"]) == (NUMBER_GB * 1e9, "graph")
+    assert "own_within_workflow" in [notice["code"] for notice in report["notices"]]
 
 
 def test_a_loader_that_no_output_depends_on_has_no_part(sim):
     prompt = flux()
     prompt["70"] = {**prompt[MODEL], "inputs": {**prompt[MODEL]["inputs"], "placement": "resident"}}
-    told = expect(sim, said("graph", prompt, workflow_budget_gb=NUMBER_GB))
-    assert parts(told["components"])["dit"] == NUMBER_GB * 1e9
-    sim.run(said("graph", prompt, workflow_budget_gb=NUMBER_GB)).check()
+    prompt = said("graph", prompt, workflow_budget_gb=NUMBER_GB)
+    assert parts(expect(sim, prompt)["components"])["dit"] == NUMBER_GB * 1e9
+    sim.run(prompt).check()
     assert parts(sim.report()["components"])["dit"] == NUMBER_GB * 1e9
 
 
 def test_what_the_app_has_kept_under_another_name_is_counted_once(sim):
     """The first of two loaders goes: what the other brought is still called `dit_2`, and the prompt calls it `dit`."""
-    first = flux(placement="resident")
-    first["70"] = first[MODEL]
-    first[SAMPLER]["inputs"]["model"] = ["70", 0]
-    sim.run(first).check()
-    (model,) = [part for part in sim.report()["components"] if part["component"] == "dit_2"]
-    number = 1.5 * model["device_bytes"] / 1e9
-    del first[MODEL]
-    first[SAMPLER]["inputs"]["seed"] = 2
-    sim.run(said("graph", first, workflow_budget_gb=number)).check()
+    prompt = flux(placement="resident")
+    prompt["70"] = prompt[MODEL]
+    prompt[SAMPLER]["inputs"]["model"] = ["70", 0]
+    sim.run(prompt).check()
+    (plan,) = [part["plan"] for part in sim.report()["components"] if part["component"] == "dit_2"]
+    number = 1.5 * (plan["resident_bytes"] + plan["loose_bytes"]) / 1e9
+    del prompt[MODEL]
+    prompt[SAMPLER]["inputs"]["seed"] = 2
+    sim.run(said("graph", prompt, workflow_budget_gb=number)).check()
     assert weights_on_device(sim) <= number * 1e9
