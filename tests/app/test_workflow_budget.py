@@ -4,15 +4,17 @@ import json
 
 import pytest
 
+from tests.app.test_apply_only import LOADER, SLOTS, controlled
 from tests.app.test_before_the_run import by_name, expect
 from tests.app.test_bit_identity import outcome
 from tests.app.test_host_tier import ROADS, said
-from tests.support.workflows import CLIP, MODEL, SAMPLER, VAE, build, with_our_loaders
+from tests.support.workflows import CLIP, MODEL, SAMPLER, VAE, applied, build, with_our_loaders
 
 pytestmark = pytest.mark.app
 
 NUMBER_GB = 0.06
 HOST_GB = 0.05
+MODEL_PATCH_OUTPUT = SLOTS["model_patch"][1]
 
 
 def flux(**widgets) -> dict:
@@ -163,3 +165,21 @@ def test_what_the_app_has_kept_under_another_name_is_counted_once(sim):
     prompt[SAMPLER]["inputs"]["seed"] = 2
     sim.run(said("graph", prompt, workflow_budget_gb=number)).check()
     assert weights_on_device(sim) <= number * 1e9
+
+
+def test_what_is_loaded_in_the_middle_of_a_step_and_has_no_room_is_said_and_the_run_goes_on(sim):
+    """The model patch calls the VAE inside the diffusion model's pass, where nothing can be given back."""
+    plain = controlled()
+    ours = with_our_loaders(
+        applied(plain, LOADER, "model_patch", MODEL_PATCH_OUTPUT), {MODEL: {"placement": "resident"}, VAE: {}}
+    )
+    prompt = said("graph", ours, workflow_budget_gb=0.027)
+    for seed in (1, 2):  # what the patch's file holds is known from the second prompt on
+        for nodes in (plain, prompt):
+            nodes[SAMPLER]["inputs"]["seed"] = seed
+        ran = outcome(sim, prompt)
+        said_of_vae = [notice["code"] for notice in by_name(sim.report()["components"])["vae"]["notices"]]
+        assert "beyond_workflow" in said_of_vae
+        assert sim.sim_stats()["races"] == 0
+        assert ran == outcome(sim, plain), seed
+        sim.free()
