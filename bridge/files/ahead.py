@@ -65,7 +65,7 @@ def _of_prompt(number: object, device: torch.device) -> tuple[Ahead, ...]:
     run = what_runs(running.nodes, running.outputs)
     components = []
     for component in wanted:
-        if component.nodes[-1] not in run:
+        if not run.intersection(component.nodes):
             continue
         with contextlib.suppress(OffloadError):
             if (ahead := _ahead(component, device)) is not None:

@@ -42,7 +42,7 @@ def ahead_document(prompt: Mapping[str, Any]) -> dict[str, Any]:
     try:
         components = components_ahead(prompt, device)
         run = what_runs(prompt, compat.outputs_of(prompt) or prompt)
-        components = [ahead for ahead in components if ahead.wanted.nodes[-1] in run]
+        components = [ahead for ahead in components if run.intersection(ahead.wanted.nodes)]
         for ahead in components:
             name, nodes = ahead.requested.component, sorted(ahead.wanted.nodes)
             if reason := _left(ahead, device):
