@@ -31,18 +31,31 @@ def copies(server) -> int:
 
 
 def parts(components: list[dict]) -> dict[str, int]:
-    return {name: component["budget_bytes"] for name, component in by_name(components).items()}
+    """What each component may take in its turn. Its `budget_bytes` are less once it had to give some back."""
+    return {name: component["settings"]["budget_bytes"]["value"] for name, component in by_name(components).items()}
+
+
+def most_beside_weights(server, text: str) -> int:
+    """The most bytes on the device at any time of a run beside the weights, when the app has all of them there."""
+    prompt = build("flux", vae="vae_flux", text=text)
+    before = server.sim_reset()["used"]
+    server.run(prompt).check()
+    stats = server.sim_stats()
+    assert stats["used"] == before, "it loaded something: nothing was measured"
+    return stats["peak"] - before
 
 
 @pytest.mark.parametrize("road", ROADS)
 def test_the_number_is_kept_and_told_before_and_the_picture_is_the_same(sim, road):
     reference = outcome(sim, build("flux", vae="vae_flux"))
+    activations = most_beside_weights(sim, "a harbour")
     sim.free()
     sim.sim_reset()
     prompt = said(road, flux(), workflow_budget_gb=NUMBER_GB)
     told = expect(sim, prompt)
     assert outcome(sim, prompt) == reference
     assert 0 < weights_on_device(sim) <= NUMBER_GB * 1e9
+    assert sim.sim_stats()["peak"] - sim.idle_bytes - activations <= NUMBER_GB * 1e9, "at some time it held more"
     ran = sim.report()["components"]
     assert parts(ran).keys() == parts(told["components"]).keys() == {"dit", "text_encoder", "vae"}
     for name, part in parts(told["components"]).items():
@@ -87,6 +100,7 @@ def test_too_small_a_number_is_refused_with_the_smallest_that_works(sim, road):
     assert budget["widgets"] == widgets and budget["asked_bytes"] == 1_000_000
     result = sim.run(said(road, flux(), workflow_budget_gb=0.001))
     assert not result.ok and "for the weights of the workflow" in result.message
+    assert f"give at least {budget['smallest_gb']} GB" in result.message
     enough = said(road, flux(), workflow_budget_gb=budget["smallest_gb"])
     assert "error" not in expect(sim, enough)
     sim.run(enough).check()
