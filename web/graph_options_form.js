@@ -47,8 +47,9 @@ function content(say, options, names, set, clear) {
   const rows = [...names, ...unknown, 'all'].map((name) => row(say, columns, name, options?.components?.[name], unknown.includes(name), set));
   const mode = choice(options?.mode, (value) => set(null, 'mode', value), { 'aria-label': say('form.mode') }, MODES);
   const sizes = Object.entries(OF_THE_WORKFLOW).map(([name, word]) => {
-    const input = size(options?.components?.all?.[name], (value) => set('all', name, value), { title: say(`form.${word}.tip`) });
-    return element('label', { 'data-setting': name, title: say(`form.${word}.tip`) }, element('span', { text: say(`form.${word}`) }), input);
+    const [text, title] = [say(`form.${word}`), say(`form.${word}.tip`)];
+    const input = size(options?.components?.all?.[name], (value) => set('all', name, value), { 'aria-label': text, title });
+    return element('label', { 'data-setting': name, title }, element('span', { text }), input);
   });
   return [
     element('p', { class: 'lwo-quiet', text: say('form.help') }),

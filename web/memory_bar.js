@@ -1,19 +1,23 @@
 // Memory bars, one for each device and one for the host: their contents, and a mark at the budget of the workflow, or else at the
-// sum of the components' budgets.
+// sum of the components' budgets. The workflow's budget is a bar of its own, in which each component has its share.
 import { element, keptParts, legendKey, setAttribute, setText } from './dom.js';
 import { bytes } from './format.js';
+
+const SHADES = 4; // in the style sheet
 
 /** The element with all bars. */
 export function memoryBars(say) {
   const root = element('div', { class: 'lwo-memory' });
-  const show = keptParts(root, ({ parts }) => memoryBar(say, Object.keys(parts)));
+  const show = keptParts(root, (data) => memoryBar(say, data));
   return {
     root,
     /** `component`: the focused one; while it is only planned, its device is shown as predicted for its run. */
     update({ devices, host, components }, component) {
-      const bars = devices.map((device) => {
-        const planned = component?.planned && component.device === device.name;
-        return [`device ${device.name}`, planned ? plannedPart(device, component, say) : devicePart(device, components)];
+      const bars = devices.flatMap((device) => {
+        const planned = component?.planned && component.device === device.name ? component : null;
+        const whole = [`device ${device.name}`, planned ? plannedPart(device, planned, say) : devicePart(device, components)];
+        const shared = workflowPart(device, components, planned, say);
+        return shared ? [whole, [`workflow ${device.name} ${Object.keys(shared.parts)}`, shared]] : [whole];
       });
       show(host ? [...bars, ['host', hostPart(host, say, components)]] : bars);
     },
@@ -50,6 +54,26 @@ export function plannedPart(device, component, say) {
   };
 }
 
+/**
+ * The contents in bytes of the bar whose length is the workflow's budget of a device; null without one. `limits`: what each
+ * component may take in its turn. `planned`: the component, if any, for whose run it is predicted, alone; else as things are.
+ */
+export function workflowPart(device, components, planned, say) {
+  const here = components.filter((component) => component.device === device.name);
+  const total = ofTheWorkflow(here, 'workflow_budget_bytes');
+  if (total === null) return null;
+  const isThere = (component) => (planned ? component === planned : component.loaded);
+  const held = (component) => (isThere(component) ? component.plan.resident_bytes + component.plan.loose_bytes : 0);
+  const parts = {};
+  for (const component of here) parts[component.component] = (parts[component.component] ?? 0) + held(component); // another workflow's may have its name
+  parts.ring = planned ? planned.plan.ring_bytes : device.ring_bytes;
+  const limited = here.filter(({ settings }) => Number.isFinite(settings?.workflow_budget_bytes?.value));
+  const limits = Object.fromEntries(limited.map(({ component, settings }) => [component, settings.budget_bytes?.value]));
+  const free = Math.max(0, total - Object.values(parts).reduce((sum, size) => sum + size, 0));
+  const when = planned ? ` · ${say('memory.planned', { component: planned.component })}` : '';
+  return { title: `${say('setting.workflow_budget_bytes')}${when}`, total, free, ceiling: null, parts, limits };
+}
+
 /** The contents of the host's bar in bytes. Mapped files do not count as used: the system can reclaim their pages. */
 export function hostPart(host, say, components = []) {
   const { total_bytes: total, available_bytes: free, pinned_bytes: pinned, pageable_bytes: pageable } = host;
@@ -57,14 +81,16 @@ export function hostPart(host, say, components = []) {
   return { title: say('memory.host'), total, free, ceiling: ofTheWorkflow(components, 'workflow_host_bytes'), parts: { pinned, pageable, mapped: host.mapped_bytes, others } };
 }
 
-function memoryBar(say, names) {
+/** A bar for the parts that `data` names. With `limits`, all but the ring are components, in shades of one colour. */
+function memoryBar(say, { parts, limits }) {
   const title = element('span', { class: 'lwo-bar-title' });
   const free = element('span', { class: 'lwo-bar-free' });
-  const shownParts = names.map((name) => {
-    const word = say(`memory.${name}`);
+  const shownParts = Object.keys(parts).map((name, index) => {
+    const word = say(`memory.${name}`, {}, name);
     const value = element('b');
-    const segment = element('span', { class: `lwo-segment lwo-${name}` });
-    return { name, word, value, segment, key: legendKey(`lwo-${name}`, word, ' ', value) };
+    const look = limits && name !== 'ring' ? `lwo-resident lwo-share-${index % SHADES}` : `lwo-${name}`;
+    const segment = element('span', { class: `lwo-segment ${look}` });
+    return { name, word, value, segment, key: legendKey(look, word, ' ', value) };
   });
   const mark = element('span', { class: 'lwo-ceiling' });
   const ceiling = element('b');
@@ -79,10 +105,11 @@ function memoryBar(say, names) {
       const share = (value) => `${(100 * Math.min(1, Math.max(0, value / (data.total || 1)))).toFixed(2)}%`;
       for (const { name, word, value, segment, key } of shownParts) {
         const size = data.parts[name];
+        const limit = data.limits?.[name];
         segment.style.width = share(size ?? 0);
-        segment.title = `${word}: ${bytes(size)}`;
-        setText(value, bytes(size));
-        key.hidden = !size && name !== 'others';
+        setText(value, Number.isFinite(limit) ? say('memory.share', { held: bytes(size), limit: bytes(limit) }) : bytes(size));
+        segment.title = `${word}: ${value.textContent}`;
+        key.hidden = !size && name !== 'others' && !Number.isFinite(limit);
       }
       mark.hidden = ceilingKey.hidden = data.ceiling === null;
       mark.style.left = share(data.ceiling);

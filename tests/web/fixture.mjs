@@ -53,6 +53,17 @@ export function report(running = false) {
   };
 }
 
+/** The same between runs, with both components loaded within a number for the whole workflow. */
+export function reportOfWorkflowBudget(number = 8 * GB) {
+  const { components: [dit, encoder], ...rest } = report();
+  const why = because('part_of_workflow', { number: '8.00 GB', source: because('source_graph') });
+  const sharing = (component, resident_bytes, part) => ({
+    ...component, loaded: true, plan: { ...component.plan, resident_bytes },
+    settings: { ...component.settings, workflow_budget_bytes: setting(number, 'graph', setBy('source_graph')), budget_bytes: setting(part, 'graph', why) },
+  });
+  return { ...rest, components: [sharing(dit, 3.5 * GB, number), sharing(encoder, 1.03 * GB, 3.2 * GB)] };
+}
+
 const devices = () => [{ name: 'cuda:0', total_bytes: 12 * GB, free_bytes: 1.74 * GB, ring_bytes: 1.2 * GB, resident_bytes: 4.53 * GB, loose_bytes: 0.2 * GB, others_bytes: 4.33 * GB }];
 const host = () => ({ pinned_bytes: 11 * GB, pageable_bytes: 9.1 * GB, mapped_bytes: 0.9 * GB, available_bytes: 9 * GB, total_bytes: 34 * GB });
 

@@ -5,7 +5,7 @@ import test from 'node:test';
 
 import * as format from '../../web/format.js';
 import { changed, graphPart, optionsText, withoutUnset } from '../../web/graph_options.js';
-import { devicePart, hostPart, plannedPart } from '../../web/memory_bar.js';
+import { devicePart, hostPart, plannedPart, workflowPart } from '../../web/memory_bar.js';
 import { KEPT_EVENTS, componentNames, emptyState, focused, isOfNode, lastPasses, withAhead, withLive, withReport, withStored } from '../../web/model.js';
 import { fromReport, line } from '../../web/node_text.js';
 import { statesOf } from '../../web/placement_map.js';
@@ -129,6 +129,23 @@ test('the mark is at the budget of the workflow where there is one', () => {
   assert.equal(plannedPart(device, { ...fixture.ahead().components[0], settings: numbers }, say).ceiling, 5e9);
   assert.equal(hostPart(host, say, all).ceiling, 9e9);
   assert.equal(hostPart(host, say, components).ceiling, null);
+});
+
+test('the budget of the workflow is one bar that its components share', () => {
+  const { components, devices } = fixture.reportOfWorkflowBudget(8e9);
+  const [device] = devices;
+  const rounded = (parts) => Object.fromEntries(Object.entries(parts).map(([name, size]) => [name, Math.round(size)]));
+  assert.equal(workflowPart(device, fixture.report().components, null, say), null, 'nothing was set');
+  assert.equal(workflowPart({ ...device, name: 'cuda:1' }, components, null, say), null, 'of another device');
+  const now = workflowPart(device, components, null, say);
+  assert.deepEqual(rounded(now.parts), { dit: 3.7e9, text_encoder: 1.23e9, ring: 1.2e9 });
+  assert.deepEqual([now.total, Math.round(now.free), now.limits], [8e9, 1.87e9, { dit: 8e9, text_encoder: 3.2e9 }]);
+  const idle = components.map((component) => ({ ...component, loaded: component.component === 'dit' }));
+  assert.equal(workflowPart(device, idle, null, say).parts.text_encoder, 0, 'what is not loaded holds nothing');
+  const planned = components.map((component) => ({ ...component, planned: true, loaded: false }));
+  const turn = workflowPart(device, planned, planned[1], say);
+  assert.deepEqual(rounded(turn.parts), { dit: 0, text_encoder: 1.23e9, ring: 1.2e9 });
+  assert.ok(turn.title.includes('text_encoder'));
 });
 
 test('bars add up', () => {

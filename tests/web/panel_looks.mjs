@@ -6,8 +6,10 @@ import { graphOnScreen, scenario } from './page.mjs';
 const PANEL = 'layerwise-offload';
 const NODE_TOP = 0.62; // of a node, what its picture for the README leaves out
 
+let reported = fixture.report();
+
 const routes = async (page) => {
-  await page.route('**/layerwise_offload/report', (route) => route.fulfill({ json: fixture.report() }));
+  await page.route('**/layerwise_offload/report', (route) => route.fulfill({ json: reported }));
   await page.route('**/layerwise_offload/subscribe', (route) => route.fulfill({ json: {} }));
   await page.route('**/layerwise_offload/events', (route) => route.fulfill({ json: { schema: 1, events: [] } }));
   await page.route('**/layerwise_offload/expect', (route) => route.fulfill({ json: fixture.ahead() }));
@@ -119,5 +121,11 @@ await scenario(async (page, task) => {
   });
   await page.click('.lwo-map-row:nth-child(2) .lwo-pick');
   const focusedNumbers = await page.locator('.lwo-numbers').innerText();
-  return { onNode, resolved, toasts, found, reasons, early, keyboard, states, drawn, focusedNumbers };
+  reported = fixture.reportOfWorkflowBudget();
+  await send('live', { ...fixture.live(), events: [['plan', 'dit-1', null, 0, 0, 0]] });
+  await page.waitForSelector('.lwo-share-1');
+  found.push(...(await page.evaluate(faults)), ...(await page.evaluate(paleTexts)));
+  await picture('workflow-budget');
+  const shares = await page.locator('.lwo-memory > div:nth-child(2)').innerText();
+  return { shares, onNode, resolved, toasts, found, reasons, early, keyboard, states, drawn, focusedNumbers };
 }, { routes });

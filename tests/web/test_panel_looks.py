@@ -42,6 +42,8 @@ def judge(played: dict, locale: str):
     assert "text_encoder" in played["focusedNumbers"] and "3.2 %" in played["focusedNumbers"]
     table = json.loads((paths.ROOT / "web" / "words" / f"{locale}.json").read_text(encoding="utf-8"))
     assert played["onNode"] == table["node.not_run"]
+    share = table["memory.share"].format(held="1.23 GB", limit="3.20 GB")
+    assert table["setting.workflow_budget_bytes"] in played["shares"] and share in played["shares"].splitlines()
     reasons_are_in(locale, played["reasons"], table)
     assert played["early"] == [table["explain.early"].format(early=12, copies=1216)] * 2
     assert [line.split(" ")[0] for line in played["resolved"]] == ["dit", "text_encoder", "vae"]

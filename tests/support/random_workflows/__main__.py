@@ -9,7 +9,7 @@ from tests.support.app_server import AppServer
 
 from .case import Case, draw, seeds_by_version, shrink
 from .judge import PACKS, Judge
-from .prompts import app_prompts, budget_gb, our_prompts
+from .prompts import app_prompts, numbers_of, our_prompts
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
         for seed in seeds:
             case = draw(seed)
             print(case.text())
-            print(json.dumps({"app": app_prompts(case), "ours": our_prompts(case, budget_gb(case))}, indent=1))
+            print(json.dumps({"app": app_prompts(case), "ours": our_prompts(case, numbers_of(case))}, indent=1))
         return 0
     outcomes, failed = collections.Counter(), 0
     for version, chosen in seeds_by_version(seeds).items():

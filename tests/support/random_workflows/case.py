@@ -59,6 +59,8 @@ class Case:
     lora_mode       what becomes of patched layers on the host
     host_tier       where streamed layers of all components wait on the host, by the options node or the graph
     pin_gb          what each of them may page-lock, by the same; 0 = auto
+    workflow_share  of the diffusion model's file size, as the budget for the weights of the workflow; 0 = auto
+    workflow_host_gb  system memory that copies of the workflow's layers may take; 0 = auto
     apply_last      Apply stands behind the LoRAs instead of in front of them
     fault, at       what ends the first run at which visit: interrupt, failure, out_of_memory; "" = nothing
     weights_mb      device memory left for weights; 0 = plenty
@@ -89,6 +91,8 @@ class Case:
     lora_mode: str = "auto"
     host_tier: str = "auto"
     pin_gb: float = 0.0
+    workflow_share: float = 0.0
+    workflow_host_gb: float = 0.0
     apply_last: bool = False
     controlnet: bool = False
     tiled: bool = False
@@ -160,6 +164,7 @@ def draw(seed: int, version: str | None = None) -> Case:
     )
     case = _with_more(case, random.Random(f"{seed} more"))
     case = _with_host(case, random.Random(f"{seed} host"))
+    case = _with_workflow(case, random.Random(f"{seed} workflow"))
     if case.dit in ("resident", "whole"):
         case = replace(case, budget_share=0.0)  # said together they contradict each other, which other tests look at
     if case.fault in ("interrupt", "failure"):
@@ -214,6 +219,18 @@ def _with_host(case: Case, rng: random.Random) -> Case:
     if drawn < 0.3:
         return replace(case, host_tier=tier)
     return replace(case, pin_gb=pin_gb) if drawn < 0.4 else case
+
+
+def _with_workflow(case: Case, rng: random.Random) -> Case:
+    """Numbers for the whole workflow. Of system memory only where a file has the layers and no more is said of it."""
+    share, host_gb = rng.choice((0.3, 0.6, 1.0, 1.6)), rng.choice((0.02, 0.05))
+    has_share, has_host = rng.random() < 0.3, rng.random() < 0.2
+    free_to_say = case.loader == "layerwise" and case.host_tier == "auto" and not case.pin_gb
+    return replace(
+        case,
+        workflow_share=share if has_share else 0.0,
+        workflow_host_gb=host_gb if has_host and free_to_say else 0.0,
+    )
 
 
 def shrink(case: Case, fails: Callable[[Case], bool]) -> Case:

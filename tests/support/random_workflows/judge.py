@@ -4,14 +4,14 @@ import hashlib
 import json
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.support import pixels, saved_weights
 from tests.support.app_server import APP_RESERVE_MB, AppServer, Result
 from tests.support.devkit import paths
 
 from .case import Case
-from .prompts import SAVE, SAVED_PREFIX, app_prompts, budget_gb, our_prompts
+from .prompts import SAVE, SAVED_PREFIX, Numbers, app_prompts, numbers_of, our_prompts
 
 PACKS = (paths.SUPPORT / "fault_pack", paths.SUPPORT / "gguf_pack")
 """What a judge's server has beside ours."""
@@ -62,9 +62,10 @@ class Judge:
             return Verdict(case, APP_CANNOT, detail=expected)
         self.server.free()
         before = self._held()
-        verdict = self._run(case, expected, budget_gb(case))
-        if case.budget_share and (named := _TOO_SMALL.search(verdict.detail)):
-            verdict = self._run(case, expected, float(named.group(1)))  # as a person would who reads the error
+        numbers = numbers_of(case)
+        verdict = self._run(case, expected, numbers)
+        while (enough := _after_reading(verdict.detail, numbers)) is not None:
+            numbers, verdict = enough, self._run(case, expected, enough)
         self.server.post("/fault", {"name": ""})
         self._configure(mb=PLENTY_MB, bandwidth=0)
         self.server.free()
@@ -129,14 +130,14 @@ class Judge:
         except AssertionError as error:  # a merge, say, that gives no picture without us either
             return f"error: {error}"
 
-    def _run(self, case: Case, expected: list[str], budget: float) -> Verdict:
+    def _run(self, case: Case, expected: list[str], numbers: Numbers) -> Verdict:
         server = self.server
         self._configure(
             mb=APP_RESERVE_MB + case.weights_mb if case.weights_mb else PLENTY_MB,
             bandwidth=SLOW_LINK if case.slow_link else 0,
         )
         try:
-            prompts = our_prompts(case, budget)
+            prompts = our_prompts(case, numbers)
             if case.fault:
                 server.post("/fault", {"name": case.fault, "at": case.at})
                 ended = server.run(prompts[0])
@@ -150,12 +151,25 @@ class Judge:
                     refuse_or_fail(result)
                 if digest(server, result, prompt) != digest_:
                     return Verdict(case, RAN, f"prompt {number} of {len(prompts)} differs from the app's")
+                if over := self._over(numbers):
+                    return Verdict(case, RAN, f"prompt {number} of {len(prompts)}: {over}")
                 streamed = streamed or self._streams()
             return Verdict(case, RAN, streamed=streamed)
         except Refused as refusal:
             return Verdict(case, REFUSED, detail=str(refusal))
         except AssertionError as error:
             return Verdict(case, RAN, str(error))
+
+    def _over(self, numbers: Numbers) -> str:
+        """What is held beyond the numbers for the workflow; "" if nothing."""
+        report = self.server.report()
+        held = sum(device[f"{kind}_bytes"] for device in report["devices"] for kind in ("ring", "resident", "loose"))
+        if numbers.workflow and held > round(numbers.workflow * 1e9):
+            return f"{held} bytes of weights on the device, within {numbers.workflow} GB"
+        copies = report["host"]["pinned_bytes"] + report["host"]["pageable_bytes"]
+        if self._simulated and numbers.workflow_host and copies > round(numbers.workflow_host * 1e9):
+            return f"{copies} bytes of copies of layers, within {numbers.workflow_host} GB"
+        return ""
 
     def _streams(self) -> bool:
         components = self.server.report()["components"]
@@ -180,6 +194,18 @@ def refuse_or_fail(result: Result) -> None:
         raise Refused(result.message)
     trace = "".join(result.error.get("traceback", []))
     raise AssertionError(f"ended as {result.status}: {result.message}\n{trace[-3000:]}")
+
+
+def _after_reading(refusal: str, numbers: Numbers) -> Numbers | None:
+    """The numbers as a person would change them who reads the error; None if it names none that is more."""
+    if not (named := _TOO_SMALL.search(refusal)):
+        return None
+    if "for the weights of the workflow" in refusal:
+        name = "workflow"
+    else:
+        name = "workflow_host" if "of system memory for the layers" in refusal else "budget"
+    least = float(named.group(1))
+    return replace(numbers, **{name: least}) if 0 < getattr(numbers, name) < least else None
 
 
 def _seeded(result: Result) -> bool:

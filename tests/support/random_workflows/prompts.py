@@ -1,6 +1,7 @@
 """A case as prompts in the app's API form: one list for the app's own loaders, one for ours, run in their order."""
 
 import json
+from dataclasses import dataclass
 
 from tests.support import tiny_models
 from tests.support.devkit import paths
@@ -32,31 +33,41 @@ SAVED_PREFIX = "random"
 ROLES = {"dit": MODEL, "text_encoder": CLIP, "vae": VAE}
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """Sizes in GB that are asked for: the diffusion model's budget, and those of the whole workflow; 0 = auto."""
+
+    budget: float = 0.0
+    workflow: float = 0.0
+    workflow_host: float = 0.0
+
+
+def numbers_of(case: Case) -> Numbers:
+    """As people guess them, by the size of the diffusion model's file."""
+    name = CHECKPOINT if case.family == CHECKPOINT else FAMILIES[_architecture(case.family)].model
+    tiny_models.ensure(name)
+    file_gb = (paths.MODELS / RECIPES[name].path).stat().st_size / 1e9
+    return Numbers(case.budget_share * file_gb, case.workflow_share * file_gb, case.workflow_host_gb)
+
+
 def app_prompts(case: Case) -> list[dict]:
     """What the case runs, one prompt after the other, with the app's loaders."""
     return [_decorated(case, _base(case, text), loras, _saves(case, number)) for number, text, loras in _runs(case)]
 
 
-def our_prompts(case: Case, budget_gb: float) -> list[dict]:
+def our_prompts(case: Case, numbers: Numbers) -> list[dict]:
     """The same graphs with our loaders, or with Apply nodes, in the place of the app's loaders."""
     built = []
     for number, text, loras in _runs(case):
         prompt, saves = _base(case, text), _saves(case, number)
         if case.loader == "layerwise":
-            prompt = _decorated(case, _loaded_by_us(case, prompt, budget_gb), loras, saves)
+            prompt = _decorated(case, _loaded_by_us(case, prompt, numbers), loras, saves)
         elif case.apply_last:
-            prompt = _decorated(case, _applied(case, prompt, budget_gb), loras, saves)
+            prompt = _decorated(case, _applied(case, prompt, numbers), loras, saves)
         else:
-            prompt = _applied(case, _decorated(case, prompt, loras, saves), budget_gb)
+            prompt = _applied(case, _decorated(case, prompt, loras, saves), numbers)
         built.append(prompt)
     return built
-
-
-def budget_gb(case: Case) -> float:
-    """The share of the file's bytes, in GB; for people a budget is a guess as well."""
-    name = CHECKPOINT if case.family == CHECKPOINT else FAMILIES[_architecture(case.family)].model
-    tiny_models.ensure(name)
-    return case.budget_share * (paths.MODELS / RECIPES[name].path).stat().st_size / 1e9
 
 
 def _architecture(family: str) -> str:
@@ -196,21 +207,23 @@ def _with_save(prompt: dict, case: Case) -> dict:
 # ---------------------------------------------------------------------- what our nodes are told
 
 
-def _said(case: Case, budget: float) -> tuple[dict[str, dict], dict | None, str]:
+def _said(case: Case, numbers: Numbers) -> tuple[dict[str, dict], dict | None, str]:
     """What is said about the components by (the nodes' widgets by role, an options node's widgets, the graph)."""
-    values: dict[str, dict] = {"dit": {"placement": case.dit, "budget_gb": budget}}
+    values: dict[str, dict] = {"dit": {"placement": case.dit, "budget_gb": numbers.budget}}
     said_once = {} if case.lora_mode == "auto" else {"lora_mode": case.lora_mode}
     values["dit"] |= said_once if case.said_by != "options" else {}
     if FAMILIES[_architecture(case.family)].clip:
         values["text_encoder"] = {"placement": case.clip}
     values["vae"] = {"placement": case.vae}
     nothing: dict[str, dict] = {role: {} for role in values}
-    host = {} if case.host_tier == "auto" else {"host_tier": case.host_tier}
-    host |= {"pin_budget_gb": case.pin_gb} if case.pin_gb else {}
+    workflow = {"workflow_budget_gb": numbers.workflow, "workflow_host_gb": numbers.workflow_host}
+    in_gb = {"pin_budget_gb": case.pin_gb, **workflow}
+    for_all = {} if case.host_tier == "auto" else {"host_tier": case.host_tier}
+    for_all |= {name: value for name, value in in_gb.items() if value}
     if case.said_by == "graph":
-        said = {"mode": case.mode, "components": values | ({"all": host} if host else {})}
+        said = {"mode": case.mode, "components": values | ({"all": for_all} if for_all else {})}
         return nothing, None, json.dumps({"schema": 1, "graph": said})
-    options = {"mode": case.mode, **host, **(said_once if case.said_by == "options" else {})}
+    options = {"mode": case.mode, **for_all, **(said_once if case.said_by == "options" else {})}
     if case.said_by == "options":
         for role, widgets in values.items():
             options |= {f"{role}_{name}": value for name, value in widgets.items()}
@@ -218,8 +231,8 @@ def _said(case: Case, budget: float) -> tuple[dict[str, dict], dict | None, str]
     return values, options, ""
 
 
-def _loaded_by_us(case: Case, prompt: dict, budget: float) -> dict:
-    widgets, options, text = _said(case, budget)
+def _loaded_by_us(case: Case, prompt: dict, numbers: Numbers) -> dict:
+    widgets, options, text = _said(case, numbers)
     if case.family == CHECKPOINT:
         short = {"text_encoder": "clip_placement", "vae": "vae_placement"}
         mine = dict(widgets["dit"])
@@ -228,7 +241,7 @@ def _loaded_by_us(case: Case, prompt: dict, budget: float) -> dict:
     else:
         settings = {ROLES[role]: mine for role, mine in widgets.items()}
     if case.twin_loader:
-        settings[TWIN_LOADER] = _twin_widgets(case, budget)
+        settings[TWIN_LOADER] = _twin_widgets(case, numbers.budget)
     if text:
         settings = {node_id: {**mine, "graph_options": text} for node_id, mine in settings.items()}
     return with_our_loaders(prompt, settings, options)
@@ -241,9 +254,9 @@ def _twin_widgets(case: Case, budget: float) -> dict:
     )
 
 
-def _applied(case: Case, prompt: dict, budget: float) -> dict:
+def _applied(case: Case, prompt: dict, numbers: Numbers) -> dict:
     """Apply nodes right behind the app's loaders, or, for the model, in front of each sampler."""
-    widgets, options, text = _said(case, budget)
+    widgets, options, text = _said(case, numbers)
     common: dict = {"graph_options": text} if text else {}
     if options is not None:
         prompt = {**prompt, OPTIONS: node("LayerwiseOffloadOptions", **options)}
@@ -256,9 +269,11 @@ def _applied(case: Case, prompt: dict, budget: float) -> dict:
     if case.apply_last:
         prompt = behind(prompt, MODEL, APPLY, "model", **mine)
         if case.twin_loader:
-            prompt[f"{TWIN_LOADER}0"] = node(APPLY, model=[TWIN_LOADER, 0], **_twin_widgets(case, budget), **common)
+            prompt[f"{TWIN_LOADER}0"] = node(
+                APPLY, model=[TWIN_LOADER, 0], **_twin_widgets(case, numbers.budget), **common
+            )
         return prompt
-    own = {**mine, **_twin_widgets(case, budget)} if case.twin_loader and not case.merge_other else mine
+    own = {**mine, **_twin_widgets(case, numbers.budget)} if case.twin_loader and not case.merge_other else mine
     for number, (sampler, said) in enumerate(((SAMPLER, mine), (TWIN, own))):
         if sampler in prompt:
             applied = node(APPLY, model=prompt[sampler]["inputs"]["model"], **said)
