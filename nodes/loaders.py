@@ -22,6 +22,12 @@ from .widgets import (
     weight_dtype_input,
 )
 
+_WORKFLOW_BUDGET_TOOLTIP = (
+    "VRAM that the weights of all models of the workflow together may take while one of these is used, in GB (1 GB = "
+    "1,000,000,000 bytes). It is divided among them by when they run; a budget of a model counts within it. 0 = auto: "
+    "each for itself."
+)
+
 
 class LayerwiseOffloadLoader(LoadsParts, io.ComfyNode):
     """Diffusion model, text encoders, VAE and image encoder, each with its own placement."""
@@ -47,9 +53,7 @@ class LayerwiseOffloadLoader(LoadsParts, io.ComfyNode):
                 placement_input("text_encoder", "text encoder", "clip_placement", cpu=True, **ADVANCED),
                 placement_input("vae", "VAE", "vae_placement", cpu=True, **ADVANCED),
                 placement_input("image_encoder", "image encoder", "clip_vision_placement", **ADVANCED),
-                # The one budget that is seen; a budget of the whole graph would be seen in its place.
-                gb_input("dit_budget_gb"),
-                *(gb_input(f"{of}_budget_gb", advanced=True) for of in ("clip", "vae", "clip_vision")),
+                *(gb_input(f"{of}_budget_gb", advanced=True) for of in ("dit", "clip", "vae", "clip_vision")),
                 *further_encoder_inputs("Another text encoder; the order is that of ComfyUI's loaders."),
                 file_input(
                     "clip_vision_name", "clip_vision", "An image encoder, a file in models/clip_vision.", optional=True
@@ -59,6 +63,7 @@ class LayerwiseOffloadLoader(LoadsParts, io.ComfyNode):
                 ),
                 precision_input("vae_precision", optional=True),
                 *shared_inputs(loras=True),
+                gb_input("workflow_budget_gb", _WORKFLOW_BUDGET_TOOLTIP),  # the one budget that is seen
             ],
             hidden=HIDDEN,
             outputs=[

@@ -31,8 +31,8 @@ class Step:
     settings: ComponentSettings
     """Set by the node's widgets."""
     mode: str
-    budget_widget: str
-    """The name of the node's budget widget, whether the node has one or not."""
+    widgets: Mapping[str, str]
+    """The names of the node's widgets by setting, whether the node has them or not."""
     options_node: str
     """The id of the options node that is connected to the node; empty if there is none."""
 
@@ -71,10 +71,12 @@ class Wanted:
         """(node id, widget) of each widget by which `source` set the budget of the component, or the `setting` that is
         the budget of the whole workflow; empty if no widget did.
 
-        Of loader and Apply nodes the last one counts; of the options nodes connected to them, each that sets a budget.
+        Of loader and Apply nodes the last one counts, for the workflow's the last that sets it; of the options nodes
+        connected to them, each that sets a budget.
         """
         if source == Source.NODE:
-            return ((self.nodes[-1], self.steps[-1].budget_widget),)
+            steps = [step for step in self.steps if step.settings.is_explicitly_set(setting)]
+            return tuple((step.context.node_id, step.widgets[setting]) for step in steps[-1:])
         selector = ALL if setting in OF_THE_WORKFLOW else group_of(component)
         widget = next((name for name, said in OPTIONS_WIDGETS.items() if said == (selector, setting)), None)
         if source != Source.OPTIONS or widget is None:
@@ -123,7 +125,7 @@ def _step(prompt: Mapping[str, Any], place: Place) -> Step:
     options = options_request(_plain(prompt[options_node])) if options_node else None
     context = NodeContext.of(prompt, node_id, options, inputs.get("graph_options", ""))
     settings = widget_settings(slot, inputs, kind)
-    return Step(context, settings, inputs.get("mode", AUTO), slot.widgets[Setting.BUDGET_BYTES], options_node)
+    return Step(context, settings, inputs.get("mode", AUTO), slot.widgets, options_node)
 
 
 def _wanted(prompt: Mapping[str, Any], place: Place, name: str, steps: dict[Place, Step]) -> Wanted:

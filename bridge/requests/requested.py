@@ -7,7 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ...offload_core.errors import SettingsError
-from ...offload_core.settings.component_settings import SOURCES, ComponentSettings, Setting, Source, bytes_from_gb
+from ...offload_core.settings.component_settings import (
+    OF_THE_WORKFLOW,
+    SOURCES,
+    ComponentSettings,
+    Setting,
+    Source,
+    bytes_from_gb,
+)
 from ...offload_core.settings.groups import match, normalise_selection
 from ...offload_core.settings.node_table import OPTIONS_WIDGETS, Slot, is_gb
 from ...offload_core.settings.policy import check_mode
@@ -89,9 +96,12 @@ class Requested:
         return self.settings.value(name)
 
     def without_widgets(self) -> Requested:
-        """What is left of it for a node downstream, whose widgets override those of this one."""
+        """What is left of it for a node downstream, whose widgets override those of this one.
+
+        What they said of the whole workflow stays: no node downstream has a widget for it.
+        """
         modes = tuple((source, mode) for source, mode in self.modes if source != Source.NODE)
-        return replace(self, settings=self.settings.without(Source.NODE), modes=modes)
+        return replace(self, settings=self.settings.without(Source.NODE, but=OF_THE_WORKFLOW), modes=modes)
 
     def named(self, component: str) -> Requested:
         """The same request under another component name."""

@@ -243,10 +243,10 @@ class ComponentSettings:
                 )
         return ComponentSettings(self.component or other.component)._with(entries.values())
 
-    def without(self, source: str) -> ComponentSettings:
-        """A copy in which ``source`` said nothing."""
+    def without(self, source: str, but: Iterable[str] = ()) -> ComponentSettings:
+        """A copy in which ``source`` said nothing, or nothing ``but`` what it said of these settings."""
         _check_exists("the source", source, SOURCES)
-        return self._with(entry for entry in self._entries if entry.source != source)
+        return self._with(entry for entry in self._entries if entry.source != source or entry.name in but)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """``{setting: {"value", "source", "reason", "why"}}`` for the settings that have a value."""

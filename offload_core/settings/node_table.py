@@ -59,6 +59,7 @@ class Slot:
     prefix     how its widgets for placement, budget and ring begin on this node
     needs      the input without which the node does not bring it; empty: it always does
     precision  the widget for its precision; empty: there is none
+    workflow   whether the node has the widget of the workflow's budget, which speaks of all its components
     """
 
     kind: str
@@ -67,6 +68,7 @@ class Slot:
     prefix: str = ""
     needs: str = ""
     precision: str = ""
+    workflow: bool = False
 
     @property
     def widgets(self) -> dict[str, str]:
@@ -75,6 +77,8 @@ class Slot:
         names = {setting: f"{self.prefix}{widget_name(setting)}" for setting in sizes_and_placement}
         if self.kind in TAKE_LORAS:
             names[Setting.LORA_MODE] = Setting.LORA_MODE
+        if self.workflow:
+            names[Setting.WORKFLOW_BUDGET_BYTES] = widget_name(Setting.WORKFLOW_BUDGET_BYTES)
         return {**names, Setting.PRECISION: self.precision} if self.precision else names
 
     def is_brought(self, inputs: Mapping[str, object]) -> bool:
@@ -100,10 +104,17 @@ NODES: Final[dict[str, tuple[Slot, ...]]] = {
         Slot(VAE, "checkpoints", ("ckpt_name",), prefix="vae_"),
     ),
     LOADER: (
-        Slot(DIT, "diffusion_models", ("model_name",), prefix="dit_"),
-        Slot(TEXT_ENCODER, "text_encoders", _ENCODERS, prefix="clip_"),
-        Slot(VAE, "vae", ("vae_name",), prefix="vae_", precision="vae_precision"),
-        Slot(IMAGE_ENCODER, "clip_vision", ("clip_vision_name",), prefix="clip_vision_", needs="clip_vision_name"),
+        Slot(DIT, "diffusion_models", ("model_name",), prefix="dit_", workflow=True),
+        Slot(TEXT_ENCODER, "text_encoders", _ENCODERS, prefix="clip_", workflow=True),
+        Slot(VAE, "vae", ("vae_name",), prefix="vae_", precision="vae_precision", workflow=True),
+        Slot(
+            IMAGE_ENCODER,
+            "clip_vision",
+            ("clip_vision_name",),
+            prefix="clip_vision_",
+            needs="clip_vision_name",
+            workflow=True,
+        ),
     ),
     APPLY: (
         Slot(DIT, needs="model"),

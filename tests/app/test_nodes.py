@@ -5,8 +5,9 @@ import json
 import pytest
 
 from offload_core.settings import node_table
+from tests.app.test_before_the_run import by_name, expect
 from tests.support.devkit import paths
-from tests.support.workflows import all_in_one, build, node, with_our_loaders
+from tests.support.workflows import MODEL, SAMPLER, all_in_one, build, node, with_our_loaders
 
 pytestmark = pytest.mark.app
 
@@ -62,6 +63,8 @@ def test_schemas_are_the_golden_ones(sim):
 
 SHARED = {"mode", "options", "graph_options"}
 """Widgets that speak of all components of a node."""
+OF_THE_WORKFLOW = "workflow_budget_gb"
+"""A widget that speaks of all components of a node, and of the workflow."""
 OF_THE_LOADER = {"weight_dtype", "type", "clip_type"}
 """Widgets that say how a file is read, which the node's loading function knows."""
 
@@ -80,7 +83,8 @@ def test_the_table_of_nodes_is_what_the_schemas_say(sim, node_id):
         assert ("weight_dtype" in inputs and slot.kind == "dit") <= (slot.folder == "diffusion_models")
     known = {name for slot in slots for name in (*slot.widgets.values(), *slot.files, slot.needs)}
     assert set(inputs) - known <= SHARED | OF_THE_LOADER, "no slot reads it"
-    for name in set(inputs) - SHARED - {"lora_mode"} - {name for slot in slots for name in slot.files}:
+    assert {slot.workflow for slot in slots} == {OF_THE_WORKFLOW in inputs}
+    for name in set(inputs) - SHARED - {"lora_mode", OF_THE_WORKFLOW} - {name for slot in slots for name in slot.files}:
         of = [slot.kind for slot in slots if name in (*slot.widgets.values(), slot.needs)]
         assert len(of) == 1 or name in OF_THE_LOADER, f"{name} speaks of {of}"
 
@@ -151,3 +155,29 @@ def test_the_loader_of_all_loads_the_largest_file_first(sim):
     lines = ("CLIP/text encoder model load device", "model weight dtype", "VAE load device")
     marks = [text.index(line) for line in lines]
     assert marks == sorted(marks), "99 MB of encoder, 81 MB of diffusion model, 75 MB of VAE"
+
+
+def test_a_workflow_budget_typed_on_the_loader_of_all_reaches_the_plans(sim):
+    """Also past an Apply node, which has no such widget. Without a number all is as it was without the widget."""
+
+    def prompt(**widgets) -> dict:
+        changed = all_in_one(build("flux", vae="vae_flux"), **widgets)
+        changed["30"] = node(node_table.APPLY, model=[MODEL, 0], placement="layerwise")
+        changed[SAMPLER]["inputs"]["model"] = ["30", 0]
+        return changed
+
+    told = expect(sim, prompt(workflow_budget_gb=0.06))["components"]
+    sim.run(prompt(workflow_budget_gb=0.06)).check()
+    for components in (told, sim.report()["components"]):
+        assert by_name(components).keys() == {"dit", "text_encoder", "vae"}
+        for component in components:
+            settings = component["settings"]
+            number = settings["workflow_budget_bytes"]
+            assert (number["value"], number["source"]) == (60_000_000, "node")
+            assert settings["budget_bytes"]["why"]["code"] == "part_of_workflow"
+            assert component["budget_bytes"] <= 60_000_000
+    refused = expect(sim, prompt(workflow_budget_gb=0.001))["budget"]
+    assert refused["widgets"] == [{"node": MODEL, "widget": "workflow_budget_gb"}]
+    without, zero = (expect(sim, changed)["components"] for changed in (prompt(), prompt(workflow_budget_gb=0.0)))
+    assert [component["settings"] for component in without] == [component["settings"] for component in zero]
+    assert {component["settings"]["workflow_budget_bytes"]["value"] for component in without} == {None}

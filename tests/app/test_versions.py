@@ -31,6 +31,7 @@ pytestmark = pytest.mark.app
 
 SLOW_LINK = 300_000_000
 LACKING_PACK = Path(__file__).parent / "lacking_pack"
+PROBE_PACK = Path(__file__).parent / "probe_pack"
 
 
 def saved(server, prompt) -> str:
@@ -132,7 +133,7 @@ def test_an_upscale_model_that_its_node_moves_itself_is_handed_on(app_server_fac
     app = apps.find(OLDEST_APP)
     if not app.tree.is_dir():
         pytest.skip(f"python3 dev.py setup --comfyui {OLDEST_APP}")
-    server = app_server_factory("sim", version=OLDEST_APP, bandwidth=SLOW_LINK)
+    server = app_server_factory("sim", version=OLDEST_APP, bandwidth=SLOW_LINK, extra_packs=(PROBE_PACK,))
     reference = saved(server, upscaled())
     needs, output = "upscale_model", 7
     prompt = applied(upscaled(), LOADER, needs, output, upscale_model_placement="layerwise")

@@ -72,6 +72,12 @@ def test_a_slot_names_its_widgets():
     assert "lora_mode" not in Slot("vae").widgets
 
 
+def test_the_loader_of_a_whole_pipeline_alone_has_the_workflows_budget():
+    nodes = {node_id: [slot.widgets.get("workflow_budget_bytes") for slot in slots] for node_id, slots in NODES.items()}
+    assert nodes.pop(node_table.LOADER) == ["workflow_budget_gb"] * 4
+    assert {widget for widgets in nodes.values() for widget in widgets} == {None}
+
+
 def test_what_is_chosen_is_brought():
     slot = Slot("image_encoder", "clip_vision", ("first", "second"), needs="first")
     for nothing in ({}, {"first": None}, {"first": ""}, {"first": "none"}):

@@ -17,8 +17,8 @@ WIDGETS = ("COMBO", "FLOAT", "STRING")
 """The types of inputs that are widgets."""
 TEMPLATES = sorted((paths.ROOT / "example_workflows").glob("*.json"))
 
-SEEN_BY_A_NEWCOMER = ["model_name", "clip_name1", "clip_type", "vae_name", "mode", "dit_budget_gb"]
-SEEN_BY_A_NEWCOMER += ["clip_name2", "clip_name3", "clip_name4", "clip_vision_name"]
+SEEN_BY_A_NEWCOMER = ["model_name", "clip_name1", "clip_type", "vae_name", "mode"]
+SEEN_BY_A_NEWCOMER += ["clip_name2", "clip_name3", "clip_name4", "clip_vision_name", "workflow_budget_gb"]
 """Of the loader of a whole pipeline: files, mode and one budget."""
 
 

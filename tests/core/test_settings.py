@@ -118,6 +118,13 @@ def test_the_strongest_source_wins_in_whatever_order_they_speak() -> None:
     assert settings == ComponentSettings("dit")
 
 
+def test_of_what_a_source_said_some_settings_can_be_kept() -> None:
+    settings = ComponentSettings("dit").with_value("budget_bytes", 1, "node").with_value("budget_bytes", 2, "graph")
+    kept = settings.with_value("workflow_budget_bytes", 3, "node").without("node", but=("workflow_budget_bytes",))
+    assert (kept.value("budget_bytes"), kept.source("budget_bytes")) == (2, "graph")
+    assert (kept.value("workflow_budget_bytes"), kept.source("workflow_budget_bytes")) == (3, "node")
+
+
 def test_the_reason_shows_what_weaker_sources_had_asked_for() -> None:
     settings = ComponentSettings().with_value("placement", "whole", "node").with_value("placement", "cpu", "graph")
     assert (

@@ -92,8 +92,8 @@ FLUX = Template(
         "# Flux, one loader for everything\n\n"
         "Everything is on `auto`: what fits stays in VRAM, the rest is streamed, the text encoders first. A new prompt "
         "does not throw the diffusion model out of VRAM.\n\n"
-        "Set `dit_budget_gb` to what the diffusion model may take. The report says what was chosen, why, and what it "
-        "cost.",
+        "Set `workflow_budget_gb` to what all weights together may take. The report says what was chosen, why, and "
+        "what it cost.",
         {
             "diffusion_models": {"flux1-dev.safetensors": "black-forest-labs/FLUX.1-dev"},
             "text_encoders": {"clip_l.safetensors": _FLUX_ENCODERS, "t5xxl_fp16.safetensors": _FLUX_ENCODERS},

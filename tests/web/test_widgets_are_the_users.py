@@ -20,6 +20,7 @@ def every_node() -> dict:
     tiny_models.ensure(*names)
     widgets = {"mode": "speed", "dit_placement": "layerwise", "dit_budget_gb": 0.1, "clip_placement": "resident"}
     widgets |= {"vae_placement": "layerwise", "vae_precision": "bf16", "clip_vision_name": names["clip_vision_tiny"]}
+    widgets["workflow_budget_gb"] = 1.25
     prompt = all_in_one(build("flux", vae="vae_flux", seed=77), **widgets, options=[OPTIONS, 0])
     options = {
         "mode": "auto",
