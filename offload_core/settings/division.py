@@ -2,8 +2,8 @@
 
 A part of the VRAM is what a component may take while it runs. Components take turns; a ControlNet or a model patch runs
 in the turn of each diffusion model. Idle components give back what is missing, but for those that were asked to be
-resident. Parts depend on sizes alone, not on the order in which components are given or loaded, and none becomes smaller
-when the number grows. Decision 186 has the reasons.
+resident. Parts depend on sizes alone, not on the order in which components are given or loaded, and none becomes
+smaller when the number grows. Decision 186 has the reasons.
 """
 
 from __future__ import annotations

@@ -172,7 +172,9 @@ def image_encoders(model_files) -> tuple[dict, list[str]]:
 
 
 @pytest.mark.parametrize("road", ["options", "graph", "settings"])
-def test_the_group_of_image_encoders_reaches_each_clip_vision_model_and_what_names_one_is_stronger(sim, image_encoders, road):
+def test_the_group_of_image_encoders_reaches_each_clip_vision_model_and_what_names_one_is_stronger(
+    sim, image_encoders, road
+):
     """The third has a budget of its own: by its widget where an options node speaks of the group, else by its name."""
     prompt, loaders = image_encoders
     reference = saved(sim, prompt)
