@@ -17,9 +17,9 @@ SLOW_LINK = 300_000_000
 """Bytes per second: a layer of a few MB takes many milliseconds, so that a missing wait is seen."""
 
 
-def outcome(server, prompt) -> tuple[str, str]:
+def outcome(server, prompt, timeout_s: float = 120) -> tuple[str, str]:
     """Digests of the decoded pixels and of the latents. (The saved file carries the prompt, so it always differs.)"""
-    result = server.run(prompt).check()
+    result = server.run(prompt, timeout_s).check()
     images, latents = server.images(result), server.latents(result)
     pixels.assert_sane(images)
     pixels.assert_sane(latents)

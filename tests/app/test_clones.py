@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.app.test_bit_identity import outcome
-from tests.support import pixels
+from tests.app.test_bit_identity import dit_report, outcome
+from tests.support import pixels, tiny_models
 from tests.support.workflows import SAMPLER, build, node
 
 pytestmark = pytest.mark.app
@@ -56,6 +56,52 @@ def test_two_samplers_over_one_model_that_is_placed_in_two_ways(sim, placements)
         expected = reference if steps == 2 else latents(twice(build("flux", steps=steps), False))
         assert latents(twice(build("flux", steps=steps), True)) == expected
     assert sim.sim_stats()["races"] == 0
+
+
+def in_two_orders(prompt: dict) -> dict:
+    """Two samplers in place of one, over clones of one model: under a LoRA with the single blocks called in the reverse
+    order, and without one, where the first step calls each block twice."""
+    source = prompt[SAMPLER]["inputs"]["model"]
+    tiny_models.ensure("lora_flux_tiny")
+    file = tiny_models.file_name("lora_flux_tiny")
+    prompt["70"] = node("LoraLoaderModelOnly", model=source, lora_name=file, strength_model=0.8)
+    prompt["71"] = node("ProbeExtension", model=["70", 0], name="backwards")
+    prompt["72"] = node("ProbeExtension", model=source, name="twice_in_the_first_step")
+    sampler = prompt.pop(SAMPLER)["inputs"]
+    for entry in prompt.values():
+        if entry["inputs"].get("samples") == [SAMPLER, 0]:
+            entry["inputs"]["samples"] = ["81", 0]
+    for clone in ("71", "72"):
+        prompt[f"8{clone[1]}"] = node("KSampler", **(sampler | {"model": [clone, 0]}))
+        prompt[f"9{clone[1]}"] = node("SaveLatent", samples=[f"8{clone[1]}", 0], filename_prefix=f"latents/{clone}")
+    return prompt
+
+
+def test_clones_that_call_the_layers_in_different_orders(sim):
+    """One set of layers, which the samplers use in turns: nothing is freed between the runs."""
+    steps, seeds = 2, (1, 2)
+
+    def latents(prompt: dict) -> list[str]:
+        result = sim.run(prompt).check()
+        arrays = [sim.latents(result, node=number) for number in ("91", "92")]
+        pixels.assert_sane([array for latent in arrays for array in latent])
+        return [pixels.sha256(latent) for latent in arrays]
+
+    plain = outcome(sim, build("flux", steps=steps))
+    references = [latents(in_two_orders(build("flux", steps=steps, seed=seed))) for seed in seeds]
+    assert len({plain[1], *references[0], *references[1]}) == 5
+    for loader in ("layerwise", "apply"):
+        sim.free()
+        counted = []
+        for seed, reference in zip(seeds, references):
+            assert latents(in_two_orders(build("flux", loader, steps=steps, seed=seed, **OURS))) == reference, loader
+            counted.append(dit_report(sim)["summary"])
+        assert outcome(sim, build("flux", loader, steps=steps, **OURS)) == plain
+        plan, (first, second) = dit_report(sim)["plan"], counted
+        assert any(layer["placement"] == "streamed" for layer in plan["layers"])
+        assert second["visits"] - first["visits"] == (2 * steps + 1) * len(plan["layers"])
+        assert second["peak_device_bytes"] <= 30_000_000
+    assert sim.sim_stats()["races"] == 0, sim.sim_stats()["race_message"]
 
 
 def test_what_the_apps_own_patcher_has_patched_is_not_left(sim):

@@ -1,7 +1,10 @@
 """What other nodes do to a model, streamed and not: the same picture to the bit, or a refusal that says why."""
 
+import shutil
+
 import pytest
 
+from tests.app.conftest import EXTENSION_PACK
 from tests.app.test_bit_identity import outcome, smallest_budget_gb
 from tests.support.workflows import (
     LATENT,
@@ -146,6 +149,43 @@ def test_a_first_step_that_calls_each_block_twice_is_known_from_the_second_run_o
         assert after["demand_loads"] - before["demand_loads"] <= 1
     assert counted[0]["demand_loads"] <= layers // 3, "the first run has a walk or two to learn"
     assert sim.sim_stats()["races"] == 0
+
+
+BY_INDUCTOR = {
+    "blocks": probe("compiled_by_inductor"),
+    "whole": by_node("TorchCompileModel", backend="inductor"),
+}
+COMPILE_TIMEOUT_S = 900
+"""On two busy cores the whole model took three minutes to compile."""
+
+
+@pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="inductor needs a C++ compiler"
+)
+@pytest.mark.long
+@pytest.mark.parametrize("what", BY_INDUCTOR)
+def test_what_inductor_compiles_is_streamed_with_the_bits_of_the_apps_compiled_model(
+    app_server_factory, tmp_path, what
+):
+    """In the app on the CPU: for the simulated device no code generator is registered with inductor, and its lowering
+    ends in an assertion there."""
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}  # nothing that an earlier run has compiled
+    cpu = app_server_factory("cpu", env=cache, extra_packs=(EXTENSION_PACK,))
+    plain = outcome(cpu, build("flux"))
+    change = BY_INDUCTOR[what]
+    reference = outcome(cpu, change(build("flux")), COMPILE_TIMEOUT_S)
+    assert reference != plain, "the compiler's kernels round otherwise: these are the app's own"
+    ours = {"placement": "layerwise", "budget_gb": 0.05}
+    cpu.free()
+    for seed in (1, 2, 1):  # the second and the third find what has been compiled
+        compiled = outcome(cpu, change(build("flux", "layerwise", seed=seed, **ours)), COMPILE_TIMEOUT_S)
+        assert (compiled == reference) == (seed == 1)
+    report = next(one for one in cpu.report()["components"] if one["component"] == "dit")
+    summary, layers = report["summary"], report["plan"]["layers"]
+    assert summary["passes"] == 6 and summary["visits"] == 6 * len(layers)
+    assert any(layer["placement"] == "streamed" for layer in layers) and summary["bytes_copied"] > 0
+    assert report["warnings"] == [] and summary["peak_device_bytes"] <= 50_000_000
+    assert outcome(cpu, build("flux", "layerwise", **ours)) == plain, "without the node again nothing is left of it"
 
 
 def decoded(loader: str, compiled: bool | None, seed: int = 1) -> dict:

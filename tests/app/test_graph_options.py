@@ -6,7 +6,8 @@ import pytest
 
 from tests.app.test_components import report_of, saved
 from tests.support import tiny_models
-from tests.support.workflows import APPLY, CLIP, MODEL, SAMPLER, VAE, build, node, with_our_loaders
+from tests.support.devkit import paths
+from tests.support.workflows import APPLY, CLIP, MODEL, SAMPLER, VAE, build, looking, node, with_our_loaders
 
 pytestmark = pytest.mark.app
 
@@ -150,6 +151,65 @@ def test_an_audio_vae_is_streamed_only_under_its_own_name(sim):
     applied["30"] = node("LayerwiseOffloadApply", vae=[VAE, 0], placement="auto", vae_placement="layerwise")
     assert saved(sim, applied) == reference
     assert setting(sim, "audio_vae", "placement") == ("layerwise", "node")
+
+
+@pytest.fixture
+def image_encoders(model_files) -> tuple[dict, list[str]]:
+    """A prompt that encodes a picture with three models, each in a file of its own; and their loaders' node ids."""
+    prompt, loaders = {}, []
+    for number in range(3):
+        for node_id, entry in looking().items():
+            wires = {
+                name: [f"{number}0{value[0]}", value[1]] if isinstance(value, list) else value
+                for name, value in entry["inputs"].items()
+            }
+            prompt[f"{number}0{node_id}"] = node(entry["class_type"], **wires)
+        loaders.append(f"{number}01")
+        inputs = prompt[loaders[-1]]["inputs"]
+        file = paths.MODELS / "clip_vision" / inputs["clip_name"]
+        inputs["clip_name"] = model_files.put("clip_vision", f"eye_{number}.safetensors", file)
+    return prompt, loaders
+
+
+@pytest.mark.parametrize("road", ["options", "graph", "settings"])
+def test_the_group_of_image_encoders_reaches_each_clip_vision_model_and_what_names_one_is_stronger(
+    sim, image_encoders, road
+):
+    """The third has a budget of its own: by its widget where an options node speaks of the group, else by its name."""
+    prompt, loaders = image_encoders
+    reference = saved(sim, prompt)
+    sim.free()
+    widgets: dict[str, dict] = {loader: {} for loader in loaders}
+    group, own = {"placement": "layerwise", "budget_gb": 0.01}, {"budget_gb": 0.02}
+    if road == "options":
+        widgets[loaders[2]] = own
+        options = {f"image_encoder_{key}": value for key, value in group.items()}
+        prompt = with_our_loaders(prompt, widgets, options)
+    else:
+        text = said(**{road: {"image_encoder": group, "image_encoder_3": own}})
+        prompt = with_our_loaders(prompt, {loader: {"graph_options": text} for loader in loaders})
+    assert saved(sim, prompt) == reference
+    for name, budget_bytes, source in (
+        ("image_encoder", 10_000_000, road),
+        ("image_encoder_2", 10_000_000, road),
+        ("image_encoder_3", 20_000_000, "node" if road == "options" else road),
+    ):
+        assert setting(sim, name, "placement") == ("layerwise", road)
+        assert setting(sim, name, "budget_bytes") == (budget_bytes, source)
+        report = report_of(sim, name)
+        assert any(layer["placement"] == "streamed" for layer in report["plan"]["layers"])
+        assert 0 < report["summary"]["peak_device_bytes"] <= budget_bytes
+
+
+def test_a_selection_of_the_image_encoders_is_of_the_group_and_a_placement_is_stronger(sim, image_encoders):
+    prompt, loaders = image_encoders
+    reference = saved(sim, prompt)
+    sim.free()
+    widgets = {**dict.fromkeys(loaders, {}), loaders[2]: {"placement": "resident"}}
+    assert saved(sim, with_our_loaders(prompt, widgets, {"selection": "image-encoder"})) == reference
+    for name in ("image_encoder", "image_encoder_2"):
+        assert setting(sim, name, "placement") == ("layerwise", "selection")
+    assert setting(sim, "image_encoder_3", "placement") == ("resident", "node")
 
 
 @pytest.mark.parametrize(

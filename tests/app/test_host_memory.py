@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import pixels, tiny_models
+from bench.disk_stream import in_cgroup
+from tests.app.test_bit_identity import outcome
+from tests.support import memory_use, pixels, tiny_models
 from tests.support.devkit import paths
-from tests.support.workflows import MODEL, build
+from tests.support.workflows import CLIP, MODEL, VAE, build, with_our_loaders
 
 FOLDER = paths.MODELS / "diffusion_models"
 
@@ -130,3 +132,45 @@ def test_quantised_weights_are_streamed_from_the_file_too(cpu, family):
     assert not pixels.difference(cpu.images(reference), cpu.images(result))
     plan, host = part(cpu)["plan"], part(cpu)["summary"]["host_bytes"]
     assert host["mapped"] and host["pageable"] + plan["ring_bytes"] + plan["loose_bytes"] <= 0.02e9
+
+
+@pytest.fixture
+def memory_group():
+    """`memory_group(nbytes)`: a memory cgroup of that limit, removed after the test and the servers it has started."""
+    groups = []
+
+    def make(nbytes: int) -> Path:
+        try:
+            groups.append(in_cgroup(nbytes))
+        except OSError as error:
+            pytest.skip(f"no memory cgroup can be made here, only the user's number was tried: {error}")
+        return groups[-1]
+
+    yield make
+    for group in groups:
+        group.rmdir()
+
+
+@pytest.mark.skipif(not memory_use.can_measure(), reason="measured by Linux's /proc")
+def test_on_the_device_a_model_that_memory_has_no_room_for_stays_in_its_file(memory_group, app_server_factory):
+    """What a warm server takes is limited to less than the model: by the user's number, and then by the kernel, which
+    would end it. The simulated device's memory is the server's own, and counts."""
+    tiny_models.ensure("flux_large")
+    model_bytes = (FOLDER / tiny_models.file_name("flux_large")).stat().st_size
+    limit_bytes = int(0.85 * model_bytes)
+    server = app_server_factory("sim", env=memory_use.GIVES_BACK)
+    plain = build("flux_large")
+    with memory_use.Growth(server.pid) as whole:
+        reference = outcome(server, plain)
+    assert whole.anonymous_bytes > model_bytes, "the measure sees a model that is loaded"
+    for bound, options in (("number", {"workflow_host_gb": 0.05}), ("cgroup", {})):
+        server.free()
+        if bound == "cgroup":
+            (memory_group(limit_bytes) / "cgroup.procs").write_text(str(server.pid))
+        ours = with_our_loaders(plain, {MODEL: {"budget_gb": 0.06}, CLIP: {}, VAE: {}}, {"mode": "memory", **options})
+        with memory_use.Growth(server.pid) as growth:
+            assert outcome(server, ours) == reference, bound
+        host = part(server)["summary"]["host_bytes"]
+        assert host["mapped"] > model_bytes - limit_bytes, bound
+        assert growth.anonymous_bytes < limit_bytes, (bound, growth.as_dict())
+        assert server.sim_stats()["races"] == 0, server.sim_stats()["race_message"]

@@ -109,6 +109,34 @@ def test_memory_mode_keeps_an_encoder_to_a_ring(sim):
         assert report["settings"]["placement"]["value"] == "layerwise"
 
 
+def test_speed_mode_keeps_half_as_much_free_as_auto_and_streams_nothing_where_auto_does(faulty):
+    """On a card of which a tenth is more than the app itself keeps free, and which another program has all but filled:
+    less one tenth of the card there is no room for the diffusion model, less one twentieth there is for everything."""
+    card_mib, beside_a_tenth_mib, steps = 14_000, 85, 4
+    reference = saved(faulty, build("flux", steps=steps))
+    reports = {}
+    for mode in ("auto", "speed"):
+        faulty.free()
+        faulty.sim_configure(mb=card_mib)
+        faulty.post("/fault", {"name": "little_device_memory", "at": card_mib // 10 + beside_a_tenth_mib})
+        prompt = with_our_loaders(build("flux", steps=steps), {MODEL: {}, CLIP: {}}, {"mode": mode})
+        assert saved(faulty, prompt) == reference
+        reports[mode] = {name: report_of(faulty, name) for name in ("dit", "text_encoder")}
+        faulty.post("/fault", {"name": ""})
+    for mode, placement, headroom in (("auto", "layerwise", "1.47 GB"), ("speed", "resident", "734.0 MB")):
+        for report in reports[mode].values():
+            chosen = report["settings"]["placement"]
+            assert (chosen["value"], chosen["source"]) == (placement, "policy")
+            assert chosen["why"]["values"]["sum"]["values"]["headroom"] == headroom
+    auto, speed = reports["auto"]["dit"], reports["speed"]["dit"]
+    whole_bytes = speed["plan"]["resident_bytes"] + speed["plan"]["loose_bytes"]
+    assert auto["summary"]["peak_device_bytes"] <= auto["settings"]["budget_bytes"]["value"] < whole_bytes
+    assert any(layer["placement"] == "streamed" for layer in auto["plan"]["layers"])
+    assert speed["summary"]["device_bytes"] == whole_bytes
+    assert speed["summary"]["bytes_copied"] == sum(layer["bytes"] for layer in speed["plan"]["layers"])
+    assert auto["summary"]["bytes_copied"] > speed["summary"]["bytes_copied"], "what is streamed comes again"
+
+
 def test_manual_mode_leaves_what_was_not_placed_to_the_app(sim):
     reference = saved(sim, build("flux"))
     sim.free()

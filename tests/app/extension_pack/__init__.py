@@ -13,6 +13,7 @@ import torch
 from aiohttp import web
 from comfy import model_management
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from server import PromptServer
 
 
@@ -86,6 +87,21 @@ def twice_in_the_first_step(model):
             model.set_model_patch_replace(called, "dit", f"{kind}_block", index)
 
 
+def backwards(model):
+    """The single blocks are called in the reverse order, each in the place of another."""
+    blocks = model.get_model_object("diffusion_model").single_blocks
+
+    def in_place_of(block):
+        def called(args, extra):
+            names = ("vec", "pe", "attn_mask", "transformer_options")
+            return {"img": block(args["img"], **{name: args[name] for name in names if name in args})}
+
+        return called
+
+    for index, block in enumerate(reversed(blocks)):
+        model.set_model_patch_replace(in_place_of(block), "dit", "single_block", index)
+
+
 def weight_wrapper(model):
     """A function over a weight, applied whenever the weight is used."""
     for index in (0, 3):
@@ -95,6 +111,15 @@ def weight_wrapper(model):
 def compiled(model):
     keys = [f"diffusion_model.{kind}_blocks.{index}" for kind in ("double", "single") for index in range(4)]
     set_torch_compile_wrapper(model=model, backend="eager", keys=keys)
+
+
+def compiled_by_inductor(model):
+    """Every block, in the way of the app's TorchCompileModel, which has a widget for the whole model alone."""
+    inner = model.get_model_object("diffusion_model")
+    blocks = {f"{kind}_blocks": len(getattr(inner, f"{kind}_blocks")) for kind in ("double", "single")}
+    keys = [f"diffusion_model.{name}.{index}" for name, count in blocks.items() for index in range(count)]
+    options = {"guard_filter_fn": skip_torch_compile_dict}
+    set_torch_compile_wrapper(model=model, backend="inductor", options=options, keys=keys)
 
 
 def compiled_whole(model):
@@ -134,8 +159,8 @@ class ProbeCompiledVAE:
 
 
 EXTENSIONS = (
-    injection, object_patch, wrapper, skipped_blocks, twice_in_the_first_step, weight_wrapper, compiled,
-    compiled_whole, compiled_patch, compiled_patches,
+    injection, object_patch, wrapper, skipped_blocks, twice_in_the_first_step, backwards, weight_wrapper, compiled,
+    compiled_by_inductor, compiled_whole, compiled_patch, compiled_patches,
 )  # fmt: skip
 
 

@@ -235,6 +235,24 @@ def little_memory(at: int = 1) -> None:
     _replace(sys.modules[package], "available_bytes", lambda: at << 20)
 
 
+def little_device_memory(at: int) -> None:
+    """Another program holds all of the device but so many MB. It writes nothing: the host gives no memory for it."""
+    card = torch.get_device_module()
+    taken = []
+
+    def let_go():
+        card_settings(poison=0)
+        taken.clear()
+        card.empty_cache()
+        card_settings(poison=1)
+
+    card_settings = sys.modules["torch_npu"].configure
+    card_settings(poison=0)
+    taken.append(torch.empty(card.mem_get_info()[0] - (at << 20), dtype=torch.uint8, device=card.current_device()))
+    card_settings(poison=1)
+    _undo.append(let_go)
+
+
 def failure_before_load() -> None:
     """The app has loaded a model and does not come as far as to use it."""
 
@@ -348,7 +366,7 @@ SILENT = (
     overlaps_forgotten,
 )
 RAISING = (interrupt, failure, out_of_memory, out_of_memory_twice, device_filled, less_than_it_looked, ring_lost)
-SHORTAGES = (pin_ceiling, little_memory)
+SHORTAGES = (pin_ceiling, little_memory, little_device_memory)
 LIMITS = (single_layers_from,)
 OF_THE_HOST = (unreadable, deleted, slow)
 OTHERS = (failure_before_load, unified_memory, allocated_in_the_apps_graph, repeated_in_the_apps_graph)
