@@ -171,7 +171,9 @@ def image_encoders(model_files) -> tuple[dict, list[str]]:
     return prompt, loaders
 
 
-@pytest.mark.parametrize("road", ["options", "graph", "settings"])
+@pytest.mark.parametrize(
+    "road", ["graph", *(pytest.param(road, marks=pytest.mark.long) for road in ("options", "settings"))]
+)
 def test_the_group_of_image_encoders_reaches_each_clip_vision_model_and_what_names_one_is_stronger(
     sim, image_encoders, road
 ):
