@@ -22,8 +22,9 @@ from .versions import APP_RELEASES, OLDEST_APP
 TIERS = ("lint", "core", "runtime", "app", "web", "gpu")
 NO_TESTS = 5  # pytest's exit code
 TEST_TIMEOUT_S = 300
-MAX_APP_WORKERS = 4
-"""Each worker has its own servers, of 1 to 2 GB."""
+MAX_WORKERS = 4
+"""In the app tier each worker has its own servers, of 1 to 2 GB."""
+ON_SEVERAL_WORKERS = ("core", "runtime", "app")
 
 
 @dataclass
@@ -124,8 +125,8 @@ def run_tier(tier: str, arguments, extra: list[str]) -> Outcome:
     command += ["-o", "junit_family=xunit2", f"--timeout={TEST_TIMEOUT_S}", "--durations=5", "--durations-min=5"]
     if arguments.long:
         command.append("--long")
-    if tier == "app" and not selected:  # whole files to a worker: most of a file's tests share a server
-        command += ["-n", str(min(os.cpu_count() or 1, MAX_APP_WORKERS)), "--dist", "loadscope"]
+    if tier in ON_SEVERAL_WORKERS and not selected:  # whole files to a worker: tests of a file share models or a server
+        command += ["-n", str(min(os.cpu_count() or 1, MAX_WORKERS)), "--dist", "loadscope"]
     say(f"--- {tier}")
     started = time.monotonic()
     environment_ = child_environment(arguments.comfyui)
