@@ -42,7 +42,8 @@ _NEEDED_BY_OWNER = (
     (
         "comfy.model_management",
         "cast_to_device(copy) get_free_memory get_torch_device minimum_inference_memory "
-        "get_torch_device_name throw_exception_if_processing_interrupted get_total_memory is_device_cpu",
+        "get_torch_device_name loaded_models(only_currently_used) throw_exception_if_processing_interrupted "
+        "get_total_memory is_device_cpu",
     ),
     ("comfy.model_patcher", "CallbacksMP.ON_LOAD CoreModelPatcher"),
     (

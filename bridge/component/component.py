@@ -58,6 +58,7 @@ _OTHERS_NUMBER = 500
 MakeWay = Callable[[Plan, PlanRequest, int], tuple[Plan, PlanRequest]]
 
 _live: weakref.WeakSet[Component] = weakref.WeakSet()
+_uses = itertools.count()
 _numbers: collections.defaultdict[str, itertools.count[int]] = collections.defaultdict(lambda: itertools.count(1))
 """How many components of a kind there have been: ids are never used twice."""
 
@@ -80,6 +81,8 @@ class Component:
         """Tells browsers what became of the component."""
         self.reads_file = False
         """On a device that takes host memory: the weights are in a file and are streamed from there."""
+        self.used = next(_uses)
+        """Larger than that of each component that was made, or loaded last, before."""
         self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
         """Our patchers over the module; the last one to go closes the component."""
         self._controller: OffloadController | None = None
@@ -243,6 +246,7 @@ class Component:
         make_way: called before a plan is loaded, with it, its request and the bytes of the workflow's budget. It has
         the others give back what is more than that, and returns the plan to load, with its request.
         """
+        self.used = next(_uses)
         if self.loaded and not self.controller.in_pass():
             for name in self.controller.take_over_replaced():  # others have put weights of their own into the module
                 self.warn(sentence("written_under_patch", name=name), do=sentence("do_change_before"))
@@ -276,6 +280,8 @@ class Component:
             if host_number is not None:
                 host_memory().keep_within(host_number, self.controller, plan)
             self.put_into_effect(plan, request)
+            if self._workflow_bytes is not None and self._on_this_shape(self._settled) is not None:
+                self._settled = (self.shape, request.budget_bytes or 0)  # the others may have left less at that time
         self._decided(decision)
         self._say_if_nothing_streams(requested)
         # What it shares may not be what it was planned to page-lock.
@@ -335,7 +341,7 @@ class Component:
         if not is_set or not streams_to(device):
             return []
         coming = components_of_running_prompt(device)
-        own = next((ahead for ahead in coming if self.is_that_of(ahead)), None)
+        own = next((ahead for ahead in coming if _latest(ahead) is self), None)
         others = [ahead for ahead in coming if ahead is not own]
         if own is None:
             others = [ahead for ahead in others if ahead.requested.component != self.name]
@@ -344,7 +350,7 @@ class Component:
     def _as_member(self, ahead: Ahead, device: torch.device) -> Member | None:
         """Another component of the prompt as part of the workflow; None if we do not stream it on `device`, or know no
         size of it."""
-        other = next((other for other in self._others() if other.is_that_of(ahead)), None)
+        other = _latest(ahead)
         patcher, inventory = None if other is None else next(iter(other.patchers), None), ahead.inventory
         if other is not None and patcher is not None:
             inventory = other.inventory_of(patcher.model, device) if patcher.load_device == device else None
@@ -368,7 +374,7 @@ class Component:
     def is_of_running_prompt(self) -> bool:
         """Whether the prompt that runs brings it; True where that is not known."""
         coming = components_of_running_prompt(self.device)
-        return not coming or any(self.is_that_of(ahead) for ahead in coming)
+        return not coming or any(_latest(ahead) is self for ahead in coming)
 
     def held_beside_rings(self) -> int:
         """Device bytes of residents, loose tensors and tables."""
@@ -604,6 +610,16 @@ class Component:
 def least_request(request: PlanRequest) -> PlanRequest:
     """The same component with a ring for one layer and what must stay."""
     return replace(request, budget_bytes=smallest_budget(request.inventory), ring_bytes=None, placement="layerwise")
+
+
+def _latest(ahead: Ahead) -> Component | None:
+    """The component that a prompt brings as `ahead`; None if there is none yet. Of several, for the app may have kept
+    that of an earlier prompt, the one that was made or loaded last."""
+    return max(
+        (component for component in list(_live) if component.is_that_of(ahead)),
+        key=lambda component: component.used,
+        default=None,
+    )
 
 
 def live_components() -> list[Component]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import comfy.model_management as mm
 import torch
 
 from ...offload_core.errors import BudgetError, OffloadError
@@ -19,7 +20,6 @@ from ...offload_core.planning.planner import make_plan, smallest_budget
 from ...offload_core.planning.request import PlanRequest
 from ...offload_core.sentences import sentence
 from ...offload_core.settings.component_settings import Setting
-from ...offload_core.settings.groups import DIT
 from ...offload_core.settings.policy import role_of
 from ...offload_core.units import format_bytes, gb_at_least
 from ..app.compat import apps_graph_is_active
@@ -80,20 +80,21 @@ def make_way(component: Component, plan: Plan, request: PlanRequest, number_byte
     this moment leaves no room, the number is exceeded, and that is said: to refuse would end the run.
     """
     beside, own_role = component.others_on_device(), role_of(component.name)
+    loaded_with_it = {id(patcher.model) for patcher in mm.loaded_models(only_currently_used=True)}
     in_a_step = any(other.controller.in_pass() for other in beside)
     idle = sorted(component.idle_beside(), key=lambda other: (other.kind.passes, other.name, other.id))
     for other in idle:
         over = _held_with(component, plan, beside) - number_bytes
         if over <= 0:
             break
-        role = role_of(other.name)
+        role, runs = role_of(other.name), other.is_of_running_prompt()
         if role is not None and in_a_step:  # it may be in the middle of that step
             continue
-        requested = _requested_of(other)
-        if requested.value("placement") == "resident" and other.is_of_running_prompt():
+        if runs and _is_resident(other):
             continue
-        if None not in (role, own_role) and (role, own_role) != (DIT, DIT):  # they may run in the same step
-            _lend_to_partner(other, requested, over)
+        runs_in_step = runs and role is not None and own_role is not None
+        if runs_in_step or id(other.controller.root) in loaded_with_it:  # it may be called without being loaded again
+            _lend(other, over)
         else:
             _give_up_to(component, other, plan, beside, number_bytes)
     over = _held_with(component, plan, beside) - number_bytes
@@ -102,8 +103,8 @@ def make_way(component: Component, plan: Plan, request: PlanRequest, number_byte
     plan, request = _smaller(plan, request, over)
     held = _held_with(component, plan, beside)
     if held > number_bytes:
-        staying = [other for other in idle if other.loaded and _requested_of(other).value("placement") == "resident"]
-        if staying or request.placement == "resident":
+        staying = [other for other in idle if other.loaded and _is_resident(other) and other.is_of_running_prompt()]
+        if not in_a_step and (staying or request.placement == "resident"):
             raise _too_much(component, plan, held, number_bytes)
         _warn_of_too_much(component, plan, held, number_bytes)
     return plan, request
@@ -111,6 +112,10 @@ def make_way(component: Component, plan: Plan, request: PlanRequest, number_byte
 
 def _requested_of(component: Component) -> Requested:
     return next((patcher.requested for patcher in list(component.patchers)), Requested())
+
+
+def _is_resident(component: Component) -> bool:
+    return _requested_of(component).value("placement") == "resident"
 
 
 def _give_up_to(component: Component, other: Component, plan: Plan, beside: Sequence[Component], number: int) -> None:
@@ -125,12 +130,13 @@ def _give_up_to(component: Component, other: Component, plan: Plan, beside: Sequ
             other.leave_device()
 
 
-def _lend_to_partner(other: Component, requested: Requested, over: int) -> None:
+def _lend(other: Component, over: int) -> None:
     """`other` gives back what it can part with, up to `over` bytes, and stays on the device."""
-    if other.plan is not None and other.request is not None:
-        spare = other.plan.device_bytes - smallest_budget(other.request.inventory)
-        if (nbytes := min(over, spare, other.freeable_bytes())) > 0:
-            give_back(other, requested, nbytes, may_leave=False)
+    if other.request is None or not other.loaded:
+        return
+    spare = other.controller.freed_by(make_plan(least_request(other.request)))
+    if (nbytes := min(over, spare)) > 0:
+        give_back(other, _requested_of(other), nbytes, may_leave=False)
 
 
 def _smaller(plan: Plan, request: PlanRequest, over: int) -> tuple[Plan, PlanRequest]:

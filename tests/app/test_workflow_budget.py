@@ -172,13 +172,15 @@ def test_what_the_app_has_kept_under_another_name_is_counted_once(sim):
     assert weights_on_device(sim) <= TOO_LITTLE_FOR_TWO_GB * 1e9
 
 
-def test_what_is_loaded_in_the_middle_of_a_step_and_has_no_room_is_said_and_the_run_goes_on(sim):
+@pytest.mark.parametrize(
+    ("dit", "patch", "number_gb"), [("resident", "auto", 0.027), ("layerwise", "resident", 0.0365)]
+)
+def test_what_is_loaded_in_the_middle_of_a_step_and_has_no_room_is_said_and_the_run_goes_on(sim, dit, patch, number_gb):
     """The model patch calls the VAE inside the diffusion model's pass, where nothing can be given back."""
     plain = controlled()
-    ours = with_our_loaders(
-        applied(plain, LOADER, "model_patch", MODEL_PATCH_OUTPUT), {MODEL: {"placement": "resident"}, VAE: {}}
-    )
-    prompt = said("graph", ours, workflow_budget_gb=0.027)
+    behind_apply = applied(plain, LOADER, "model_patch", MODEL_PATCH_OUTPUT, model_patch_placement=patch)
+    ours = with_our_loaders(behind_apply, {MODEL: {"placement": dit}, VAE: {}})
+    prompt = said("graph", ours, workflow_budget_gb=number_gb)
     for seed in (1, 2):  # what the patch's file holds is known from the second prompt on
         for nodes in (plain, prompt):
             nodes[SAMPLER]["inputs"]["seed"] = seed
