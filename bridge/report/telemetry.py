@@ -101,7 +101,7 @@ class Subscriptions:
         news = running or bool(events) or signature != self._last
         self._last = signature
         time_ns = time.monotonic_ns()
-        self._sent_at = time_ns / 1e9  # to ask for the state may have taken long: the interval is from message to message
+        self._sent_at = time_ns / 1e9  # from message to message: to ask for the state may have taken long
         message = {"schema": SCHEMA, "time_ns": time_ns, **state, "events": [event_row(e) for e in events]}
         clients = [client for client, had_one in self._clients.items() if news or not had_one]
         for client in clients:
