@@ -10,6 +10,11 @@ from bench.load import start_app
 from bench.pack import pack_module
 
 
+def alone(plan, request, number_bytes):
+    """What makes way for a plan where there is no other component."""
+    return plan, request
+
+
 def main(path: str) -> None:
     asked_module, component_module = pack_module("bridge.requests.requested"), pack_module("bridge.component.component")
     settings = pack_module("offload_core.settings.component_settings").ComponentSettings("dit")
@@ -17,12 +22,12 @@ def main(path: str) -> None:
     patcher = pack_module("bridge.load.loaders").load_diffusion_model(path, "default", asked)
     component = component_module.Component.of(patcher.model)
     component.attach(patcher.model, patcher.load_device)
-    component.load(asked, 1 << 30)
+    component.load(asked, 1 << 30, alone)
     controller = component.controller
     component._better_plan(controller.plan, controller.measured_inventory(), 3e8)  # as after measured passes
     component.detach()
     component.attach(patcher.model, torch.device("cpu"))
-    component.load(asked, 1 << 30)
+    component.load(asked, 1 << 30, alone)
     plan, inventory = component.controller.plan, component.controller.inventory
     segments = plan.segment_bytes == inventory.segment_bytes
     print(json.dumps({"device": plan.device, "segments": segments, "link": component.request.link_source}))

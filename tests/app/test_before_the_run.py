@@ -132,16 +132,19 @@ def test_every_placement_and_budget_widget_of_our_loaders_counts(sim):
         slots = {**info["input"]["required"], **info["input"].get("optional", {})}
         files = {name: choice(class_type, name, spec) for name, spec in slots.items() if is_file(spec)}
         for name in slots:
-            value = {"placement": "resident", "budget_gb": 0.5, "ring_gb": 0.4, "lora_mode": "host"}
+            value = {"workflow_budget_gb": 0.6}
+            value |= {"placement": "resident", "budget_gb": 0.5, "ring_gb": 0.4, "lora_mode": "host"}
             key = next((key for key in value if name.endswith(key)), None)
             if key is None:
                 continue
             placement = {"placement": "layerwise"} if key == "ring_gb" else {}
             told = expect(sim, {"1": node(class_type, **files, **placement, **{name: value[key]})})
-            setting = {"budget_gb": "budget_bytes", "ring_gb": "ring_bytes"}.get(key, key)
+            setting = key.replace("_gb", "_bytes")
             found = [one["settings"][setting].get("source") for one in told.get("components", [])]
             both = key == "lora_mode" and "clip_placement" in slots
-            assert found.count("node") == 1 + both, (class_type, name, told.get("error"), found)
+            of_all = key == "workflow_budget_gb"
+            spoken_to = len(found) if of_all else 1 + both
+            assert found and found.count("node") == spoken_to, (class_type, name, told.get("error"), found)
             seen += 1
     assert seen >= 7 + 12, "loaders of one, and the others' rows of widgets"
 
