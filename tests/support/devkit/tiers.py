@@ -24,7 +24,8 @@ NO_TESTS = 5  # pytest's exit code
 TEST_TIMEOUT_S = 300
 MAX_WORKERS = 4
 """In the app tier each worker has its own servers, of 1 to 2 GB."""
-ON_SEVERAL_WORKERS = ("core", "runtime", "app")
+ON_SEVERAL_WORKERS = {"core": "loadscope", "runtime": "loadscope", "app": "loadscope", "web": "loadgroup"}
+"""How tests are given to workers: whole files, which share models or a server, or in the web tier whole frontends."""
 
 
 @dataclass
@@ -125,8 +126,8 @@ def run_tier(tier: str, arguments, extra: list[str]) -> Outcome:
     command += ["-o", "junit_family=xunit2", f"--timeout={TEST_TIMEOUT_S}", "--durations=5", "--durations-min=5"]
     if arguments.long:
         command.append("--long")
-    if tier in ON_SEVERAL_WORKERS and not selected:  # whole files to a worker: tests of a file share models or a server
-        command += ["-n", str(min(os.cpu_count() or 1, MAX_WORKERS)), "--dist", "loadscope"]
+    if tier in ON_SEVERAL_WORKERS and not selected:
+        command += ["-n", str(min(os.cpu_count() or 1, MAX_WORKERS)), "--dist", ON_SEVERAL_WORKERS[tier]]
     say(f"--- {tier}")
     started = time.monotonic()
     environment_ = child_environment(arguments.comfyui)
