@@ -53,6 +53,36 @@ def test_a_16_bit_convolution_accumulates_in_32_bits(npu, dtype):
     assert torch.equal(layer.to("npu")(x.to("npu")).cpu(), expected)
 
 
+PRODUCTS = {
+    "mm": ((6, 300), (300, 5)),
+    "bmm": ((2, 6, 300), (2, 300, 5)),
+    "mv": ((6, 300), (300,)),
+    "dot": ((300,), (300,)),
+    "addmm": ((6, 5), (6, 300), (300, 5)),
+    "addmv": ((6,), (6, 300), (300,)),
+    "addbmm": ((6, 5), (2, 6, 300), (2, 300, 5)),
+    "baddbmm": ((2, 6, 5), (2, 6, 300), (2, 300, 5)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_16_bit_matrix_product_accumulates_in_32_bits(npu, product, dtype):
+    torch.manual_seed(0)
+    operands = [torch.randn(shape).to(dtype) for shape in PRODUCTS[product]]
+    run = getattr(torch, product)
+    expected = run(*(operand.float() for operand in operands)).to(dtype)
+    result = run(*(operand.to("npu") for operand in operands))
+    assert (result.dtype, result.device.type) == (dtype, "npu")
+    assert torch.equal(result.cpu(), expected)
+
+
+@pytest.mark.parametrize("other", [torch.float16, torch.float32])
+def test_a_matrix_product_refuses_two_types(npu, other):
+    with pytest.raises(RuntimeError, match="dtype"):
+        torch.mm(torch.ones(2, 2, device="npu", dtype=torch.bfloat16), torch.ones(2, 2, device="npu", dtype=other))
+
+
 @pytest.mark.parametrize("other", ["weight", "bias"])
 def test_a_convolution_refuses_two_types(npu, other):
     given = {"weight": torch.ones(1, 1, 1, 1, device="npu"), "bias": torch.ones(1, device="npu")}

@@ -26,15 +26,6 @@ def frontends() -> list[str]:
     return ["own"] if version in APP_RELEASES and version != DEFAULT_APP else ["own", "newest"]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """All tests with a frontend run on one worker (`--dist loadgroup`): they share its server."""
-    for item in items:
-        params = getattr(item, "callspec", None) and item.callspec.params
-        if params and "frontend" in params:
-            item.add_marker(pytest.mark.xdist_group(params["frontend"]))
-
-
 @pytest.fixture(scope="session", params=frontends())
 def frontend(request) -> str:
     return request.param

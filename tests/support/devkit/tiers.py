@@ -24,8 +24,8 @@ NO_TESTS = 5  # pytest's exit code
 TEST_TIMEOUT_S = 300
 MAX_WORKERS = 4
 """In the app tier each worker has its own servers, of 1 to 2 GB."""
-ON_SEVERAL_WORKERS = {"core": "loadscope", "runtime": "loadscope", "app": "loadscope", "web": "loadgroup"}
-"""How tests are given to workers: whole files, which share models or a server, or in the web tier whole frontends."""
+ON_SEVERAL_WORKERS = {"core": "loadscope", "runtime": "loadscope", "app": "loadscope", "web": "load"}
+"""How tests are given to workers: whole files, which share models or a server, or in the web tier one by one."""
 
 
 @dataclass
