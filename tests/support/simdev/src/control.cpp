@@ -23,6 +23,13 @@ void sim_set(long long limit_bytes, long long bytes_per_s, int poison, int race_
   if (race_check >= 0) simdev::settings.race_check = race_check != 0;
 }
 
+// The same for copies between devices.
+void sim_set_peers(long long bytes_per_s, int reachable) {
+  if (bytes_per_s >= 0) simdev::settings.peer_bytes_per_s = bytes_per_s;
+  if (reachable >= 0) simdev::settings.peers = reachable != 0;
+}
+int sim_can_access_peer(int device, int peer) { return device != peer && simdev::settings.peers; }
+
 // The same for page-locking; a negative limit takes it away.
 void sim_set_pins(long long bytes_per_s, long long fault_bytes_per_s) {
   if (bytes_per_s >= 0) simdev::settings.pin_bytes_per_s = bytes_per_s;
@@ -45,7 +52,7 @@ int sim_stats(long long* out, int capacity) {
   const long long values[] = {
       (long long)pool.used, (long long)pool.peak, (long long)pool.reserved, (long long)pool.reserved_peak,
       (long long)pool.limit, pool.allocs, pool.frees, (long long)simdev::pinned_bytes(),
-      c.h2d_bytes, c.d2h_bytes, c.d2d_bytes, c.async_copies, c.blocking_copies, c.kernels,
+      c.h2d_bytes, c.d2h_bytes, c.d2d_bytes, c.peer_bytes, c.async_copies, c.blocking_copies, c.kernels,
       c.stream_syncs, c.event_syncs, c.device_syncs, c.item_syncs, c.event_records, c.event_waits, c.races,
       c.registrations, c.registered_bytes, c.faulted_bytes,
       simdev::settings.bytes_per_s, simdev::settings.poison, simdev::settings.race_check};

@@ -40,7 +40,7 @@ struct Block {
   long long serial;             // of the allocation, never used twice
   size_t bytes;
   StreamId stream;              // the stream that was current at allocation
-  std::set<StreamId> users;     // others, as told by record_stream
+  std::set<StreamId> users;     // others, as told by record_stream; its own, where a copy to another device reads it
 };
 
 std::atomic<long long> last_serial{0};
@@ -94,7 +94,8 @@ class Pool {
     if (found == live_.end()) return false;
     Block block = std::move(found->second);
     live_.erase(found);
-    for (StreamId user : block.users) {  // CUDA would keep the block back until these have passed; we wait for them
+    // CUDA would keep the block back until these have passed, or, on its own stream, have it reused after them. We wait.
+    for (StreamId user : block.users) {
       drain(user);
       race::stream_joins(block.stream, race::snapshot(user));
     }
@@ -110,6 +111,12 @@ class Pool {
     std::lock_guard<std::mutex> lock(mutex_);
     auto found = live_.find(pointer);
     if (found != live_.end() && found->second.stream != stream) found->second.users.insert(stream);
+  }
+  // On any other stream than its own nothing keeps the block for the copy.
+  void read_later(void* pointer, StreamId stream) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto found = live_.find(pointer);
+    if (found != live_.end() && found->second.stream == stream) found->second.users.insert(stream);
   }
   bool holds(long long serial) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -263,6 +270,9 @@ void pool_trim() {
 }
 void pool_record_stream(void* block, StreamId stream) {
   for (int device = 0; device < kMaxDevices; device++) pool(device).record_stream(block, stream);
+}
+void pool_read_later(void* block, StreamId stream) {
+  for (int device = 0; device < kMaxDevices; device++) pool(device).read_later(block, stream);
 }
 void pool_follow(bool on) {
   followed = on;

@@ -1,8 +1,9 @@
 // The operators: allocation, views, copies; everything else runs on the host through torch's boxed CPU fallback.
 //
 // Copies between pinned host memory and the device with non_blocking=True are queued on the current stream and run later,
-// at the set bandwidth, one at a time per direction (a device has one copy engine each way). All other copies between
-// host and device block the host, as they do on a GPU. Kernels drain their stream and run at once.
+// at the set bandwidth, one at a time per direction (a device has one copy engine each way). Copies of the same layout
+// between two devices are queued as well, blocking or not (a device has one copy engine for what it sends to others). All
+// other copies between host and device block the host, as they do on a GPU. Kernels drain their stream and run at once.
 #include "simdev.h"
 
 #include <ATen/ATen.h>
@@ -166,8 +167,8 @@ void check_host_side(const at::Tensor& host) {
 
 // Has the engine and the link to itself, for as long as the bytes take.
 struct Transfer {
-  Transfer(Engine& engine, size_t bytes) : lock(engine) {
-    const auto rate = (double)settings.bytes_per_s;
+  Transfer(Engine& engine, size_t bytes, long long bytes_per_s) : lock(engine) {
+    const auto rate = (double)bytes_per_s;
     if (rate > 0) std::this_thread::sleep_for(std::chrono::nanoseconds((long long)(1e9 * (double)bytes / rate)));
   }
   std::lock_guard<Engine> lock;
@@ -192,13 +193,13 @@ void copy_later(const at::Tensor& from, const at::Tensor& to) {
   if (on_device(from) != on_device(to)) race::host_side((on_device(from) ? to : from).const_data_ptr(), bytes);
   if (same_layout(from, to)) {
     enqueue_holding(current_stream(), [source = from.const_data_ptr(), target = to.mutable_data_ptr(), kept, engine, bytes] {
-      Transfer transfer(*engine, bytes);
+      Transfer transfer(*engine, bytes, settings.bytes_per_s);
       std::memcpy(target, source, bytes);
     });
     return;
   }
   enqueue_holding(current_stream(), [source = host_view(from), target = host_view(to), kept, engine, bytes]() mutable {
-    Transfer transfer(*engine, bytes);
+    Transfer transfer(*engine, bytes, settings.bytes_per_s);
     try {
       c10::InferenceMode inference(true);  // a thread-local of the caller, so it must be set again on this thread
       target.copy_(source);
@@ -209,18 +210,35 @@ void copy_later(const at::Tensor& from, const at::Tensor& to) {
   });
 }
 
-// Between two devices both streams wait for each other, before the copy and after it, as torch does for CUDA.
-void copy_across(const at::Tensor& from, const at::Tensor& to) {
+// Between two devices, as torch has it for CUDA: the copy is queued on the current stream of the source's device. That
+// stream waits for the current one of the destination's device before, and is waited for by it after. Another layout is
+// not queued: then the host has waited for both streams, the answer is false, and the copy is to be made now.
+bool copy_across(const at::Tensor& from, const at::Tensor& to) {
+  static auto* engines = new Engine[kMaxDevices];  // by source; leaked: streams' threads outlive static destructors
+  const size_t bytes = to.nbytes();
+  const bool queued = same_layout(from, to);
   const StreamId source = current_stream_of(index_of(from)), target = current_stream_of(index_of(to));
-  race::stream_joins(source, race::snapshot(target));
+  counters.peer_bytes += (long long)bytes;
+  stream_waits(source, target);
   {
     DeviceScope scope(index_of(from));
     touch(from, false, "copy between devices");
     touch(to, true, "copy between devices");
   }
-  race::stream_joins(target, race::snapshot(source));
-  drain(source);
-  drain(target);
+  if (queued) {
+    pool_read_later(from.storage().mutable_data(), source);
+    Engine* engine = &engines[index_of(from)];
+    enqueue(source, [data = from.const_data_ptr(), place = to.mutable_data_ptr(), engine, bytes] {
+      Transfer transfer(*engine, bytes, settings.peers ? settings.peer_bytes_per_s : settings.bytes_per_s);
+      std::memcpy(place, data, bytes);
+    });
+  }
+  stream_waits(target, source);
+  if (!queued) {
+    drain(source);
+    drain(target);
+  }
+  return queued;
 }
 
 at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
@@ -238,7 +256,7 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
     touch(to, true, "copy");
   }
   if (across) {
-    copy_across(from, to);
+    if (copy_across(from, to)) return to;
   } else if (from_device && to_device) {
     counters.kernels++;  // a kernel like any other
     drain(current_stream());

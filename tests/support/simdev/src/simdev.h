@@ -15,6 +15,8 @@ namespace simdev {
 struct Settings {
   std::atomic<int> devices{1};
   std::atomic<long long> bytes_per_s{0};  // of asynchronous copies; 0 = as fast as memcpy
+  std::atomic<long long> peer_bytes_per_s{0};  // of copies between devices; 0 = as fast as memcpy
+  std::atomic<bool> peers{true};          // whether devices can reach each other; if not, copies go through the host
   std::atomic<bool> poison{true};         // fill fresh and freed memory with a pattern that reads as NaN
   std::atomic<bool> race_check{false};
   std::atomic<long long> pin_bytes_per_s{5'000'000'000};   // of page-locking; 0 = it costs nothing
@@ -27,7 +29,7 @@ extern Settings settings;
 
 // ---- counters: what tests assert on; the order is the order of `sim_stat` (see control.cpp)
 struct Counters {
-  std::atomic<long long> h2d_bytes{0}, d2h_bytes{0}, d2d_bytes{0};
+  std::atomic<long long> h2d_bytes{0}, d2h_bytes{0}, d2d_bytes{0}, peer_bytes{0};
   std::atomic<long long> async_copies{0}, blocking_copies{0};
   std::atomic<long long> kernels{0};
   std::atomic<long long> stream_syncs{0}, event_syncs{0}, device_syncs{0}, item_syncs{0};
@@ -48,6 +50,7 @@ StreamId current_stream_of(int device);
 void enqueue(StreamId stream, std::function<void()> work);
 void enqueue_holding(StreamId stream, std::function<void()> work);  // of work that holds tensors: see release_finished
 bool interpreter_ends();                  // or has ended: no Python code runs any more, and torch may be half gone
+void stream_waits(StreamId waiter, StreamId awaited);  // for all that is queued there now; counts nothing
 void release_finished();                  // lets go of what finished work held; on a thread that may run Python code
 void drain(StreamId stream);  // blocks the calling thread; says nothing to the race check and counts nothing
 void drain_all();                         // the streams of every device
@@ -87,6 +90,7 @@ void pool_reset_peak();                                      // of every device,
 void pool_set_limit(size_t bytes);
 void pool_trim();                                            // gives cached blocks back, as empty_cache() does
 void pool_record_stream(void* block, StreamId stream);
+void pool_read_later(void* block, StreamId stream);          // by a copy between devices that was just queued there
 struct MemoryEvent {
   enum Kind : long long { kAllocated, kFreed, kRefused } kind;
   long long serial, bytes, stream;  // no serial where the memory could not be had

@@ -25,8 +25,8 @@ Counters counters;
 static_assert(kMaxDevices == 4, "the tables of default streams below have one entry per device");
 
 void Counters::reset() {
-  for (auto* counter : {&h2d_bytes, &d2h_bytes, &d2d_bytes, &async_copies, &blocking_copies, &kernels, &stream_syncs,
-                        &event_syncs, &device_syncs, &item_syncs, &event_records, &event_waits, &races,
+  for (auto* counter : {&h2d_bytes, &d2h_bytes, &d2d_bytes, &peer_bytes, &async_copies, &blocking_copies, &kernels,
+                        &stream_syncs, &event_syncs, &device_syncs, &item_syncs, &event_records, &event_waits, &races,
                         &registrations, &registered_bytes, &faulted_bytes})
     *counter = 0;
 }
@@ -194,6 +194,18 @@ struct Recording {
 using Handle = std::shared_ptr<Recording>;
 Handle& handle(void* event) { return *static_cast<Handle*>(event); }
 
+Handle record_on(StreamId id) {
+  auto recording = std::make_shared<Recording>();
+  recording->clock = race::snapshot(id);
+  worker(id).push_moment([recording] { recording->finish(); });
+  return recording;
+}
+
+void wait_on(StreamId id, Handle recording) {  // by value: the event may be recorded anew meanwhile
+  race::stream_joins(id, recording->clock);
+  if (!recording->reached()) enqueue(id, [recording] { recording->wait(); });
+}
+
 // A host that waits for a stream or an event spins, as CUDA has it unless a device is told otherwise.
 void host_waits_for(StreamId id) {
   while (settings.spin && !worker(id).idle()) std::this_thread::yield();
@@ -249,17 +261,12 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void record(void** event, const c10::Stream& s, const c10::DeviceIndex, const c10::EventFlag) const override {
     counters.event_records++;
     if (!*event) *event = new Handle();
-    auto recording = std::make_shared<Recording>();
-    recording->clock = race::snapshot(s.id());
-    handle(*event) = recording;
-    worker(s.id()).push_moment([recording] { recording->finish(); });
+    handle(*event) = record_on(s.id());
   }
   void block(void* event, const c10::Stream& s) const override {
     if (!event) return;
     counters.event_waits++;
-    auto recording = handle(event);
-    race::stream_joins(s.id(), recording->clock);
-    if (!recording->reached()) enqueue(s.id(), [recording] { recording->wait(); });
+    wait_on(s.id(), handle(event));
   }
   bool queryEvent(void* event) const override {
     if (!event) return true;
@@ -296,6 +303,7 @@ int current_device() { return device_of_thread; }
 void set_current_device(int device) { device_of_thread = device; }
 void enqueue(StreamId id, std::function<void()> work) { worker(id).push(std::move(work), false); }
 void enqueue_holding(StreamId id, std::function<void()> work) { worker(id).push(std::move(work), true); }
+void stream_waits(StreamId waiter, StreamId awaited) { wait_on(waiter, record_on(awaited)); }
 bool interpreter_ends() {
   static const auto ask = [](const char* name) { return (int (*)())dlsym(RTLD_DEFAULT, name); };
   static const auto exists = ask("Py_IsInitialized");

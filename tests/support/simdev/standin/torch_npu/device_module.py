@@ -75,6 +75,27 @@ def get_device_properties(device=None):
     )
 
 
+def _index(device, optional=False) -> int:
+    """The index of a device as torch.cuda's functions take it: an integer as it is, else a device of this type."""
+    if isinstance(device, int):
+        return device
+    if isinstance(device, str):
+        device = torch.device(device)
+    if isinstance(device, torch.device) and device.type != "npu":
+        raise ValueError(f"Expected a npu device, but got: {device}")
+    return torch._utils._get_device_index(device, optional)
+
+
+def can_device_access_peer(device, peer_device) -> bool:
+    """Whether one device can reach the memory of another. As with CUDA, none is a peer of itself."""
+    device, peer_device = _index(device, optional=True), _index(peer_device)
+    if device < 0 or device >= library.device_count:
+        raise AssertionError("Invalid device id")
+    if peer_device < 0 or peer_device >= library.device_count:
+        raise AssertionError("Invalid peer device id")
+    return bool(lib.sim_can_access_peer(device, peer_device))
+
+
 class Runtime:
     """What `torch.cuda.cudart()` offers for page-locking memory that is already there: no `cudaGetLastError`."""
 
@@ -96,6 +117,7 @@ def make_module() -> types.ModuleType:
         "_is_in_bad_fork": lambda: False,
         "current_device": lib.sim_current_device,
         "set_device": set_device,
+        "can_device_access_peer": can_device_access_peer,
         "get_device_name": lambda device=None: "simulated",
         "get_device_properties": get_device_properties,
         "is_bf16_supported": lambda *args: True,

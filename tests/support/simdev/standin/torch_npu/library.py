@@ -17,6 +17,7 @@ STAT_NAMES = (
     "h2d_bytes",
     "d2h_bytes",
     "d2d_bytes",
+    "peer_bytes",
     "async_copies",
     "blocking_copies",
     "kernels",
@@ -48,6 +49,7 @@ def _library_path() -> Path:
 def _open() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(_library_path()), mode=ctypes.RTLD_GLOBAL)
     lib.sim_set.argtypes = [ctypes.c_longlong, ctypes.c_longlong, ctypes.c_int, ctypes.c_int]
+    lib.sim_set_peers.argtypes = [ctypes.c_longlong, ctypes.c_int]
     lib.sim_set_pins.argtypes = [ctypes.c_longlong, ctypes.c_longlong]
     lib.sim_set_pin_limit.argtypes = [ctypes.c_longlong]
     lib.sim_stats.argtypes = [ctypes.POINTER(ctypes.c_longlong), ctypes.c_int]
@@ -86,6 +88,8 @@ def configure(
     pin_limit_mb=None,
     allocator=None,
     spin=None,
+    peer_bandwidth=None,
+    peers=None,
 ):
     """Change settings at run time; None leaves one as it is.
 
@@ -96,6 +100,8 @@ def configure(
     pin_limit_mb     page-locked MiB beyond which a registration is refused (negative: no limit)
     allocator        "native" or "cudaMallocAsync"
     spin             whether a host that waits keeps its core busy, as it does unless CUDA is told otherwise
+    peer_bandwidth   bytes per second of copies between devices (0: as fast as memcpy)
+    peers            whether devices can reach each other; if not, copies between them run at `bandwidth`
     """
     keep = -1
     lib.sim_set(
@@ -103,6 +109,9 @@ def configure(
         keep if bandwidth is None else int(bandwidth),
         keep if poison is None else int(bool(poison)),
         keep if race is None else int(bool(race)),
+    )
+    lib.sim_set_peers(
+        keep if peer_bandwidth is None else int(peer_bandwidth), keep if peers is None else int(bool(peers))
     )
     lib.sim_set_pins(
         keep if pin_bandwidth is None else int(pin_bandwidth), keep if fault_bandwidth is None else int(fault_bandwidth)
