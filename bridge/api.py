@@ -9,6 +9,8 @@ from ..offload_core.settings.groups import load_order as load_order
 from ..offload_core.settings.node_table import COMPUTED_ON_CPU as COMPUTED_ON_CPU
 from ..offload_core.settings.node_table import NODES as NODES
 from ..offload_core.settings.policy import MODES as MODES
+from .app.device import computes_on_cpu as computes_on_cpu
+from .app.device import device_names as device_names
 from .app.recording import step_progress as step_progress
 from .files.file_kinds import kind_of_vae as kind_of_vae
 from .files.file_kinds import payloads as payloads
@@ -30,3 +32,4 @@ from .requests.node_context import NodeContext as NodeContext
 from .requests.requested import Requested as Requested
 from .requests.requested import options_request as options_request
 from .requests.requested import widget_settings as widget_settings
+from .requests.requested import wrong_host_tier as wrong_host_tier

@@ -4,7 +4,16 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..bridge.api import COMPUTED_ON_CPU, GROUPS, HOST_TIERS, check_options, options_request
+from ..bridge.api import (
+    COMPUTED_ON_CPU,
+    GROUPS,
+    HOST_TIERS,
+    check_options,
+    computes_on_cpu,
+    device_names,
+    options_request,
+    wrong_host_tier,
+)
 from .widgets import HIDDEN, OPTIONS, choice_input, gb_input, lora_mode_input, mode_input, placement_input
 
 _GROUPS = dict(zip(GROUPS, ("diffusion model", "text encoder", "image encoder", "VAE")))
@@ -13,13 +22,18 @@ _HOST_TIER_TOOLTIP = (
     "auto: page-locked as far as memory allows, then ordinary memory, then read from the file.\n"
     "pinned: all of them page-locked, the fastest, or an error.\n"
     "pageable: all of them in ordinary memory, or an error. Nothing is read from the disk while a model runs.\n"
-    "mapped: none of them in memory; read from the file in every step. Least memory, as slow as the disk."
+    "mapped: none of them in memory; read from the file in every step. Least memory, as slow as the disk.\n"
+    "Another device of this machine, such as cuda:1: in its memory as far as there is room, the others as with auto."
 )
 _PIN_BUDGET_TOOLTIP = (
     "System memory that each model may page-lock for its streamed layers, in GB (1 GB = 1,000,000,000 bytes). The rest "
     "is kept in ordinary memory, which copies more slowly. 0 = auto: what the machine can spare."
 )
 
+_PEER_BUDGET_TOOLTIP = (
+    "Memory of the device that host_tier names that the streamed layers of each model may take, in GB (1 GB = "
+    "1,000,000,000 bytes). 0 = auto: what is free there. Without effect where host_tier names no device."
+)
 _WORKFLOW_BUDGET_TOOLTIP = (
     "VRAM that the weights of all these models together may take at any moment, in GB (1 GB = 1,000,000,000 bytes). It "
     "is divided among them by when they run; a budget of a model counts within it. 0 = auto: each for itself."
@@ -69,16 +83,29 @@ class LayerwiseOffloadOptions(io.ComfyNode):
                     for group, what in _GROUPS.items()
                 ),
                 lora_mode_input(),
-                choice_input("host_tier", HOST_TIERS, _HOST_TIER_TOOLTIP, optional=True, advanced=True),
+                choice_input(
+                    "host_tier", [*HOST_TIERS, *device_names()], _HOST_TIER_TOOLTIP, optional=True, advanced=True
+                ),
                 gb_input("pin_budget_gb", _PIN_BUDGET_TOOLTIP, advanced=True),
                 gb_input("workflow_budget_gb", _WORKFLOW_BUDGET_TOOLTIP),
                 gb_input("workflow_host_gb", _WORKFLOW_HOST_TOOLTIP, advanced=True),
+                gb_input("peer_budget_gb", _PEER_BUDGET_TOOLTIP, advanced=True),
             ],
             outputs=[
                 OPTIONS.Output(display_name="options", tooltip="Connect it to the options of Layerwise Offload nodes.")
             ],
             hidden=HIDDEN,
         )
+
+    @classmethod
+    def validate_inputs(cls, host_tier: str | None = "auto") -> bool | str:
+        """Our own check of `host_tier`, instead of the app's: a workflow may name a device of another machine.
+
+        None: it is linked, and its value is checked when it is there.
+        """
+        if host_tier is None:
+            return True
+        return wrong_host_tier(host_tier, None if computes_on_cpu() else device_names()) or True
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:

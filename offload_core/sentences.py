@@ -90,6 +90,8 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "planner_decides_ring": "the planner decides: room for the largest layer, and for any three ordinary ones",
     "tier_by_layer": "decided for each layer: pinned, then pageable, then mapped",
     "pins_shared": "what the machine can spare, shared by all components",
+    "free_on_other_device": "what is free on {device}",
+    "no_other_device": "host_tier names no other device",
     "precision_of_app": "ComfyUI's own choice for this model and device",
     "lora_when_applied": "decided when a LoRA is applied",
     "no_workflow_budget": "no budget is set for the VRAM of the whole workflow",
@@ -116,6 +118,11 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "no_effects_on_cpu": (
         "{first} and {second} have no effect on the CPU: its layers are read from their file, or used where they are"
     ),
+    "no_effect_without_device": "{setting} has no effect: host_tier names no other device",
+    "is_own_device": "{component}: runs on {device} itself, which host_tier names: its layers wait in system memory",
+    "no_store_in_split": (
+        "{component}: each step is split between devices: its layers wait in system memory, not on {device}"
+    ),
     "free_memory_unknown": "the device's free memory is not known, so the policy keeps nothing resident",
     "cannot_be_streamed": "{component}: would be streamed ({reason}), but {why}; left to the app",
     "not_everything_fits": "even so not everything fits: {sum}; the app will have to make room",
@@ -140,6 +147,8 @@ TEMPLATES: Final[Mapping[str, str]] = {
     ),
     "not_page_locked": "{size} could not be page-locked: copied through a staging buffer, which is slower",
     "less_than_planned": "{planned} could not be had on {device}: using {used}",
+    "not_stored": "{size} of layers found no memory on {device}: they are copied from system memory or the file",
+    "peer_has_limit": "{device} needed memory for other models: fewer layers of this one lie there than could",
     "beyond_workflow": (
         "{component} needs {own} beside what runs at the same time: {held} together, more than the {number} for the "
         "weights of the workflow"
@@ -168,12 +177,14 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "outside_their_call": "weights of {layers} layers ({names}, ...) used outside their layer's call: copied each time",
     # what the user can do
     "do_set_budget_of_device": "set a budget that the device has, or 0 for auto",
+    "do_name_device": "set host_tier to another device such as cuda:1, or this budget to 0",
     "do_load_once": "use a Layerwise Offload loader node in place of the app's, which loads it once",
     "do_without_dynamic": "start ComfyUI with --disable-dynamic-vram to stream it",
     "do_choose_whole": "choose the placement `whole` to let ComfyUI move it, or `auto`",
     "do_change_before": "change the weights before the patch, or save the patched model and change that",
     "do_set_budget": "set a budget of {budget} or more",
     "do_set_workflow_budget": "set workflow_budget_gb to {budget} or more, or budgets of single components to less",
+    "do_lower_peer_budget": "set peer_budget_gb to less than what is free on {device}",
     "do_free_memory": "free system memory or raise the limit of locked memory for full speed",
     "do_run_again": "run the prompt again",
 }

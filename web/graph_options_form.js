@@ -1,25 +1,28 @@
 // The form for the options of a graph: its mode, and for each component a row of its settings.
 import { button, element } from './dom.js';
 import { changed, withoutUnset } from './graph_options.js';
-import { HOST_TIERS, MODES, PLACEMENTS } from './tables.js';
+import { MODES, PLACEMENTS } from './tables.js';
 
 // The sizes of the whole workflow, above the table: the key in words/.
 const OF_THE_WORKFLOW = { workflow_budget_gb: 'workflow_budget', workflow_host_gb: 'workflow_host' };
 
 // The settings by column: the key in words/, the values of one that is chosen from a list, and whether the heading has a tooltip.
-const COLUMNS = {
+const columnsFor = (hostTiers) => ({
   placement: { word: 'placement', values: PLACEMENTS },
   budget_gb: { word: 'budget' },
   ring_gb: { word: 'ring' },
-  host_tier: { word: 'host', values: HOST_TIERS, hasTip: true },
+  host_tier: { word: 'host', values: hostTiers, hasTip: true },
   pin_budget_gb: { word: 'pins', hasTip: true },
-};
+  peer_budget_gb: { word: 'peer', hasTip: true },
+});
 
 /**
  * `update(options, names)` draws the form for the components `names` of the graph, and for those that only the options name:
- * the server refuses them. `save(options)` is called after every change.
+ * the server refuses them. `save(options)` is called after every change. `hostTiers`: where streamed layers can wait, as the
+ * server lists it, the devices of the machine included.
  */
-export function graphOptionsForm(say, save) {
+export function graphOptionsForm(say, save, hostTiers) {
+  const table = Object.entries(columnsFor(hostTiers));
   const root = element('div', { class: 'lwo-form' });
   let drawn = '';
   const update = (saved, names) => {
@@ -34,14 +37,14 @@ export function graphOptionsForm(say, save) {
       save(next);
     };
     const clear = button(say('form.clear'), { hidden: !withoutUnset(saved), onclick: () => (keep(null), update(null, names)) });
-    root.replaceChildren(...content(say, saved, names, (...change) => keep(changed(options, ...change)), clear));
+    root.replaceChildren(...content(say, table, saved, names, (...change) => keep(changed(options, ...change)), clear));
   };
   return { root, update };
 }
 
-function content(say, options, names, set, clear) {
+function content(say, table, options, names, set, clear) {
   const unknown = Object.keys(options?.components ?? {}).filter((name) => !names.includes(name) && !['all', 'default'].includes(name));
-  const columns = Object.entries(COLUMNS).map(([name, { word, values, hasTip }]) =>
+  const columns = table.map(([name, { word, values, hasTip }]) =>
     ({ name, values, text: say(`form.${word}`), title: hasTip ? say(`form.${word}.tip`) : null }));
   const heads = [{ text: say('form.component') }, ...columns].map(({ text, title }) => element('th', { scope: 'col', text, title }));
   const rows = [...names, ...unknown, 'all'].map((name) => row(say, columns, name, options?.components?.[name], unknown.includes(name), set));
@@ -72,7 +75,8 @@ function row(say, columns, selector, settings, isUnknown, set) {
 const onkeydown = (event) => event.stopPropagation(); // the app's shortcuts
 
 function choice(value, set, properties, values) {
-  const options = values.map((text) => element('option', { value: text, text }));
+  const shown = !value || values.includes(value) ? values : [...values, value]; // a device of the machine that it was saved on
+  const options = shown.map((text) => element('option', { value: text, text }));
   return element('select', { ...properties, value: value ?? 'auto', onkeydown, onchange: ({ target }) => set(target.value) }, ...options);
 }
 

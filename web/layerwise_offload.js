@@ -6,13 +6,18 @@ import { nodeWidgets } from './node_widgets.js';
 import { createPanel } from './panel.js';
 import { definitions } from './settings.js';
 import { isOurs } from './model.js';
+import { HOST_TIERS, OPTIONS } from './tables.js';
 import { wordsFor } from './words.js';
 
 const PANEL = 'layerwise-offload';
 const EXPLAIN = 'LayerwiseOffload.ExplainPlacement';
 
+// Where streamed layers can wait: the words, and as soon as the server has described the options node also the machine's devices.
+const hostTiers = [...HOST_TIERS];
+
 const contact = {
   ...app_contact,
+  hostTiers,
   words: () => wordsFor(app_contact.locale()),
   graphChanged: () => panel.graphChanged(),
   readGraphOptions: () => app_contact.savedGraphOptions() ?? carriedPart(app_contact.activeNodes()),
@@ -35,11 +40,14 @@ async function explainPlacement() {
 contact.register({
   name: 'LayerwiseOffload',
   // The app calls onChange before it stores the value, and for every setting when the page opens.
-  settings: definitions().map((definition) => ({ ...definition, onChange: () => setTimeout(panel.graphChanged) })),
+  settings: definitions(hostTiers).map((definition) => ({ ...definition, onChange: () => setTimeout(panel.graphChanged) })),
   commands: [{ id: EXPLAIN, label: 'Layerwise Offload: explain placement', icon: 'pi pi-info-circle', function: explainPlacement }],
   bottomPanelTabs: [{ id: PANEL, title: 'Layerwise Offload', type: 'custom', render: (place) => panel.mount(place), destroy: () => panel.unmount() }],
   async init() {
     document.head.append(element('link', { rel: 'stylesheet', href: new URL('layerwise_offload.css', import.meta.url) }));
+  },
+  beforeRegisterNodeDef(_, { name, input }) {
+    if (name === OPTIONS) hostTiers.splice(0, hostTiers.length, ...(input?.optional?.host_tier?.[1]?.options ?? HOST_TIERS));
   },
   async setup() {
     await nodes.ready();

@@ -4,6 +4,7 @@ import { element, keptParts, legendKey, setAttribute, setText } from './dom.js';
 import { bytes } from './format.js';
 
 const SHADES = 4; // in the style sheet
+const NOTHING = { resident_bytes: 0, loose_bytes: 0, ring_bytes: 0 };
 
 /** The element with all bars. */
 export function memoryBars(say) {
@@ -12,10 +13,13 @@ export function memoryBars(say) {
   return {
     root,
     /** `component`: the focused one; while it is only planned, its device is shown as predicted for its run. */
-    update({ devices, host, components }, component) {
-      const bars = devices.flatMap((device) => {
+    update({ devices, host, components, ahead }, component) {
+      const isNew = ({ name }) => !devices.some((device) => device.name === name); // none of our components is on it yet
+      const further = component?.planned ? (ahead?.devices ?? []).filter(isNew) : [];
+      const bars = [...devices, ...further].flatMap((device) => {
         const planned = component?.planned && component.device === device.name ? component : null;
-        const whole = [`device ${device.name}`, planned ? plannedPart(device, planned, say) : devicePart(device, components)];
+        const stores = component?.planned && component.plan?.peer_device === device.name;
+        const whole = [`device ${device.name}`, planned || stores ? plannedPart(device, component, say) : devicePart(device, components)];
         const shared = workflowPart(device, components, planned, say);
         return shared ? [whole, [`workflow ${device.name} ${Object.keys(shared.parts)}`, shared]] : [whole];
       });
@@ -32,25 +36,31 @@ function ofTheWorkflow(components, name, here = () => true) {
 
 /** The contents of a device's bar in bytes. `ceiling`: the workflow's budget, or the sum of the loaded components'; null without one. */
 export function devicePart(device, components) {
-  const { total_bytes: total, free_bytes: free, resident_bytes: resident, loose_bytes: loose, ring_bytes: ring } = device;
+  const { total_bytes: total, free_bytes: free, resident_bytes: resident, loose_bytes: loose, ring_bytes: ring, stored_bytes: stored } = device;
   const isHere = (component) => component.loaded && component.device === device.name;
   const budgets = components.filter(isHere).map((component) => component.budget_bytes).filter(Number.isFinite);
   const sum = budgets.length ? budgets.reduce((all, budget) => all + budget) : null;
   const budget = ofTheWorkflow(components, 'workflow_budget_bytes', isHere) ?? sum;
   const ceiling = budget === null ? null : Math.min(budget, total);
-  return { title: device.name, total, free, ceiling, parts: { resident, loose, ring, others: device.others_bytes } };
+  return { title: device.name, total, free, ceiling, parts: { resident, loose, ring, stored, others: device.others_bytes } };
 }
 
-/** As `devicePart`, predicted for the run of a planned component; what others hold is assumed to stay the same. */
+/**
+ * As `devicePart`, predicted for the run of a planned component, which computes on the device or has layers there; what others
+ * hold is assumed to stay the same.
+ */
 export function plannedPart(device, component, say) {
   const { total_bytes: total, free_bytes: free } = device;
-  const { resident_bytes: resident, loose_bytes: loose, ring_bytes: ring } = component.plan;
+  const computes = component.device === device.name;
+  const { resident_bytes: resident, loose_bytes: loose, ring_bytes: ring } = computes ? component.plan : NOTHING;
+  const stored = component.plan.peer_device === device.name ? component.plan.peer_bytes : 0;
+  const budget = computes ? ofTheWorkflow([component], 'workflow_budget_bytes') ?? component.budget_bytes : null;
   return {
     title: `${device.name} · ${say('memory.planned', { component: component.component })}`,
     total,
-    free: Math.max(0, free - resident - loose - ring),
-    ceiling: Math.min(ofTheWorkflow([component], 'workflow_budget_bytes') ?? component.budget_bytes, total),
-    parts: { resident, loose, ring, others: total - free },
+    free: Math.max(0, free - resident - loose - ring - stored),
+    ceiling: budget === null ? null : Math.min(budget, total),
+    parts: { resident, loose, ring, stored, others: total - free },
   };
 }
 

@@ -131,7 +131,8 @@ function buildPage(say, contact, show) {
   const map = placementMap(say, (chosenId) => show({ chosenId }));
   const overlap = timeline(say);
   const reasons = explanations(say);
-  const form = graphOptionsForm(say, contact.writeGraphOptions);
+  const keep = (options) => (contact.writeGraphOptions(options), contact.graphChanged());
+  const form = graphOptionsForm(say, keep, contact.hostTiers);
   const top = element('div', { class: 'lwo-top' }, numbers.root, memory.root);
   const overview = element('div', { class: 'lwo-overview' }, top, map.root, overlap.root);
   const views = Object.entries({ overview, explain: reasons.root, options: form.root }).map(([name, content]) => {

@@ -245,6 +245,6 @@ class Flow:
                     "plan": pack_module("offload_core.planning.plan_text").plan_to_text(one.plan)[:3000],
                     "counters": one.controller.counters.as_dict(),
                 }
-                facts |= {"link": one.controller.link_bytes_per_s(), "host_bytes": one.controller.host_bytes()}
+                facts |= {"link": one.controller.link_rates().from_host, "host_bytes": one.controller.host_bytes()}
                 facts["warnings"] = [notice.line for notice in one.notices]
                 self.rows.write(f"{self.way}: plan of {one.name}", way=self.way, **facts)

@@ -43,7 +43,7 @@ _NEEDED_BY_OWNER = (
         "comfy.model_management",
         "cast_to_device(copy) get_free_memory get_torch_device minimum_inference_memory "
         "get_torch_device_name loaded_models(only_currently_used) throw_exception_if_processing_interrupted "
-        "get_total_memory is_device_cpu",
+        "get_total_memory is_device_cpu LoadedModel.model_load current_loaded_models",
     ),
     ("comfy.model_patcher", "CallbacksMP.ON_LOAD CoreModelPatcher"),
     (
@@ -69,7 +69,16 @@ NEEDED = tuple(f"{owner}.{name}" for owner, names in _NEEDED_BY_OWNER for name i
 """Dotted names, with the required parameter of a function in parentheses. Every tested version has all of them."""
 
 NEEDED_OF_A_PATCHER = (
-    *("backup", "current_hooks", "force_cast_weights", "forced_hooks", "load_device", "model", "model.device"),
+    *(
+        "additional_models",
+        "backup",
+        "current_hooks",
+        "force_cast_weights",
+        "forced_hooks",
+        "load_device",
+        "model",
+        "model.device",
+    ),
     *("model.current_weight_patches_uuid", "model.lowvram_patch_counter", "model.model_loaded_weight_memory"),
     *("model.model_lowvram", "object_patches_backup", "offload_device", "patches", "patches_uuid", "size"),
     *("weight_inplace_update", "weight_wrapper_patches"),

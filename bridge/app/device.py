@@ -9,7 +9,7 @@ import comfy.model_management as mm
 import torch
 
 from ...offload_core.runtime import DeviceQueue, port_for
-from ...offload_core.runtime.device import device_port
+from ...offload_core.runtime.device import device_port, peer_memory
 
 _queues: weakref.WeakValueDictionary[str, DeviceQueue] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
@@ -44,7 +44,22 @@ def takes_host_memory(device: torch.device) -> bool:
     return not streams_to(device) or device_port.is_unified(device)
 
 
+def computes_on_cpu() -> bool:
+    """Whether the app computes on the CPU, where nothing is streamed from another memory."""
+    return not streams_to(mm.get_torch_device())
+
+
+def device_names() -> list[str]:
+    """The devices of the accelerator's type, named as torch names them, where there are two or more; else none."""
+    accelerator, device = torch.accelerator.current_accelerator(), mm.get_torch_device()
+    if accelerator is None or accelerator.type != device.type:
+        return []
+    count = torch.accelerator.device_count()
+    return [f"{device.type}:{index}" for index in range(count)] if count > 1 else []
+
+
 segment_bytes = device_port.segment_bytes_of
+can_reach = peer_memory.can_reach
 
 
 def total_bytes(device: torch.device) -> int:

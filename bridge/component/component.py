@@ -26,7 +26,7 @@ from ...offload_core.planning.plan_change import better_plan, demoted
 from ...offload_core.planning.plan_text import plan_to_text
 from ...offload_core.planning.planner import make_plan, smallest_budget, usual_budget, usual_ring_of
 from ...offload_core.planning.request import PlanRequest
-from ...offload_core.runtime import OffloadController, discover
+from ...offload_core.runtime import LinkRates, OffloadController, discover
 from ...offload_core.runtime.layers.discovery import keep_in_memory
 from ...offload_core.sentences import Sentence, sentence
 from ...offload_core.settings.component_settings import OF_THE_WORKFLOW, ComponentSettings, Setting
@@ -41,12 +41,14 @@ from ..app.watch import Before
 from ..files.ahead import Ahead, components_of_running_prompt
 from ..memory.allowances import host_limits, not_locked
 from ..memory.host_memory import host_memory, moved_bytes
+from ..memory.peers import not_stored
 from ..planning.decide import MEASURED_FROM_PASSES, Decision, decide, plan_decision
 from ..planning.placing import Neighbour, Situation, left_to_the_app, may_stream_on, wanted_bytes
 from ..planning.remembered import key_of, remembered
 from ..planning.workflow import Member, number_of, within_part
 from ..requests.requested import Requested
 from .mapped_load import fill_in_missing
+from .peer_store import PeerStore
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,8 @@ class Component:
         self.patchers: weakref.WeakSet[Any] = weakref.WeakSet()
         """Our patchers over the module; the last one to go closes the component."""
         self._controller: OffloadController | None = None
+        self.peer_store = PeerStore(self)
+        """What it keeps in another device's memory."""
         self._mover: Before | None = None
         self._watch: Before | None = None
         self._found_inventory: Inventory | None = None
@@ -258,14 +262,18 @@ class Component:
             inventory = self.controller.inventory
             shared = self._ring_shared(inventory, self.device)
             offered_bytes = max(offered_bytes, min(offered_bytes + shared, usual_budget(inventory)))
-        wishes = (requested.settings, requested.mode, requested.selection)
+        wishes = (requested.settings, requested.mode, requested.selection, requested.in_split)
         if host_memory().make_room_before_load(self.controller):
             self._planned_for = None
+        self.peer_store.take_again(requested)
         held_bytes, layers = self.device_bytes(), self.controller.layers
         neighbours, members = self.neighbours(), self.members(requested, self.device)
         situation = Situation(self.device, offered_bytes, held_bytes, neighbours, layers, crowded_bytes, members)
         decision = decide(requested, self.kind, self.controller.inventory, situation)
         keeps = self.loaded and self._planned_for == wishes and self._still_good(requested, decision)
+        if not keeps:
+            self.peer_store.make_room(requested, decision.request, [other.peer_store for other in self._others()])
+        situation = replace(situation, on_peer=self.peer_store.limits(requested, self.device))
         plan, request = (self.plan, self.request) if keeps else self._plan(requested, decision, situation)
         assert plan is not None and request is not None
         self._workflow_bytes = number_of(requested.settings, self.device)
@@ -282,6 +290,7 @@ class Component:
             self.put_into_effect(plan, request)
             if self._workflow_bytes is not None and self._on_this_shape(self._settled) is not None:
                 self._settled = (self.shape, request.budget_bytes or 0)  # the others may have left less at that time
+        self.peer_store.loaded(requested)
         self._decided(decision)
         self._say_if_nothing_streams(requested)
         # What it shares may not be what it was planned to page-lock.
@@ -480,6 +489,8 @@ class Component:
         host_memory().update_app_account()
         if missing := not_locked(self.controller):
             self.warn(missing, do=sentence("do_free_memory"))
+        if missing := not_stored(self.controller):
+            self.warn(missing, do=sentence("do_lower_peer_budget", device=str(plan.peer_device)))
         self.peak_device_bytes = max(self.peak_device_bytes, self.device_bytes())
         log.info("Layerwise Offload, %s:\n%s", self.model_name, plan_to_text(plan))
 
@@ -511,12 +522,14 @@ class Component:
         self._measuring_for = self.shape
         self.controller.replan_when_measured(self._better_plan)
 
-    def _better_plan(self, current: Plan, inventory: Inventory, link: float | None) -> Plan | None:
+    def _better_plan(self, current: Plan, inventory: Inventory, rates: LinkRates) -> Plan | None:
         """Within the same limits and with measured times: a plan worth moving layers for, if there is one."""
         assert self.request is not None
+        link = rates.from_host
         request = self._beside_the_others(replace(self.request, inventory=inventory), current)
         if link is not None:
             request = replace(request, h2d_bytes_per_s=link, link_source=f"measured on {self.device}")
+        request = replace(request, peer_bytes_per_s=rates.from_peer or request.peer_bytes_per_s)
         self._settled = (self.shape, request.budget_bytes or 0)
         self.planned(current, request)
         self._remember(inventory, link)
@@ -552,6 +565,7 @@ class Component:
             inventory = replace(self.request.inventory, tables=request.inventory.tables)
             rate, source = self.request.h2d_bytes_per_s, self.request.link_source
             request = replace(request, inventory=inventory, h2d_bytes_per_s=rate, link_source=source)
+            request = replace(request, peer_bytes_per_s=self.request.peer_bytes_per_s)
         elif (times := remembered().times(self._times_key())) is not None:
             request = with_earlier_times(request, times)
         copies_bytes = host_limits(requested.settings, self.device, self.controller.layers)["copies_budget_bytes"]

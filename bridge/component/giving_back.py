@@ -49,6 +49,8 @@ def give_back(component: Component, requested: Requested, nbytes: int, may_leave
     before, plan, request = component.freeable_bytes(), controller.plan, component.request
     if plan is None or request is None or nbytes > before or controller.in_pass():
         return 0
+    # Layers that are streamed from now on take nothing on another device: this may be on behalf of what runs there.
+    request = replace(request, peer_budget_bytes=min(request.peer_budget_bytes, plan.peer_bytes))
     smallest = smallest_budget(request.inventory)
     budget = plan.device_bytes - nbytes
     while budget >= smallest:

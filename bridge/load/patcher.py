@@ -12,6 +12,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -148,6 +149,7 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         **kwargs: Any,
     ) -> None:
         if not self.streams or device_to is None:
+            self.component.peer_store.let_go()
             bring_weights_into_memory(self.model)
             super().load(device_to, lowvram_model_memory, force_patch_weights, full_load, *args, **kwargs)
             if device_to is not None:
@@ -167,13 +169,19 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
             component.controller.set_changes(patches.changes_of(self, device_to, shows_progress=True))
             self._prepare_modules(device_to)
             offered_bytes = 10**30 if full_load else lowvram_model_memory
-            component.load(self.requested, offered_bytes, functools.partial(make_way, component))
+            requested = replace(self.requested, in_split=self._in_split())
+            component.load(requested, offered_bytes, functools.partial(make_way, component))
             patches.check_room(component.controller, component.name, self.requested.value("lora_mode"))
             self._tell_model(device_to)
             for callback in self.get_all_callbacks(comfy.model_patcher.CallbacksMP.ON_LOAD):
                 callback(self, device_to, lowvram_model_memory, force_patch_weights, full_load)
             self.apply_hooks(self.forced_hooks, force_apply=True)
             telemetry.tell_resolved(component)
+
+    def _in_split(self) -> bool:
+        """Whether the app divides each step of the model between devices (the node *MultiGPU CFG Split*)."""
+        is_part = getattr(self, "is_multigpu_base_clone", False)  # older versions of the app have no such node
+        return is_part or bool(self.additional_models.get("multigpu"))
 
     def _undo_foreign_patches(self) -> None:
         """Restore the weights that another patcher over the module has patched in place."""

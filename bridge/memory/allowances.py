@@ -20,7 +20,7 @@ from ...offload_core.runtime import OffloadController
 from ...offload_core.runtime.engine.tier_moves import already_in_memory_bytes
 from ...offload_core.runtime.layers.layer import Layer
 from ...offload_core.sentences import Sentence, sentence
-from ...offload_core.settings.component_settings import SOURCE_WORDS, ComponentSettings, Setting, Source
+from ...offload_core.settings.component_settings import SOURCE_WORDS, ComponentSettings, Setting, Source, peer_of
 from ...offload_core.units import format_bytes
 from ..app import compat
 from ..app.device import streams_to, takes_host_memory, total_bytes
@@ -91,7 +91,7 @@ def host_limits(
         host = HostBudget(0, 0, f"{device} computes in host memory, where a copy would be a second one")
     limits: dict[str, Any] = {"pin_budget_bytes": host.pins_bytes, "copies_budget_bytes": host.copies_bytes}
     tier = settings.value(Setting.HOST_TIER)
-    if isinstance(tier, str):
+    if isinstance(tier, str) and peer_of(settings) is None:
         limits |= {"host_tier": tier, "copies_budget_bytes": host_available_bytes() + copies_bytes}
         if tier == "pinned":  # what is page-locked already takes nothing more
             kept_bytes = pinned_bytes if asked_bytes is None else min(pinned_bytes, asked_bytes)
@@ -133,13 +133,13 @@ def host_remark(settings: ComponentSettings, device: torch.device) -> Sentence |
     which reads streamed layers from their file; else None."""
     names = [
         f"{settings.component}.{name}"
-        for name in (Setting.HOST_TIER, Setting.PIN_BUDGET_BYTES)
+        for name in (Setting.HOST_TIER, Setting.PIN_BUDGET_BYTES, Setting.PEER_BUDGET_BYTES)
         if settings.source(name) in (Source.NODE, Source.OPTIONS)
     ]
     if streams_to(device) or not names:
         return None
     if len(names) > 1:
-        return sentence("no_effects_on_cpu", first=names[0], second=names[1])
+        return sentence("no_effects_on_cpu", first=", ".join(names[:-1]), second=names[-1])
     return sentence("no_effect_on_cpu", setting=names[0])
 
 

@@ -144,7 +144,8 @@ class HostMemory:
 
         def over_bytes() -> int:
             in_use, layers = self.in_use(), zip(plan.layers, controller.layers)
-            coming = (spec.bytes for spec, layer in layers if spec.host_tier != "mapped" and layer.host.master is None)
+            missing = [spec for spec, layer in layers if layer.host.master is None]
+            coming = (spec.bytes for spec in missing if spec.host_tier in ("pinned", "pageable"))
             return in_use["pinned"] + in_use["pageable"] + sum(coming) - number_bytes
 
         if over_bytes() > 0:

@@ -9,19 +9,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
+
 from ...offload_core.notices import Notice, concerning
 from ...offload_core.planning.inventory import Inventory
 from ...offload_core.planning.plan import Plan
 from ...offload_core.planning.planner import check_budget, make_plan, smallest_budget_for
 from ...offload_core.planning.request import PlanRequest
-from ...offload_core.sentences import sentence
-from ...offload_core.settings.component_settings import ComponentSettings, Setting, Source
+from ...offload_core.sentences import Sentence, sentence
+from ...offload_core.settings.component_settings import ComponentSettings, Setting, Source, peer_of
 from ...offload_core.settings.feasibility import NO_EFFECT
 from ...offload_core.settings.policy import Choice
 from ...offload_core.settings.resolver import filled
 from ..app.device import streams_to
 from ..app.kinds import Kind
 from ..memory.allowances import device_allowance, host_limits, host_remark, require_tier
+from ..memory.peers import peer_limits
 from ..requests.requested import Requested
 from .placing import Situation, resolve_now, within_policy
 from .workflow import Member, beyond_workflow, copies_of_workflow, part_of_workflow, with_part
@@ -82,8 +85,9 @@ def decide(requested: Requested, kind: Kind, inventory: Inventory, situation: Si
     resolution = resolve_now(requested, inventory, situation)
     settings = resolution.components[requested.component]
     notices = concerning(resolution.notices, requested.component)
-    if remark := host_remark(requested.settings, device):
-        notices = (*notices, Notice(requested.component, remark))
+    for remark in (host_remark(requested.settings, device), _peer_remark(requested, settings, device)):
+        if remark is not None:
+            notices = (*notices, Notice(requested.component, remark))
     if streams_to(device) and (beyond := beyond_workflow(own_settings)):
         notices = (*notices, Notice(requested.component, beyond))
     if explicit:
@@ -99,6 +103,17 @@ def decide(requested: Requested, kind: Kind, inventory: Inventory, situation: Si
     return Decision(settings, replace(request, budget_bytes=max(budget, needed)), notices)
 
 
+def _peer_remark(requested: Requested, settings: ComponentSettings, device: torch.device) -> Sentence | None:
+    """Why no layer of a component that is streamed, by `settings`, lies on the other device that was named; None if
+    some may."""
+    name, component = peer_of(requested.settings), requested.component
+    if name is None or not streams_to(device) or settings.value(Setting.PLACEMENT) != "layerwise":
+        return None
+    if requested.in_split:
+        return sentence("no_store_in_split", component=component, device=name)
+    return sentence("is_own_device", component=component, device=name) if name == str(device) else None
+
+
 def plan_decision(
     decision: Decision, settings: ComponentSettings, situation: Situation, file: str
 ) -> tuple[Plan, PlanRequest]:
@@ -110,7 +125,8 @@ def plan_decision(
     own = Member(settings, decision.request.inventory, decision.request.passes)
     copies_bytes = copies_of_workflow(own, situation.device, situation.members)
     limits = host_limits(settings, situation.device, situation.layers, copies_bytes)
-    request = replace(decision.request, **limits)
+    on_peer = peer_limits(settings, situation.device) if situation.on_peer is None else situation.on_peer
+    request = replace(decision.request, **limits, **on_peer)
     plan = make_plan(request)
     require_tier(plan, request, settings, file)
     return plan, request

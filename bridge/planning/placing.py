@@ -6,8 +6,9 @@ components that are alive in the process count with their real sizes. Explicit s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import comfy.model_management as mm
 import torch
@@ -54,6 +55,7 @@ class Situation:
     layers         its layers, as far as they exist: what they have of host memory is its own
     crowded_bytes  what it can have on this shape, where the device ran out of memory with more; None: it did not
     members        the other components of the workflow, whether they have been loaded or not
+    on_peer        what it may take of another device's memory, of one that is to be loaded; None: what is free there
     """
 
     device: torch.device
@@ -63,6 +65,7 @@ class Situation:
     layers: Sequence[Layer] = ()
     crowded_bytes: int | None = None
     members: Sequence[Member] = ()
+    on_peer: Mapping[str, Any] | None = None
 
     @classmethod
     def guessed(

@@ -42,12 +42,13 @@ WHAT_IF_BYTES = (-1_000_000_000, 0, 1_000_000_000)
 
 def live_document() -> dict[str, Any]:
     """The whole report. Plans ahead for the what-ifs: not for a thread that must not wait some milliseconds."""
+    expected = expected_reports()
     return {
         "schema": SCHEMA,
         "components": live_reports(),
-        "expected": expected_reports(),
+        "expected": expected,
         "bystanders": live_bystanders(),
-        "devices": devices(),
+        "devices": devices(expected),
         "host": host(),
     }
 
@@ -77,7 +78,9 @@ def component_report(component: Component) -> dict[str, Any] | None:
         "loose_bytes": plan.loose_bytes,
         "pinned_bytes": controller.pinned_bytes(),
         "version_bytes": controller.versions.held_bytes,
-        "host_bytes": controller.host_bytes(),
+        "host_bytes": _in_host(controller.host_bytes()),
+        "peer_device": controller.peer_device,
+        "peer_bytes": controller.peer_bytes(),
     }
     of_runs = not_kept(controller.versions)
     if touched := controller.outside_touches:
@@ -201,7 +204,7 @@ def timelines(expected: Sequence[dict[str, Any]]) -> dict[str, tuple[list[Event]
 
 def simulated(plan: Plan, request: PlanRequest, name: str) -> list[Event]:
     times, _ = compute_times(request.inventory, request.in_place)
-    return steady_events(plan, times, request.h2d_bytes_per_s, name)
+    return steady_events(plan, times, request.h2d_bytes_per_s, name, request.peer_bytes_per_s)
 
 
 @functools.lru_cache(maxsize=64)
@@ -224,29 +227,33 @@ def what_if(request: PlanRequest, plan: Plan) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------- memory
 
 
-def devices() -> list[dict[str, Any]]:
-    """The memory of every device that components of ours are on, or of the app's, if it has memory of its own."""
-    by_device: dict[torch.device, list[Plan]] = {}
-    app = mm.get_torch_device()
-    if streams_to(app):
-        by_device[app] = []
-    for component in live_components():
-        if component.attached and streams_to(component.device):
-            plans = by_device.setdefault(component.device, [])
-            if component.loaded and component.plan is not None:
-                plans.append(component.plan)
-    return [_device(device, plans) for device, plans in by_device.items()]
+def devices(planned: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The memory of every device on which components of ours are or have layers, and of the app's, if it has memory of
+    its own.
+
+    `planned`: reports of components that have not been loaded, which may be planned to have layers on further devices.
+    """
+    components = [component for component in live_components() if component.attached]
+    peers = [component.peer_store.device for component in components]
+    peers += [report.get("plan", {}).get("peer_device") for report in planned]
+    every = [mm.get_torch_device(), *(component.device for component in components)]
+    every += [torch.device(peer) for peer in peers if peer is not None]
+    return [_device(device, components) for device in dict.fromkeys(every) if streams_to(device)]
 
 
-def _device(device: torch.device, plans: list[Plan]) -> dict[str, Any]:
-    free, total = int(mm.get_free_memory(device)), total_bytes(device)
+def _device(device: torch.device, components: Sequence[Component]) -> dict[str, Any]:
+    name, free, total = str(device), int(mm.get_free_memory(device)), total_bytes(device)
+    here = [component for component in components if component.loaded and component.device == device]
+    plans = [component.plan for component in here if component.plan is not None]
+    stores = [component.peer_store for component in components if component.peer_store.device == name]
     ours = {
         "ring_bytes": ring_there(device),
         "resident_bytes": sum(plan.resident_bytes for plan in plans),
         "loose_bytes": sum(plan.loose_bytes for plan in plans),
+        "stored_bytes": sum(store.held_bytes() for store in stores),
     }
     others = max(0, total - free - sum(ours.values()))
-    return {"name": str(device), "total_bytes": total, "free_bytes": free, **ours, "others_bytes": others}
+    return {"name": name, "total_bytes": total, "free_bytes": free, **ours, "others_bytes": others}
 
 
 def host() -> dict[str, int]:
@@ -256,4 +263,9 @@ def host() -> dict[str, int]:
 
 
 def _tiers(by_tier: Mapping[Any, int]) -> dict[str, int]:
-    return {f"{tier}_bytes": nbytes for tier, nbytes in by_tier.items()}
+    return {f"{tier}_bytes": nbytes for tier, nbytes in _in_host(by_tier).items()}
+
+
+def _in_host(by_tier: Mapping[Any, int]) -> dict[str, int]:
+    """The tiers of host memory and files: layers on another device are in that device's row."""
+    return {tier: nbytes for tier, nbytes in by_tier.items() if tier != "peer"}

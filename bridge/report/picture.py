@@ -18,7 +18,7 @@ MAX_COMPONENTS = 8
 
 RESIDENT, USE, FLIGHT, USED, OFFLOADED = "#4c8dd6", "#f2b134", "#2fa88a", "#8fcbb9", "#6b7280"
 STALL, LOOSE, OTHERS = "#e5484d", "#9b7bd4", "#a3a8b0"
-PINNED, PAGEABLE, MAPPED = "#d07aa8", "#c9a36a", "#7c93a8"
+STORED, PINNED, PAGEABLE, MAPPED = "#b8b04c", "#d07aa8", "#c9a36a", "#7c93a8"
 
 _STATES = {
     "R": ("resident", RESIDENT),
@@ -85,6 +85,7 @@ def _device(canvas: Canvas, y: float, device: Mapping[str, Any], components: Seq
         ("residents", device["resident_bytes"], RESIDENT),
         ("loose", device["loose_bytes"], LOOSE),
         ("ring", device["ring_bytes"], FLIGHT),
+        ("stored", device["stored_bytes"], STORED),
         ("others", device["others_bytes"], OTHERS),
         ("free", device["free_bytes"], PANEL),
     ]

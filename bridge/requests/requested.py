@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -15,7 +15,8 @@ from ...offload_core.settings.component_settings import (
     Source,
     bytes_from_gb,
 )
-from ...offload_core.settings.groups import match, normalise_selection
+from ...offload_core.settings.feasibility import require_device
+from ...offload_core.settings.groups import ALL, match, normalise_selection
 from ...offload_core.settings.node_table import OPTIONS_WIDGETS, Slot, is_gb
 from ...offload_core.settings.policy import check_mode
 from ...offload_core.settings.resolver import Wish, settings_for
@@ -69,6 +70,8 @@ class Requested:
     selection: tuple[str, ...] | None = None
     nodes: tuple[str, ...] = ()
     """Ids of the graph nodes whose requests were merged."""
+    in_split: bool = False
+    """Whether the app divides each step of the model between devices, which all need their memory themselves."""
 
     @property
     def component(self) -> str:
@@ -148,3 +151,17 @@ def options_request(inputs: Mapping[str, Any]) -> SourceRequest:
         for value in [inputs.get(widget, AUTO)]
     ]
     return SourceRequest.of(Source.OPTIONS, inputs.get("mode", AUTO), inputs.get("selection", ""), wishes)
+
+
+def wrong_host_tier(value: object, device_names: Sequence[str] | None) -> str | None:
+    """What is wrong with an options node's `host_tier`: neither a word of the setting nor one of these devices.
+
+    `device_names` None: the app computes on the CPU, where a device has no effect, as every host tier.
+    """
+    try:
+        settings = ComponentSettings(ALL).with_value(Setting.HOST_TIER, value, Source.OPTIONS)
+        if device_names is not None:
+            require_device(settings, device_names)
+    except SettingsError as error:
+        return str(error)
+    return None

@@ -56,7 +56,7 @@ def ahead_document(prompt: Mapping[str, Any]) -> dict[str, Any]:
                 return {"schema": SCHEMA, **refusal(error, settings, device, widgets)}
     except OffloadError as error:
         return {"schema": SCHEMA, "error": str(error)}
-    memory = {"devices": devices(), "host": host()}
+    memory = {"devices": devices(planned), "host": host()}
     return {"schema": SCHEMA, "components": planned, "bystanders": bystanders, **memory}
 
 

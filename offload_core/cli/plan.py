@@ -21,6 +21,7 @@ _INVENTORY_FIELDS = ("component", "layers", "visits", "loose_bytes", "notes", "s
 _REQUEST_FIELDS = (
     *("device", "budget_bytes", "ring_bytes", "h2d_bytes_per_s", "link_source", "passes", "placement", "alignment"),
     *("keep_residents", "pin_budget_bytes", "copies_budget_bytes", "host_tier", "in_place"),
+    *("peer_device", "peer_budget_bytes", "peer_bytes_per_s"),
 )
 _FIELDS = ("schema", *_INVENTORY_FIELDS, *_REQUEST_FIELDS)
 

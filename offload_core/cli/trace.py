@@ -63,7 +63,7 @@ def _simulated(data: object) -> dict[str, Any]:
     plan = make_plan(request)
     times, _ = compute_times(request.inventory, request.in_place)
     name = f"{plan.component}-plan"
-    events = steady_events(plan, times, request.h2d_bytes_per_s, name)
+    events = steady_events(plan, times, request.h2d_bytes_per_s, name, request.peer_bytes_per_s)
     return chrome_trace(events, [Source(name, plan.component, plan.device, tuple(layer.name for layer in plan.layers))])
 
 

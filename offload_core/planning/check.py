@@ -31,16 +31,19 @@ def check_plan(
     budget_bytes: int | None = None,
     alignment: int | None = None,
     pin_budget_bytes: int | None = None,
+    peer_budget_bytes: int | None = None,
 ) -> list[str]:
     """All errors of a plan, each naming the layer or field; at most 100. Empty if there are none.
 
     Besides what `check_places` finds: whether the prediction fits the plan; with `inventory` whether component and
     order of visits are the inventory's and only layers that lie in a file are read from one; and whether the device
-    bytes keep within `budget_bytes` and the page-locked bytes within `pin_budget_bytes`.
+    bytes keep within `budget_bytes`, the page-locked bytes within `pin_budget_bytes` and those of copies on another
+    device within `peer_budget_bytes`.
     """
     findings = chain(
         _obeyable(plan, inventory, alignment),
         _budgets(plan, budget_bytes, pin_budget_bytes),
+        _peer_budget(plan, peer_budget_bytes),
         _made_for(plan, inventory) if inventory is not None else (),
         _prediction(plan),
     )
@@ -55,6 +58,7 @@ def _limited(findings: Iterable[str]) -> list[str]:
 def _obeyable(plan: Plan, inventory: Inventory | None, alignment: int | None) -> Iterator[str]:
     """The findings of `check_places` beyond those of `_form`."""
     yield from _places(plan, alignment)
+    yield from _peer(plan)
     resident = sum(_taken(plan, layer.bytes) for layer in plan.layers if layer.placement == "resident")
     if plan.resident_bytes != resident:
         yield f"resident_bytes is {plan.resident_bytes}, the residents take {resident}"
@@ -74,6 +78,8 @@ def _form(plan: Plan) -> Iterator[str]:
     for field in ("component", "device"):
         if not isinstance(getattr(plan, field), str) or not getattr(plan, field):
             yield f"{field} is {getattr(plan, field)!r}, not a name"
+    if plan.peer_device is not None and (not isinstance(plan.peer_device, str) or not plan.peer_device):
+        yield f"peer_device is {plan.peer_device!r}, neither a name nor None"
     for index, layer in enumerate(plan.layers):
         yield from _layer_form(index, layer)
     for position, layer_index in enumerate(plan.visits):
@@ -91,7 +97,7 @@ def _layer_form(index: int, layer: PlannedLayer) -> Iterator[str]:
         yield f"layer {index} ({layer.name}) has {layer.bytes!r} bytes"
     if layer.placement not in ("streamed", "resident"):
         yield f"layer {index} ({layer.name}) has the placement {layer.placement!r}"
-    if layer.host_tier not in ("pinned", "pageable", "mapped"):
+    if layer.host_tier not in ("peer", "pinned", "pageable", "mapped"):
         yield f"layer {index} ({layer.name}) has the host tier {layer.host_tier!r}"
     if layer.offset is not None and not _is_count(layer.offset):
         yield f"layer {index} ({layer.name}) has the offset {layer.offset!r}"
@@ -120,6 +126,18 @@ def _places(plan: Plan, alignment: int | None) -> Iterator[str]:
                 yield f"{layer.name} ends at byte {layer.offset + layer.bytes} of a ring of {plan.ring_bytes}"
             if alignment and layer.offset % alignment:
                 yield f"{layer.name} has the offset {layer.offset}, not a multiple of {alignment}"
+
+
+def _peer(plan: Plan) -> Iterator[str]:
+    """What keeps layers from being copied from another device's memory."""
+    if plan.peer_device == plan.device:
+        yield f"peer_device is {plan.peer_device}, the plan's own device"
+    for layer in plan.layers:
+        if layer.host_tier == "peer":
+            if plan.peer_device is None:
+                yield f"{layer.name} is to be copied from another device, and the plan names none"
+            if layer.placement == "resident":
+                yield f"{layer.name} is resident and is to be copied from another device"
 
 
 def _taken(plan: Plan, nbytes: int) -> int:
@@ -183,6 +201,12 @@ def _budgets(plan: Plan, budget_bytes: int | None, pin_budget_bytes: int | None)
     pinned = sum(layer.bytes for layer in plan.layers if layer.host_tier == "pinned")
     if pin_budget_bytes is not None and pinned > pin_budget_bytes:
         yield f"{pinned} bytes are to be page-locked, over the budget of {pin_budget_bytes}"
+
+
+def _peer_budget(plan: Plan, budget_bytes: int | None) -> Iterator[str]:
+    taken = sum(_taken(plan, layer.bytes) for layer in plan.layers if layer.host_tier == "peer")
+    if budget_bytes is not None and taken > budget_bytes:
+        yield f"{taken} bytes are to lie on {plan.peer_device}, over the budget of {budget_bytes}"
 
 
 def _prediction(plan: Plan) -> Iterator[str]:

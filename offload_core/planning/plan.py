@@ -16,7 +16,10 @@ from .reserved import reserved_bytes
 
 SCHEMA = 1
 Placement = Literal["streamed", "resident"]
-HostTier = Literal["pinned", "pageable", "mapped"]
+HostTier = Literal["peer", "pinned", "pageable", "mapped"]
+"""Where the copies of a layer to the device come from. `peer`: a copy in the memory of another device; the master stays
+where `mapped` has it, in its file or else in pageable memory, so nothing is lost when that memory is given back."""
+
 T = TypeVar("T")
 
 _MAX_SUM_NS = MAX_NS * MAX_ITEMS
@@ -62,6 +65,7 @@ class Plan:
     loose_bytes     device bytes of the parameters outside any layer and of `tables`, rounded up likewise
     decisions       sentences for people: what was chosen and why
     tables          names of the embedding tables that are on the device
+    peer_device     the device whose memory has the copies of the layers in tier `peer`; None: there are none
     """
 
     component: str
@@ -75,6 +79,7 @@ class Plan:
     decisions: tuple[str, ...] = ()
     segment_bytes: int = 1
     tables: tuple[str, ...] = ()
+    peer_device: str | None = None
 
     @property
     def streamed(self) -> tuple[int, ...]:
@@ -90,6 +95,11 @@ class Plan:
     def device_bytes(self) -> int:
         """Device bytes of the component while it is in use."""
         return self.reserved(self.ring_bytes) + self.resident_bytes + self.loose_bytes
+
+    @property
+    def peer_bytes(self) -> int:
+        """Bytes of `peer_device` that the copies of layers there reserve."""
+        return sum(self.reserved(layer.bytes) for layer in self.layers if layer.host_tier == "peer")
 
     def reserved(self, nbytes: int) -> int:
         """Device bytes that an allocation of `nbytes` reserves."""
@@ -108,6 +118,8 @@ class Plan:
             "loose_bytes": self.loose_bytes,
             "tables": list(self.tables),
             "segment_bytes": self.segment_bytes,
+            "peer_device": self.peer_device,
+            "peer_bytes": self.peer_bytes,
             "predicted": asdict(self.predicted),
             "decisions": list(self.decisions),
         }
@@ -132,6 +144,7 @@ class Plan:
             loose_bytes=as_bytes("loose_bytes", _get(data, "loose_bytes")),
             segment_bytes=as_int("segment_bytes", data.get("segment_bytes", 1), 1, 1 << 30),
             tables=_items(data, "tables", as_name, optional=True),
+            peer_device=None if data.get("peer_device") is None else as_name("peer_device", data["peer_device"]),
             predicted=_prediction_from_json(_get(data, "predicted")),
             decisions=_items(data, "decisions", _decision, optional=True),
         )

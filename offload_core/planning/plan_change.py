@@ -38,13 +38,14 @@ def several_passes(request: PlanRequest) -> PlanRequest:
 def better_plan(current: Plan, request: PlanRequest) -> Plan | None:
     """The plan of `request`, whose inventory has the latest times and visits, or None if `current` is as good.
 
-    Both are simulated with the visits, times and link rate of the request. A plan that exceeds the request's budget is
+    Both are simulated with the visits, times and rates of the request. A plan that exceeds the request's budget is
     never as good. Raises what `make_plan` raises.
     """
     new = make_plan(request)
     inventory = request.inventory
     times, _ = compute_times(inventory, request.in_place)
-    old = simulate(replace(current, visits=inventory.visits), times, request.h2d_bytes_per_s)
+    rates = (request.h2d_bytes_per_s, request.peer_bytes_per_s)
+    old = simulate(replace(current, visits=inventory.visits), times, *rates)
     before, after = old.pass_ns, new.predicted.pass_ns
     measured = any(layer.compute_ns is not None for layer in inventory.layers)
     occasion = "now that layers were measured" if measured else "for several passes in one use"
@@ -74,7 +75,7 @@ def demoted(current: Plan, request: PlanRequest) -> Plan:
     if exchanged is best:
         return best
     times, _ = compute_times(request.inventory, request.in_place)
-    predicted = simulate(exchanged, times, request.h2d_bytes_per_s)
+    predicted = simulate(exchanged, times, request.h2d_bytes_per_s, request.peer_bytes_per_s)
     saved_ns = sum(
         copy_ns(best.layers[index].bytes, request.h2d_bytes_per_s)
         for index in set(best.residents) - set(exchanged.residents)

@@ -50,9 +50,10 @@ def _table(plan: Plan) -> list[str]:
             name = f"{name} .. {layers[-1].name.rpartition('.')[2]} ({len(layers)})"
         if len(name) > _NAME_CHARS:
             name = "..." + name[3 - _NAME_CHARS :]
-        tiers: Counter[str] = Counter(layer.host_tier for layer in layers)
+        peer = f"on {plan.peer_device}"
+        tiers: Counter[str] = Counter(peer if layer.host_tier == "peer" else layer.host_tier for layer in layers)
         counts = ", ".join(f"{count} {tier}" for tier, count in sorted(tiers.items()))
-        memory = counts if len(tiers) > 1 else layers[0].host_tier
+        memory = counts if len(tiers) > 1 else next(iter(tiers))
         rows.append((name, format_bytes(layers[0].bytes), _mix(layers), memory))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return [f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip() for row in rows]

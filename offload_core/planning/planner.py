@@ -191,12 +191,14 @@ class _Draft:
         return search.streamed_only(first_pass=not revisits), (why,)
 
     def _problem(self, room_bytes: int, ring_bytes: int | None) -> Problem:
-        rate = self.request.h2d_bytes_per_s
+        # Tiers are settled after the residents are chosen, but their rates decide which residents are best. The tiers
+        # of a plan in which nothing beyond `keep` is resident are the best estimate.
+        tiers = host_tiers(self.request, self.keep)
         return Problem(
             visits=_one_round(self.inventory.visits),
             sizes=self.sizes,
             segment_bytes=self.inventory.segment_bytes,
-            link_ns=tuple(copy_ns(size, rate) for size in self.sizes),
+            link_ns=tuple(copy_ns(size, self.request.bytes_per_s(tier)) for size, tier in zip(self.sizes, tiers)),
             compute_ns=self.cautious_ns,
             keep=self.keep,
             room_bytes=room_bytes,
@@ -228,9 +230,11 @@ class _Draft:
             loose_bytes=self.loose_bytes,
             tables=self.tables,
             segment_bytes=self.inventory.segment_bytes,
+            peer_device=self.request.peer_device if "peer" in tiers else None,
             predicted=Prediction(0, 0, 0, 0, 0),
         )
-        plan = replace(plan, predicted=simulate(plan, self.compute_ns, self.request.h2d_bytes_per_s))
+        rates = (self.request.h2d_bytes_per_s, self.request.peer_bytes_per_s)
+        plan = replace(plan, predicted=simulate(plan, self.compute_ns, *rates))
         notes = (*explain(plan, self.request, self.too_large, self.compute_note), *explain_tiers(plan, self.request))
         return replace(plan, decisions=(*self.inventory.notes, *why, *notes))
 

@@ -38,6 +38,9 @@ class PlanRequest:
     host_tier         the host tier that the user asked for; None: as the budgets allow
     host_source       where the host budgets come from, for display
     in_place          the device shares memory with the host: residents are used where they are
+    peer_device       another device whose memory may have copies of streamed layers; None: there is none
+    peer_budget_bytes  bytes of that memory which these copies may take, rounded up to segments
+    peer_bytes_per_s  measured rate of copies from there; None: not measured, taken as `h2d_bytes_per_s`
 
     Raises PlanError naming the field, its value and what is allowed.
     """
@@ -58,9 +61,12 @@ class PlanRequest:
     host_tier: HostTier | None = None
     host_source: str = ""
     in_place: bool = False
+    peer_device: str | None = None
+    peer_budget_bytes: int = 0
+    peer_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
-        if self.in_place and self.link_source == _ASSUMED_LINK:
+        if self.in_place and self.link_is_assumed:
             object.__setattr__(self, "h2d_bytes_per_s", FILE_BYTES_PER_S)
             object.__setattr__(self, "link_source", FILE_SOURCE)
         as_name("device", self.device)
@@ -80,3 +86,22 @@ class PlanRequest:
             raise PlanError.bad_field("host_tier", self.host_tier, "pinned, pageable, mapped or nothing")
         if self.keep_residents is not None and not isinstance(self.keep_residents, bool):
             raise PlanError.bad_field("keep_residents", self.keep_residents, "true, false or nothing")
+        self._check_peer()
+
+    def _check_peer(self) -> None:
+        if self.peer_device is not None and as_name("peer_device", self.peer_device) == self.device:
+            raise PlanError.bad_field("peer_device", self.peer_device, f"another device than {self.device}")
+        if as_bytes("peer_budget_bytes", self.peer_budget_bytes) and self.peer_device is None:
+            raise PlanError.bad_field("peer_budget_bytes", self.peer_budget_bytes, "0 without a peer_device")
+        if self.peer_bytes_per_s is not None:
+            as_rate("peer_bytes_per_s", self.peer_bytes_per_s)
+
+    @property
+    def link_is_assumed(self) -> bool:
+        """Whether `h2d_bytes_per_s` is the default, not measured or given."""
+        return self.link_source == _ASSUMED_LINK
+
+    def bytes_per_s(self, tier: HostTier) -> float:
+        """The rate of copies of a layer in this tier."""
+        measured = self.peer_bytes_per_s if tier == "peer" else None
+        return self.h2d_bytes_per_s if measured is None else measured

@@ -38,6 +38,7 @@ class Search:
         # With few layers each one matters more, and a choice takes less time to simulate.
         self._work_visits = WORK_VISITS * (2 if len(self._movable) <= _EXHAUSTIVE_LAYERS else 1)
         self._repeats = len(problem.visits) != len(self.evaluator.visit_counts)
+        self._floor_ns = self._least_ns()
 
     def steady(self) -> Candidate | None:
         """The choice with the fastest steady pass; of equal ones that with the least memory. None: nothing fits."""
@@ -296,7 +297,7 @@ class Search:
     def _trimmed(self, best: Candidate) -> Candidate:
         """Equal pass time with less memory: without residents that save no time, then with a smaller ring."""
         # If `best` was accepted as equal to the lower bound, that tolerance must not be granted a second time.
-        equal_to = self._floor_ns() if self._is_perfect(best) else best.pass_ns
+        equal_to = self._floor_ns if self._is_perfect(best) else best.pass_ns
         limit = max(best.pass_ns, equal_to * EQUAL)
         for layer in sorted(best.residents, key=lambda layer: (-self.problem.sizes[layer], layer)):
             fewer = best.residents - {layer}
@@ -326,17 +327,23 @@ class Search:
         return not self._repeats and self.evaluator.link_ns(residents) >= best.pass_ns
 
     def _is_perfect(self, candidate: Candidate) -> bool:
-        return candidate.pass_ns <= self._floor_ns() * EQUAL
+        return candidate.pass_ns <= self._floor_ns * EQUAL
 
-    def _floor_ns(self) -> int:
-        """Lower bound in ns of all choices: the compute, and the link time of the bytes that do not fit the room."""
-        problem = self.problem
-        room = problem.room_bytes - (problem.ring_bytes or min((problem.sizes[i] for i in self._movable), default=0))
-        total = sum(problem.sizes[layer] for layer in self._movable if self.evaluator.visit_counts[layer])
-        if self._repeats or not total:
+    def _least_ns(self) -> int:
+        """Lower bound in ns of all choices: the compute, and the link time of the bytes that do not fit the room, if
+        those that fit are the slowest to copy."""
+        sizes, link_ns = self.problem.sizes, self.problem.link_ns
+        ring = self.problem.ring_bytes or min((sizes[layer] for layer in self._movable), default=0)
+        room = max(0, self.problem.room_bytes - ring)
+        copied = [layer for layer in self._movable if self.evaluator.visit_counts[layer] and sizes[layer]]
+        if self._repeats or not copied:
             return self.evaluator.compute_ns
-        left = float(self.evaluator.link_ns(frozenset()))
-        return max(self.evaluator.compute_ns, int(left * max(0, total - room) / total))
+        left = 0.0
+        for layer in sorted(copied, key=lambda layer: link_ns[layer] / sizes[layer], reverse=True):
+            kept = min(room, sizes[layer])
+            room -= kept
+            left += link_ns[layer] * (sizes[layer] - kept) / sizes[layer]
+        return max(self.evaluator.compute_ns, int(left))
 
     def _spent(self, share: float) -> bool:
         return self.evaluator.work > self._work_visits * share

@@ -22,13 +22,16 @@ def copy_ns(size_bytes: int, h2d_bytes_per_s: float) -> int:
     return round(size_bytes * 1e9 / h2d_bytes_per_s)
 
 
-def simulate(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float) -> Prediction:
+def simulate(
+    plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float, peer_bytes_per_s: float | None = None
+) -> Prediction:
     """The prediction for a plan, whatever prediction it carries.
 
-    `compute_ns` is the compute time of one visit, per layer, in nanoseconds. Raises PlanError if the times or places do
-    not fit the plan.
+    `compute_ns` is the compute time of one visit, per layer, in nanoseconds. Layers in tier `peer` are copied at
+    `peer_bytes_per_s` (None: at the rate of the others), on the same lane; their copies on the other device are there
+    before the first pass. Raises PlanError if the times or places do not fit the plan.
     """
-    _, order, passes = run_passes(plan, compute_ns, h2d_bytes_per_s)
+    _, order, passes = run_passes(plan, compute_ns, h2d_bytes_per_s, peer_bytes_per_s)
     durations = [after.end - before.end for before, after in pairwise(passes)]
     # Without a steady state, the mean of the later half.
     window = durations[-1:] if _same_timing(*passes[-2:]) else durations[len(durations) // 2 :]
@@ -37,25 +40,32 @@ def simulate(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float) -> P
     compute = sum(compute_ns[layer] for layer in plan.visits)
     return Prediction(
         pass_ns=pass_ns,
-        bound_ns=max(compute, _bound_ns(plan, copied, compute_ns, h2d_bytes_per_s)),
+        bound_ns=max(compute, _bound_ns(plan, copied, compute_ns, h2d_bytes_per_s, peer_bytes_per_s)),
         stall_ns=max(0, pass_ns - compute),
         bytes_per_pass=sum(plan.layers[layer].bytes for layer in copied),
         first_pass_ns=passes[0].end,
     )
 
 
-def steady_events(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float, source: str) -> list[Event]:
+def steady_events(
+    plan: Plan,
+    compute_ns: Sequence[int],
+    h2d_bytes_per_s: float,
+    source: str,
+    peer_bytes_per_s: float | None = None,
+) -> list[Event]:
     """The events of a steady pass as a recorder would write them; times are ns since the start of the pass.
 
     Copies that overlap the start or end of the pass are not cut. Raises what `simulate` raises.
     """
-    _, _, passes = run_passes(plan, compute_ns, h2d_bytes_per_s)
+    _, _, passes = run_passes(plan, compute_ns, h2d_bytes_per_s, peer_bytes_per_s)
+    links = _link_times(plan, h2d_bytes_per_s, peer_bytes_per_s)
     begin, end = passes[-3].end, passes[-2].end
     events: list[Event] = []
     for times in passes[-3:]:
         for layer, start in zip(plan.visits, times.copy_starts):
             size = plan.layers[layer].bytes
-            if start is not None and start < end and (arrived := start + copy_ns(size, h2d_bytes_per_s)) > begin:
+            if start is not None and start < end and (arrived := start + links[layer]) > begin:
                 events.append(Event("copy", source, layer, start - begin, arrived - begin, size))
     free = begin
     for layer, start, done in zip(plan.visits, passes[-2].starts, passes[-2].ends):
@@ -66,13 +76,17 @@ def steady_events(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float,
     return events
 
 
-def run_passes(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float) -> tuple[Order, Order, list[PassTimes]]:
+def run_passes(
+    plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float, peer_bytes_per_s: float | None = None
+) -> tuple[Order, Order, list[PassTimes]]:
     """(order of the first pass, order of later passes, the passes). Arguments and errors are those of `simulate`.
 
     The first pass starts with an empty device and copies the residents too. Simulates at least three passes, and more
     until one has the same timing as the one before. All later passes are then the same, so its figures are exact.
     """
-    rate = as_rate("h2d_bytes_per_s", h2d_bytes_per_s)
+    as_rate("h2d_bytes_per_s", h2d_bytes_per_s)
+    if peer_bytes_per_s is not None:
+        as_rate("peer_bytes_per_s", peer_bytes_per_s)
     if len(compute_ns) != len(plan.layers):
         raise PlanError.bad_field("number of compute_ns", len(compute_ns), f"one per layer, {len(plan.layers)}")
     for layer, value in zip(plan.layers, compute_ns):
@@ -85,13 +99,19 @@ def run_passes(plan: Plan, compute_ns: Sequence[int], h2d_bytes_per_s: float) ->
             allowed = f"0 to {plan.ring_bytes - layer.bytes}, inside the ring"
             raise PlanError.bad_field(f"offset of layer {layer.name}", offset, allowed)
     first, steady = order_passes(plan.visits, [layer.bytes for layer in plan.layers], offsets)
-    links = [copy_ns(layer.bytes, rate) for layer in plan.layers]
+    links = _link_times(plan, h2d_bytes_per_s, peer_bytes_per_s)
     passes = [run_pass(first, plan.visits, links, compute_ns, PassTimes())]
     while len(passes) < _MOST_PASSES:
         passes.append(run_pass(steady, plan.visits, links, compute_ns, passes[-1]))
         if len(passes) >= _FEWEST_PASSES and _same_timing(*passes[-2:]):
             break
     return first, steady, passes
+
+
+def _link_times(plan: Plan, h2d_bytes_per_s: float, peer_bytes_per_s: float | None) -> list[int]:
+    """Link time in ns of a copy of each layer, at the rate of its tier."""
+    peer = h2d_bytes_per_s if peer_bytes_per_s is None else peer_bytes_per_s
+    return [copy_ns(layer.bytes, peer if layer.host_tier == "peer" else h2d_bytes_per_s) for layer in plan.layers]
 
 
 def _same_timing(before: PassTimes, after: PassTimes) -> bool:
@@ -105,13 +125,18 @@ def _same_timing(before: PassTimes, after: PassTimes) -> bool:
     )
 
 
-def _bound_ns(plan: Plan, copied: Sequence[int], compute_ns: Sequence[int], h2d_bytes_per_s: float) -> int:
+def _bound_ns(
+    plan: Plan,
+    copied: Sequence[int],
+    compute_ns: Sequence[int],
+    h2d_bytes_per_s: float,
+    peer_bytes_per_s: float | None = None,
+) -> int:
     """Lower bound in ns of a pass that makes these copies, whatever the schedule.
 
     The larger of two: all copies, on one lane; and the time for which copies occupy the ring, each at least while it is
     copied and read (ring bytes x pass time >= sum of bytes x time occupied).
     """
-    sizes = [plan.layers[layer].bytes for layer in copied]
-    links = [copy_ns(size, h2d_bytes_per_s) for size in sizes]
-    occupied = sum(size * (link + compute_ns[layer]) for layer, size, link in zip(copied, sizes, links))
-    return max(sum(links), occupied // plan.ring_bytes if plan.ring_bytes else 0)
+    links = _link_times(plan, h2d_bytes_per_s, peer_bytes_per_s)
+    occupied = sum(plan.layers[layer].bytes * (links[layer] + compute_ns[layer]) for layer in copied)
+    return max(sum(links[layer] for layer in copied), occupied // plan.ring_bytes if plan.ring_bytes else 0)

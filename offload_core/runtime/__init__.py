@@ -8,7 +8,7 @@ from .device.device_port import DevicePort
 from .device.device_queue import DeviceQueue
 from .device.ports import port_for
 from .engine.attach import Attachment, attach
-from .engine.controller import OffloadController
+from .engine.controller import LinkRates, OffloadController
 from .host.host_parameter import blank_like, twin_of
 from .layers.discovery import discover
 from .layers.patched_layers import Change
@@ -18,6 +18,7 @@ __all__ = [
     "Change",
     "DevicePort",
     "DeviceQueue",
+    "LinkRates",
     "OffloadController",
     "attach",
     "blank_like",

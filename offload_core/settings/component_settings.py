@@ -8,6 +8,7 @@ kept for reports. A widget on ``auto`` (or on 0, where it counts bytes) says not
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -47,6 +48,7 @@ class Setting:
     RING_BYTES: Final = "ring_bytes"
     HOST_TIER: Final = "host_tier"
     PIN_BUDGET_BYTES: Final = "pin_budget_bytes"
+    PEER_BUDGET_BYTES: Final = "peer_budget_bytes"
     PRECISION: Final = "precision"
     LORA_MODE: Final = "lora_mode"
     WORKFLOW_BUDGET_BYTES: Final = "workflow_budget_bytes"
@@ -81,6 +83,7 @@ EXPLICIT_SOURCES: Final[tuple[str, ...]] = SOURCES[:4]
 
 PLACEMENTS: Final[tuple[str, ...]] = ("auto", "layerwise", "resident", "whole", "cpu")
 HOST_TIERS: Final[tuple[str, ...]] = ("auto", "pinned", "pageable", "mapped")
+"""The words of the setting, which may also name another device (``peer_of``)."""
 PRECISIONS: Final[tuple[str, ...]] = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
 LORA_MODES: Final[tuple[str, ...]] = ("auto", "host", "on_arrival")
 # A streamed layer that a LoRA has changed is kept in host memory, or changed on each arrival; auto: as memory allows.
@@ -93,8 +96,13 @@ ALLOWED: Final[dict[str, tuple[str, ...]]] = {
 }
 OF_THE_WORKFLOW: Final[tuple[str, ...]] = (Setting.WORKFLOW_BUDGET_BYTES, Setting.WORKFLOW_HOST_BYTES)
 """What all components take together: it cannot be set for some of them."""
-BYTE_SETTINGS: Final[tuple[str, ...]] = ("budget_bytes", "ring_bytes", "pin_budget_bytes", *OF_THE_WORKFLOW)
+BYTE_SETTINGS: Final[tuple[str, ...]] = (
+    *("budget_bytes", "ring_bytes", "pin_budget_bytes", "peer_budget_bytes"),
+    *OF_THE_WORKFLOW,
+)
 GB: Final = 10**9
+_DEVICE: Final = re.compile(r"[a-z]{1,16}:(0|[1-9][0-9]{0,2})")
+"""A device's name as torch writes it: its type and number."""
 
 
 def bytes_from_gb(gigabytes: object, what: str = "a size in GB") -> int | Unset:
@@ -123,10 +131,11 @@ def validate(name: str, value: object, component: str = "") -> str | int | Unset
         return UNSET
     if name in BYTE_SETTINGS:
         return _validate_bytes(what, value)
-    advice = f"choose one of: {', '.join(ALLOWED[name])}"
+    may_be_device = name == Setting.HOST_TIER
+    advice = f"choose one of: {', '.join(ALLOWED[name])}{', or another device such as cuda:1' if may_be_device else ''}"
     if not isinstance(value, str):
         raise _refused(what, value, f"is {_kind(value)}, not a word", advice)
-    if value not in ALLOWED[name]:
+    if value not in ALLOWED[name] and not (may_be_device and _DEVICE.fullmatch(value)):
         raise _refused(what, value, "is not a choice of this setting", advice)
     return UNSET if value == "auto" else value
 
@@ -264,3 +273,12 @@ class ComponentSettings:
         # One order for equal contents, so that equality and hashes do not depend on the order of the calls.
         ordered = sorted(entries, key=lambda entry: (SETTINGS.index(entry.name), SOURCES.index(entry.source)))
         return replace(self, _entries=tuple(ordered))
+
+
+def peer_of(settings: ComponentSettings) -> str | None:
+    """The other device in whose memory streamed layers may lie, as `host_tier` names it; None if it names no device.
+
+    Where the streamed layers lie that have no room there is then decided for each layer, as on auto.
+    """
+    tier = settings.explicit(Setting.HOST_TIER, str)
+    return tier if tier is not None and _DEVICE.fullmatch(tier) else None

@@ -6,23 +6,25 @@ than the selection. Knows nothing about how the policy chose a placement, about 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from ..errors import BudgetError, SettingsError
 from ..notices import Notice
 from ..sentences import Sentence, sentence
 from ..units import format_bytes
-from .component_settings import SOURCE_SENTENCES, ComponentSettings, Setting, Source
+from .component_settings import SOURCE_SENTENCES, ComponentSettings, Setting, Source, peer_of
 from .policy import Component, Device
 
-_OF_STREAMING: Final = ("ring_bytes", "host_tier", "pin_budget_bytes")
+_OF_STREAMING: Final = ("ring_bytes", "host_tier", "pin_budget_bytes", "peer_budget_bytes")
 # Settings without effect under a placement; `budget_bytes` on a resident is checked, so it has one.
 _UNUSED: Final[dict[str, tuple[str, ...]]] = {
     "resident": _OF_STREAMING,
     "whole": _OF_STREAMING,
     "cpu": ("budget_bytes", *_OF_STREAMING),
 }
-_SAID_OF_ALL: Final = ("host_tier", "pin_budget_bytes")  # an options node has one of each, for all components
+_SAID_OF_ALL: Final = ("host_tier", "pin_budget_bytes", "peer_budget_bytes")
+# An options node has one of each, for all components.
 NO_EFFECT: Final = "no_effect"
 """The code of a notice that a setting has nothing to act on under the placement."""
 
@@ -58,11 +60,37 @@ def remarks(component: Component, settings: ComponentSettings, device: Device) -
         if settings.source(name) == "node" or (settings.source(name) == "options" and name not in _SAID_OF_ALL):
             what = sentence(NO_EFFECT, setting=_setting(settings, name), placement=placement)
             notices.append(Notice(component.name, what))
+    if placement == "layerwise" and (idle := _peer_budget_without_peer(settings)):
+        notices.append(Notice(component.name, idle, do=sentence("do_name_device")))
     if any(other.source == Source.SELECTION for other in weaker):
         source = SOURCE_SENTENCES[chosen.source]
         what = sentence("stronger_than_selection", component=component.name, source=source, placement=placement)
         notices.append(Notice(component.name, what))
     return notices
+
+
+def require_device(settings: ComponentSettings, device_names: Sequence[str]) -> None:
+    """Raises SettingsError if `host_tier` names a device and it is none of these, which may be chosen here."""
+    peer = peer_of(settings)
+    if peer is None or peer in device_names:
+        return
+    have = ", ".join(device_names) if device_names else "no second device that ComfyUI sees"
+    choices = "one of these, auto" if device_names else "auto"
+    raise SettingsError(
+        f"asked {_asked(settings, Setting.HOST_TIER)}; found {have} to choose from on this machine; do choose "
+        f"{choices}, pinned, pageable or mapped"
+    )
+
+
+def _peer_budget_without_peer(settings: ComponentSettings) -> Sentence | None:
+    """That the budget of another device has no effect, if `host_tier` names none; None otherwise.
+
+    Nothing is said of a budget in the user's ComfyUI settings: it is meant for the workflows that name a device.
+    """
+    source = settings.source(Setting.PEER_BUDGET_BYTES)
+    if source in (None, Source.SETTINGS, Source.POLICY) or peer_of(settings) is not None:
+        return None
+    return sentence("no_effect_without_device", setting=_setting(settings, Setting.PEER_BUDGET_BYTES))
 
 
 def _setting(settings: ComponentSettings, name: str) -> Sentence:

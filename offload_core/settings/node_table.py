@@ -151,7 +151,10 @@ GRAPH_SETTINGS: Final[dict[str, str]] = {
 
 OPTIONS_WIDGETS: Final[dict[str, tuple[str, str]]] = {
     widget_name(name): (ALL, name)
-    for name in (Setting.LORA_MODE, Setting.HOST_TIER, Setting.PIN_BUDGET_BYTES, *OF_THE_WORKFLOW)
+    for name in (
+        *(Setting.LORA_MODE, Setting.HOST_TIER, Setting.PIN_BUDGET_BYTES, Setting.PEER_BUDGET_BYTES),
+        *OF_THE_WORKFLOW,
+    )
 } | {
     f"{group}_{widget_name(name)}": (group, name)
     for group in GROUPS

@@ -24,6 +24,7 @@ from .component_settings import (
     Setting,
     Source,
     Value,
+    peer_of,
     validate,
 )
 from .feasibility import check_component, remarks
@@ -208,12 +209,15 @@ def _settings_of(name: str, request: Request, names: Sequence[str], chosen: froz
 def filled(settings: ComponentSettings, choice: Choice) -> ComponentSettings:
     """The settings with the policy's value for each that no source set; the others stay as they are."""
     idle = None if choice.placement == "layerwise" else sentence("nothing_to_decide", placement=choice.placement)
+    peer = peer_of(settings)
+    peer_free = sentence("no_other_device") if peer is None else sentence("free_on_other_device", device=peer)
     of_policy: dict[str, tuple[Value, Sentence | None]] = {
         Setting.PLACEMENT: (choice.placement, choice.reason),
         Setting.BUDGET_BYTES: (choice.budget_bytes, choice.budget_reason or idle or sentence("budget_ring")),
         Setting.RING_BYTES: (None, idle or sentence("planner_decides_ring")),
         Setting.HOST_TIER: (None, idle or sentence("tier_by_layer")),
         Setting.PIN_BUDGET_BYTES: (None, idle or sentence("pins_shared")),
+        Setting.PEER_BUDGET_BYTES: (None, idle or peer_free),
         Setting.PRECISION: (None, sentence("precision_of_app")),
         Setting.LORA_MODE: (None, sentence("lora_when_applied")),
         Setting.WORKFLOW_BUDGET_BYTES: (None, sentence("no_workflow_budget")),

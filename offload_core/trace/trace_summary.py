@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from .events import Event, device_events
 
+_TIMED_COPIES = (("timed_copy_bytes", "copy_ns"), ("timed_peer_bytes", "peer_copy_ns"))
+"""Counters of the bytes and times of measured copies: from the host, and from another device."""
+
 
 def run_numbers(
     now: Mapping[str, int],
@@ -28,12 +31,14 @@ def run_numbers(
     passes, visits = growth("passes"), growth("prefetch_hits") + growth("demand_loads")
     if last_pass_bytes is None and passes:
         last_pass_bytes = growth("bytes_copied") // passes
-    counters = now if not growth("copy_ns") else {name: growth(name) for name in ("timed_copy_bytes", "copy_ns")}
-    copy_ns = counters.get("copy_ns", 0)
+    copies = [(growth(nbytes), growth(ns)) for nbytes, ns in _TIMED_COPIES]
+    if not any(ns for _, ns in copies):
+        copies = [(now.get(nbytes, 0), now.get(ns, 0)) for nbytes, ns in _TIMED_COPIES]
+    copied_bytes, copy_ns = map(sum, zip(*copies))
     return {
         "stall_pct": round(100 * growth("stall_ns") / measured_ns, 2) if measured_ns else None,
         "bytes_per_pass": last_pass_bytes if passes else None,
-        "copy_bytes_per_s": round(counters["timed_copy_bytes"] * 1e9 / copy_ns) if copy_ns else None,
+        "copy_bytes_per_s": round(copied_bytes * 1e9 / copy_ns) if copy_ns else None,
         "hit_rate": round(growth("prefetch_hits") / visits, 4) if visits else None,
         "headroom_bytes": headroom_bytes,
     }

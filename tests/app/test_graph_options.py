@@ -69,6 +69,14 @@ def test_the_graph_and_the_settings_are_sources(sim):
         assert setting(sim, name, "budget_bytes") == (70_000_000, "settings")
 
 
+def test_a_budget_of_another_device_is_told_where_none_is_named(sim):
+    text = said(graph={"dit": {"placement": "layerwise", "peer_budget_gb": 2}})
+    sim.run(prompt_with(text)).check()
+    assert setting(sim, "dit", "peer_budget_bytes") == (2_000_000_000, "graph")
+    (line,) = (line for line in report_of(sim, "dit")["warnings"] if "peer_budget_bytes" in line)
+    assert "has no effect: host_tier names no other device" in line
+
+
 def test_widgets_and_options_nodes_are_stronger(sim):
     text = said(graph={"all": {"placement": "layerwise"}, "vae": {"budget_gb": 0.06}})
     widgets = {MODEL: {"placement": "resident"}, CLIP: {}, VAE: {}}

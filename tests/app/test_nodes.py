@@ -94,6 +94,24 @@ def test_the_options_node_has_the_widgets_of_the_table(sim):
     assert set(info["input"]["optional"]) == {*node_table.OPTIONS_WIDGETS, "mode", "selection"}
 
 
+@pytest.mark.parametrize(
+    ("tier", "words"),
+    [
+        ("npu:7", "asked all.host_tier = npu:7 (the connected options node); found no second device that ComfyUI sees"),
+        ("disk", "choose one of: auto, pinned, pageable, mapped, or another device such as cuda:1"),
+    ],
+)
+def test_a_host_tier_of_another_machine_is_refused_in_our_words(sim, tier, words):
+    """The app would say that the value is not in its list."""
+    prompt = with_our_loaders(build("flux"), {MODEL: {}}, {"host_tier": tier})
+    result = sim.run(prompt)
+    assert not result.ok and words in result.message and "value_not_in_list" not in result.message
+
+
+def test_on_the_cpu_a_device_of_another_machine_has_no_effect(cpu):
+    cpu.run(with_our_loaders(build("flux"), {MODEL: {}}, {"host_tier": "npu:7"})).check()
+
+
 @pytest.mark.parametrize("node_id", NODE_IDS)
 def test_everything_is_explained(sim, node_id):
     info = sim.object_info(node_id)[node_id]

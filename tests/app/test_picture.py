@@ -52,7 +52,13 @@ def component(name, budget_bytes, model="flux1-dev.safetensors", **changes):
 
 
 def document(*components, expected=(), bystanders=(), devices=1):
-    memory = {"ring_bytes": 2 * GB, "resident_bytes": 3 * GB, "loose_bytes": GB // 2, "others_bytes": 3 * GB}
+    memory = {
+        "ring_bytes": 2 * GB,
+        "resident_bytes": 3 * GB,
+        "loose_bytes": GB // 2,
+        "stored_bytes": GB,
+        "others_bytes": 3 * GB,
+    }
     device = {"name": "cuda:0", "total_bytes": 24 * GB, "free_bytes": 24 * GB - sum(memory.values()), **memory}
     host = {"pinned_bytes": 20 * GB, "pageable_bytes": 3 * GB, "mapped_bytes": 8 * GB}
     return {

@@ -1,4 +1,5 @@
-"""Two devices: the app's device selectors and its CFG split give each device a ring and a queue of its own."""
+"""Two devices: the app's device selectors and its CFG split give each device a ring and a queue of its own, and the
+memory of a device holds layers of a model on the other."""
 
 import json
 import subprocess
@@ -6,6 +7,9 @@ import sys
 
 import pytest
 
+from tests.app.test_before_the_run import expect
+from tests.app.test_bit_identity import dit_report
+from tests.app.test_host_tier import ROADS, flux, said, tiers
 from tests.support import pixels, simdev
 from tests.support.app_server import AppServer
 from tests.support.devkit import paths
@@ -122,6 +126,70 @@ def test_cfg_split_gives_each_device_its_own_ring(server, lora):
     assert passes[0] == passes[1] > 0, "each device has half of the work"
     for component in reports:
         assert component["summary"]["peak_device_bytes"] <= 30_000_000
+
+
+def codes(report: dict) -> list[str]:
+    return [notice["code"] for notice in report["notices"]]
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_layers_of_a_model_lie_on_the_other_device(server, road):
+    reference = saved(server, build("flux"))
+    prompt = said(road, flux(), host_tier="npu:1")
+    told = expect(server, prompt)
+    assert saved(server, prompt) == reference
+    report = dit_report(server)
+    assert tiers(report["plan"]) == tiers(told["components"][0]["plan"]) == {"peer"}
+    assert report["plan"]["peer_device"] == "npu:1" and "npu:1" in report["plan_text"]
+    assert report["summary"]["prefetch_hits"] > 0 and report["summary"]["pinned_bytes"] == 0
+    row = {device["name"]: device for device in server.report()["devices"]}["npu:1"]
+    assert row["stored_bytes"] == report["plan"]["peer_bytes"] <= used(server)[1]
+    assert {device["name"] for device in told["devices"]} == {"npu:0", "npu:1"}
+    setting = report["settings"]["host_tier"]
+    assert (setting["value"], setting["source"]) == ("npu:1", road)
+
+
+def test_no_more_than_its_budget_lies_on_the_other_device(server):
+    lora = build("flux", lora=0.8)
+    reference = saved(server, lora)
+    assert saved(server, said("graph", flux(lora=0.8), host_tier="npu:1", peer_budget_gb=0.03)) == reference
+    report = dit_report(server)
+    assert 0 < report["plan"]["peer_bytes"] <= 30_000_000 and tiers(report["plan"]) > {"peer"}
+
+
+def test_of_all_components_of_a_node_those_on_the_named_device_stream_from_the_host(server):
+    prompt = build("flux")
+    reference = saved(server, prompt)
+    ours = with_our_loaders(prompt, {MODEL: {}, CLIP: {}}, {**MEMORY, "host_tier": "npu:1"})
+    assert saved(server, behind(ours, CLIP, "SelectCLIPDevice", "clip", device="gpu:1")) == reference
+    of = {report["component"]: report for report in server.report()["components"]}
+    assert tiers(of["dit"]["plan"]) == {"peer"} and "peer" not in tiers(of["text_encoder"]["plan"])
+    assert "is_own_device" in codes(of["text_encoder"]) and "is_own_device" not in codes(of["dit"])
+
+
+def test_a_device_of_another_machine_is_refused_with_those_there_are(server):
+    choices = server.object_info()["LayerwiseOffloadOptions"]["input"]["optional"]["host_tier"][1]["options"]
+    assert choices[-2:] == ["npu:0", "npu:1"]
+    for road in ROADS:
+        result = server.run(said(road, flux(), host_tier="npu:7"))
+        assert not result.ok and "npu:7" in result.message and "found npu:0, npu:1" in result.message
+
+
+def test_nothing_is_stored_between_the_devices_of_a_cfg_split(server):
+    prompt = build("flux")
+    last = prompt[SAMPLER]["inputs"]["model"][0]
+    prompt[SAMPLER]["inputs"]["cfg"] = 4.0
+    reference = saved(server, behind(prompt, last, "MultiGPU_WorkUnits", "model", max_gpus=2))
+    widgets = {MODEL: {"placement": "layerwise", "budget_gb": 0.03}}
+    ours = with_our_loaders(prompt, widgets, {"host_tier": "npu:1"})
+    assert saved(server, behind(ours, last, "MultiGPU_WorkUnits", "model", max_gpus=2)) == reference
+    reports = [report for report in server.report()["components"] if report["component"] == "dit"]
+    assert len(reports) == 2
+    for report in reports:
+        assert "peer" not in tiers(report["plan"]) and "no_store_in_split" in codes(report)
+    reference = saved(server, prompt)
+    assert saved(server, ours) == reference
+    assert tiers(dit_report(server)["plan"]) == {"peer"}, "the split is gone from the graph"
 
 
 @pytest.mark.long

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from offload_core.planning.inventory import Inventory, LayerSpec
+from offload_core.planning.plan import Plan
 from offload_core.planning.reserved import SEGMENT_BYTES
+from offload_core.planning.simulate import run_passes
 
 MB = 10**6
 GB = 10**9
@@ -31,6 +35,13 @@ def flux(total_compute_ms: float) -> Inventory:
 def qwen_image(total_compute_ms: float) -> Inventory:
     """Qwen-Image: 60 blocks of 679.5 MB."""
     return inventory([(679_500_000, round(total_compute_ms * 1e6 / 60))] * 60)
+
+
+def long_run(plan: Plan, *times_and_rates: Any) -> tuple[int, bool]:
+    """(ns of the first 64 passes of `run_passes`, whether they reached the steady state)."""
+    passes = run_passes(plan, *times_and_rates)[2]
+    left = 64 - len(passes)
+    return passes[-1].end + left * (passes[-1].end - passes[-2].end), left > 0
 
 
 @st.composite

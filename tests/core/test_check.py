@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload_core.planning.check import check_plan
+from offload_core.planning.check import check_places, check_plan
 from offload_core.planning.inventory import Inventory, LayerSpec
 from offload_core.planning.plan import Plan
 from offload_core.planning.planner import PlanRequest, make_plan
@@ -93,6 +93,45 @@ FAULTS: dict[str, tuple[Callable[[], Plan], str]] = {
     "time negative": (lambda: with_predicted(first_pass_ns=-1), "first_pass_ns is -1"),
     "time infinite": (lambda: with_predicted(pass_ns=float("inf")), "pass_ns is inf"),
 }
+
+
+PEER_PLAN = make_plan(
+    PlanRequest(INVENTORY, "cuda:0", BUDGET, passes=30, peer_device="cuda:1", peer_budget_bytes=300 * MB)
+)
+ON_PEER = next(index for index, layer in enumerate(PEER_PLAN.layers) if layer.host_tier == "peer")
+
+
+def with_peer_device(device: Any) -> Plan:
+    return dataclasses.replace(PEER_PLAN, peer_device=device)
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (lambda: with_peer_device(None), "is to be copied from another device, and the plan names none"),
+        (lambda: with_peer_device("cuda:0"), "peer_device is cuda:0, the plan's own device"),
+        (lambda: with_peer_device(""), "peer_device is '', neither a name nor None"),
+        (lambda: with_peer_device(1), "peer_device is 1, neither a name nor None"),
+        (lambda: with_layer(RESIDENT, host_tier="peer"), "is resident and is to be copied from another device"),
+    ],
+)
+def test_every_fault_of_copies_on_another_device_is_found(broken: Callable[[], Plan], words: str) -> None:
+    assert any(words in finding for finding in check_plan(broken(), INVENTORY, BUDGET))
+    assert any(words in finding for finding in check_places(broken(), INVENTORY))
+
+
+def test_the_budget_of_the_other_device_is_to_the_byte_and_in_segments() -> None:
+    assert PEER_PLAN.peer_bytes == sum(layer.bytes for layer in PEER_PLAN.layers if layer.host_tier == "peer") > 0
+    assert check_plan(PEER_PLAN, INVENTORY, BUDGET, peer_budget_bytes=PEER_PLAN.peer_bytes) == []
+    assert any("on cuda:1, over" in line for line in check_plan(PEER_PLAN, peer_budget_bytes=PEER_PLAN.peer_bytes - 1))
+    layer = PEER_PLAN.layers[ON_PEER]
+    rounded = dataclasses.replace(PEER_PLAN, layers=(layer,), visits=(0,), segment_bytes=64 * MB)
+    segments = -(-layer.bytes // (64 * MB)) * 64 * MB
+    over = [
+        any("on cuda:1, over" in line for line in check_plan(rounded, peer_budget_bytes=budget))
+        for budget in (segments, segments - 1)
+    ]
+    assert rounded.peer_bytes == segments and over == [False, True]
 
 
 def test_the_untouched_plan_is_good() -> None:

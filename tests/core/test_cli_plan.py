@@ -46,6 +46,21 @@ def test_text_for_people() -> None:
     assert result.returncode == 0 and b"b.0 .. 19 (20)" in result.stdout
 
 
+def test_copies_on_another_device_are_asked_for_like_all_else() -> None:
+    peer = {"peer_device": "cuda:1", "peer_budget_bytes": 2_000_000_000, "peer_bytes_per_s": 60_000_000_000}
+    plan = json.loads(run(json.dumps({**REQUEST, **peer}).encode()).stdout)
+    assert plan["peer_device"] == "cuda:1"
+    assert [layer["host_tier"] for layer in plan["layers"]].count("peer") == 2
+    trace = subprocess.run(
+        [sys.executable, "-m", "offload_core", "trace", "--simulate"],
+        input=json.dumps({**REQUEST, **peer}).encode(), capture_output=True, cwd=ROOT, timeout=60, check=True,
+    )  # fmt: skip
+    took = {event["dur"] for event in json.loads(trace.stdout)["traceEvents"] if event.get("cat") == "copy"}
+    assert {round(us) for us in took} == {11_325, 12_583}  # 679.5 MB at 60 and at 54 GB/s
+    nothing = json.loads(run(json.dumps({**REQUEST, **dict.fromkeys(peer)}).encode()).stdout)
+    assert nothing == json.loads(run(json.dumps(REQUEST).encode()).stdout)
+
+
 def test_the_issues_own_example() -> None:
     example = {**REQUEST, "layers": REQUEST["layers"][:1], "visits": [0]}
     plan = json.loads(run(json.dumps(example).encode()).stdout)
@@ -105,6 +120,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"h2d_bytes_per_s": 0}, "h2d_bytes_per_s: got 0"),
     ({"h2d_bytes_per_s": -1.5}, "h2d_bytes_per_s: got -1.5"),
     ({"h2d_bytes_per_s": float("inf")}, "h2d_bytes_per_s: got inf"),
+    ({"peer_device": 1}, "peer_device: got 1"),
+    ({"peer_device": "cuda:0"}, "peer_device: got 'cuda:0'; allowed: another device than cuda:0"),
+    ({"peer_budget_bytes": 5}, "peer_budget_bytes: got 5; allowed: 0 without a peer_device"),
+    ({"peer_device": "cuda:1", "peer_budget_bytes": 0.5}, "peer_budget_bytes: got 0.5"),
+    ({"peer_device": "cuda:1", "peer_bytes_per_s": -1}, "peer_bytes_per_s: got -1"),
     ({"passes": 0}, "passes: got 0; allowed: an integer from 1"),
     ({"placement": "cpu"}, "placement: got 'cpu'; allowed: layerwise or resident"),
     ({"keep_residents": 1.0}, "keep_residents: got 1.0"),

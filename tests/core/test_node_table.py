@@ -93,6 +93,7 @@ def test_options_speak_of_settings_that_there_are():
     assert set(GRAPH_SETTINGS.values()) == set(SETTINGS) - {"precision"}, "a precision is chosen where a VAE is loaded"
     assert {setting for _, setting in OPTIONS_WIDGETS.values()} < set(SETTINGS)
     assert OPTIONS_WIDGETS["pin_budget_gb"] == ("all", "pin_budget_bytes")
+    assert OPTIONS_WIDGETS["peer_budget_gb"] == ("all", "peer_budget_bytes")
     assert OPTIONS_WIDGETS["workflow_budget_gb"] == ("all", "workflow_budget_bytes")
     assert OPTIONS_WIDGETS["workflow_host_gb"] == ("all", "workflow_host_bytes")
     assert OPTIONS_WIDGETS["image_encoder_budget_gb"] == ("image_encoder", "budget_bytes")

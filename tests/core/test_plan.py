@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 
 from offload_core.errors import BudgetError, OffloadError, PlanError, StateError, shown
 from offload_core.planning.cost_model import compute_times, tokens_for
 from offload_core.planning.inventory import Inventory, LayerSpec
-from offload_core.planning.plan import Plan
+from offload_core.planning.plan import HostTier, Plan
 from offload_core.planning.plan_text import plan_to_text
 from offload_core.planning.planner import PlanRequest, make_plan
 from offload_core.units import format_bytes, format_ns
@@ -29,7 +30,7 @@ def test_json_has_the_published_shape() -> None:
     data = PLAN.to_json()
     assert list(data) == [
         "schema", "component", "device", "layers", "visits", "ring_bytes", "resident_bytes", "loose_bytes",
-        "tables", "segment_bytes", "predicted", "decisions",
+        "tables", "segment_bytes", "peer_device", "peer_bytes", "predicted", "decisions",
     ]  # fmt: skip
     assert list(data["layers"][0]) == ["name", "bytes", "placement", "offset", "host_tier"]
     assert set(data["predicted"]) == {"pass_ns", "bound_ns", "stall_ns", "bytes_per_pass", "first_pass_ns"}
@@ -53,6 +54,8 @@ DAMAGE: list[tuple[str, Any, str]] = [
     ("segment_bytes", 0, "segment_bytes: got 0"),
     ("tables", "embed", "tables: got 'embed'"),
     ("tables", [5], r"tables\[0\]: got 5"),
+    ("peer_device", "", "peer_device: got ''"),
+    ("peer_device", 1, "peer_device: got 1"),
     ("predicted", [], r"predicted: got \[\]"),
     ("predicted", {}, "predicted.pass_ns: missing"),
     ("decisions", [1], r"decisions\[0\]: got 1"),
@@ -70,7 +73,7 @@ def test_from_json_names_what_is_wrong(field: str, value: object, message: str) 
 def test_from_json_needs_every_field_of_the_first_plans_and_ignores_new_ones() -> None:
     data = PLAN.to_json()
     for field in data:
-        if field not in ("decisions", "segment_bytes", "tables"):
+        if field not in ("decisions", "segment_bytes", "tables", "peer_device", "peer_bytes"):
             less = {key: value for key, value in data.items() if key != field}
             with pytest.raises(PlanError, match=f"{field}: missing"):
                 Plan.from_json(less)
@@ -89,6 +92,36 @@ def test_text_is_short_and_says_what_matters() -> None:
     for words in ("ring of", "blocks.0 .. 18 (19)", "blocks.19 .. 56 (38)", "679.5 MB", "283.1 MB", "25.0 GB/s"):
         assert words in text
     assert not any(line.endswith(" ") for line in lines)
+
+
+PEER_REQUEST = replace(
+    PlanRequest(flux(551), "cuda:0", 8 * GB, passes=50),
+    peer_device="cuda:1", peer_budget_bytes=3 * GB, peer_bytes_per_s=40e9,
+)  # fmt: skip
+
+
+def test_a_plan_with_copies_on_another_device_is_read_back_and_one_without_the_field_too() -> None:
+    plan = make_plan(PEER_REQUEST)
+    assert plan.peer_device == "cuda:1" and 0 < plan.peer_bytes <= 3 * GB
+    data = json.loads(json.dumps(plan.to_json()))
+    assert Plan.from_json(data) == plan
+    assert PLAN.peer_device is None and PLAN.peer_bytes == 0
+    older = PLAN.to_json()
+    del older["peer_device"]
+    assert Plan.from_json(older) == PLAN
+
+
+def test_bytes_on_the_other_device_are_whole_segments() -> None:
+    inv = replace(inventory([(3 * MB, MB), (MB, MB)]), segment_bytes=1 << 21)
+    plan = make_plan(PlanRequest(inv, "cuda:0", None, peer_device="cuda:1", peer_budget_bytes=GB))
+    assert plan.peer_bytes == (4 << 20) + MB  # up to 1 MiB an allocation shares a segment
+
+
+def test_text_names_the_other_device() -> None:
+    text = plan_to_text(make_plan(PEER_REQUEST))
+    assert " on cuda:1, " in text and "peer" not in text
+    everything = replace(PEER_REQUEST, budget_bytes=None, peer_budget_bytes=30 * GB)
+    assert "  on cuda:1\n" in plan_to_text(make_plan(everything))
 
 
 def test_text_of_an_empty_plan() -> None:
@@ -117,6 +150,16 @@ def test_visits_default_to_each_layer_once() -> None:
     assert inv.visits == (0, 1, 2) and inv.total_bytes == 10 and inv.visit_counts() == (1, 1, 1)
 
 
+def asked(**options: Any) -> PlanRequest:
+    return PlanRequest(Inventory("dit", ()), "cuda:0", None, **options)
+
+
+def test_the_rate_of_a_tier_is_the_links_unless_that_of_the_other_device_was_measured() -> None:
+    assert asked(h2d_bytes_per_s=5e9).bytes_per_s("peer") == 5e9
+    measured = asked(h2d_bytes_per_s=5e9, peer_device="cuda:1", peer_bytes_per_s=9e9)
+    assert [measured.bytes_per_s(tier) for tier in get_args(HostTier)] == [9e9, 5e9, 5e9, 5e9]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -139,6 +182,14 @@ def test_visits_default_to_each_layer_once() -> None:
             lambda: PlanRequest(Inventory("dit", ()), "cuda:0", None, h2d_bytes_per_s=10**400),
             "h2d_bytes_per_s: got an integer of",
         ),
+        (lambda: asked(peer_device=""), "peer_device: got ''"),
+        (lambda: asked(peer_device="cuda:0"), "peer_device: got 'cuda:0'; allowed: another device than cuda:0"),
+        (lambda: asked(peer_budget_bytes=1), "peer_budget_bytes: got 1; allowed: 0 without a peer_device"),
+        (lambda: asked(peer_device="cuda:1", peer_budget_bytes=-1), "peer_budget_bytes: got -1"),
+        (lambda: asked(peer_device="cuda:1", peer_budget_bytes=None), "peer_budget_bytes: got None"),
+        (lambda: asked(peer_device="cuda:1", peer_bytes_per_s=0), "peer_bytes_per_s: got 0"),
+        (lambda: asked(peer_device="cuda:1", peer_bytes_per_s=float("nan")), "peer_bytes_per_s: got nan"),
+        (lambda: asked(peer_device="cuda:1", host_tier="peer"), "host_tier: got 'peer'; allowed: pinned"),
     ],
 )
 def test_nonsense_is_refused(make: Any, message: str) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from offload_core.errors import BudgetError, OffloadError
+from offload_core.errors import BudgetError, OffloadError, SettingsError
+from offload_core.settings.component_settings import ComponentSettings
+from offload_core.settings.feasibility import require_device
 from offload_core.settings.policy import Component, Device
 from offload_core.settings.resolver import Request, Resolution, Wish, resolve
 
@@ -120,6 +122,57 @@ def test_pinned_beyond_the_budget_of_page_locked_memory() -> None:
     resolve(request({"dit": 11 * GB}, wishes=(*wishes, pins), **short))
     pageable = (wishes[0], wish("dit", "pageable", setting="host_tier"), pins)
     resolve(request({"dit": 12 * GB}, wishes=pageable, **short))
+
+
+def test_another_device_asks_for_no_host_copies() -> None:
+    """What has no room there waits where each layer can: nothing is certain to be page-locked or in memory."""
+    wishes = (wish("dit", "layerwise"), wish("dit", "cuda:1", setting="host_tier"))
+    short = {"device": Device("cuda", 8 * GB, 8 * GB), "host_available_bytes": 3 * GB}
+    resolution = resolve(request({"dit": 12 * GB}, wishes=wishes, **short))
+    dit = resolution.components["dit"]
+    assert dit.value("host_tier") == "cuda:1" and dit.value("peer_budget_bytes") is None
+    assert dit.reason("peer_budget_bytes").text == "what is free on cuda:1" and warnings(resolution) == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (
+            ["cuda:0", "cuda:1"],
+            "found cuda:0, cuda:1 to choose from on this machine; do choose one of these, auto",
+        ),
+        ([], "found no second device that ComfyUI sees to choose from on this machine; do choose auto"),
+    ],
+)
+def test_a_device_that_this_machine_has_not(names: list[str], found: str) -> None:
+    settings = ComponentSettings("dit").with_value("host_tier", "cuda:7", "graph")
+    with pytest.raises(SettingsError) as caught:
+        require_device(settings, names)
+    assert str(caught.value).startswith(f"asked dit.host_tier = cuda:7 (the graph's options); {found}")
+    require_device(settings, [*names, "cuda:7"])
+    require_device(settings.with_value("host_tier", "pinned", "node"), names)
+    require_device(ComponentSettings("dit"), names)
+
+
+@pytest.mark.parametrize(
+    ("source", "tier", "said"),
+    [("options", "auto", True), ("graph", "pinned", True), ("settings", "auto", False), ("options", "cuda:1", False)],
+)
+def test_a_budget_of_another_device_where_none_is_named(source: str, tier: str, said: bool) -> None:
+    wishes = (
+        wish("dit", "layerwise"),
+        wish("all", tier, "options", "host_tier"),
+        wish("all", 2 * GB, source, "peer_budget_bytes"),
+    )
+    resolution = resolve(request({"dit": 12 * GB}, wishes=wishes))
+    notices = [notice for notice in resolution.notices if notice.code == "no_effect_without_device"]
+    assert bool(notices) == said
+    if said:
+        assert (
+            notices[0].text.startswith("dit.peer_budget_bytes = 2.00 GB (") and "another device" in notices[0].do.text
+        )
+    whole = (wish("dit", "whole"), *wishes[1:])
+    assert warnings(resolve(request({"dit": 12 * GB}, wishes=whole))) == (), "said for those that it suits"
 
 
 def test_host_copies_are_counted_as_they_lie_on_the_host() -> None:

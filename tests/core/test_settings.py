@@ -19,6 +19,7 @@ from offload_core.settings.component_settings import (
     UNSET,
     ComponentSettings,
     bytes_from_gb,
+    peer_of,
     validate,
 )
 
@@ -28,6 +29,7 @@ VALID = {
     "ring_bytes": 500_000_000,
     "host_tier": "pageable",
     "pin_budget_bytes": 1,
+    "peer_budget_bytes": 2,
     "precision": "bf16",
     "lora_mode": "host",
     "workflow_budget_bytes": 8_000_000_000,
@@ -165,6 +167,15 @@ def test_the_reason_shows_what_weaker_sources_had_asked_for() -> None:
         ("ring_bytes", 1 << 51, str(1 << 51)),
         ("pin_budget_bytes", {}, "{}"),
         ("host_tier", "disk", "disk"),
+        ("host_tier", "cuda", "cuda"),
+        ("host_tier", "cuda:", "cuda:"),
+        ("host_tier", "cuda:-1", "cuda:-1"),
+        ("host_tier", "cuda:01", "cuda:01"),
+        ("host_tier", "cuda:1\n", r"cuda:1\n"),
+        ("host_tier", "CUDA:1", "CUDA:1"),
+        ("host_tier", "cuda:\u0661", r"\u0661"),
+        ("host_tier", "a" * 10_000 + ":1", "aaaa"),
+        ("placement", "cuda:1", "cuda:1"),
         ("precision", "int3", "int3"),
         ("lora_mode", "never", "never"),
     ],
@@ -185,6 +196,25 @@ def test_the_refusal_lists_what_is_allowed(name: str) -> None:
         validate(name, "banana")
     for choice in ALLOWED[name]:
         assert choice in str(caught.value)
+
+
+def test_the_refusal_of_a_host_tier_speaks_of_devices() -> None:
+    with pytest.raises(SettingsError, match="pageable, mapped, or another device such as cuda:1$"):
+        validate("host_tier", "disk")
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cuda:0", "xpu:0", "npu:1", "cuda:127"])
+def test_a_host_tier_may_name_another_device(device: str) -> None:
+    settings = ComponentSettings("dit").with_value("host_tier", device, "options")
+    assert settings.value("host_tier") == peer_of(settings) == device
+
+
+@pytest.mark.parametrize("tier", ["auto", "pinned", "pageable", "mapped"])
+def test_a_word_names_no_device(tier: str) -> None:
+    weaker = ComponentSettings("dit").with_value("host_tier", "cuda:1", "settings")
+    assert peer_of(ComponentSettings("dit")) is None
+    assert peer_of(weaker.with_value("host_tier", tier, "node")) == ("cuda:1" if tier == "auto" else None)
+    assert peer_of(ComponentSettings("dit").with_value("host_tier", None, "policy", sentence("tier_by_layer"))) is None
 
 
 def test_integral_numbers_written_as_fractions_are_bytes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from offload_core.errors import PlanError
 from offload_core.planning.plan import Plan, PlannedLayer, Prediction
-from offload_core.planning.simulate import simulate
+from offload_core.planning.simulate import simulate, steady_events
+from tests.core.shapes import long_run
 from tests.support.simulated import simulate_in_detail
 
 RATE = 1e9  # one byte takes one nanosecond
@@ -87,6 +89,34 @@ def test_a_ring_that_does_not_divide_the_layers_stalls_at_the_wrap() -> None:
     assert result.stall_ns[0] == 10
 
 
+def on_peer(plan: Plan, *indices: int) -> Plan:
+    """The same placement with these layers in another device's memory."""
+    layers = list(plan.layers)
+    for index in indices:
+        layers[index] = replace(layers[index], host_tier="peer")
+    return replace(plan, layers=tuple(layers), peer_device="cuda:1")
+
+
+def test_copies_from_another_device_take_its_rate_on_the_same_lane() -> None:
+    plan = on_peer(plan_of([(10, 0), (10, 10), (10, 0), (10, 10)], 20), 1, 2)
+    times = [4] * 4
+    assert simulate(plan, times, RATE) == simulate(plan, times, RATE, RATE)
+    for rate, link_ns in ((2 * RATE, 5), (RATE / 2, 20)):
+        result = simulate(plan, times, RATE, rate)
+        assert result.pass_ns == result.bound_ns == 2 * 10 + 2 * link_ns
+        assert (result.bytes_per_pass, result.stall_ns) == (40, 4 + 2 * link_ns)
+        copies = [event for event in steady_events(plan, times, RATE, "dit", rate) if event.kind == "copy"]
+        assert {(event.layer, event.end_ns - event.start_ns) for event in copies} == {
+            (0, 10), (1, link_ns), (2, link_ns), (3, 10)
+        }  # fmt: skip
+
+
+def test_the_bound_of_a_ring_of_one_layer_has_the_rate_of_each_tier() -> None:
+    plan = on_peer(plan_of([(10, 0), (10, 0)], 10), 1)
+    result = simulate(plan, [3, 4], RATE, 2 * RATE)
+    assert (result.first_pass_ns, result.pass_ns, result.bound_ns) == (22, 22, 22)
+
+
 def test_residents_come_once_in_visit_order() -> None:
     result = simulate_in_detail(plan_of([(10, 0), (30, None), (10, 10)], 20), [5, 5, 5], RATE)
     assert result.first_pass_ns == 55  # 50 of copies, then the last layer
@@ -131,6 +161,23 @@ def test_agrees_with_a_byte_by_byte_engine(seed: int) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
+def test_a_faster_device_to_copy_from_never_makes_a_pass_longer(data: st.DataObject) -> None:
+    ring = data.draw(st.integers(10, 100))
+    sizes = data.draw(st.lists(st.integers(1, ring), min_size=1, max_size=8))
+    plan = plan_of([(size, data.draw(st.integers(0, ring - size))) for size in sizes], ring)
+    compute = data.draw(st.lists(st.integers(0, 100), min_size=len(sizes), max_size=len(sizes)))
+    peer = on_peer(plan, *(index for index in range(len(sizes)) if data.draw(st.booleans())))
+    rate = RATE * data.draw(st.floats(1, 10))
+    slower, faster = simulate(plan, compute, RATE), simulate(peer, compute, RATE, rate)
+    assert faster.pass_ns >= faster.bound_ns and faster.bound_ns <= slower.bound_ns
+    assert faster.first_pass_ns <= slower.first_pass_ns
+    (slow_ns, slow_steady), (fast_ns, fast_steady) = long_run(plan, compute, RATE), long_run(peer, compute, RATE, rate)
+    assert fast_ns <= slow_ns
+    assert faster.pass_ns <= slower.pass_ns or not (slow_steady and fast_steady)  # else it is a mean of some passes
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
 def test_never_below_the_bound_and_stalls_add_up(data: st.DataObject) -> None:
     ring = data.draw(st.integers(10, 100))
     layers = data.draw(
@@ -157,6 +204,8 @@ def test_refuses_figures_that_do_not_fit() -> None:
         simulate(plan, [-1], RATE)
     with pytest.raises(PlanError, match="h2d_bytes_per_s: got nan"):
         simulate(plan, [1], float("nan"))
+    with pytest.raises(PlanError, match="peer_bytes_per_s: got 0"):
+        simulate(plan, [1], RATE, 0)
     with pytest.raises(PlanError, match="offset of layer b.0: got 1"):
         simulate(plan_of([(10, 1)], 10), [1], RATE)
 

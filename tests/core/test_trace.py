@@ -111,6 +111,8 @@ def test_numbers_of_a_run() -> None:
         "headroom_bytes": 9,
     }
     assert run_numbers(now, before, last_pass_bytes=77)["bytes_per_pass"] == 77
+    from_peer = {**now, "timed_peer_bytes": 100, "peer_copy_ns": 30}
+    assert run_numbers(from_peer, before)["copy_bytes_per_s"] == 10e9, "of both links together"
 
 
 def test_numbers_are_none_until_they_are_known() -> None:

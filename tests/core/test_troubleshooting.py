@@ -37,6 +37,7 @@ REASONS = {
     *("no_patcher", "only_dynamic", "moved_its_own_way"),
     # why the other settings are what they are
     *("budget_left", "budget_ring", "planner_decides_ring", "tier_by_layer", "pins_shared", "precision_of_app"),
+    *("free_on_other_device", "no_other_device"),
     *("lora_when_applied", "nothing_to_decide", "no_workflow_budget", "no_workflow_host"),
     *("offered", "part_of_workflow", "offered_all", "offered_less_room", "memory_mode_ring", "ran_out_with_more"),
 }

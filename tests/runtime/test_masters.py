@@ -132,6 +132,7 @@ def test_what_is_resident_comes_from_another_ones_memory_and_holds_none_of_it(np
     two = stage.user("mapped", residents=range(BLOCKS))
     right(two, one)
     assert two.file.bytes_read == outside_of(one) and two.host_bytes() == {
+        "peer": 0,
         "pinned": 0,
         "pageable": 0,
         "mapped": payload(two),

@@ -54,13 +54,13 @@ class Toy:
 
 
 def watch(controller: OffloadController) -> list:
-    """Every question from now on: the plan in effect, the inventory, the link rate, and the passes run so far."""
+    """Every question from now on: the plan in effect, the inventory, the rates, and the passes run so far."""
     asked, ask = [], controller._ask_for_plan
 
-    def noted(plan, inventory, link):
+    def noted(plan, inventory, rates):
         assert not controller.prefetcher.in_pass and not controller.is_running()
-        asked.append((plan, inventory, link, controller.counters.passes))
-        return ask(plan, inventory, link)
+        asked.append((plan, inventory, rates, controller.counters.passes))
+        return ask(plan, inventory, rates)
 
     controller._ask_for_plan = noted
     return asked
@@ -74,10 +74,10 @@ def test_the_plan_is_made_again_once_layers_have_been_measured():
     guess = toy.handle.plan
     before = toy.steady(2)
     after = toy.steady()
-    ((plan, inventory, link, passes),) = toy.asked
+    ((plan, inventory, rates, passes),) = toy.asked
     assert plan is guess and passes == 2, "the first pass is no measure: kernels are loaded in it"
     assert [layer.compute_ns for layer in inventory.layers] == COMPUTE
-    assert link == pytest.approx(RATE, rel=0.001)
+    assert rates.from_host == pytest.approx(RATE, rel=0.001)
     assert toy.handle.plan is not guess and "measured" in toy.handle.plan.decisions[-1]
     assert after == toy.handle.plan.predicted.pass_ns < before
     assert toy.handle.plan.device_bytes <= 30_000

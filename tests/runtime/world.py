@@ -37,7 +37,8 @@ class World:
     """A device. Leaving the `with` block checks that it is quiet, empty and free of races."""
 
     def __init__(self, late: bool = False, tier: HostTier = "pinned", folder: Path | None = None) -> None:
-        """`tier`: where host masters lie; what is not page-locked is staged. `folder`: for the files of `mapped`."""
+        """`tier`: where layers are copied from; what is not page-locked is staged. `folder`: for files, which `mapped`
+        needs, and in which the masters of `peer` may lie."""
         self.port = RacePort(late=late)
         self.tier, self.folder = tier, folder
         staged = StagedPort(self.port, slot_bytes=SLOT_BYTES, slots=3, threads=False)
@@ -66,6 +67,9 @@ class World:
                     component.detach()
                 self.queue.close()
                 assert self.port.live_bytes == 0, f"{self.port.live_bytes} bytes were not given back"
+                assert self.port.peer_reserved_bytes == 0, (
+                    f"{self.port.peer_reserved_bytes} bytes of the other device were not given back"
+                )
         finally:
             self._watch.__exit__(kind, error, trace)
         if error is None or not isinstance(error, (KeyboardInterrupt, SystemExit)):

@@ -15,12 +15,13 @@ def hand_plan(
     offsets: Sequence[int] | None = None,
     tiers: HostTier | None = None,
 ) -> Plan:
-    """A plan without a planner: given offsets, or one layer after the other, cyclically."""
+    """A plan without a planner: given offsets, or one layer after the other, cyclically. In the tier `peer`, streamed
+    layers lie on another device; residents never do."""
     layers, end = [], 0
     tier: HostTier = tiers or getattr(controller.queue.port, "tier", "pinned")
     for index, layer in enumerate(controller.inventory.layers):
         if index in residents:
-            layers.append(PlannedLayer(layer.name, layer.bytes, "resident", None, tier))
+            layers.append(PlannedLayer(layer.name, layer.bytes, "resident", None, "mapped" if tier == "peer" else tier))
             continue
         if offsets is not None:
             offset = offsets[index]
@@ -36,4 +37,5 @@ def hand_plan(
     return Plan(
         "toy", "cpu", tuple(layers), tuple(range(len(layers))), ring_bytes, resident_bytes,
         inventory.reserved(inventory.loose_bytes), Prediction(0, 0, 0, 0, 0), segment_bytes=inventory.segment_bytes,
+        peer_device="peer:1" if tier == "peer" else None,
     )  # fmt: skip

@@ -28,6 +28,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from offload_core.runtime.device.device_port import DeviceMemory
+from offload_core.runtime.device.peer_memory import PeerMemory
+from offload_core.runtime.tensors.host_source import ByteSource
+
 HOST, COMPUTE, COPY, BACK = 0, 1, 2, 3
 LANES = ("host", "compute lane", "copy lane", "lane back")
 
@@ -101,6 +105,28 @@ class RaceEvent:
         self.copies_before = 0
 
 
+class _OtherDevice:
+    """Another device's memory beside that of a `RacePort`, filled by the host, which waits for that."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, port: RacePort) -> None:
+        self._port = port
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        return self._port.peer_empty(nbytes)
+
+    def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
+        source.read(destination, 0)
+
+    def trim(self) -> None:
+        self._port.peer_reserved_bytes = self._port.peer_bytes
+
+    def memory(self) -> DeviceMemory:
+        free = self._port.peer_limit_bytes - self._port.peer_bytes
+        return DeviceMemory(free, self._port.peer_limit_bytes)
+
+
 class RacePort:
     """A device "cpu" with memory of its own. `races` is what was found; `late=True` keeps copies back for longest."""
 
@@ -115,11 +141,15 @@ class RacePort:
         self.late = late
         self.races: list[str] = []
         self.counts: dict[str, int] = dict.fromkeys(
-            ("empty", "drain", "copy", "copy_on_compute", "copy_back", "elapsed", "d2h"), 0
+            ("empty", "drain", "copy", "copy_across", "copy_on_compute", "copy_back", "elapsed", "d2h"), 0
         )
         self.copied_bytes = 0
         self.live_bytes = self.peak_bytes = 0
         self.limit_bytes = nbytes
+        self.peer_bytes = 0
+        self.peer_reserved_bytes = 0
+        """What is not there for others: bytes that are freed are, once they are returned by `trim`."""
+        self.peer_limit_bytes = nbytes
         self._clocks = [[0] * len(LANES) for _ in LANES]
         self.in_pass: Callable[[], bool] = lambda: False
         """Whether a pass is under way, in which no host memory may be taken."""
@@ -193,6 +223,17 @@ class RacePort:
         self._count_and_check(COMPUTE, "copy on the compute lane", destination, source)
         self._move(destination, source)
 
+    def peer_memory(self, device: str) -> PeerMemory:
+        return PeerMemory(_OtherDevice(self))
+
+    def copy_across(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        self.counts["copy_across"] += 1
+        self.copy(destination, source)
+
+    def copy_across_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        self.counts["copy_across"] += 1
+        self.copy_on_compute(destination, source)
+
     def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: RaceEvent) -> None:
         self.counts["copy_back"] += 1
         if destination.numel() != source.numel() or not self.holds(source) or self.holds(destination):
@@ -255,6 +296,25 @@ class RacePort:
         self._regions.append(region)
         weakref.finalize(memory, self._regions.remove, region).atexit = False
         return torch.frombuffer(memory, dtype=torch.uint8), pinned
+
+    def peer_empty(self, nbytes: int) -> torch.Tensor:
+        """Bytes of another device. To free them is as good as writing to them: its own kernels may do so at once."""
+        if self.peer_bytes + nbytes > self.peer_limit_bytes:
+            raise torch.OutOfMemoryError(f"the other device is out of memory: {nbytes} bytes")
+        memory = (ctypes.c_ubyte * nbytes)()
+        start = ctypes.addressof(memory)
+        region = Region(start, start + nbytes, f"other device {len(self._regions)}", Shadow(nbytes))
+        self._regions.append(region)
+        self.peer_bytes += nbytes
+        self.peer_reserved_bytes = max(self.peer_reserved_bytes, self.peer_bytes)
+        weakref.finalize(memory, self._peer_freed, region).atexit = False
+        return torch.frombuffer(memory, dtype=torch.uint8)
+
+    def _peer_freed(self, region: Region) -> None:
+        nbytes = region.end - region.start
+        self._touch(HOST, [(region, 0, nbytes)], write=True, what="memory of the other device given back")
+        self._regions.remove(region)
+        self.peer_bytes -= nbytes
 
     def host_pin(self, buffer: torch.Tensor) -> bool:
         if self.in_pass():

@@ -15,12 +15,36 @@ from dataclasses import dataclass
 
 import torch
 
+from offload_core.runtime.device.peer_memory import PeerMemory
+from offload_core.runtime.tensors.host_source import ByteSource
+
 
 @dataclass(slots=True)
 class VirtualEvent:
     """A moment on a lane, None until it is recorded."""
 
     ns: int | None = None
+
+
+class _OtherDevice:
+    """Another device's memory beside that of a `VirtualClockPort`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, port: VirtualClockPort) -> None:
+        self._port = port
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        return self._port.other_memory(nbytes)
+
+    def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
+        source.read(destination, 0)
+
+    def trim(self) -> None:
+        pass
+
+    def memory(self) -> None:
+        return None
 
 
 class VirtualClockPort:
@@ -35,6 +59,8 @@ class VirtualClockPort:
     def __init__(self, h2d_bytes_per_s: float, moves_bytes: bool = True) -> None:
         """`moves_bytes` False: for sizes that no test machine has. Memory is never touched, so it takes none."""
         self._moves_bytes = moves_bytes
+        self.peer_bytes_per_s: float | None = None
+        """The rate of copies from another device; None: that of the host's link."""
         self.device = torch.device("cpu")
         self.h2d_bytes_per_s = h2d_bytes_per_s
         self.host_ns = 0
@@ -81,6 +107,19 @@ class VirtualClockPort:
 
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         self.compute_ns = max(self.compute_ns, self.host_ns) + self._move(destination, source)
+
+    def peer_memory(self, device: str) -> PeerMemory:
+        return PeerMemory(_OtherDevice(self))
+
+    def copy_across(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        """On the same lane, at the rate of the link between the two devices."""
+        begin = max(self.copy_ns, self.host_ns)
+        self.copy_ns = begin + self._move(destination, source, self.peer_bytes_per_s)
+        self._stays.append([destination.data_ptr(), destination.data_ptr() + destination.numel(), begin, self.copy_ns])
+
+    def copy_across_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        begin = max(self.compute_ns, self.host_ns)
+        self.compute_ns = begin + self._move(destination, source, self.peer_bytes_per_s)
 
     def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: VirtualEvent) -> None:
         self.back_ns = max(self.back_ns, self.compute_ns, self.host_ns) + self._move(destination, source)
@@ -154,10 +193,14 @@ class VirtualClockPort:
         make = torch.zeros if self._moves_bytes else torch.empty
         return make(nbytes, dtype=torch.uint8)
 
-    def _move(self, destination: torch.Tensor, source: torch.Tensor) -> int:
+    def other_memory(self, nbytes: int) -> torch.Tensor:
+        """Bytes of the other device. To fill them takes no time here: it is not done in a pass."""
+        return self._memory(nbytes)
+
+    def _move(self, destination: torch.Tensor, source: torch.Tensor, bytes_per_s: float | None = None) -> int:
         if self._moves_bytes:
             with torch.inference_mode(False), torch.no_grad():
                 destination.copy_(source)
         self.copies += 1
         self.copied_bytes += source.numel()
-        return round(source.numel() * 1e9 / self.h2d_bytes_per_s)
+        return round(source.numel() * 1e9 / (bytes_per_s or self.h2d_bytes_per_s))

@@ -7,9 +7,10 @@ import { sentence, speaker } from '../../web/words.js';
 const GB = 1e9;
 
 function plan(component, layers, residents) {
+  const tiers = layers.map((_, index) => (index % 9 > 5 ? 'peer' : index % 9 ? 'pinned' : 'mapped'));
   return {
-    schema: 1, component, device: 'cuda:0', ring_bytes: 1.2 * GB, resident_bytes: residents * layers[0].bytes, loose_bytes: 0.2 * GB,
-    layers: layers.map((layer, index) => ({ ...layer, offset: null, host_tier: index % 9 ? 'pinned' : 'mapped', placement: index % 3 === 1 ? 'resident' : 'streamed' })),
+    schema: 1, component, device: 'cuda:0', peer_device: 'cuda:1', peer_bytes: layers.reduce((sum, { bytes }, index) => sum + (tiers[index] === 'peer' ? bytes : 0), 0), ring_bytes: 1.2 * GB, resident_bytes: residents * layers[0].bytes, loose_bytes: 0.2 * GB,
+    layers: layers.map((layer, index) => ({ ...layer, offset: null, host_tier: tiers[index], placement: index % 3 === 1 ? 'resident' : 'streamed' })),
     visits: layers.map((_, index) => index),
     predicted: { pass_ns: 1.21e9, bound_ns: 1.1e9, stall_ns: 0.1e9, bytes_per_pass: 7.4 * GB, first_pass_ns: 2e9 }, decisions: [],
   };
@@ -64,7 +65,10 @@ export function reportOfWorkflowBudget(number = 8 * GB) {
   return { ...rest, components: [sharing(dit, 3.5 * GB, number), sharing(encoder, 1.03 * GB, 3.2 * GB)] };
 }
 
-const devices = () => [{ name: 'cuda:0', total_bytes: 12 * GB, free_bytes: 1.74 * GB, ring_bytes: 1.2 * GB, resident_bytes: 4.53 * GB, loose_bytes: 0.2 * GB, others_bytes: 4.33 * GB }];
+const devices = () => [
+  { name: 'cuda:0', total_bytes: 12 * GB, free_bytes: 1.74 * GB, ring_bytes: 1.2 * GB, resident_bytes: 4.53 * GB, loose_bytes: 0.2 * GB, stored_bytes: 0, others_bytes: 4.33 * GB },
+  { name: 'cuda:1', total_bytes: 8 * GB, free_bytes: 2.87 * GB, ring_bytes: 0, resident_bytes: 0, loose_bytes: 0, stored_bytes: 3.98 * GB, others_bytes: 1.15 * GB },
+];
 const host = () => ({ pinned_bytes: 11 * GB, pageable_bytes: 9.1 * GB, mapped_bytes: 0.9 * GB, available_bytes: 9 * GB, total_bytes: 34 * GB });
 
 /** States in the middle of a pass, the layer `at` in use; between runs with null. */

@@ -39,8 +39,8 @@ test('numbers are read by people', () => {
 test('what is on auto or 0 is not said', () => {
   assert.equal(withoutUnset({ mode: 'auto', components: { dit: { placement: 'auto', budget_gb: 0 } } }), null);
   assert.equal(optionsText(null, { mode: 'auto' }), '');
-  const text = optionsText({ components: { dit: { ring_gb: 0.5, placement: 'layerwise', lora_mode: 'host', host_tier: 'pageable', pin_budget_gb: 4, colour: 1 }, all: { workflow_budget_gb: 8, workflow_host_gb: 16 } } }, { mode: 'memory' });
-  assert.deepEqual(JSON.parse(text), { schema: 1, graph: { components: { dit: { placement: 'layerwise', lora_mode: 'host', host_tier: 'pageable', ring_gb: 0.5, pin_budget_gb: 4 }, all: { workflow_budget_gb: 8, workflow_host_gb: 16 } } }, settings: { mode: 'memory' } });
+  const text = optionsText({ components: { dit: { ring_gb: 0.5, placement: 'layerwise', lora_mode: 'host', host_tier: 'cuda:1', pin_budget_gb: 4, peer_budget_gb: 6, colour: 1 }, all: { workflow_budget_gb: 8, workflow_host_gb: 16 } } }, { mode: 'memory' });
+  assert.deepEqual(JSON.parse(text), { schema: 1, graph: { components: { dit: { placement: 'layerwise', lora_mode: 'host', host_tier: 'cuda:1', ring_gb: 0.5, pin_budget_gb: 4, peer_budget_gb: 6 }, all: { workflow_budget_gb: 8, workflow_host_gb: 16 } } }, settings: { mode: 'memory' } });
 });
 
 test('the same options are the same text, whatever their order', () => {
@@ -60,15 +60,16 @@ test('a change keeps what else was said; the last one undone leaves nothing', ()
 });
 
 test('settings say nothing until somebody sets one', () => {
-  const values = Object.fromEntries(definitions().map((one) => [one.id, one.defaultValue]));
+  const values = Object.fromEntries(definitions(['auto', 'cuda:1']).map((one) => [one.id, one.defaultValue]));
   assert.equal(withoutUnset(defaultOptions((id) => values[id])), null);
   values['LayerwiseOffload.Vae.BudgetGB'] = 2;
   assert.deepEqual(withoutUnset(defaultOptions((id) => values[id])), { components: { vae: { budget_gb: 2 } } });
   values['LayerwiseOffload.HostTier'] = 'pageable';
   values['LayerwiseOffload.PinBudgetGB'] = 4;
+  values['LayerwiseOffload.PeerBudgetGB'] = 6;
   values['LayerwiseOffload.WorkflowBudgetGB'] = 8;
   values['LayerwiseOffload.WorkflowHostGB'] = 16;
-  assert.deepEqual(withoutUnset(defaultOptions((id) => values[id])).components.all, { host_tier: 'pageable', pin_budget_gb: 4, workflow_budget_gb: 8, workflow_host_gb: 16 });
+  assert.deepEqual(withoutUnset(defaultOptions((id) => values[id])).components.all, { host_tier: 'pageable', pin_budget_gb: 4, peer_budget_gb: 6, workflow_budget_gb: 8, workflow_host_gb: 16 });
 });
 
 test('components are named as the server names them', () => {
@@ -146,6 +147,20 @@ test('the budget of the workflow is one bar that its components share', () => {
   const turn = workflowPart(device, planned, planned[1], say);
   assert.deepEqual(rounded(turn.parts), { dit: 0, text_encoder: 1.23e9, ring: 1.2e9 });
   assert.ok(turn.title.includes('text_encoder'));
+});
+
+test('layers that lie on another device are shown there', () => {
+  const { components, devices: [first, second] } = fixture.report();
+  assert.equal(devicePart(first, components).parts.stored, 0);
+  const now = devicePart(second, components);
+  assert.deepEqual([now.parts.stored, now.ceiling], [3.98e9, null]);
+  assert.equal(Math.round(Object.values(now.parts).reduce((sum, size) => sum + size, now.free)), 8e9);
+  const planned = { ...components[0], planned: true, loaded: false };
+  const empty = { ...second, free_bytes: 8e9, stored_bytes: 0, others_bytes: 0 };
+  const then = plannedPart(empty, planned, say);
+  assert.deepEqual([then.parts.stored, then.parts.resident, then.ceiling], [planned.plan.peer_bytes, 0, null]);
+  assert.equal(Math.round(then.free + then.parts.stored), 8e9);
+  assert.equal(plannedPart(first, planned, say).parts.stored, 0);
 });
 
 test('bars add up', () => {

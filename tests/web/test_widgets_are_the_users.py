@@ -31,6 +31,7 @@ def every_node() -> dict:
         "pin_budget_gb": 0.25,
         "workflow_budget_gb": 1.5,
         "workflow_host_gb": 2.5,
+        "peer_budget_gb": 0.75,
     }
     prompt[OPTIONS] = node("LayerwiseOffloadOptions", **options, dit_budget_gb=0.1)
     loaders = {

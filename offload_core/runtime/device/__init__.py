@@ -4,4 +4,4 @@
 kind of device goes there. `staging` copies host memory that is not page-locked.
 """
 
-__all__ = ["clock", "counters", "device_port", "device_queue", "ports"]
+__all__ = ["clock", "counters", "device_port", "device_queue", "peer_memory", "ports"]

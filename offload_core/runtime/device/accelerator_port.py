@@ -20,6 +20,7 @@ import torch
 from ...planning.reserved import reserved_bytes
 from ..tensors.host_source import ByteSource
 from .device_port import DeviceMemory, Event, segment_bytes_of
+from .peer_memory import PeerMemory
 
 _PIECE_BYTES = 64 << 20
 """Copies are queued in pieces of this size. A device has one copy engine per direction, which takes the copies of all
@@ -120,7 +121,10 @@ class SynchronousPort:
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         destination.copy_(source)
 
-    copy_on_compute = copy
+    copy_on_compute = copy_across = copy_across_on_compute = copy
+
+    def peer_memory(self, device: str) -> PeerMemory:
+        return PeerMemory(SynchronousPort(device))
 
     def copy_from(self, destination: torch.Tensor, source: ByteSource) -> None:
         """Read and copy it now, through one pageable buffer. `StagedPort` is faster where there are streams."""
@@ -169,6 +173,11 @@ class AcceleratorPort(SynchronousPort):
         """Otherwise each call asks whether our device is the thread's current one. If it is, calls need no stream
         argument; passing one costs more than the call."""
         self._bind_calls()
+        self._lanes_of_peers: dict[torch.device, dict[bool, torch.Stream]] = {}
+        """By other device, and by whether it serves the compute lane: the stream there on which copies from there run.
+        Torch puts a copy between two devices on the current stream of the source, and has the two streams wait for each
+        other. With that device's compute stream each would wait for the other, so each of our lanes has its own."""
+        self._peers: dict[str, PeerMemory] = {}
         self._allocated_on: set[torch.Stream] = set()
         """The compute streams that were current when memory was allocated: the allocator reuses the memory there."""
 
@@ -214,6 +223,35 @@ class AcceleratorPort(SynchronousPort):
 
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         _queue_bytes(destination, source)
+
+    def copy_across(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        with self._lanes_of_peers[source.device][False], self._stream:
+            _queue_bytes(destination, source)
+
+    def copy_across_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        with self._lanes_of_peers[source.device][True]:
+            _queue_bytes(destination, source)
+
+    def peer_memory(self, device: str) -> PeerMemory:
+        """As the port says. The first call for a device makes what copies from it need: streams there, and torch's own
+        access, which it sets up at the first copy. That is not to be part of a pass, nor of a measured copy."""
+        memory = self._peers.get(device)
+        if memory is None:
+            memory = super().peer_memory(device)
+            with contextlib.suppress(torch.OutOfMemoryError):  # a device that is full now: the next call tries again
+                self._prepare_copies_from(memory.device)
+                self._peers[device] = memory
+        return memory
+
+    def _prepare_copies_from(self, peer: torch.device) -> None:
+        if peer not in self._lanes_of_peers:
+            self._lanes_of_peers[peer] = {lane: torch.Stream(peer) for lane in (False, True)}
+        with torch.inference_mode(False), torch.no_grad():
+            source, here = (torch.zeros(1, dtype=torch.uint8, device=where) for where in (peer, self.device))
+            torch.accelerator.synchronize(peer)
+            torch.accelerator.synchronize(self.device)
+            self.copy_across(here, source)
+            self.drain()
 
     def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: Event) -> None:
         if self._back is None:

@@ -12,7 +12,7 @@ class RunCounters:
     passes: int = 0  # completed walks over the layers
     visits: int = 0  # entries into a layer, residents included
     copies: int = 0  # copies issued, the first ones of residents included
-    bytes_copied: int = 0  # host to device
+    bytes_copied: int = 0  # to the device
     early_copies: int = 0  # of `copies`: issued while the component before was running its last pass
     prefetch_hits: int = 0  # visits of streamed layers whose copy had been issued before
     demand_loads: int = 0  # visits of streamed layers whose copy was issued on entry: correct, slower
@@ -27,8 +27,10 @@ class RunCounters:
     stall_ns: int = 0  # in these, time for which compute waited for copies
     compute_ns: int = 0  # in these, time of the layers without stalls
     timed_copies: int = 0  # copies whose times were measured
-    timed_copy_bytes: int = 0  # bytes of these
-    copy_ns: int = 0  # time of these
+    timed_copy_bytes: int = 0  # bytes of those from the host
+    copy_ns: int = 0  # time of those from the host
+    timed_peer_bytes: int = 0  # bytes of those from another device
+    peer_copy_ns: int = 0  # time of those from another device
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)

@@ -17,6 +17,7 @@ import torch
 
 from ...planning.reserved import SEGMENT_BYTES
 from ..tensors.host_source import ByteSource
+from .peer_memory import PeerMemory
 
 Event = Any
 """An event handle. Its type is private to the port that made it."""
@@ -82,6 +83,17 @@ class DevicePort(Protocol):
 
     def copy_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         """Queue a copy of bytes on the compute lane: the slow path of a layer for which the ring has no room."""
+
+    def peer_memory(self, device: str) -> PeerMemory:
+        """The memory of another device of the same kind, as a store for `copy_across`. The first call comes before any
+        copy from there, and may make the host wait."""
+
+    def copy_across(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        """Queue a copy of bytes on the copy lane from the memory of another device (`peer_memory`). It waits for
+        nothing that runs there, and nothing there waits for it."""
+
+    def copy_across_on_compute(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        """The same on the compute lane."""
 
     def copy_back(self, destination: torch.Tensor, source: torch.Tensor, done: Event) -> None:
         """Queue a copy of bytes from the device to a host buffer, beside both lanes, after all work that the compute

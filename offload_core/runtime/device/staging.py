@@ -106,6 +106,7 @@ class StagedPort:
         self.segment_bytes = inner.segment_bytes
         # Calls that neither lane's order depends on are the inner port's own.
         self.empty, self.copy_on_compute, self.before_release = inner.empty, inner.copy_on_compute, inner.before_release
+        self.peer_memory, self.copy_across_on_compute = inner.peer_memory, inner.copy_across_on_compute
         self.host_empty, self.host_pin, self.host_release = inner.host_empty, inner.host_pin, inner.host_release
         self.trim, self.memory = inner.trim, inner.memory
         self.while_waiting = while_waiting
@@ -160,6 +161,12 @@ class StagedPort:
             self.inner.copy(destination, source)
         else:
             self._hand_over(lambda: self.inner.copy(destination, source))
+
+    def copy_across(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        if self._done == self._queued:
+            self.inner.copy_across(destination, source)
+        else:
+            self._hand_over(lambda: self.inner.copy_across(destination, source))
 
     def copy_waits(self, event: StagedEvent) -> None:
         if self._done == self._queued:

@@ -26,12 +26,14 @@ from ...planning.planner import make_plan, smallest_budget
 from ...planning.request import PlanRequest
 from ..device.device_port import is_unified
 from ..device.device_queue import DeviceQueue
+from ..device.peer_memory import can_reach
 from ..device.ports import port_for
 from ..host.host_parameter import is_adopted
 from ..layers.discovery import discover, keep_in_memory
-from .controller import Entry, OffloadController
+from .controller import Entry, LinkRates, OffloadController
 
 _CALLERS_WORD = "given by the caller"
+_LEFT_ON_PEER_BYTES = 1 << 30
 
 
 class Attachment:
@@ -76,6 +78,8 @@ def attach(
     min_layer_bytes: int = MIN_LAYER_BYTES,
     queue: DeviceQueue | None = None,
     entries: Sequence[Entry] | None = None,
+    peer: torch.device | str | None = None,
+    peer_budget_bytes: int | None = None,
 ) -> Attachment:
     """Stream the layers of `module`, whose parameters are on the CPU, through at most `budget_bytes` of `device`.
 
@@ -87,6 +91,10 @@ def attach(
         h2d_bytes_per_s  the link's rate, if it was measured
         queue            shares a device's copy lane and ring with other modules; None: a queue of its own
         entries          the methods that run a pass, as (module, name); None: `module.forward`
+        peer             another device of the same kind: copies of streamed layers lie in its memory, as far as
+                         `peer_budget_bytes` go, and are copied from there as long as that is not measured to be slower
+                         than from page-locked memory
+        peer_budget_bytes  None: what is free there, less 1 GiB for what that device runs itself
 
     Raises BudgetError if the budget is too small, with the smallest that works, and OffloadError if the module cannot
     be offloaded. In either case the module is unchanged.
@@ -104,6 +112,7 @@ def attach(
         inventory, budget_bytes = _within_device(inventory, budget_bytes, queue)
         in_place = queue.port.shares_host_memory
         one_memory = in_place or is_unified(queue.port.device)
+        peer_device, peer_bytes = _of_peer(peer, peer_budget_bytes, queue, component)
         request = PlanRequest(
             inventory,
             str(queue.port.device),
@@ -114,6 +123,8 @@ def attach(
             copies_budget_bytes=0 if one_memory else None,
             in_place=in_place,
             hold_spare=in_place,  # bytes kept in memory are not read again, and reading slows down compute
+            peer_device=peer_device,
+            peer_budget_bytes=peer_bytes,
         )
         if h2d_bytes_per_s is not None:
             request = replace(request, h2d_bytes_per_s=h2d_bytes_per_s, link_source=_CALLERS_WORD)
@@ -134,10 +145,11 @@ def attach(
         return Attachment(controller, owned)
 
 
-def _replan(request: PlanRequest, current: Plan, measured: Inventory, link: float | None) -> Plan | None:
-    """A better plan within the same limits, with measured times and link rate; None if there is none."""
-    if link is not None and request.link_source != _CALLERS_WORD:
-        request = replace(request, h2d_bytes_per_s=link, link_source="measured")
+def _replan(request: PlanRequest, current: Plan, measured: Inventory, rates: LinkRates) -> Plan | None:
+    """A better plan within the same limits, with measured times and rates; None if there is none."""
+    if rates.from_host is not None and request.link_source != _CALLERS_WORD:
+        request = replace(request, h2d_bytes_per_s=rates.from_host, link_source="measured")
+    request = replace(request, peer_bytes_per_s=rates.from_peer)
     return better_plan(current, replace(request, inventory=measured))
 
 
@@ -175,6 +187,25 @@ def _check_device(queue: DeviceQueue, wanted: torch.device, component: str) -> N
     actual = queue.port.device
     if wanted.type != actual.type or wanted.index not in (None, actual.index):
         raise OffloadError(f"{component}: asked for {wanted}; found a queue of {actual}; give the queue's device")
+
+
+def _of_peer(
+    peer: torch.device | str | None, budget_bytes: int | None, queue: DeviceQueue, component: str
+) -> tuple[str | None, int]:
+    """(name of the other device, bytes that copies of layers may take there). Raises OffloadError if it is none of the
+    same kind, or cannot be reached from the queue's."""
+    if peer is None:
+        return None, 0
+    device, other = queue.port.device, torch.device(peer)
+    if other.type != device.type or other.index is None or other == device or not can_reach(device, other):
+        raise OffloadError(
+            f"{component}: asked for layers in the memory of {other}; found that {device} cannot copy from there "
+            "without going through host memory; give another device of the same kind, with its number, that "
+            "torch's can_device_access_peer says can be reached, or none"
+        )
+    if budget_bytes is None:
+        budget_bytes = max(0, queue.port.peer_memory(str(other)).free_bytes() - _LEFT_ON_PEER_BYTES)
+    return str(other), budget_bytes
 
 
 def _within_device(inventory: Inventory, budget_bytes: int | None, queue: DeviceQueue) -> tuple[Inventory, int | None]:

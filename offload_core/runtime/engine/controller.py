@@ -18,13 +18,14 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import nn
 
 from ...errors import OffloadError, PlanError, StateError
 from ...planning.check import check_places
+from ...planning.host_tiers import least_worth_first
 from ...planning.inventory import Inventory
 from ...planning.plan import HostTier, Plan
 from ...trace.events import Source, Trace
@@ -40,7 +41,15 @@ from ..patches.patched_loose import ChangedWeights
 from ..tensors.layout import TENSOR_ALIGNMENT
 from .interpose import HostGather, Interposed, LayerForward, PassBoundary
 from .prefetcher import PassOwner, Prefetcher
-from .tier_moves import TierMoves, with_files
+from .tier_moves import TierMoves, free_peer_copies, off_peer, with_files
+
+
+class LinkRates(NamedTuple):
+    """Measured rates of copies to the device in bytes/s; None before the first measured one."""
+
+    from_host: float | None
+    from_peer: float | None
+
 
 Entry = tuple[nn.Module, str]
 """A module and the name of its method that runs a pass."""
@@ -48,8 +57,8 @@ Entry = tuple[nn.Module, str]
 Borrower = tuple[nn.Module, str, nn.Module]
 """A module, the name of its method that uses weights of another module without calling it, and that other module."""
 
-AskForPlan = Callable[[Plan, Inventory, float | None], Plan | None]
-"""(plan in effect, measured inventory, measured link rate in bytes/s or None) -> a better plan, or None."""
+AskForPlan = Callable[[Plan, Inventory, LinkRates], Plan | None]
+"""(plan in effect, measured inventory, measured rates of copies) -> a better plan, or None."""
 
 AskForRoom = Callable[[Plan, str, bool], Plan | None]
 """(plan in effect, name of the layer that failed, whether it is too late to run it again) -> a plan of fewer device
@@ -90,7 +99,8 @@ class OffloadController(PassOwner):
         self.component = component
         self.plan: Plan | None = None
         self._tiers_due: TierMoves | None = None
-        """Page-locks of the plan that had to wait for the end of the pass in which it took effect."""
+        """Page-locks of the plan and copies to another device that had to wait for the end of the pass in which it took
+        effect."""
         self._progress = progress
         discovered = keep_in_memory(root, discovery or discover(root))
         self.inventory: Inventory = discovered.inventory(component, queue.port.segment_bytes)
@@ -174,18 +184,18 @@ class OffloadController(PassOwner):
         visits = self.prefetcher.recorded_order() or self.inventory.visits
         return replace(self.inventory, layers=layers, visits=visits)
 
-    def link_bytes_per_s(self) -> float | None:
-        """Measured rate of the copies in bytes/s; None before the first measured copy."""
+    def link_rates(self) -> LinkRates:
         counters = self.counters
-        return counters.timed_copy_bytes * 1e9 / counters.copy_ns if counters.copy_ns else None
+        measured = ((counters.timed_copy_bytes, counters.copy_ns), (counters.timed_peer_bytes, counters.peer_copy_ns))
+        return LinkRates(*(nbytes * 1e9 / ns if ns else None for nbytes, ns in measured))
 
     def pinned_bytes(self) -> int:
         """Page-locked bytes of the masters."""
         return self.host_bytes()["pinned"]
 
     def host_bytes(self) -> dict[HostTier, int]:
-        """Host bytes of the masters, by tier."""
-        by_tier: dict[HostTier, int] = {"pinned": 0, "pageable": 0, "mapped": 0}
+        """Bytes of the layers, by the tier that they are copied from."""
+        by_tier: dict[HostTier, int] = dict.fromkeys(get_args(HostTier), 0)
         for layer in self.layers:
             by_tier[layer.host.tier] += layer.nbytes
         return by_tier
@@ -248,6 +258,7 @@ class OffloadController(PassOwner):
             self._arrange(before)  # the error, whose frames hold device memory, is gone
         except BaseException:
             self.unload()
+            free_peer_copies(self.layers, self.queue.port)
             raise
 
     def _arrange(self, plan: Plan) -> None:
@@ -274,6 +285,46 @@ class OffloadController(PassOwner):
             self.versions.reserve(self.layers, self._progress)
         if self.prefetcher.recorder is not None:
             self.prefetcher.recorder.planned(began_ns, plan.device_bytes)
+
+    @property
+    def peer_device(self) -> str | None:
+        """The other device in whose memory layers lie; None: there are none."""
+        copies = (layer.host.on_peer for layer in self.layers)
+        return next((str(copy.device) for copy in copies if copy is not None), None)
+
+    def peer_bytes(self) -> int:
+        """Bytes of another device's memory that copies of layers take, rounded up to segments."""
+        return sum(self.inventory.reserved(layer.nbytes) for layer in self.layers if layer.host.on_peer is not None)
+
+    def give_back_peer(self, nbytes: int | None = None) -> int:
+        """Free at least `nbytes` of another device's memory; None, or more than there is: all that layers take there.
+        Those of which least is copied go first. Returns the bytes freed.
+
+        The plan in effect has these layers where their masters are from now on, and those that have found no memory
+        there: it may be that of others by now. Raises StateError during a pass.
+        """
+        self._require_no_pass("to give back the other device's memory")
+        before = self.peer_bytes()
+        leaving = self._leaving_peer(before if nbytes is None else nbytes)
+        if not leaving:
+            return 0
+        if self.plan is not None:
+            self._ask_for_plan = None
+            absent = {index for index, layer in enumerate(self.layers) if layer.host.peer_copy is None}
+            self._change(None, off_peer(self.plan, leaving | absent))
+        self.prefetcher.drain()
+        free_peer_copies([self.layers[index] for index in leaving], self.queue.port)  # also those not in the plan
+        return before - self.peer_bytes()
+
+    def _leaving_peer(self, nbytes: int) -> set[int]:
+        """Indices of layers whose copies on another device take `nbytes` together, or all of them."""
+        leaving: set[int] = set()
+        residents = frozenset(index for index, layer in enumerate(self.layers) if layer.keep_resident)
+        for index in least_worth_first(self.measured_inventory(), residents):
+            if nbytes > 0 and self.layers[index].host.on_peer is not None:
+                leaving.add(index)
+                nbytes -= self.inventory.reserved(self.layers[index].nbytes)
+        return leaving
 
     def unload(self) -> None:
         """Release all device memory: the module is an ordinary one on the host again. Nothing is copied back, since the
@@ -327,6 +378,7 @@ class OffloadController(PassOwner):
         for interposed in reversed(self._interposed):
             interposed.remove()
         self.prefetcher.serve(None)
+        free_peer_copies([layer for layer in self.layers if not layer.host.lies_whole_in_file], self.queue.port)
         for layer in self.layers:
             layer.host.touches.ask_before_writes(None)
             layer.host.hand_back()
@@ -337,6 +389,7 @@ class OffloadController(PassOwner):
         """Restore the module: the same parameter objects, with their values, and its own forward."""
         self.unload()
         self.versions.close()
+        free_peer_copies(self.layers, self.queue.port)
         self._interposed = []
         self._close_masters()
         self.layers = []
@@ -351,6 +404,7 @@ class OffloadController(PassOwner):
             if master is not None:
                 self.prefetcher.look_ahead.forget()
                 self.prefetcher.drain()
+                free_peer_copies([layer], self.queue.port)
                 layer.write(master, value)
                 self.inventory = with_files(self.inventory, self.layers)
                 self._refetch(layer)
@@ -363,11 +417,14 @@ class OffloadController(PassOwner):
             self._weights.put_on_loose(self._loose)
 
     def _before_write(self, layer: Layer) -> None:
-        """Before other code writes into a master of a loaded layer in place. During a pass nothing is done about it."""
+        """Before other code writes into a master of a loaded layer in place. During a pass copies that come after the
+        write have its value, and nothing more is done about it."""
         if self.in_pass():
+            layer.host.leave_peer_copy()
             return
         self.prefetcher.look_ahead.forget()
         self.prefetcher.drain()
+        free_peer_copies([layer], self.queue.port)
         layer.host.to_be_written()
         self.inventory = with_files(self.inventory, self.layers)
         self._refetch(layer)
@@ -528,13 +585,13 @@ class OffloadController(PassOwner):
         if ask is None or before is None or self.queue.others_running(self) or not self._time_to_ask():
             return
         self._ask_for_plan = None
-        plan = ask(before, self.measured_inventory(), self.link_bytes_per_s())
+        plan = ask(before, self.measured_inventory(), self.link_rates())
         if plan is not None:
             self._check(plan)
             self._change(before, plan)
 
     def _finish_tiers(self) -> None:
-        """Finish the page-locks that had to wait for the end of a pass; they stay due if this raises."""
+        """Finish the moves that had to wait for the end of a pass; they stay due if this raises."""
         if self._tiers_due is not None:
             self._tiers_due.finish()
             self._tiers_due = None

@@ -3,7 +3,8 @@
 The module's parameters stay the same objects and get data in the buffer. A layer whose tensors lie in a file may do
 without a buffer (the tier `mapped`): its parameters look into the mapped file. If it has a buffer, it is shared with
 all layers of the same bytes (`masters.py`): the parameters look into it while the component is loaded and nothing else
-writes to them, and into the file otherwise.
+writes to them, and into the file otherwise. A layer may have a copy in another device's memory too (the tier `peer`):
+then it has no buffer if it lies in a file, and is copied from there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 
 from ...planning.plan import HostTier
 from ..device.device_port import DevicePort
+from ..device.peer_memory import PeerMemory
 from ..files.weight_file import FileReadError, FileSlice, forget_file, keep_what_was_written, slice_of
 from ..tensors.host_source import ByteSource, FileSource, KeptPart, MemorySource, read_whole
 from ..tensors.layout import Flattened, LayerLayout, copy_span
@@ -58,7 +60,10 @@ def lies_whole_in_file(parameters: Sequence[torch.Tensor]) -> bool:
 class HostLayer:
     """The host master of one layer: a buffer, page-locked or not, or the file that holds its tensors."""
 
-    __slots__ = ("_file", "_flat", "_key", "_port", "buffer", "generation", "parameters", "source", "touches", "use")
+    __slots__ = (
+        *("_file", "_flat", "_key", "_left_copy", "_port", "buffer", "generation", "parameters", "peer_copy", "source"),
+        *("touches", "use"),
+    )
 
     def __init__(self, parameters: list[nn.Parameter], port: DevicePort, pinned: bool) -> None:
         """`parameters` are on the CPU, each once, each movable. Where they lie in files they stay there until
@@ -73,8 +78,12 @@ class HostLayer:
         """Our use of the master."""
         self.buffer: torch.Tensor | None = None
         """The master's buffer; None in the tier `mapped`."""
+        self.peer_copy: torch.Tensor | None = None
+        """The copy in the memory of another device, of the master's values; None except in the tier `peer`."""
+        self._left_copy: torch.Tensor | None = None
+        """The copy there of values that have changed since: copies in flight may still read it."""
         self.source: ByteSource | None = None
-        """The source to read the bytes from; None: `buffer` can be copied directly."""
+        """The source to read the bytes from; None: `peer_copy` or `buffer` can be copied directly."""
         parts = _file_parts(self._flat)
         self._key = None if parts is None else _content_key(parts, self.layout)
         self._file = None if parts is None else self._file_source(parts)
@@ -105,7 +114,9 @@ class HostLayer:
 
     @property
     def tier(self) -> HostTier:
-        """The tier that the bytes are in."""
+        """The tier that the bytes are copied from."""
+        if self.peer_copy is not None:
+            return "peer"
         if self.buffer is None:
             return "mapped"
         return "pinned" if self.pinned else "pageable"
@@ -115,9 +126,52 @@ class HostLayer:
         """The master in memory, ours or one that `move_to` would share; None if there is none."""
         return self.use.master if self.buffer is not None else find(self._port, self._key)
 
-    def move_to(self, tier: HostTier, threads: Executor | None = None) -> None:
+    def move_to(self, tier: HostTier, threads: Executor | None = None, peer: PeerMemory | None = None) -> None:
         """Bring the bytes to `tier`, or the closest that is possible: pageable where page-locking fails, the buffer for
-        bytes in no file. No copy is in flight from the layer. `threads` read the file. Raises FileReadError."""
+        bytes in no file, where they are if `peer` has no memory for them. No copy is in flight from the layer.
+        `threads` read the file; `peer` is the other device's memory, for the tier of that name. Raises FileReadError.
+        """
+        if tier != "peer":
+            self.drop_peer_copy()
+            self._move_master(tier, threads)
+            return
+        assert peer is not None
+        self.drop_peer_copy()
+        file, buffer = self._file, self.buffer
+        source = file if buffer is None else MemorySource(buffer)
+        assert source is not None
+        copy = peer.copy_of(source)
+        # It takes no more of the host than was planned, also if it got no copy.
+        self._move_master("pageable" if file is None else "mapped", threads)
+        if copy is not None:
+            self.peer_copy, self.source = copy, None
+
+    @property
+    def on_peer(self) -> torch.Tensor | None:
+        """The memory that the layer takes of another device; None: it takes none."""
+        return self.peer_copy if self.peer_copy is not None else self._left_copy
+
+    def drop_peer_copy(self) -> None:
+        """Free the copy on another device, if there is one: the bytes are copied from the master again. No copy is in
+        flight from the layer."""
+        self._left_copy = None
+        if self.peer_copy is not None:
+            self.peer_copy = None
+            self.source = self._source_of_master()
+
+    def leave_peer_copy(self) -> None:
+        """Copy from the master in memory from now on, as its bytes are about to change while copies may be in flight.
+        The memory on the other device stays taken until `drop_peer_copy`."""
+        if self.peer_copy is not None and self._file is None:
+            self.source = self._source_of_master()  # first: a copy that is queued meanwhile reads one of the two
+            self._left_copy, self.peer_copy = self.peer_copy, None
+
+    def _source_of_master(self) -> ByteSource | None:
+        if self.buffer is None:
+            return self._file
+        return MemorySource(self.buffer) if self._port.stages_unpinned and not self.pinned else None
+
+    def _move_master(self, tier: HostTier, threads: Executor | None) -> None:
         file, buffer = self._file, self.buffer
         if tier == "mapped" and file is not None:
             if buffer is not None:
@@ -146,7 +200,7 @@ class HostLayer:
         if buffer is not self.buffer:
             self.buffer = buffer
             self._point(range(len(self._flat.leaves)), buffer)
-        self.source = MemorySource(buffer) if self._port.stages_unpinned and not self.pinned else None
+        self.source = self._source_of_master()
 
     def _file_source(self, parts: Sequence[FileSlice | KeptPart]) -> FileSource:
         port, key = self._port, self._key
@@ -175,7 +229,9 @@ class HostLayer:
         return [place for place, leaf in leaves if self._at_file(place, leaf) or self._in_buffer(place, leaf)]
 
     def own_bytes(self) -> torch.Tensor:
-        """The layer's own, writable buffer, which no other layer shares. The layer lies in no file from now on."""
+        """The layer's own, writable buffer, which no other layer shares. The layer lies in no file from now on, and has
+        no copy on another device, which would not be written with it."""
+        self.drop_peer_copy()
         if self._file is not None:
             ours, pinned, file, shown = self._ours(), self.pinned, self._file, self.buffer
             fresh = HostMaster(self._port)
@@ -191,6 +247,12 @@ class HostLayer:
             self._use(buffer, pinned)
         assert self.buffer is not None
         return self.buffer
+
+    @property
+    def lies_whole_in_file(self) -> bool:
+        """Whether all of its tensors lie in files: others may be written while the layer is not loaded, and nothing
+        would tell."""
+        return self._file is not None and all(part.file is not None for part in self._file.parts)
 
     def show_file(self) -> None:
         """Point the parameters at the file, as a write to the module must not reach a shared buffer. If the file has

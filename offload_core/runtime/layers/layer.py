@@ -95,8 +95,8 @@ class Layer(Loadable):
     # ------------------------------------------------------------------ copies
 
     def issue(self, port: DevicePort, timing: bool) -> None:
-        """Queue the copy on the copy lane, from the version, the master or the file. No overlapping layer is in use or
-        pending; all become invalid. `timing`: measure it, if there is an event for that."""
+        """Queue the copy on the copy lane, from the version, another device, the master or the file. No overlapping
+        layer is in use or pending; all become invalid. `timing`: measure it, if there is an event for that."""
         buffer = self.device_buffer
         assert buffer is not None and not self.valid
         for other in self.overlaps:
@@ -104,11 +104,15 @@ class Layer(Loadable):
                 other.give_way(port)
         if self.read_since_copy or self.saving:
             self.give_way(port)
-        end = self.times.start_copy(port) if timing else None
         version = self.copy_carries
         to_read = self.host.source if version is None else version.to_read
+        peer_copy = self.peer_copy
+        once = self.keep_resident and to_read is not None  # the file's rate, not the link's, and not met again
+        end = self.times.start_copy(port) if timing and not once else None
         if to_read is not None:
             port.copy_from(buffer, to_read)
+        elif peer_copy is not None:
+            port.copy_across(buffer, peer_copy)
         else:
             port.copy(buffer, self.source_bytes)
         port.record_copy(self.copy_done)
@@ -116,7 +120,7 @@ class Layer(Loadable):
         self.valid = True
         self.has_arrived = False
         if end is not None:
-            self.times.end_copy(port, end)
+            self.times.end_copy(port, end, peer_copy is not None and to_read is None)
 
     def give_way(self, port: DevicePort) -> None:
         """A copy is about to overwrite the bytes: it waits for what still reads them."""
@@ -142,7 +146,11 @@ class Layer(Loadable):
             port.compute_waits(self.saved)
         to_read = self.to_read
         if to_read is None:
-            port.copy_on_compute(buffer, self.source_bytes)
+            peer_copy = self.peer_copy
+            if peer_copy is not None:
+                port.copy_across_on_compute(buffer, peer_copy)
+            else:
+                port.copy_on_compute(buffer, self.source_bytes)
             return bindings
         port.record_compute(fence)
         port.copy_waits(fence)
@@ -262,6 +270,11 @@ class Layer(Loadable):
         buffer = self.host.buffer if self.copy_from is None else self.copy_from
         assert buffer is not None
         return buffer
+
+    @property
+    def peer_copy(self) -> torch.Tensor | None:
+        """The copy on another device that the next copy comes from; None: it comes from the host."""
+        return self.host.peer_copy if self.copy_from is None else None
 
     @property
     def to_read(self) -> ByteSource | None:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ..device.counters import RunCounters
 from ..device.device_port import DevicePort, Event
 from .recorder import Recorder
+
+
+class CopyMarks(NamedTuple):
+    """Start and end of one copy; `across`: it came from another device."""
+
+    start: Event
+    end: Event
+    across: bool = False
 
 
 class LayerTimes:
@@ -28,8 +38,8 @@ class LayerTimes:
         """`arrived`, `started` and `finished` belong to one visit whose times have not been read yet."""
         self._warm = False
         """That visit was not in a first pass, so its time is typical."""
-        self._copy_marks = [(port.event(timed=True), port.event(timed=True)) for _ in range(2)]
-        """Start and end of two copies: look-ahead issues the next copy before the times of the last are read."""
+        self._copy_marks = [CopyMarks(port.event(timed=True), port.event(timed=True)) for _ in range(2)]
+        """Of two copies: look-ahead issues the next copy before the times of the last are read."""
         self._copies_timed = 0
         """How many of `_copy_marks`, from the first on, are recorded and not read yet."""
         self.compute_ns: int | None = None
@@ -61,12 +71,14 @@ class LayerTimes:
         """Before a copy is queued. Returns the event to be recorded after it (`end_copy`); None: it is not measured."""
         if self._copies_timed == len(self._copy_marks):
             return None
-        start, end = self._copy_marks[self._copies_timed]
-        port.record_copy(start)
-        return end
+        marks = self._copy_marks[self._copies_timed]
+        port.record_copy(marks.start)
+        return marks.end
 
-    def end_copy(self, port: DevicePort, end: Event) -> None:
+    def end_copy(self, port: DevicePort, end: Event, across: bool) -> None:
+        """The copy is queued; `across`: from another device."""
         port.record_copy(end)
+        self._copy_marks[self._copies_timed] = self._copy_marks[self._copies_timed]._replace(across=across)
         self._copies_timed += 1
 
     # ------------------------------------------------------------------ reading
@@ -91,14 +103,18 @@ class LayerTimes:
         if recorder is not None:
             recorder.visit(self._index, self.started, stall, compute)
         while self._copies_timed:
-            start, end = self._copy_marks[0]
-            copy = elapsed(start, end)
+            marks = self._copy_marks[0]
+            copy = elapsed(marks.start, marks.end)
             if copy is None:
                 return
             self._copy_marks.append(self._copy_marks.pop(0))
             self._copies_timed -= 1
             counters.timed_copies += 1
-            counters.timed_copy_bytes += self._nbytes
-            counters.copy_ns += copy
+            if marks.across:
+                counters.timed_peer_bytes += self._nbytes
+                counters.peer_copy_ns += copy
+            else:
+                counters.timed_copy_bytes += self._nbytes
+                counters.copy_ns += copy
             if recorder is not None:
-                recorder.copy(self._index, start, copy, self._nbytes)
+                recorder.copy(self._index, marks.start, copy, self._nbytes)
