@@ -120,7 +120,9 @@ await scenario(async (page, task) => {
     return [...colours];
   });
   await page.click('.lwo-map-row:nth-child(2) .lwo-pick');
-  const focusedNumbers = await page.locator('.lwo-numbers').innerText();
+  const numbers = page.locator('.lwo-numbers');
+  await numbers.filter({ hasText: 'text_encoder' }).waitFor(); // the panel draws in the next frame
+  const focusedNumbers = await numbers.innerText();
   reported = fixture.reportOfWorkflowBudget();
   await send('live', { ...fixture.live(), events: [['plan', 'dit-1', null, 0, 0, 0]] });
   await page.waitForSelector('.lwo-share-1');
