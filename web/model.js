@@ -43,9 +43,14 @@ function sameComponent(first, second) {
 
 /** The state with the events that the server has stored, for a panel that is opened after a run. */
 export function withStored(state, events) {
+  return { ...state, events: keptEvents(unknown(state, events), state.events) };
+}
+
+/** Those of `events` that the state does not have: a panel that is opened again is sent some for the second time. */
+function unknown(state, events) {
   const keyOf = ([kind, id, layer, start]) => `${kind} ${id} ${layer} ${start}`;
   const known = new Set(state.events.map(keyOf));
-  return { ...state, events: keptEvents(events.filter((event) => !known.has(keyOf(event))), state.events) };
+  return events.filter((event) => !known.has(keyOf(event)));
 }
 
 /** The state after a live message; `stale` if the message has a component, layers or a plan that the last report lacks. */
@@ -59,7 +64,7 @@ export function withLive(state, { components = [], events = [], devices = state.
     stale: components.some(isNew) || events.some(([kind]) => kind === 'plan'),
     devices,
     host,
-    events: keptEvents(state.events, events),
+    events: keptEvents(state.events, unknown(state, events)),
   };
 }
 

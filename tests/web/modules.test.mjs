@@ -110,6 +110,13 @@ test('events are bounded', () => {
   assert.ok(state.events.every((event) => event[4] > 1e11), 'old events go');
 });
 
+test('events that are sent again count once', () => {
+  const once = withLive(withReport(emptyState(), fixture.report()), fixture.live());
+  const again = withLive(once, fixture.live());
+  assert.deepEqual(again.events, once.events);
+  assert.deepEqual(lastPasses(again.events, 'dit-1'), lastPasses(once.events, 'dit-1'));
+});
+
 test('the timeline shows whole passes', () => {
   const { events } = withLive(withReport(emptyState(), fixture.report()), fixture.live());
   const shown = lastPasses(events, 'dit-1');
