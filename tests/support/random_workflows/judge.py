@@ -65,6 +65,7 @@ class Judge:
         numbers = numbers_of(case)
         verdict = self._run(case, expected, numbers)
         while (enough := _after_reading(verdict.detail, numbers)) is not None:
+            self.server.free()  # the refused run's model may lie in no file, and stay in memory until it is dropped
             numbers, verdict = enough, self._run(case, expected, enough)
         self.server.post("/fault", {"name": ""})
         self._configure(mb=PLENTY_MB, bandwidth=0)
