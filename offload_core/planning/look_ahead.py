@@ -24,6 +24,9 @@ MISSES_TO_PAUSE = 2
 """Unexpected visits in a row after which look-ahead pauses: unused copies would delay demand loads."""
 
 
+_NO_ENTRY = object()
+
+
 class Loadable:
     """What look-ahead needs to know of a layer."""
 
@@ -86,6 +89,9 @@ class LookAhead(Generic[L]):
         """The entry through which the pass under way began; None if unknown."""
         self._before_entry = 0
         """Number of visits of this pass before its entry was called."""
+        self._idle_through: Hashable = _NO_ENTRY
+        """The entry of the last pass if that visited no layer, as a decode does if only the encoder has layers: until
+        a pass begins through another one, or a layer is visited, nothing is fetched."""
 
     # ------------------------------------------------------------------ passes
 
@@ -103,6 +109,8 @@ class LookAhead(Generic[L]):
     def begin_pass(self, entry: Hashable = None) -> None:
         """A pass begins, through the method with the key `entry`. The visits since the last one belong to it."""
         self._entry = entry
+        if entry != self._idle_through:
+            self._idle_through = _NO_ENTRY
         if self._walk.seen and entry is not None and self._walk.entry != entry:
             walk = self._walks.through(entry)
             if walk is not None:
@@ -115,6 +123,7 @@ class LookAhead(Generic[L]):
         trace, self.trace = self.trace, []
         if trace:
             self._walks.add(trace, self._entry, self._before_entry)
+        self._idle_through = _NO_ENTRY if trace else self._entry
         self._entry = None
         self._set_out()
 
@@ -136,7 +145,7 @@ class LookAhead(Generic[L]):
     @property
     def is_complete(self) -> bool:
         """Whether copies were issued for all visits for which they are to be issued."""
-        return self._next + self._ahead >= self._end
+        return self._idle_through is not _NO_ENTRY or self._next + self._ahead >= self._end
 
     def use_ring(self, may: bool) -> bool:
         """Whether streamed layers may be copied from now on. Returns it."""
@@ -148,6 +157,7 @@ class LookAhead(Generic[L]):
     def visit(self, layer: L) -> bool:
         """A layer is visited. Returns whether it was the expected one; if not, the road has changed."""
         self.trace.append(layer)
+        self._idle_through = _NO_ENTRY
         position = self._next
         if self._road[position] is not layer:
             self._find_place(layer)
@@ -169,7 +179,7 @@ class LookAhead(Generic[L]):
     def fetch(self, issuer: Issuer[L]) -> None:
         """Have copies issued for the expected visits, in order, up to the first whose layer has no place on the device
         or shares it with a layer in use or pending."""
-        if self._misses >= MISSES_TO_PAUSE:
+        if self._misses >= MISSES_TO_PAUSE or self._idle_through is not _NO_ENTRY:
             return
         road = self._road
         position = self._next + self._ahead

@@ -179,6 +179,20 @@ def test_an_entry_that_is_known_changes_the_road_before_the_first_visit():
 # ---------------------------------------------------------------------- what a copy must not overwrite
 
 
+def test_after_a_pass_without_visits_nothing_is_fetched_for_another_of_its_kind():
+    """A small autoencoder, of which only `encode` has layers that are streamed: each picture is decoded."""
+    vae = ring(3, 2)
+    assert vae.run([], "decode") == text("copy b0, copy b1"), "as the plan expects it before any pass"
+    vae.look_ahead.forget()
+    for layer in vae.layers:
+        layer.valid = False  # another component has had the ring since
+    vae.look_ahead.fetch(vae)
+    vae.run([], "decode")
+    assert vae.lines == text("copy b0, copy b1") and vae.look_ahead.is_complete
+    assert vae.run([0, 1, 2], "encode")[:3] == text("copy b0, copy b1, run b0")
+    assert "copy b0" in vae.run([0, 1, 2], "encode"), "and ahead of the next one as ever"
+
+
 def test_a_layer_in_use_is_not_overwritten_by_one_called_inside_it():
     """b1 is called within b0, in whose place it lies. What is copied for later waits until b0 is left."""
     nested = ring(4, 1)
