@@ -30,6 +30,7 @@ pytestmark = pytest.mark.app
 
 SLOW_LINK = 300_000_000
 MEMORY = {"mode": "memory"}
+LOADER = "LayerwiseOffloadDiffusionModelLoader"
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,7 @@ def test_a_device_of_another_machine_is_refused_with_those_there_are(server):
     for road in ROADS:
         result = server.run(said(road, flux(), host_tier="npu:7"))
         assert not result.ok and "npu:7" in result.message and "found npu:0, npu:1" in result.message
+        assert result.error.get("node_type") in (None, LOADER), "it is known before anything is loaded"
 
 
 def test_nothing_is_stored_between_the_devices_of_a_cfg_split(server):
