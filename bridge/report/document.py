@@ -14,7 +14,7 @@ import torch
 
 from ...offload_core.errors import OffloadError
 from ...offload_core.notices import Notice, notices_json
-from ...offload_core.planning.cost_model import compute_times
+from ...offload_core.planning.cost_model import assumed_times, compute_times
 from ...offload_core.planning.plan import Plan
 from ...offload_core.planning.plan_text import plan_to_text
 from ...offload_core.planning.planner import make_plan, smallest_budget_for
@@ -98,6 +98,7 @@ def component_report(component: Component) -> dict[str, Any] | None:
         "host": _tiers(controller.host_bytes()),
         "budget_bytes": None if request is None else request.budget_bytes,
         "what_if": [] if request is None else what_if(request, plan),
+        "assumed_times": None if request is None else assumed_times(request.inventory),
         "nodes": list(component.nodes()),
         "settings": component.resolved.to_json() if component.resolved is not None else {},
         **notices_json(notices),

@@ -29,12 +29,17 @@ def tokens_for(component: str) -> int:
     return _TOKENS_PER_VISIT[max(kinds, key=len)] if kinds else _OTHER_TOKENS
 
 
+def assumed_times(inventory: Inventory) -> int:
+    """Number of layers whose time `compute_times` assumes, as none was measured."""
+    return sum(layer.compute_ns is None for layer in inventory.layers)
+
+
 def compute_times(inventory: Inventory, on_cpu: bool = False) -> tuple[tuple[int, ...], str | None]:
     """(nanoseconds of one visit of each layer, sentence that says what was estimated or None).
 
     If some layers were measured, the others get the measured layers' mean time per byte; else the cost model is used.
     """
-    unmeasured = sum(layer.compute_ns is None for layer in inventory.layers)
+    unmeasured = assumed_times(inventory)
     if not unmeasured:
         return tuple(layer.compute_ns or 0 for layer in inventory.layers), None
     measured = [layer for layer in inventory.layers if layer.compute_ns is not None and _read_bytes(layer)]
@@ -46,7 +51,7 @@ def compute_times(inventory: Inventory, on_cpu: bool = False) -> tuple[tuple[int
         flops = CPU_FLOPS if on_cpu else ASSUMED_FLOPS
         ns_per_byte = tokens * 1e9 / flops
         note = (
-            f"no compute times were measured: assumed from bytes, {tokens} tokens a visit ({inventory.component}) "
+            f"no compute times were known: assumed from bytes, {tokens} tokens a visit ({inventory.component}) "
             f"and {flops / 1e12:g} TFLOPS on 16-bit weights"
         )
     # Limited: the mean time per byte of one tiny slow layer must not give large layers a time that is out of range.

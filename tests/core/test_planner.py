@@ -307,7 +307,7 @@ def test_streaming_is_free_with_the_least_memory() -> None:
 
 def test_missing_times_are_guessed_aloud() -> None:
     plan = planned(inventory([(100 * MB, None)] * 8), 400 * MB)
-    assert said(plan, "no compute times were measured")
+    assert said(plan, "no compute times were known")
     partly = planned(inventory([(100 * MB, 3 * MB)] + [(200 * MB, None)] * 7), 700 * MB)
     assert said(partly, "7 layers were not measured")
     whole_pass = 3 * MB + 7 * 6 * MB
