@@ -1,7 +1,8 @@
-// Memory bars, one for each device and one for the host: their contents, and a mark at the budget of the workflow, or else at the
-// sum of the components' budgets. The workflow's budget is a bar of its own, in which each component has its share.
+// Memory bars, one for each device and one for the host: their contents, and a mark at the budget, where one was set. The
+// workflow's budget is a bar of its own, in which each component has its share.
 import { element, keptParts, legendKey, setAttribute, setText } from './dom.js';
 import { bytes } from './format.js';
+import { isSet } from './model.js';
 
 const SHADES = 4; // in the style sheet
 const NOTHING = { resident_bytes: 0, loose_bytes: 0, ring_bytes: 0 };
@@ -19,7 +20,7 @@ export function memoryBars(say) {
       const bars = [...devices, ...further].flatMap((device) => {
         const planned = component?.planned && component.device === device.name ? component : null;
         const stores = component?.planned && component.plan?.peer_device === device.name;
-        const whole = [`device ${device.name}`, planned || stores ? plannedPart(device, component, say) : devicePart(device, components)];
+        const whole = [`device ${device.name}`, planned || stores ? plannedPart(device, component, say) : devicePart(device)];
         const shared = workflowPart(device, components, planned, say);
         return shared ? [whole, [`workflow ${device.name} ${Object.keys(shared.parts)}`, shared]] : [whole];
       });
@@ -28,21 +29,22 @@ export function memoryBars(say) {
   };
 }
 
-/** The largest number that was set for the whole workflow, by components that are `here`; null without one. */
-function ofTheWorkflow(components, name, here = () => true) {
-  const numbers = components.filter(here).map(({ settings }) => settings?.[name]?.value).filter(Number.isFinite);
+/** The largest number that was set for the whole workflow; null without one. */
+function ofTheWorkflow(components, name) {
+  const numbers = components.map(({ settings }) => settings?.[name]?.value).filter(Number.isFinite);
   return numbers.length ? Math.max(...numbers) : null;
 }
 
-/** The contents of a device's bar in bytes. `ceiling`: the workflow's budget, or the sum of the loaded components'; null without one. */
-export function devicePart(device, components) {
+/** The contents of a device's bar in bytes. `ceiling`: the budget that was set, as the server says; null without one. */
+export function devicePart(device) {
   const { total_bytes: total, free_bytes: free, resident_bytes: resident, loose_bytes: loose, ring_bytes: ring, stored_bytes: stored } = device;
-  const isHere = (component) => component.loaded && component.device === device.name;
-  const budgets = components.filter(isHere).map((component) => component.budget_bytes).filter(Number.isFinite);
-  const sum = budgets.length ? budgets.reduce((all, budget) => all + budget) : null;
-  const budget = ofTheWorkflow(components, 'workflow_budget_bytes', isHere) ?? sum;
-  const ceiling = budget === null ? null : Math.min(budget, total);
-  return { title: device.name, total, free, ceiling, parts: { resident, loose, ring, stored, others: device.others_bytes } };
+  return { title: device.name, total, free, ceiling: device.budget_bytes ?? null, parts: { resident, loose, ring, stored, others: device.others_bytes } };
+}
+
+/** The budget that was set for a component, as the server says it of a device: the workflow's, else its own; null without one. */
+function budgetSet({ settings = {} }) {
+  const set = [settings.workflow_budget_bytes, settings.budget_bytes].find((budget) => isSet(budget?.source) && Number.isFinite(budget.value));
+  return set?.value ?? null;
 }
 
 /**
@@ -54,7 +56,7 @@ export function plannedPart(device, component, say) {
   const computes = component.device === device.name;
   const { resident_bytes: resident, loose_bytes: loose, ring_bytes: ring } = computes ? component.plan : NOTHING;
   const stored = component.plan.peer_device === device.name ? component.plan.peer_bytes : 0;
-  const budget = computes ? ofTheWorkflow([component], 'workflow_budget_bytes') ?? component.budget_bytes : null;
+  const budget = computes ? budgetSet(component) : null;
   return {
     title: `${device.name} · ${say('memory.planned', { component: component.component })}`,
     total,

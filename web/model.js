@@ -31,6 +31,8 @@ function withPlanned(state) {
 }
 
 export const isFile = (name) => typeof name === 'string' && /\.\w+$/.test(name);
+/** Whether the source of a setting is one that sets it: the policy, or none, leaves it to the pack. */
+export const isSet = (source) => !!source && source !== 'policy';
 /** Whether the node with the id `id` brought a component. */
 export const isOfNode = (component, id) => (component.nodes ?? []).map(String).includes(String(id));
 

@@ -1,7 +1,7 @@
 // What a node says: what became of each of its components, of which source, and what it takes; on the Report node, the report.
 import { element } from './dom.js';
 import { bytes } from './format.js';
-import { placementWidget } from './model.js';
+import { isSet, placementWidget } from './model.js';
 import { DECLARED_AS } from './tables.js';
 import { noticeLines, sentence } from './words.js';
 
@@ -21,10 +21,10 @@ function setOnNode(node, component) {
 
 /** One line about a resolved component: {placement, rest, title, warned}. `resolved`: as in the message of that name. */
 export function line(say, node, resolved) {
-  const { component, source, budget_bytes, device_bytes } = resolved;
+  const { component, source, budget_bytes, budget_source, device_bytes } = resolved;
   const placement = setOnNode(node, component) ? resolved.placement : `auto → ${resolved.placement}`;
   const size = Number.isFinite(device_bytes) ? bytes(device_bytes) : '';
-  const used = Number.isFinite(budget_bytes) ? say('node.used_of', { used: bytes(device_bytes), budget: bytes(budget_bytes) }) : size;
+  const used = Number.isFinite(budget_bytes) && isSet(budget_source) ? say('node.used_of', { used: bytes(device_bytes), budget: bytes(budget_bytes) }) : size;
   const warnings = noticeLines(say, resolved.notices, resolved.warnings);
   const rest = [source && say(`source.${source}`), used].filter(Boolean).join(' · ');
   const title = [`${component}: ${placement}`, rest, sentence(say, resolved.why, resolved.reason), ...warnings]; // a narrow node cuts the line
@@ -77,7 +77,8 @@ export function reportText(say) {
 export function fromReport(report, node, isOfNode) {
   const ours = report.components.filter(isOfNode).map(({ component, settings, summary, budget_bytes, warnings, notices }) => {
     const { value = 'layerwise', source = null, reason = '', why = null } = settings?.placement ?? {};
-    return { component, placement: value, source, reason, why, budget_bytes, device_bytes: summary?.peak_device_bytes, warnings, notices };
+    const budget_source = settings?.budget_bytes?.source ?? null;
+    return { component, placement: value, source, reason, why, budget_bytes, budget_source, device_bytes: summary?.peak_device_bytes, warnings, notices };
   });
   const others = (report.bystanders ?? []).filter(isOfNode).map(({ component, reason, why }) => {
     const placement = setOnNode(node, component); // the report of a bystander has its reason, and no source

@@ -21,6 +21,7 @@ from ...offload_core.planning.planner import make_plan, smallest_budget_for
 from ...offload_core.planning.request import PlanRequest
 from ...offload_core.planning.simulate import steady_events
 from ...offload_core.sentences import reason_json, sentence
+from ...offload_core.settings.component_settings import ComponentSettings, budget_set
 from ...offload_core.trace.events import Event, newest_pass
 from ...offload_core.trace.trace_summary import run_numbers
 from ..app.device import ring_there, streams_to, total_bytes
@@ -254,7 +255,15 @@ def _device(device: torch.device, components: Sequence[Component]) -> dict[str, 
         "stored_bytes": sum(store.held_bytes() for store in stores),
     }
     others = max(0, total - free - sum(ours.values()))
-    return {"name": name, "total_bytes": total, "free_bytes": free, **ours, "others_bytes": others}
+    budget = budget_set([component.resolved or ComponentSettings(component.name) for component in here])
+    return {
+        "name": name,
+        "total_bytes": total,
+        "free_bytes": free,
+        **ours,
+        "others_bytes": others,
+        "budget_bytes": None if budget is None else min(budget, total),
+    }
 
 
 def host() -> dict[str, int]:

@@ -50,7 +50,7 @@ def draw_report(document: Mapping[str, Any], timelines: Mapping[str, Timeline]) 
     canvas.text(WIDTH - MARGIN, 24, summary, 15, QUIET, align=1)
     y = _HEADER
     for device in document["devices"]:
-        _device(canvas, y, device, document["components"])
+        _device(canvas, y, device)
         y += _LADDER
     _host(canvas, y, document["host"])
     y += _LADDER
@@ -78,9 +78,7 @@ def _notes(document: Mapping[str, Any], more: Sequence[Mapping[str, Any]]) -> li
 # ---------------------------------------------------------------------- memory
 
 
-def _device(canvas: Canvas, y: float, device: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) -> None:
-    loaded = [row for row in components if row["loaded"] and row["device"] == device["name"]]
-    budget = min(device["total_bytes"], sum(row["budget_bytes"] or 0 for row in loaded)) if loaded else None
+def _device(canvas: Canvas, y: float, device: Mapping[str, Any]) -> None:
     parts = [
         ("residents", device["resident_bytes"], RESIDENT),
         ("loose", device["loose_bytes"], LOOSE),
@@ -89,7 +87,7 @@ def _device(canvas: Canvas, y: float, device: Mapping[str, Any], components: Seq
         ("others", device["others_bytes"], OTHERS),
         ("free", device["free_bytes"], PANEL),
     ]
-    _ladder(canvas, y, device["name"], device["total_bytes"], parts, budget)
+    _ladder(canvas, y, device["name"], device["total_bytes"], parts, device["budget_bytes"])
 
 
 def _host(canvas: Canvas, y: float, host: Mapping[str, int]) -> None:

@@ -154,8 +154,10 @@ def live_message() -> dict[str, Any]:
 def tell_resolved(component: Component) -> None:
     """A component has been loaded by us: what its placement is, from which source, and what it took."""
     plan, request, resolved = component.plan, component.request, component.resolved
-    placement = resolved.to_json().get(Setting.PLACEMENT, {}) if resolved is not None else {}
+    settings = resolved.to_json() if resolved is not None else {}
+    placement, budget = settings.get(Setting.PLACEMENT, {}), settings.get(Setting.BUDGET_BYTES, {})
     choice = {"placement": placement.get("value")} | {key: placement.get(key) for key in ("source", "reason", "why")}
+    choice["budget_source"] = budget.get("source")
     device_bytes = plan.device_bytes if plan is not None else component.device_bytes()
     _tell_nodes(component, component.id, choice, request.budget_bytes if request is not None else None, device_bytes)
 
@@ -193,13 +195,14 @@ def _apps_way(requested: Requested, otherwise: Sentence) -> dict[str, Any]:
         "placement": placement if placement in APPS_WAY else "whole",
         "source": settings.source(Setting.PLACEMENT) if explicit and chosen is not None else "policy",
         **reason_json(chosen or otherwise),
+        "budget_source": None,
     }
 
 
 def _tell_nodes(
     component: Component, shown_id: str | None, choice: dict[str, Any], budget_bytes: int | None, device_bytes: int
 ) -> None:
-    """`choice`: the members of the message that say what the placement is, and why."""
+    """`choice`: the members of the message that say what the placement is, and why, and who set the budget."""
     message = {
         "id": shown_id,
         "component": component.name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Final, TypeVar
@@ -282,3 +282,14 @@ def peer_of(settings: ComponentSettings) -> str | None:
     """
     tier = settings.explicit(Setting.HOST_TIER, str)
     return tier if tier is not None and _DEVICE.fullmatch(tier) else None
+
+
+def budget_set(components: Collection[ComponentSettings]) -> int | None:
+    """The device bytes that were set for components that are on a device together: the largest number for a whole
+    workflow, else the sum of their own budgets; None where one of them has neither, or there are no components."""
+    numbers = [settings.explicit(Setting.WORKFLOW_BUDGET_BYTES, int) for settings in components]
+    if known := [number for number in numbers if number is not None]:
+        return max(known)
+    own = [settings.explicit(Setting.BUDGET_BYTES, int) for settings in components]
+    budgets = [budget for budget in own if budget is not None]
+    return sum(budgets) if budgets and len(budgets) == len(own) else None

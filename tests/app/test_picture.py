@@ -51,7 +51,7 @@ def component(name, budget_bytes, model="flux1-dev.safetensors", **changes):
     return report, (steady_events(plan, times, 25e9, f"{name}-1"), True)
 
 
-def document(*components, expected=(), bystanders=(), devices=1):
+def document(*components, expected=(), bystanders=(), devices=1, budget_bytes=None):
     memory = {
         "ring_bytes": 2 * GB,
         "resident_bytes": 3 * GB,
@@ -60,6 +60,7 @@ def document(*components, expected=(), bystanders=(), devices=1):
         "others_bytes": 3 * GB,
     }
     device = {"name": "cuda:0", "total_bytes": 24 * GB, "free_bytes": 24 * GB - sum(memory.values()), **memory}
+    device["budget_bytes"] = budget_bytes
     host = {"pinned_bytes": 20 * GB, "pageable_bytes": 3 * GB, "mapped_bytes": 8 * GB}
     return {
         "schema": 1,
@@ -143,9 +144,15 @@ def test_long_names_many_components_and_what_cannot_be_planned(picture):
 
 def test_a_budget_that_is_passed_is_red(picture):
     report, timeline = component("dit", 6 * GB)
-    made = document(report | {"budget_bytes": GB})
-    _, over = drawn(picture, "over", made, {"dit-1": ([e for e in timeline[0] if e.kind != "stall"], True)})
-    assert count(over, picture.STALL) > 50
+    smooth = {"dit-1": ([e for e in timeline[0] if e.kind != "stall"], True)}
+    canvas, over = drawn(picture, "over", document(report, budget_bytes=GB), smooth)
+    assert count(over, picture.STALL) > 50 and "budget 1.00 GB" in [text for text, _ in canvas.texts]
+
+
+def test_no_mark_stands_at_a_budget_that_was_not_set(picture):
+    report, _ = component("dit", 6 * GB)
+    canvas, _ = drawn(picture, "unset", document(report))
+    assert not any(text.startswith("budget") for text, _ in canvas.texts)
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,8 @@ def test_what_became_of_each_auto_is_told_to_the_nodes(sim, browser):
     dit, encoder, vae = resolved["dit"], resolved["text_encoder"], resolved["vae"]
     assert (dit["node"], dit["placement"], dit["source"]) == (MODEL, "layerwise", "node")
     assert dit["budget_bytes"] == BUDGET_GB * 1e9 and 0 < dit["device_bytes"] <= dit["budget_bytes"]
+    sources = (dit["budget_source"], encoder["budget_source"], vae["budget_source"])
+    assert sources == ("node", "policy", None), "of the encoder it is what the app offers"
     assert encoder["node"] == CLIP and encoder["source"] == "policy" and encoder["reason"]
     for told in resolved.values():
         assert in_english(told["why"]) == told["reason"], told
@@ -217,6 +219,8 @@ def test_the_report_says_more(sim):
     parts = ("free_bytes", "ring_bytes", "resident_bytes", "loose_bytes", "others_bytes")
     assert sum(device[part] for part in parts) == device["total_bytes"]
     assert device["ring_bytes"] == max(c["plan"]["ring_bytes"] for c in report["components"])
+    loaded = [c["component"] for c in report["components"] if c["loaded"]]
+    assert device["budget_bytes"] == (BUDGET_GB * 1e9 if loaded == ["dit"] else None), loaded
     assert report["host"]["total_bytes"] > report["host"]["available_bytes"] > 0
     again = {c["component"]: c["id"] for c in sim.report()["components"]}
     assert again["dit"] == dit["id"]

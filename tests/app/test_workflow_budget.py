@@ -70,6 +70,7 @@ def test_the_number_is_kept_and_told_before_and_the_picture_is_the_same(sim, roa
         assert settings["workflow_budget_bytes"]["value"] == NUMBER_GB * 1e9
         assert settings["workflow_budget_bytes"]["source"] == settings["budget_bytes"]["source"] == road
         assert settings["budget_bytes"]["why"]["code"] == "part_of_workflow"
+    assert sim.report()["devices"][0]["budget_bytes"] == NUMBER_GB * 1e9
     assert parts(ran)["dit"] == NUMBER_GB * 1e9, "it gives up nothing for what runs once"
     assert sim.sim_stats()["races"] == 0
 

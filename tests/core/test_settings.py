@@ -13,11 +13,13 @@ from offload_core.settings.component_settings import (
     ALLOWED,
     BYTE_SETTINGS,
     EXPLICIT_SOURCES,
+    GB,
     PLACEMENTS,
     SETTINGS,
     SOURCES,
     UNSET,
     ComponentSettings,
+    budget_set,
     bytes_from_gb,
     peer_of,
     validate,
@@ -118,6 +120,16 @@ def test_the_strongest_source_wins_in_whatever_order_they_speak() -> None:
         assert (settings.value("placement"), settings.source("placement")) == (words[source], source)
         settings = settings.without(source)
     assert settings == ComponentSettings("dit")
+
+
+def test_what_the_app_offers_is_no_budget_that_was_set() -> None:
+    offered = ComponentSettings("dit").with_value("budget_bytes", 9 * GB, "policy")
+    own = ComponentSettings("vae").with_value("budget_bytes", GB, "options")
+    assert budget_set([]) is None and budget_set([offered]) is None
+    assert budget_set([own]) == GB and budget_set([own, own]) == 2 * GB
+    assert budget_set([own, offered]) is None, "the sum would say nothing of the other"
+    part = offered.with_value("workflow_budget_bytes", 8 * GB, "graph").with_value("budget_bytes", 3 * GB, "graph")
+    assert budget_set([part]) == budget_set([part, own, offered]) == 8 * GB, "once, not once for each component"
 
 
 def test_of_what_a_source_said_some_settings_can_be_kept() -> None:

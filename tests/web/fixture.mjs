@@ -45,7 +45,7 @@ export function report(running = false) {
     plan: plan('text_encoder', blocks('block', 24, 0.38 * GB), 8), layer_states: 'O'.repeat(24), budget_bytes: 1.4 * GB, nodes: ['1'],
     numbers: { stall_pct: 3.2, bytes_per_pass: 9.1 * GB, copy_bytes_per_s: 22.8 * GB, hit_rate: 0.96, headroom_bytes: null },
     what_if: [{ delta_bytes: GB, pass_ns: 1.21e9, resident_layers: 10 }, { delta_bytes: -GB, error: 'asked 0.40 GB; found that 1.36 GB are needed at least' }],
-    settings: { placement: setting('layerwise', 'policy', DOES_NOT_FIT) },
+    settings: { placement: setting('layerwise', 'policy', DOES_NOT_FIT), budget_bytes: setting(null, 'policy', because('budget_ring')) },
     warnings: [`${textOf(notice)}; ${textOf(notice.do)}`], notices: [notice],
   };
   return {
@@ -62,12 +62,13 @@ export function reportOfWorkflowBudget(number = 8 * GB) {
     ...component, loaded: true, plan: { ...component.plan, resident_bytes },
     settings: { ...component.settings, workflow_budget_bytes: setting(number, 'graph', setBy('source_graph')), budget_bytes: setting(part, 'graph', why) },
   });
-  return { ...rest, components: [sharing(dit, 3.5 * GB, number), sharing(encoder, 1.03 * GB, 3.2 * GB)] };
+  const devices = rest.devices.map((device, index) => ({ ...device, budget_bytes: index ? null : number }));
+  return { ...rest, devices, components: [sharing(dit, 3.5 * GB, number), sharing(encoder, 1.03 * GB, 3.2 * GB)] };
 }
 
 const devices = () => [
-  { name: 'cuda:0', total_bytes: 12 * GB, free_bytes: 1.74 * GB, ring_bytes: 1.2 * GB, resident_bytes: 4.53 * GB, loose_bytes: 0.2 * GB, stored_bytes: 0, others_bytes: 4.33 * GB },
-  { name: 'cuda:1', total_bytes: 8 * GB, free_bytes: 2.87 * GB, ring_bytes: 0, resident_bytes: 0, loose_bytes: 0, stored_bytes: 3.98 * GB, others_bytes: 1.15 * GB },
+  { name: 'cuda:0', total_bytes: 12 * GB, free_bytes: 1.74 * GB, ring_bytes: 1.2 * GB, resident_bytes: 4.53 * GB, loose_bytes: 0.2 * GB, stored_bytes: 0, others_bytes: 4.33 * GB, budget_bytes: 6 * GB },
+  { name: 'cuda:1', total_bytes: 8 * GB, free_bytes: 2.87 * GB, ring_bytes: 0, resident_bytes: 0, loose_bytes: 0, stored_bytes: 3.98 * GB, others_bytes: 1.15 * GB, budget_bytes: null },
 ];
 const host = () => ({ pinned_bytes: 11 * GB, pageable_bytes: 9.1 * GB, mapped_bytes: 0.9 * GB, available_bytes: 9 * GB, total_bytes: 34 * GB });
 

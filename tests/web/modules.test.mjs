@@ -126,15 +126,21 @@ test('the timeline shows whole passes', () => {
   assert.equal(tickStep(1e9, 1000), 1e8);
 });
 
-test('the mark is at the budget of the workflow where there is one', () => {
+test('the mark is at the budget that was set, and at none that the pack has taken', () => {
   const { components, devices, host } = fixture.report();
-  const numbers = { workflow_budget_bytes: { value: 5e9 }, workflow_host_bytes: { value: 9e9 } };
+  const numbers = { workflow_budget_bytes: { value: 5e9, source: 'graph' }, workflow_host_bytes: { value: 9e9, source: 'graph' } };
   const all = components.map((component) => ({ ...component, settings: { ...component.settings, ...numbers } }));
-  assert.equal(devicePart(devices[0], all).ceiling, 5e9, 'once, not once for each component');
-  assert.equal(devicePart({ ...devices[0], total_bytes: 4e9 }, all).ceiling, 4e9);
-  assert.equal(devicePart(devices[0], all.map((component) => ({ ...component, loaded: false }))).ceiling, null);
-  const device = { ...devices[0], name: fixture.ahead().components[0].device };
-  assert.equal(plannedPart(device, { ...fixture.ahead().components[0], settings: numbers }, say).ceiling, 5e9);
+  assert.equal(devicePart(devices[0]).ceiling, 6e9);
+  assert.equal(devicePart({ ...devices[0], budget_bytes: null }).ceiling, null, 'nothing was set');
+  assert.equal(devicePart({ ...devices[0], budget_bytes: undefined }).ceiling, null, 'a server of before');
+  const [planned] = fixture.ahead().components;
+  const ceiling = (settings, total_bytes = 12e9) => plannedPart({ ...devices[0], name: planned.device, total_bytes }, { ...planned, settings }, say).ceiling;
+  const own = (source) => ({ budget_bytes: { value: 6e9, source } });
+  assert.equal(ceiling({ ...own('node'), ...numbers }), 5e9);
+  assert.equal(ceiling({ ...own('node'), workflow_budget_bytes: { value: null, source: 'policy' } }), 6e9);
+  assert.equal(ceiling(own('node'), 4e9), 4e9);
+  assert.equal(ceiling(own('policy')), null, 'what the app offers');
+  assert.equal(ceiling({}), null);
   assert.equal(hostPart(host, say, all).ceiling, 9e9);
   assert.equal(hostPart(host, say, components).ceiling, null);
 });
@@ -158,8 +164,8 @@ test('the budget of the workflow is one bar that its components share', () => {
 
 test('layers that lie on another device are shown there', () => {
   const { components, devices: [first, second] } = fixture.report();
-  assert.equal(devicePart(first, components).parts.stored, 0);
-  const now = devicePart(second, components);
+  assert.equal(devicePart(first).parts.stored, 0);
+  const now = devicePart(second);
   assert.deepEqual([now.parts.stored, now.ceiling], [3.98e9, null]);
   assert.equal(Math.round(Object.values(now.parts).reduce((sum, size) => sum + size, now.free)), 8e9);
   const planned = { ...components[0], planned: true, loaded: false };
@@ -171,10 +177,8 @@ test('layers that lie on another device are shown there', () => {
 });
 
 test('bars add up', () => {
-  const { components, devices, host } = fixture.report();
-  const part = devicePart(devices[0], components);
-  assert.equal(part.ceiling, 6e9, 'only loaded components count');
-  assert.equal(devicePart(devices[0], []).ceiling, null);
+  const { devices, host } = fixture.report();
+  const part = devicePart(devices[0]);
   assert.ok(Object.values(part.parts).reduce((sum, one) => sum + one, part.free) <= part.total);
   assert.ok(Math.abs(hostPart(host, say).parts.others - 4.9e9) < 1);
 });
@@ -186,10 +190,13 @@ test('states come from the plan where nothing else is known', () => {
 });
 
 test('a node says what auto came to, and on whose word', () => {
-  const resolved = { component: 'dit', placement: 'layerwise', source: 'policy', reason: 'why', budget_bytes: 6e9, device_bytes: 5e9, warnings: [] };
+  const resolved = { component: 'dit', placement: 'layerwise', source: 'policy', reason: 'why', budget_bytes: 6e9, budget_source: 'graph', device_bytes: 5e9, warnings: [] };
   const auto = line(say, node('LayerwiseOffloadLoader', { dit_placement: 'auto' }), resolved);
   assert.equal(auto.placement, 'auto → layerwise');
   assert.equal(auto.rest, 'source.policy · node.used_of 5.00 GB 6.00 GB');
+  for (const budget_source of ['policy', null, undefined]) {
+    assert.equal(line(say, node('LayerwiseOffloadLoader'), { ...resolved, budget_source }).rest, 'source.policy · 5.00 GB', 'no budget was set');
+  }
   assert.ok(auto.title.includes(auto.rest) && auto.title.includes('why'), 'what a narrow node cuts is in its tooltip');
   const set = line(say, node('LayerwiseOffloadLoader', { dit_placement: 'resident' }), { ...resolved, placement: 'resident', source: 'node' });
   assert.equal(set.placement, 'resident');
@@ -202,6 +209,7 @@ test('a node finds itself in the report', () => {
   assert.deepEqual(found.map((one) => [one.component, one.placement, one.source]), [
     ['dit', 'layerwise', 'policy'], ['text_encoder', 'layerwise', 'policy'], ['vae', 'cpu', 'node'],
   ]);
+  assert.deepEqual(found.map((one) => one.budget_source), ['graph', 'policy', undefined], 'who set the budget');
   assert.equal(line(say, node('LayerwiseOffloadLoader', { vae_placement: 'auto' }), { ...found[2], placement: 'whole', source: null }).rest, '');
   assert.deepEqual(fromReport(fixture.report(), loader, (component) => isOfNode(component, '2')), []);
 });

@@ -69,13 +69,13 @@ await scenario(async (page, task) => {
   const picture = (name) => page.screenshot({ path: pathOf(name) });
   const onNode = await page.locator('.lwo-node').innerText();
   await page.evaluate(() => app.extensionManager.command.execute('Comfy.Canvas.FitView'));
-  for (const [component, placement, source, budget_bytes, warnings, to_do] of [
+  for (const [component, placement, source, budget_bytes, warnings, to_do] of [ // the budget of the same source
     ['dit', 'layerwise', 'policy', 6e9, [], []],
     ['text_encoder', 'layerwise', 'graph', 1.4e9, ['less than planned: using what there is'], ['too large; set less']],
     ['vae', 'whole', 'settings', null, [], ['copies are slower; close other programs']],
   ]) {
     const device_bytes = budget_bytes && budget_bytes - 0.07e9;
-    await send('resolved', { schema: 1, node: '1', id: null, component, placement, source, reason: 'a reason', budget_bytes, device_bytes, warnings: [...warnings, ...to_do], to_do });
+    await send('resolved', { schema: 1, node: '1', id: null, component, placement, source, reason: 'a reason', budget_bytes, budget_source: budget_bytes && source, device_bytes, warnings: [...warnings, ...to_do], to_do });
   }
   const shown = page.getByRole('alert').filter({ hasText: 'Layerwise Offload' });
   await shown.first().waitFor();

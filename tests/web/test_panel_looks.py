@@ -47,7 +47,8 @@ def judge(played: dict, locale: str):
     reasons_are_in(locale, played["reasons"], table)
     assert played["early"] == [table["explain.early"].format(early=12, copies=1216)] * 2
     assert [line.split(" ")[0] for line in played["resolved"]] == ["dit", "text_encoder", "vae"]
-    assert "auto → layerwise" in played["resolved"][0] and "5.93 GB" in played["resolved"][0]
+    assert "auto → layerwise" in played["resolved"][0] and played["resolved"][0].endswith("5.93 GB")
+    assert table["node.used_of"].format(used="1.33 GB", budget="1.40 GB") in played["resolved"][1]
     assert len(played["toasts"]) == 1, played["toasts"]
     toast = played["toasts"][0]
     assert "close other programs" in toast and "set less" in toast, "what there is to do, in one message"
@@ -57,7 +58,7 @@ def judge(played: dict, locale: str):
 
 def reasons_are_in(locale: str, reasons: list[str], table: dict[str, str]):
     """Reasons, a warning with what to do, and why a component is left to the app: all in the language of the page."""
-    assert len(reasons) == 6
+    assert len(reasons) == 7
     for code in ("planner_decides_ring", "do_free_memory", "source_node"):
         assert any(table[f"why.{code}"] in text for text in reasons), code
     for text in reasons:
