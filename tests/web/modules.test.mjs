@@ -222,6 +222,11 @@ test('what a gigabyte more or less would do', () => {
   assert.equal(whatIfLines(say, encoder)[0].text, 'explain.what_if 1.21 s  10', 'nothing to compare with');
 });
 
+test('a layer that has come ahead of its use is called that, as in the picture of the report', () => {
+  const words = ['en', 'zh', 'ja'].map((language) => JSON.parse(readFileSync(new URL(`../../web/words/${language}.json`, import.meta.url))));
+  assert.deepEqual(words.map((table) => table['state.in_flight']), ['Fetched ahead', '已提前取入', '先読み済み']);
+});
+
 test('words fall back to English, languages to the nearest', () => {
   assert.equal(languageFor('zh-TW'), 'zh');
   assert.equal(languageFor('fr'), 'en');
