@@ -80,10 +80,10 @@ def _notes(document: Mapping[str, Any], more: Sequence[Mapping[str, Any]]) -> li
 
 def _device(canvas: Canvas, y: float, device: Mapping[str, Any]) -> None:
     parts = [
-        ("residents", device["resident_bytes"], RESIDENT),
-        ("loose", device["loose_bytes"], LOOSE),
+        ("resident layers", device["resident_bytes"], RESIDENT),
+        ("outside layers", device["loose_bytes"], LOOSE),
         ("ring", device["ring_bytes"], FLIGHT),
-        ("stored", device["stored_bytes"], STORED),
+        ("stored for another device", device["stored_bytes"], STORED),
         ("others", device["others_bytes"], OTHERS),
         ("free", device["free_bytes"], PANEL),
     ]
@@ -119,7 +119,7 @@ def _ladder(canvas: Canvas, y: float, name: str, total_bytes: int, parts: list[P
             canvas.box(x, top, max(2.0, nbytes * scale), high, colour)
         x += nbytes * scale
     if budget_bytes is not None:
-        used = sum(nbytes for what, nbytes, _ in parts if what in ("residents", "loose", "ring"))
+        used = sum(nbytes for what, nbytes, _ in parts if what in ("resident layers", "outside layers", "ring"))
         colour = STALL if used > budget_bytes else TEXT
         mark = MARGIN + min(ROOM - 1.0, budget_bytes * scale)
         canvas.line(mark, top - 5, mark, top + high + 4, colour, 2)
@@ -133,7 +133,7 @@ def _legend(canvas: Canvas, y: float, entries: Sequence[tuple[str, str]]) -> Non
     x = float(MARGIN)
     for text, colour in entries:
         canvas.box(x, y + 2, 12, 12, colour, RESIDENT if colour == GROUND else LINE)
-        x += 18 + canvas.text(x + 18, y, text, 14, QUIET) + 22
+        x += 17 + canvas.text(x + 17, y, text, 14, QUIET) + 14
 
 
 # ---------------------------------------------------------------------- components

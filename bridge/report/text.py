@@ -35,7 +35,7 @@ def _paragraph(component: dict[str, Any]) -> list[str]:
     lines.append(
         f"  so far: {summary['passes']} passes, {summary['bytes_copied'] / 1e9:.3f} GB copied, "
         f"{summary['prefetch_hits']} layers fetched ahead, {summary['demand_loads']} on demand, "
-        f"{summary['resident_visits']} visits of residents, {summary['early_copies']} copies before its turn"
+        f"{summary['resident_visits']} visits of resident layers, {summary['early_copies']} copies before its turn"
     )
     if summary["timed_visits"]:
         waited, computed = summary["stall_ns"] / 1e6, summary["compute_ns"] / 1e6

@@ -1,6 +1,7 @@
 """The report's picture, drawn without a server: nothing clipped, whatever there is to show. PICTURES=dir keeps them."""
 
 import importlib
+import json
 import os
 import sys
 import types
@@ -147,6 +148,28 @@ def test_a_budget_that_is_passed_is_red(picture):
     smooth = {"dit-1": ([e for e in timeline[0] if e.kind != "stall"], True)}
     canvas, over = drawn(picture, "over", document(report, budget_bytes=GB), smooth)
     assert count(over, picture.STALL) > 50 and "budget 1.00 GB" in [text for text, _ in canvas.texts]
+
+
+def test_it_calls_things_as_the_panel_does(picture):
+    report, timeline = component("dit", 6 * GB)
+    canvas, _ = drawn(picture, "words", document(report), {"dit-1": timeline})
+    table = json.loads((paths.ROOT / "web" / "words" / "en.json").read_text(encoding="utf-8"))
+    parts = ("memory.resident", "memory.loose", "memory.ring", "memory.stored", "memory.others")
+    figures = ("number.stall", "number.hits", "number.headroom", "state.in_flight")
+    texts = [text.removeprefix("F ") for text, _ in canvas.texts]
+    for key in (*parts, *figures):
+        assert any(text.startswith(table[key].lower()) for text in texts), (table[key], texts)
+
+
+def test_the_largest_parts_have_room_for_their_words(picture):
+    report, _ = component("dit", 6 * GB)
+    made = document(report)
+    sizes = ("ring_bytes", "resident_bytes", "loose_bytes", "stored_bytes", "others_bytes", "free_bytes")
+    made["devices"] = [made["devices"][0] | dict.fromkeys(sizes, 88_880_000_000) | {"total_bytes": 6 * 88_880_000_000}]
+    canvas, _ = drawn(picture, "wide", made)
+    assert sum("88.88 GB" in text for text, _ in canvas.texts) == 6 and not any(
+        "..." in text for text, _ in canvas.texts
+    )
 
 
 def test_no_mark_stands_at_a_budget_that_was_not_set(picture):
