@@ -1,4 +1,4 @@
-"""Bytes and times as text for people. GB are 10^9 bytes."""
+"""Bytes, times and counts as text for people. GB are 10^9 bytes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def format_ns(time_ns: int) -> str:
     if abs(time_ns) >= 10**6:
         return f"{time_ns / 1e6:.1f} ms"
     return f"{time_ns / 1e3:.0f} us" if abs(time_ns) >= 10**4 else f"{time_ns} ns"
+
+
+def count(number: int, singular: str, plural: str) -> str:
+    """How many of something there are, for people: "1 pass", "0 passes"."""
+    return f"{number} {singular if number == 1 else plural}"
 
 
 def gb_at_least(size_bytes: int) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...offload_core.trace.events import Event
+from ...offload_core.units import count
 from .canvas import GROUND, LINE, PANEL, QUIET, TEXT, Canvas, readable_on, text_width
 
 WIDTH = 1024
@@ -32,6 +33,8 @@ _SOURCES = {"node": "the node's widget", "options": "the options node", "graph":
 _SOURCES |= {"settings": "your settings", "selection": "the selection", "policy": "the policy"}
 _HEADER, _LADDER, _COMPONENT, _SHORT, _NOTE, _LEGEND = 62, 84, 262, 82, 24, 44
 _LANE_LEFT = MARGIN + 72
+_ALWAYS_SHOWN = ("others", "free", "available")
+"""Parts of memory that stand in its legend also where they take nothing."""
 
 Timeline = tuple[Sequence[Event], bool]
 
@@ -45,8 +48,8 @@ def draw_report(document: Mapping[str, Any], timelines: Mapping[str, Timeline]) 
     canvas = Canvas(WIDTH, height + (_LEGEND if shown else 0) + MARGIN // 2)
     canvas.text(MARGIN, 18, "Layerwise Offload", 24)
     loaded = sum(component["loaded"] for component in document["components"])
-    count = len(document["components"]) + len(document["expected"])
-    summary = f"{count} component{'' if count == 1 else 's'} under layerwise offload, {loaded} loaded"
+    all_of_them = count(len(document["components"]) + len(document["expected"]), "component", "components")
+    summary = f"{all_of_them} under layerwise offload, {loaded} loaded"
     canvas.text(WIDTH - MARGIN, 24, summary, 15, QUIET, align=1)
     y = _HEADER
     for device in document["devices"]:
@@ -126,7 +129,8 @@ def _ladder(canvas: Canvas, y: float, name: str, total_bytes: int, parts: list[P
         text = f"budget {size_text(budget_bytes)}"
         left = max(mark - text_width(text, 13) / 2, MARGIN + title + 100)
         canvas.text(min(left, WIDTH - MARGIN - text_width(text, 13)), y + 2, text, 13, colour)
-    _legend(canvas, top + high + 8, [(f"{what} {size_text(nbytes)}", colour) for what, nbytes, colour in parts])
+    shown = [(what, nbytes, colour) for what, nbytes, colour in parts if nbytes or what in _ALWAYS_SHOWN]
+    _legend(canvas, top + high + 8, [(f"{what} {size_text(nbytes)}", colour) for what, nbytes, colour in shown])
 
 
 def _legend(canvas: Canvas, y: float, entries: Sequence[tuple[str, str]]) -> None:
@@ -177,8 +181,9 @@ def _plan_line(component: Mapping[str, Any]) -> str:
         return f"nothing in it is large enough to be streamed: {size_text(plan['loose_bytes'])} stay on the device"
     resident = sum(layer["placement"] == "resident" for layer in plan["layers"])
     streamed = len(plan["layers"]) - resident
+    total = sum(layer["bytes"] for layer in plan["layers"])
     parts = [
-        f"{len(plan['layers'])} layers, {size_text(sum(layer['bytes'] for layer in plan['layers']))}",
+        f"{count(len(plan['layers']), 'layer', 'layers')}, {size_text(total)}",
         f"{resident} resident",
         f"{streamed} streamed through a ring of {size_text(plan['ring_bytes'])}" if streamed else "none streamed",
     ]
@@ -186,7 +191,7 @@ def _plan_line(component: Mapping[str, Any]) -> str:
         parts.append(f"budget {size_text(component['budget_bytes'])}")
     warnings = len(component.get("warnings", ()))
     if warnings:
-        parts.append(f"{warnings} warning{'s' if warnings > 1 else ''}, see the text")
+        parts.append(f"{count(warnings, 'warning', 'warnings')}, see the text")
     return "  ·  ".join(parts)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...offload_core.units import count
+
 
 def report_text(document: Mapping[str, Any]) -> str:
     """Settings, plan, last run and warnings of each component, a paragraph each; then what goes the app's own way."""
@@ -33,15 +35,15 @@ def _paragraph(component: dict[str, Any]) -> list[str]:
             lines.append(f"  {name} = {shown}: {setting['reason']}")
     lines.extend(f"  {line}" for line in component["plan_text"].splitlines())
     lines.append(
-        f"  so far: {summary['passes']} passes, {summary['bytes_copied'] / 1e9:.3f} GB copied, "
-        f"{summary['prefetch_hits']} layers fetched ahead, {summary['demand_loads']} on demand, "
-        f"{summary['resident_visits']} visits of resident layers, {summary['early_copies']} copies before its turn"
+        f"  so far: {count(summary['passes'], 'pass', 'passes')}, {summary['bytes_copied'] / 1e9:.3f} GB copied, "
+        f"{count(summary['prefetch_hits'], 'layer', 'layers')} fetched ahead, {summary['demand_loads']} on demand, "
+        f"{count(summary['resident_visits'], 'visit', 'visits')} of resident layers, "
+        f"{count(summary['early_copies'], 'copy', 'copies')} before its turn"
     )
     if summary["timed_visits"]:
         waited, computed = summary["stall_ns"] / 1e6, summary["compute_ns"] / 1e6
-        lines.append(
-            f"  measured in {summary['timed_visits']} visits: {computed:.1f} ms compute, {waited:.1f} ms waiting"
-        )
+        visits = count(summary["timed_visits"], "visit", "visits")
+        lines.append(f"  measured in {visits}: {computed:.1f} ms compute, {waited:.1f} ms waiting")
     host = ", ".join(f"{size / 1e9:.3f} GB {tier}" for tier, size in summary["host_bytes"].items() if size)
     lines.append(f"  in host memory: {host or 'nothing'}" + (" (mapped: in the file only)" if "mapped" in host else ""))
     if summary["peer_bytes"]:

@@ -19,6 +19,7 @@ from ..planning.simulate import steady_events
 from ..trace.events import Event, Source
 from ..trace.trace_export import chrome_trace, events_from_chrome
 from ..trace.trace_summary import summarise
+from ..units import count
 from .json_io import read_json, write_json
 from .plan import request_from_json
 
@@ -72,16 +73,18 @@ def _lines(events: list[Event], sources: list[Source]) -> list[str]:
     lines = []
     for summary in summarise(events):
         source = by_id[summary.source]
-        lines.append(f"{summary.source}: {source.component} on {source.device}, {len(source.layers)} layers")
         lines.append(
-            f"  measured {summary.visits} visits in {summary.span_ns / 1e6:.1f} ms: "
+            f"{summary.source}: {source.component} on {source.device}, {count(len(source.layers), 'layer', 'layers')}"
+        )
+        lines.append(
+            f"  measured {count(summary.visits, 'visit', 'visits')} in {summary.span_ns / 1e6:.1f} ms: "
             f"{summary.compute_ns / 1e6:.1f} ms compute, "
             f"{summary.stall_ns / 1e6:.1f} ms waiting for copies ({summary.stall_pct or 0:.1f} %)"
         )
         if summary.copies:
             hidden = summary.hidden_ns / summary.copy_ns if summary.copy_ns else 0.0
             lines.append(
-                f"  {summary.copies} copies, {summary.copied_bytes / 1e9:.3f} GB at "
+                f"  {count(summary.copies, 'copy', 'copies')}, {summary.copied_bytes / 1e9:.3f} GB at "
                 f"{(summary.copy_bytes_per_s or 0) / 1e9:.2f} GB/s, {hidden:.0%} of it while layers were at work"
             )
     return lines or ["no events of any component in it: nothing had run when it was saved"]

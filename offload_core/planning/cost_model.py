@@ -8,6 +8,7 @@ matter for choosing residents; measured times replace the estimate. All it knows
 from __future__ import annotations
 
 from ..fields import MAX_NS
+from ..units import count
 from .inventory import Inventory, LayerSpec
 
 ASSUMED_FLOPS = 100e12  # floating point operations per second: a consumer card of 2023 on 16-bit weights
@@ -45,7 +46,8 @@ def compute_times(inventory: Inventory, on_cpu: bool = False) -> tuple[tuple[int
     measured = [layer for layer in inventory.layers if layer.compute_ns is not None and _read_bytes(layer)]
     if measured:
         ns_per_byte = sum(layer.compute_ns or 0 for layer in measured) / sum(map(_read_bytes, measured))
-        note = f"compute times of {unmeasured} layers were not measured: taken in proportion to the measured layers"
+        layers = count(unmeasured, "layer", "layers")
+        note = f"compute times of {layers} were not measured: taken in proportion to the measured layers"
     else:
         tokens = tokens_for(inventory.component)
         flops = CPU_FLOPS if on_cpu else ASSUMED_FLOPS

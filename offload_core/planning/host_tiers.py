@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ..units import format_bytes
+from ..units import count, format_bytes
 from .inventory import Inventory
 from .plan import HostTier, Plan
 from .request import PlanRequest
@@ -95,10 +95,12 @@ def explain_tiers(plan: Plan, request: PlanRequest) -> Iterator[str]:
         if not layers or (tier == "pinned" and not why):
             continue
         size = format_bytes(sum(layer.bytes for layer in layers))
+        are = "is" if len(layers) == 1 else "are"
         if not request.in_place:
-            yield f"{len(layers)} streamed layers, {size}, are {words}{why}"
+            yield f"{count(len(layers), 'streamed layer', 'streamed layers')}, {size}, {are} {words}{why}"
         elif tier == "mapped":
-            yield f"{len(layers)} layers, {size}, are read from the file into the ring in every pass: not predicted"
+            read = "read from the file into the ring in every pass: not predicted"
+            yield f"{count(len(layers), 'layer', 'layers')}, {size}, {are} {read}"
 
 
 def _explain_peer(plan: Plan, request: PlanRequest) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
-from ..units import format_bytes, format_ns
+from ..units import count, format_bytes, format_ns
 from .plan import Plan, PlannedLayer
 
 _NAME_CHARS = 44
@@ -25,8 +25,8 @@ def _head(plan: Plan) -> list[str]:
     share = f" ({plan.device_bytes / total:.0%} of {format_bytes(total)})" if total else ""
     return [
         f"{plan.component} on {plan.device}: {format_bytes(plan.device_bytes)} of device memory{share}",
-        f"  resident {len(plan.residents)} layers, {format_bytes(plan.resident_bytes)}"
-        f" | streamed {len(plan.streamed)} layers, {format_bytes(streamed)}"
+        f"  resident {count(len(plan.residents), 'layer', 'layers')}, {format_bytes(plan.resident_bytes)}"
+        f" | streamed {count(len(plan.streamed), 'layer', 'layers')}, {format_bytes(streamed)}"
         f" through a ring of {format_bytes(plan.ring_bytes)}"
         f" | outside layers {format_bytes(plan.loose_bytes)}",
     ]
@@ -52,7 +52,7 @@ def _table(plan: Plan) -> list[str]:
             name = "..." + name[3 - _NAME_CHARS :]
         peer = f"on {plan.peer_device}"
         tiers: Counter[str] = Counter(peer if layer.host_tier == "peer" else layer.host_tier for layer in layers)
-        counts = ", ".join(f"{count} {tier}" for tier, count in sorted(tiers.items()))
+        counts = ", ".join(f"{number} {tier}" for tier, number in sorted(tiers.items()))
         memory = counts if len(tiers) > 1 else next(iter(tiers))
         rows.append((name, format_bytes(layers[0].bytes), _mix(layers), memory))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]

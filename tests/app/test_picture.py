@@ -1,4 +1,5 @@
-"""The report's picture, drawn without a server: nothing clipped, whatever there is to show. PICTURES=dir keeps them."""
+"""The report's picture and text, made without a server: nothing clipped, whatever there is to show. PICTURES=dir keeps
+the pictures."""
 
 import importlib
 import json
@@ -159,6 +160,39 @@ def test_it_calls_things_as_the_panel_does(picture):
     texts = [text.removeprefix("F ") for text, _ in canvas.texts]
     for key in (*parts, *figures):
         assert any(text.startswith(table[key].lower()) for text in texts), (table[key], texts)
+
+
+def test_what_takes_nothing_is_not_in_the_legend(picture):
+    report, _ = component("dit", 6 * GB)
+    made = document(report)
+    nothing = dict.fromkeys(("stored_bytes", "loose_bytes", "others_bytes"), 0)
+    made["devices"] = [made["devices"][0] | nothing]
+    made["host"] |= {"mapped_bytes": 0, "available_bytes": 0}
+    texts = [text for text, _ in drawn(picture, "zero", made)[0].texts]
+    assert not any(text.startswith(("stored", "outside layers", "mapped")) for text in texts), texts
+    assert "others 0" in texts and "available 0" in texts and "resident layers 3.00 GB" in texts
+
+
+@pytest.mark.parametrize(
+    ("number", "counted"),
+    [
+        (
+            1,
+            ("1 pass,", "1 layer fetched ahead", "1 visit of resident layers", "1 copy before its turn", "in 1 visit:"),
+        ),
+        (2, ("2 passes,", "2 layers fetched", "2 visits of", "2 copies before its turn", "in 2 visits:")),
+    ],
+)
+def test_the_text_counts_in_words(picture, number, counted):
+    names = ("passes", "prefetch_hits", "demand_loads", "resident_visits", "early_copies", "timed_visits")
+    sizes = dict.fromkeys(
+        ("bytes_copied", "stall_ns", "compute_ns", "device_bytes", "peak_device_bytes", "peer_bytes"), 0
+    )
+    summary = dict.fromkeys(names, number) | sizes | {"host_bytes": {}}
+    report, _ = component("dit", 6 * GB, plan_text="", summary=summary, settings={})
+    text = importlib.import_module("pack_without_app.bridge.report.text").report_text(document(report))
+    for words in counted:
+        assert words in text, text
 
 
 def test_the_largest_parts_have_room_for_their_words(picture):

@@ -15,7 +15,7 @@ from offload_core.planning.inventory import Inventory, LayerSpec
 from offload_core.planning.plan import HostTier, Plan
 from offload_core.planning.plan_text import plan_to_text
 from offload_core.planning.planner import PlanRequest, make_plan
-from offload_core.units import format_bytes, format_ns
+from offload_core.units import count, format_bytes, format_ns
 from tests.core.shapes import GB, MB, flux, inventory
 
 PLAN = make_plan(PlanRequest(flux(551), "cuda:0", 8 * GB, passes=50))
@@ -143,6 +143,15 @@ def test_times_for_people(value: int, text: str) -> None:
 
 
 # ---- plain data
+
+
+def test_one_of_something_is_singular() -> None:
+    assert [count(number, "pass", "passes") for number in (0, 1, 2)] == ["0 passes", "1 pass", "2 passes"]
+    inventory = Inventory("dit", (LayerSpec("a", 4_000_000), LayerSpec("b", 4_000_000)))
+    text = plan_to_text(make_plan(PlanRequest(inventory, "cuda:0", 8_000_000, placement="resident")))
+    assert "resident 2 layers" in text and "streamed 0 layers" in text
+    text = plan_to_text(make_plan(PlanRequest(Inventory("dit", inventory.layers[:1]), "cuda:0", 8_000_000)))
+    assert "1 layer," in text and "1 layers" not in text
 
 
 def test_visits_default_to_each_layer_once() -> None:

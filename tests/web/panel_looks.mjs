@@ -128,6 +128,14 @@ await scenario(async (page, task) => {
   await page.waitForSelector('.lwo-share-1');
   found.push(...(await page.evaluate(faults)), ...(await page.evaluate(paleTexts)));
   await picture('workflow-budget');
+  const shades = await page.evaluate(() => [0, 1, 2, 3].map((index) => {
+    const segment = document.createElement('span');
+    segment.className = `lwo-segment lwo-resident lwo-share-${index}`;
+    document.querySelector('.lwo-track').append(segment);
+    const { backgroundColor, boxShadow } = getComputedStyle(segment);
+    segment.remove();
+    return [backgroundColor, boxShadow];
+  }));
   const shares = await page.locator('.lwo-memory > div:nth-child(2)').innerText();
-  return { shares, onNode, resolved, toasts, found, reasons, early, keyboard, states, drawn, focusedNumbers };
+  return { shares, shades, onNode, resolved, toasts, found, reasons, early, keyboard, states, drawn, focusedNumbers };
 }, { routes });

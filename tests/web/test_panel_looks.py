@@ -44,6 +44,10 @@ def judge(played: dict, locale: str):
     assert played["onNode"] == table["node.not_run"]
     share = table["memory.share"].format(held="1.23 GB", limit="3.20 GB")
     assert table["setting.workflow_budget_bytes"] in played["shares"] and share in played["shares"].splitlines()
+    lights = [lightness(colour) for colour, _ in played["shades"]]
+    for one, next_one in zip(lights, [*lights[1:], lights[0]]):
+        assert max(one, next_one) + 0.05 >= 1.7 * (min(one, next_one) + 0.05), played["shades"]
+    assert all("inset" in edge for _, edge in played["shades"]), "no edge between neighbours"
     reasons_are_in(locale, played["reasons"], table)
     assert played["early"] == [table["explain.early"].format(early=12, copies=1216)] * 2
     assert [line.split(" ")[0] for line in played["resolved"]] == ["dit", "text_encoder", "vae"]
@@ -54,6 +58,14 @@ def judge(played: dict, locale: str):
     assert "close other programs" in toast and "set less" in toast, "what there is to do, in one message"
     assert "less than planned" not in toast, "a warning without a remedy is on the node only"
     assert played["errors"] == [] and played["external"] == []
+
+
+def lightness(colour: str) -> float:
+    """Of `rgb(…)` or `color(srgb …)`: the relative luminance of WCAG 2."""
+    most = 1 if colour.startswith("color(") else 255
+    parts = [float(part) / most for part in re.findall(r"[\d.]+", colour)[:3]]
+    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def reasons_are_in(locale: str, reasons: list[str], table: dict[str, str]):
