@@ -37,6 +37,7 @@ function explained(say, component, isFocused) {
     { tabindex: -1, 'data-component': component.id, 'aria-label': `${component.component} ${component.model}` },
     settingsTable(say, component.settings ?? {}),
     whatIf(say, component),
+    quiet(storedLine(say, component)),
     early(say, component.summary),
     ...noticeLines(say, component.notices, component.warnings).map((text) => line('lwo-warning', text)),
   );
@@ -55,6 +56,14 @@ function settingsTable(say, settings) {
   );
   const heads = ['setting', 'value', 'who', 'why'].map((name) => element('th', { scope: 'col', text: say(`explain.${name}`) }));
   return element('table', { class: 'lwo-settings' }, element('thead', {}, element('tr', {}, ...heads)), element('tbody', {}, ...rows));
+}
+
+const quiet = (text) => (text ? line('lwo-quiet', text) : null);
+
+/** How much of its layers lies on which other device: now, or as planned before it has run; null without any. */
+export function storedLine(say, { summary, plan }) {
+  const { peer_bytes: size, peer_device: device } = summary ?? plan ?? {};
+  return size ? say('explain.stored', { size: bytes(size), device }) : null;
 }
 
 /** How much of what it copied came before its turn, while the component before was ending. */

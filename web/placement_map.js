@@ -70,8 +70,9 @@ function mapRow(say, choose, read) {
   };
 }
 
-function cellText(say, { component }, layer, state) {
+/** What is said of a layer: its name, size and state, and where it waits if it is streamed. */
+export function cellText(say, { component, plan }, layer, state) {
   const parts = [`${component} · ${layer.name}`, bytes(layer.bytes), say(`state.${state}`)];
-  if (layer.placement !== 'resident' && layer.host_tier) parts.push(say(`memory.${layer.host_tier}`));
+  if (layer.placement !== 'resident' && layer.host_tier) parts.push(say(`memory.${layer.host_tier}`, { device: plan.peer_device }));
   return parts.join(' · ');
 }

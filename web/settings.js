@@ -22,8 +22,8 @@ export function definitions(hostTiers) {
       'auto: kept in VRAM where everything fits, else streamed. memory: streamed with a ring and nothing more. speed: as auto, with less VRAM kept free. manual: left to ComfyUI. Workflows and nodes that say something else are stronger.',
     ),
     setting(
-      'HostTier', 'General', 'Host tier', choice(hostTiers), 'Where streamed layers wait in system memory',
-      'auto: page-locked as far as memory allows, then ordinary memory, then read from the file. pinned: all page-locked, or an error. pageable: all in ordinary memory, or an error; nothing is read from the disk while a model runs. mapped: read from the file in every step. Another device of this machine, such as cuda:1: in its memory as far as there is room, the others as with auto. Workflows and nodes that say something else are stronger.',
+      'HostTier', 'General', 'Host tier', choice(hostTiers), 'Where streamed layers wait',
+      'auto: in page-locked system memory as far as there is room, then ordinary memory, then read from the file. pinned: all page-locked, or an error. pageable: all in ordinary memory, or an error; nothing is read from the disk while a model runs. mapped: read from the file in every step. Another device of this machine, such as cuda:1: in its memory as far as there is room, the others as with auto. Workflows and nodes that say something else are stronger.',
     ),
     setting(
       'PinBudgetGB', 'General', 'Page-locked memory', SIZE, 'Page-locked system memory in GB',

@@ -42,7 +42,7 @@ def _family(layer: PlannedLayer) -> tuple[str, int]:
 
 
 def _table(plan: Plan) -> list[str]:
-    rows = [("layers", "each", "placement", "host memory")]
+    rows = [("layers", "each", "placement", "wait in")]
     for _, alike in groupby(plan.layers, key=_family):
         layers = list(alike)
         name = layers[0].name

@@ -121,6 +121,7 @@ def test_text_names_the_other_device() -> None:
     text = plan_to_text(make_plan(PEER_REQUEST))
     assert " on cuda:1, " in text and "peer" not in text
     everything = replace(PEER_REQUEST, budget_bytes=None, peer_budget_bytes=30 * GB)
+    assert "wait in\n" in text, "a card is no host memory"
     assert "  on cuda:1\n" in plan_to_text(make_plan(everything))
 
 

@@ -29,7 +29,7 @@ export function report(running = false) {
   const flux = [...blocks('double_blocks', 19, 0.34 * GB), ...blocks('single_blocks', 38, 0.14 * GB)];
   const dit = {
     id: 'dit-1', component: 'dit', model: 'flux1-dev-bf16.safetensors', kind: 'dit', device: 'cuda:0', loaded: true, running,
-    layer_states: states(flux.length, running ? 24 : null), plan: plan('dit', flux, 19), plan_text: '', budget_bytes: 6 * GB, summary: { peak_device_bytes: 5.93 * GB, copies: 1216, early_copies: 12 },
+    layer_states: states(flux.length, running ? 24 : null), plan: plan('dit', flux, 19), plan_text: '', budget_bytes: 6 * GB, summary: { peak_device_bytes: 5.93 * GB, copies: 1216, early_copies: 12, peer_bytes: 3.98 * GB, peer_device: 'cuda:1' },
     numbers: { stall_pct: 3.9, bytes_per_pass: 7.41 * GB, copy_bytes_per_s: 9.1 * GB, hit_rate: 0.982, headroom_bytes: 1.74 * GB },
     host: { pinned_bytes: 11 * GB, pageable_bytes: 0, mapped_bytes: 0.9 * GB },
     what_if: [{ delta_bytes: 0, pass_ns: 1.21e9, resident_layers: 19 }, { delta_bytes: GB, pass_ns: 1.04e9, resident_layers: 23 }, { delta_bytes: -GB, pass_ns: 1.37e9, resident_layers: 14 }],

@@ -8,13 +8,13 @@ import { changed, graphPart, optionsText, withoutUnset } from '../../web/graph_o
 import { devicePart, hostPart, plannedPart, workflowPart } from '../../web/memory_bar.js';
 import { KEPT_EVENTS, componentNames, emptyState, focused, isOfNode, lastPasses, withAhead, withLive, withReport, withStored } from '../../web/model.js';
 import { fromReport, line } from '../../web/node_text.js';
-import { statesOf } from '../../web/placement_map.js';
+import { cellText, statesOf } from '../../web/placement_map.js';
 import { placeOf } from '../../web/budget_button.js';
 import { promptOf, widgetOf } from '../../web/prompt.js';
 import { defaultOptions, definitions } from '../../web/settings.js';
 import { tickStep } from '../../web/timeline.js';
 import { languageFor, noticeLines, sentence, speaker } from '../../web/words.js';
-import { leftToApp, whatIfLines } from '../../web/explain.js';
+import { leftToApp, storedLine, whatIfLines } from '../../web/explain.js';
 import * as fixture from './fixture.mjs';
 
 const say = (key, values = {}) => `${key}${Object.values(values).map((one) => ` ${one}`).join('')}`;
@@ -174,6 +174,19 @@ test('layers that lie on another device are shown there', () => {
   assert.deepEqual([then.parts.stored, then.parts.resident, then.ceiling], [planned.plan.peer_bytes, 0, null]);
   assert.equal(Math.round(then.free + then.parts.stored), 8e9);
   assert.equal(plannedPart(first, planned, say).parts.stored, 0);
+});
+
+test('the other device is named where layers lie on it', () => {
+  const { components: [dit, encoder] } = fixture.report();
+  assert.equal(storedLine(say, dit), 'explain.stored 3.98 GB cuda:1');
+  assert.equal(storedLine(say, { ...dit, summary: { ...dit.summary, peer_bytes: 0 } }), null, 'planned, and given up since');
+  const { components: [planned] } = fixture.ahead();
+  assert.equal(storedLine(say, planned), `explain.stored ${format.bytes(planned.plan.peer_bytes)} cuda:1`);
+  assert.equal(storedLine(say, { ...encoder, summary: undefined, plan: { ...encoder.plan, peer_device: null, peer_bytes: 0 } }), null);
+  const [mapped, , , , , , peer] = dit.plan.layers;
+  assert.equal(cellText(say, dit, peer, 'offloaded').split(' · ').at(-1), 'memory.peer cuda:1');
+  assert.ok(cellText(say, dit, mapped, 'offloaded').includes('memory.mapped'));
+  assert.ok(!cellText(say, dit, dit.plan.layers[1], 'resident').includes('memory.'), 'a resident waits nowhere');
 });
 
 test('bars add up', () => {

@@ -92,7 +92,7 @@ await scenario(async (page, task) => {
   await picture('after');
   await send('live', fixture.live());
   const found = [];
-  let reasons, early;
+  let reasons, quiet;
   for (const view of ['overview', 'explain', 'options']) {
     await page.click(`#lwo-tab-${view}`);
     await page.waitForTimeout(100);
@@ -100,7 +100,7 @@ await scenario(async (page, task) => {
     await picture(view);
     if (view === 'explain') {
       reasons = await page.locator('.lwo-reason, .lwo-card .lwo-warning, .lwo-bystander .lwo-quiet').allInnerTexts();
-      early = await page.locator('.lwo-card:not(.lwo-bystander) > .lwo-quiet').allInnerTexts();
+      quiet = await page.locator('.lwo-card:not(.lwo-bystander) > .lwo-quiet').allInnerTexts();
     }
     if (view === 'overview') await page.locator('.lwo-panel').screenshot({ path: pathOf('panel-cut') });
   }
@@ -137,5 +137,5 @@ await scenario(async (page, task) => {
     return [backgroundColor, boxShadow];
   }));
   const shares = await page.locator('.lwo-memory > div:nth-child(2)').innerText();
-  return { shares, shades, onNode, resolved, toasts, found, reasons, early, keyboard, states, drawn, focusedNumbers };
+  return { shares, shades, onNode, resolved, toasts, found, reasons, quiet, keyboard, states, drawn, focusedNumbers };
 }, { routes });

@@ -16,7 +16,7 @@ await scenario(async (page, task) => {
   await page.waitForSelector('.lwo-map-row');
   await page.click('#lwo-tab-options');
   const row = page.locator('tr[data-selector="dit"]');
-  const tier = row.getByLabel('dit: Host memory');
+  const tier = row.getByLabel('dit: Layers wait in');
   seen.inForm = await tier.locator('option').allInnerTexts();
   await tier.selectOption(task.peer);
   await picture('options');
@@ -25,11 +25,14 @@ await scenario(async (page, task) => {
   const bars = async () => Object.fromEntries(await page.locator('.lwo-track').evaluateAll((tracks) => tracks.map((track) => track.getAttribute('aria-label').split(': '))));
   seen.planned = await bars();
   await picture('planned');
+  seen.cells = await page.locator('.lwo-strip .lwo-cell').evaluateAll((cells) => cells.map((cell) => cell.getAttribute('aria-label')));
   seen.run = (await inPage((ms) => verbs.run(ms), task.timeoutMs)).status;
   await page.waitForFunction(() => ![...document.querySelectorAll('.lwo-status')].some((one) => one.textContent === 'planned'));
   await page.waitForTimeout(700);
   seen.after = await bars();
   seen.numbers = await page.locator('.lwo-tiles').innerText();
   await picture('after');
+  await page.click('#lwo-tab-explain');
+  seen.why = await page.locator('.lwo-cards').innerText();
   return seen;
 });

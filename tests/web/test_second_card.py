@@ -32,5 +32,7 @@ def test_layers_on_the_second_card(two_cards, play):
         (second,) = [text for title, text in bars.items() if title.startswith("npu:1")]
         (first,) = [text for title, text in bars.items() if title.startswith("npu:0")]
         assert stored in second and "Stored for another device 0 MB" in first, bars
+    assert any(cell.startswith("dit") and cell.endswith(" · On npu:1") for cell in played["cells"]), played["cells"]
+    assert f"{dit['summary']['peer_bytes'] / 1e6:.0f} MB of its layers lie on npu:1" in played["why"], played["why"]
     assert "Copy speed" in played["numbers"] and "not measured yet" not in played["numbers"], played["numbers"]
     assert played["errors"] == [] and played["external"] == [], played["errors"]
