@@ -37,6 +37,7 @@ function explained(say, component, isFocused) {
     { tabindex: -1, 'data-component': component.id, 'aria-label': `${component.component} ${component.model}` },
     settingsTable(say, component.settings ?? {}),
     whatIf(say, component),
+    quiet(timesLine(say, component)),
     quiet(storedLine(say, component)),
     early(say, component.summary),
     ...noticeLines(say, component.notices, component.warnings).map((text) => line('lwo-warning', text)),
@@ -64,6 +65,12 @@ const quiet = (text) => (text ? line('lwo-quiet', text) : null);
 export function storedLine(say, { summary, plan }) {
   const { peer_bytes: size, peer_device: device } = summary ?? plan ?? {};
   return size ? say('explain.stored', { size: bytes(size), device }) : null;
+}
+
+/** Whether the plan's figures are of measured times or of assumed ones; null if the report does not say. */
+export function timesLine(say, { assumed_times: count }) {
+  if (!Number.isFinite(count)) return null;
+  return count ? say('explain.assumed', { count }) : say('explain.measured');
 }
 
 /** How much of what it copied came before its turn, while the component before was ending. */

@@ -31,8 +31,8 @@ def tokens_for(component: str) -> int:
 
 
 def assumed_times(inventory: Inventory) -> int:
-    """Number of layers whose time `compute_times` assumes, as none was measured."""
-    return sum(layer.compute_ns is None for layer in inventory.layers)
+    """Number of layers whose time `compute_times` assumes, as none was measured; without those too small to move."""
+    return sum(layer.compute_ns is None and layer.keep is None for layer in inventory.layers)
 
 
 def compute_times(inventory: Inventory, on_cpu: bool = False) -> tuple[tuple[int, ...], str | None]:
@@ -40,7 +40,7 @@ def compute_times(inventory: Inventory, on_cpu: bool = False) -> tuple[tuple[int
 
     If some layers were measured, the others get the measured layers' mean time per byte; else the cost model is used.
     """
-    unmeasured = assumed_times(inventory)
+    unmeasured = sum(layer.compute_ns is None for layer in inventory.layers)
     if not unmeasured:
         return tuple(layer.compute_ns or 0 for layer in inventory.layers), None
     measured = [layer for layer in inventory.layers if layer.compute_ns is not None and _read_bytes(layer)]

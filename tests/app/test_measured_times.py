@@ -48,10 +48,11 @@ def planned(server) -> dict:
     return {name: plan[name] for name in ("layers", "visits", "ring_bytes", "resident_bytes", "predicted")}
 
 
-def expected(server) -> dict:
-    """The plan of the diffusion model that the panel shows before the run."""
+def expected(server) -> tuple[dict, int]:
+    """The plan of the diffusion model that the panel shows before the run, and how many times it assumes."""
     told = server.post("/layerwise_offload/expect", {"prompt": prompt()})
-    return next(component["plan"] for component in told["components"] if component["component"] == "dit")
+    dit = next(component for component in told["components"] if component["component"] == "dit")
+    return dit["plan"], dit["assumed_times"]
 
 
 def words(server) -> str:
@@ -76,7 +77,8 @@ def test_a_restart_plans_the_first_run_as_the_last_one_was_planned(start, user):
     first.stop()
 
     second = start()
-    ahead = expected(second)
+    ahead, assumed = expected(second)
+    assert assumed == 0
     assert LAST_SHAPE_NOTE in ahead["decisions"] and "GB/s (measured earlier on " in "\n".join(ahead["decisions"])
     told, real = (plan["predicted"]["pass_ns"] for plan in (ahead, measured))
     assert abs(told - real) < 0.1 * abs(guessed["predicted"]["pass_ns"] - real), (told, real)
@@ -90,7 +92,8 @@ def test_a_restart_plans_the_first_run_as_the_last_one_was_planned(start, user):
 
     assert second.post("/layerwise_offload/forget_measured") == {"forgotten": 1}
     assert not file_of(user).exists()
-    assert LAST_SHAPE_NOTE not in expected(second)["decisions"]
+    ahead, assumed = expected(second)
+    assert LAST_SHAPE_NOTE not in ahead["decisions"] and assumed > 0
     second.free()
     second.run(prompt(steps=1)).check()
     assert EARLIER not in words(second)

@@ -33,7 +33,7 @@ export function report(running = false) {
     numbers: { stall_pct: 3.9, bytes_per_pass: 7.41 * GB, copy_bytes_per_s: 9.1 * GB, hit_rate: 0.982, headroom_bytes: 1.74 * GB },
     host: { pinned_bytes: 11 * GB, pageable_bytes: 0, mapped_bytes: 0.9 * GB },
     what_if: [{ delta_bytes: 0, pass_ns: 1.21e9, resident_layers: 19 }, { delta_bytes: GB, pass_ns: 1.04e9, resident_layers: 23 }, { delta_bytes: -GB, pass_ns: 1.37e9, resident_layers: 14 }],
-    nodes: ['1'], warnings: [],
+    assumed_times: 0, nodes: ['1'], warnings: [],
     settings: {
       placement: setting('layerwise', 'policy', DOES_NOT_FIT),
       budget_bytes: setting(6 * GB, 'graph', setBy('source_graph')), ring_bytes: setting(null, 'policy', because('planner_decides_ring')),
@@ -42,7 +42,7 @@ export function report(running = false) {
   const notice = { component: 'text_encoder', ...because('not_page_locked', { size: '9.12 GB' }), do: because('do_free_memory') };
   const encoder = {
     ...dit, id: 'text_encoder-1', component: 'text_encoder', model: 't5xxl_fp16.safetensors', kind: 'text_encoder', loaded: false, running: false,
-    plan: plan('text_encoder', blocks('block', 24, 0.38 * GB), 8), layer_states: 'O'.repeat(24), budget_bytes: 1.4 * GB, nodes: ['1'],
+    plan: plan('text_encoder', blocks('block', 24, 0.38 * GB), 8), layer_states: 'O'.repeat(24), budget_bytes: 1.4 * GB, assumed_times: 24, nodes: ['1'],
     numbers: { stall_pct: 3.2, bytes_per_pass: 9.1 * GB, copy_bytes_per_s: 22.8 * GB, hit_rate: 0.96, headroom_bytes: null },
     what_if: [{ delta_bytes: GB, pass_ns: 1.21e9, resident_layers: 10 }, { delta_bytes: -GB, error: 'asked 0.40 GB; found that 1.36 GB are needed at least' }],
     settings: { placement: setting('layerwise', 'policy', DOES_NOT_FIT), budget_bytes: setting(null, 'policy', because('budget_ring')) },

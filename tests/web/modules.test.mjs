@@ -14,7 +14,7 @@ import { promptOf, widgetOf } from '../../web/prompt.js';
 import { defaultOptions, definitions } from '../../web/settings.js';
 import { tickStep } from '../../web/timeline.js';
 import { languageFor, noticeLines, sentence, speaker } from '../../web/words.js';
-import { leftToApp, storedLine, whatIfLines } from '../../web/explain.js';
+import { leftToApp, storedLine, timesLine, whatIfLines } from '../../web/explain.js';
 import * as fixture from './fixture.mjs';
 
 const say = (key, values = {}) => `${key}${Object.values(values).map((one) => ` ${one}`).join('')}`;
@@ -233,6 +233,12 @@ test('what a gigabyte more or less would do', () => {
   assert.deepEqual(whatIfLines(say, dit).map((one) => one.delta), ['+1 GB', '−1 GB']);
   assert.ok(whatIfLines(say, encoder)[1].bad);
   assert.equal(whatIfLines(say, encoder)[0].text, 'explain.what_if 1.21 s  10', 'nothing to compare with');
+});
+
+test('whether a plan is made of measured times', () => {
+  const [dit, encoder] = fixture.report().components;
+  assert.deepEqual([dit, encoder].map((component) => timesLine(say, component)), ['explain.measured', 'explain.assumed 24']);
+  assert.equal(timesLine(say, { ...dit, assumed_times: null }), null, 'it has been loaded, and its plan is gone');
 });
 
 test('a layer that has come ahead of its use is called that, as in the picture of the report', () => {
