@@ -1,20 +1,7 @@
 """The engine with layers in a second simulated device's memory. The cases run in a process with two devices."""
 
-import os
-import subprocess
-import sys
-
-import pytest
-
-from tests.support import simdev
-from tests.support.devkit import paths
+from tests.support.two_devices import run_cases
 
 
-@pytest.mark.skipif(not simdev.available(), reason="no simulated accelerator (no C++ compiler?)")
 def test_peers_on_devices():
-    command = [sys.executable, "-m", "pytest", "tests/runtime/cases_peers.py", "-q", "-p", "no:cacheprovider"]
-    env = {**os.environ, "SIMDEV_DEVICES": "2"}
-    done = subprocess.run(command, cwd=paths.ROOT, env=env, capture_output=True, text=True)
-    print(done.stdout, done.stderr)
-    assert done.returncode == 0
-    assert " passed" in done.stdout
+    run_cases("tests/runtime/cases_peers.py")
