@@ -102,7 +102,11 @@ await scenario(async (page, task) => {
       reasons = await page.locator('.lwo-reason, .lwo-card .lwo-warning, .lwo-bystander .lwo-quiet').allInnerTexts();
       quiet = await page.locator('.lwo-card:not(.lwo-bystander) > .lwo-quiet').allInnerTexts();
     }
-    if (view === 'overview') await page.locator('.lwo-panel').screenshot({ path: pathOf('panel-cut') });
+    if (view !== 'overview') continue;
+    await send('live', { ...fixture.live(), devices: fixture.live().devices.slice(0, 1) }); // all views in one picture: of one card
+    await page.locator('.lwo-memory', { hasText: 'cuda:1' }).waitFor({ state: 'detached' });
+    await page.locator('.lwo-panel').screenshot({ path: pathOf('panel-cut') });
+    await send('live', fixture.live());
   }
   await page.focus('#lwo-tab-options');
   await page.keyboard.press('Home');
