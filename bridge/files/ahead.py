@@ -30,8 +30,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """A component that is to come, of the file `model`, which lies at `paths`. `inventory` None: nothing is known of its
-    files."""
+    """A component that is to come, of the file `model` in `paths`. `inventory` None: nothing is known of its files."""
 
     wanted: Wanted
     requested: Requested

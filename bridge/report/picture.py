@@ -188,7 +188,9 @@ def _plan_line(component: Mapping[str, Any]) -> str:
         f"{streamed} streamed through a ring of {size_text(plan['ring_bytes'])}" if streamed else "none streamed",
     ]
     if component.get("budget_bytes") is not None:
-        parts.append(f"budget {size_text(component['budget_bytes'])}")
+        source = component.get("settings", {}).get("budget_bytes", {}).get("source", "policy")
+        word = "offered" if source == "policy" else "budget"  # by the app, where no budget was set
+        parts.append(f"{word} {size_text(component['budget_bytes'])}")
     warnings = len(component.get("warnings", ()))
     if warnings:
         parts.append(f"{count(warnings, 'warning', 'warnings')}, see the text")

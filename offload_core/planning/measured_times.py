@@ -135,7 +135,6 @@ class MeasuredTimes:
             "h2d_bytes_per_s": self.h2d_bytes_per_s,
         }
 
-
     def of_names(self, inventory: Inventory) -> MeasuredTimes | None:
         """The same for an inventory that is made of the names in a file, where layers that are too small for the engine
         to move are layers too, kept resident: these have no times. None if the number of the others differs."""
