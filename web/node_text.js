@@ -26,7 +26,8 @@ export function line(say, node, resolved) {
   const size = Number.isFinite(device_bytes) ? bytes(device_bytes) : '';
   const used = Number.isFinite(budget_bytes) && isSet(budget_source) ? say('node.used_of', { used: bytes(device_bytes), budget: bytes(budget_bytes) }) : size;
   const warnings = noticeLines(say, resolved.notices, resolved.warnings);
-  const rest = [source && say(`source.${source}`), used].filter(Boolean).join(' · ');
+  const stored = resolved.peer_bytes ? say('node.stored', { size: bytes(resolved.peer_bytes), device: resolved.peer_device }) : '';
+  const rest = [source && say(`source.${source}`), used, stored].filter(Boolean).join(' · ');
   const title = [`${component}: ${placement}`, rest, sentence(say, resolved.why, resolved.reason), ...warnings]; // a narrow node cuts the line
   return { placement, rest, title: title.filter(Boolean).join('\n'), warned: warnings.length > 0 };
 }
@@ -78,7 +79,8 @@ export function fromReport(report, node, isOfNode) {
   const ours = report.components.filter(isOfNode).map(({ component, settings, summary, budget_bytes, warnings, notices }) => {
     const { value = 'layerwise', source = null, reason = '', why = null } = settings?.placement ?? {};
     const budget_source = settings?.budget_bytes?.source ?? null;
-    return { component, placement: value, source, reason, why, budget_bytes, budget_source, device_bytes: summary?.peak_device_bytes, warnings, notices };
+    const { peak_device_bytes: device_bytes, peer_bytes, peer_device } = summary ?? {};
+    return { component, placement: value, source, reason, why, budget_bytes, budget_source, device_bytes, peer_bytes, peer_device, warnings, notices };
   });
   const others = (report.bystanders ?? []).filter(isOfNode).map(({ component, reason, why }) => {
     const placement = setOnNode(node, component); // the report of a bystander has its reason, and no source

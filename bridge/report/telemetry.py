@@ -158,6 +158,7 @@ def tell_resolved(component: Component) -> None:
     placement, budget = settings.get(Setting.PLACEMENT, {}), settings.get(Setting.BUDGET_BYTES, {})
     choice = {"placement": placement.get("value")} | {key: placement.get(key) for key in ("source", "reason", "why")}
     choice["budget_source"] = budget.get("source")
+    choice["peer_device"], choice["peer_bytes"] = component.controller.peer_device, component.controller.peer_bytes()
     device_bytes = plan.device_bytes if plan is not None else component.device_bytes()
     _tell_nodes(component, component.id, choice, request.budget_bytes if request is not None else None, device_bytes)
 
@@ -196,13 +197,16 @@ def _apps_way(requested: Requested, otherwise: Sentence) -> dict[str, Any]:
         "source": settings.source(Setting.PLACEMENT) if explicit and chosen is not None else "policy",
         **reason_json(chosen or otherwise),
         "budget_source": None,
+        "peer_device": None,
+        "peer_bytes": 0,
     }
 
 
 def _tell_nodes(
     component: Component, shown_id: str | None, choice: dict[str, Any], budget_bytes: int | None, device_bytes: int
 ) -> None:
-    """`choice`: the members of the message that say what the placement is, and why, and who set the budget."""
+    """`choice`: the members of the message that say what the placement is and why, who set the budget, and what lies on
+    another device."""
     message = {
         "id": shown_id,
         "component": component.name,

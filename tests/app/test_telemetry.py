@@ -180,6 +180,7 @@ def test_what_became_of_each_auto_is_told_to_the_nodes(sim, browser):
     assert dit["budget_bytes"] == BUDGET_GB * 1e9 and 0 < dit["device_bytes"] <= dit["budget_bytes"]
     sources = (dit["budget_source"], encoder["budget_source"], vae["budget_source"])
     assert sources == ("node", "policy", None), "of the encoder it is what the app offers"
+    assert [(told["peer_device"], told["peer_bytes"]) for told in (dit, encoder, vae)] == [(None, 0)] * 3
     assert encoder["node"] == CLIP and encoder["source"] == "policy" and encoder["reason"]
     for told in resolved.values():
         assert in_english(told["why"]) == told["reason"], told

@@ -210,6 +210,8 @@ test('a node says what auto came to, and on whose word', () => {
   for (const budget_source of ['policy', null, undefined]) {
     assert.equal(line(say, node('LayerwiseOffloadLoader'), { ...resolved, budget_source }).rest, 'source.policy · 5.00 GB', 'no budget was set');
   }
+  const stored = line(say, node('LayerwiseOffloadLoader'), { ...resolved, peer_bytes: 3e9, peer_device: 'cuda:1' });
+  assert.equal(stored.rest, `${auto.rest} · node.stored 3.00 GB cuda:1`);
   assert.ok(auto.title.includes(auto.rest) && auto.title.includes('why'), 'what a narrow node cuts is in its tooltip');
   const set = line(say, node('LayerwiseOffloadLoader', { dit_placement: 'resident' }), { ...resolved, placement: 'resident', source: 'node' });
   assert.equal(set.placement, 'resident');
@@ -223,6 +225,7 @@ test('a node finds itself in the report', () => {
     ['dit', 'layerwise', 'policy'], ['text_encoder', 'layerwise', 'policy'], ['vae', 'cpu', 'node'],
   ]);
   assert.deepEqual(found.map((one) => one.budget_source), ['graph', 'policy', undefined], 'who set the budget');
+  assert.deepEqual(found.map((one) => one.peer_device), ['cuda:1', 'cuda:1', undefined], 'where its layers wait');
   assert.equal(line(say, node('LayerwiseOffloadLoader', { vae_placement: 'auto' }), { ...found[2], placement: 'whole', source: null }).rest, '');
   assert.deepEqual(fromReport(fixture.report(), loader, (component) => isOfNode(component, '2')), []);
 });

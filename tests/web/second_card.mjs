@@ -31,6 +31,7 @@ await scenario(async (page, task) => {
   await page.waitForTimeout(700);
   seen.after = await bars();
   seen.numbers = await page.locator('.lwo-tiles').innerText();
+  seen.lines = await page.locator('.lwo-node-line').evaluateAll((lines) => lines.map((line) => line.title));
   await picture('after');
   await page.click('#lwo-tab-explain');
   seen.why = await page.locator('.lwo-cards').innerText();
