@@ -19,7 +19,7 @@ from .widgets import HIDDEN, OPTIONS, choice_input, gb_input, lora_mode_input, m
 _GROUPS = dict(zip(GROUPS, ("diffusion model", "text encoder", "image encoder", "VAE")))
 _HOST_TIER_TOOLTIP = (
     "Where streamed layers wait between their uses, for all components. The picture is the same.\n"
-    "auto: page-locked as far as memory allows, then ordinary memory, then read from the file.\n"
+    "auto: in page-locked system memory as far as there is room, then ordinary memory, then read from the file.\n"
     "pinned: all of them page-locked, the fastest, or an error.\n"
     "pageable: all of them in ordinary memory, or an error. Nothing is read from the disk while a model runs.\n"
     "mapped: none of them in memory; read from the file in every step. Least memory, as slow as the disk.\n"

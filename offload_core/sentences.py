@@ -172,7 +172,7 @@ TEMPLATES: Final[Mapping[str, str]] = {
         "as lora_mode asks: patches (a LoRA, say) of {layers} layers are applied on each arrival"
     ),
     "patched_on_arrival_short": (
-        "host memory is short: patches (a LoRA, say) of {layers} layers are applied on each arrival"
+        "system memory is short: patches (a LoRA, say) of {layers} layers are applied on each arrival"
     ),
     "outside_their_call": "weights of {layers} layers ({names}, ...) used outside their layer's call: copied each time",
     # what the user can do

@@ -31,7 +31,7 @@ export function definitions(hostTiers) {
     ),
     setting(
       'PeerBudgetGB', 'General', 'Memory of another device', SIZE, 'Memory of another device in GB',
-      'Memory that the streamed layers of each component may take on the device that the host tier names, in every workflow that does not say it itself. 0: what is free there. Without effect where it names no device.',
+      'Memory that the streamed layers of each component may take on the device that “Where streamed layers wait” names, in every workflow that does not say it itself. 0: what is free there. Without effect where it names no device.',
     ),
     setting(
       'WorkflowBudgetGB', 'General', 'VRAM of a workflow', SIZE, 'VRAM for the weights of a whole workflow in GB',

@@ -30,13 +30,12 @@ _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """A component that is to come, of the file `model` in `paths`. `inventory` None: nothing is known of its files."""
+    """A component that is to come, of the file `model`. `inventory` None: nothing is known of its files."""
 
     wanted: Wanted
     requested: Requested
     model: str
     inventory: Inventory | None
-    paths: tuple[str, ...] = ()
 
 
 def components_ahead(prompt: Mapping[str, Any], device: torch.device) -> list[Ahead]:
@@ -93,7 +92,7 @@ def _ahead(wanted: Wanted, device: torch.device) -> Ahead | None:
     inventory = inventory_of(requested.component, [_kept_as(tensor, dtype) for tensor in tensors], Compute(1.0))
     layers = tuple(replace(layer, compute_ns=None, in_file=not wanted.by_the_app) for layer in inventory.layers)
     inventory = replace(inventory, layers=layers, segment_bytes=segment_bytes(device))
-    return Ahead(wanted, requested, file_names(paths), inventory, tuple(paths))
+    return Ahead(wanted, requested, file_names(paths), inventory)
 
 
 def _path(wanted: Wanted, name: str) -> str:

@@ -21,7 +21,7 @@ from ...offload_core.errors import OffloadError, SettingsError
 from ..files.file_kinds import WORDS, file_names, require_kind
 from ..planning.placing import left_to_the_app
 from ..requests.requested import Requested
-from .loading import adopt, app_load, check_request
+from .loading import adopt, app_load, check_placement
 
 T = TypeVar("T")
 
@@ -128,7 +128,7 @@ def _load(
 
     may_be_dynamic: the app's loader may build a dynamic patcher, and an ordinary one with `disable_dynamic=True`.
     """
-    check_request(requested)
+    check_placement(requested)
     require_kind(paths, kind)
     with app_load(WORDS[kind], paths, not left_to_the_app(requested)) as files:
         loaded = load()
@@ -153,7 +153,7 @@ def load_checkpoint(
 ) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of a checkpoint; None for a part that it lacks. `requested` by component name."""
     for request in requested.values():
-        check_request(request, at_load=False)
+        check_placement(request, at_load=False)
     encoder = _encoder_options(requested["text_encoder"])
     with app_load("checkpoint", [path], not any(map(left_to_the_app, requested.values()))) as files:
         model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(

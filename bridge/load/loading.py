@@ -17,10 +17,9 @@ import comfy.model_patcher
 from ...offload_core.errors import OffloadError, SettingsError
 from ...offload_core.files.gguf_header import read_gguf_header
 from ...offload_core.files.safetensors_header import LengthError, read_safetensors_header
-from ...offload_core.settings.feasibility import require_device
 from ...offload_core.settings.groups import group_of
 from ..app import compat
-from ..app.device import computes_on_cpu, device_names, takes_host_memory
+from ..app.device import takes_host_memory
 from ..component.mapped_load import MappedFiles
 from ..files.file_kinds import file_names
 from ..planning.placing import left_to_the_app, may_stream_on
@@ -132,9 +131,8 @@ def _settle_weights(patcher: LayerwiseModelPatcher, requested: Requested, files:
     return streams and one_memory
 
 
-def check_request(requested: Requested, at_load: bool = True) -> None:
-    """Raise SettingsError for what can be refused before a model is loaded: the placement `cpu` where the app cannot
-    compute the component on the CPU, and a device that this machine does not have."""
+def check_placement(requested: Requested, at_load: bool = True) -> None:
+    """Raise SettingsError for the placement `cpu` where the app cannot compute the component on the CPU."""
     placed_by_app = at_load and group_of(requested.component) in ("text_encoder", "vae")
     if requested.value("placement") == "cpu" and not placed_by_app:
         where = "for this component" if at_load else "after it has been loaded"
@@ -142,5 +140,3 @@ def check_request(requested: Requested, at_load: bool = True) -> None:
             f"asked {requested.component}.placement = cpu; found no way to compute it on the CPU {where}; choose "
             "layerwise, resident, whole or auto, or set it on the node that loads the component"
         )
-    if not (left_to_the_app(requested) or computes_on_cpu()):
-        require_device(requested.settings, device_names())

@@ -33,6 +33,7 @@ from ..component.giving_back import UNLOAD_ORDER_BYTES, brings_no_user_code, giv
 from ..component.mapped_load import Built, MappedFiles, bring_weights_into_memory, settle_types_and_strides
 from ..component.patches import changes_with
 from ..memory.host_memory import host_memory
+from ..memory.peers import require_peer
 from ..planning.placing import left_to_the_app
 from ..report import telemetry
 from ..requests.requested import Requested
@@ -75,9 +76,11 @@ class LayerwiseModelPatcher(comfy.model_patcher.ModelPatcher):
         self.requested = Requested(ComponentSettings(self.component.name))
 
     def take(self, requested: Requested) -> None:
-        """Set the nodes' request. The component keeps the name of its first request."""
+        """Set the nodes' request. The component keeps the name of its first request. Raises SettingsError if it names
+        another device for layers from which they cannot be copied."""
         self.requested = requested.named(self.component.named(requested.component))
         if self.streams:
+            require_peer(self.requested.settings, self.load_device)
             self.component.watch_shape(self.model)
 
     def settle_weights(self, files: MappedFiles, leave: bool, convert: bool) -> None:

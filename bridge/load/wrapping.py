@@ -24,7 +24,7 @@ from ..component.left_alone import LeftAlone, leave_alone
 from ..planning.placing import left_to_the_app
 from ..report.telemetry import tell_left_alone
 from ..requests.node_context import NodeContext
-from .loading import check_request, patcher_class
+from .loading import check_placement, patcher_class
 from .patcher import LayerwiseModelPatcher, become_ours
 
 _HOLDERS = {
@@ -90,7 +90,7 @@ def _wrapped_or_left(connected: Any, kind: str, settings: ComponentSettings, con
     else:
         handed_on = copy.copy(connected)
     requested = context.ask(replace(settings, component=context.name(kind)))
-    check_request(requested, at_load=False)
+    check_placement(requested, at_load=False)
     left = LeftAlone(requested, type(getattr(connected, "model", connected)).__name__, why, do)
     leave_alone(handed_on, left)
     tell_left_alone(left)
@@ -131,7 +131,7 @@ def _wrapped(
     if ours is None:
         settings = replace(settings, component=context.name(kind, component_kind.name))
     requested = context.ask(settings, before=ours and ours.requested)
-    check_request(requested, at_load=False)
+    check_placement(requested, at_load=False)
     dynamic = model.is_dynamic()
     if dynamic and left_to_the_app(requested, by_number=model.cached_patcher_init is not None):
         return model.clone()

@@ -24,13 +24,12 @@ def peer_limits(
     `held_bytes`: what the component has there. `most_bytes`: what it may have there at most, because other models on
     that device need the rest; None: none does. Raises SettingsError if copies cannot come from there.
     """
-    name = peer_of(settings)
-    if name is None or name == str(device) or not streams_to(device):
+    peer = require_peer(settings, device)
+    if peer is None:
         return {}
-    peer = _require_peer(settings, device, name)
     room = max(0, int(mm.get_free_memory(peer)) + held_bytes - int(mm.minimum_inference_memory()))
     limits = (room, settings.explicit(Setting.PEER_BUDGET_BYTES, int), most_bytes)
-    return {"peer_device": name, "peer_budget_bytes": min(limit for limit in limits if limit is not None)}
+    return {"peer_device": str(peer), "peer_budget_bytes": min(limit for limit in limits if limit is not None)}
 
 
 def not_stored(controller: OffloadController) -> Sentence | None:
@@ -42,8 +41,13 @@ def not_stored(controller: OffloadController) -> Sentence | None:
     return sentence("not_stored", size=f"{missing / 1e9:.2f} GB", device=str(plan.peer_device))
 
 
-def _require_peer(settings: ComponentSettings, device: torch.device, name: str) -> torch.device:
-    """The device of this name. Raises SettingsError unless the machine has it and `device` can copy from it."""
+def require_peer(settings: ComponentSettings, device: torch.device) -> torch.device | None:
+    """The other device that was named for layers of a component that runs on `device`; None if none was named, or
+    `device` itself, or if nothing is streamed to it. Raises SettingsError unless the machine has it and `device` can
+    copy from it."""
+    name = peer_of(settings)
+    if name is None or name == str(device) or not streams_to(device):
+        return None
     require_device(settings, device_names())
     peer = torch.device(name)
     if not can_reach(device, peer):

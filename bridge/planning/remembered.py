@@ -24,6 +24,7 @@ from ...offload_core.errors import OffloadError, PlanError
 from ...offload_core.planning.inventory import Inventory
 from ...offload_core.planning.measured_times import (
     MAX_DOCUMENT_BYTES,
+    Entries,
     FileState,
     MeasuredTimes,
     TimesKey,
@@ -49,7 +50,7 @@ class RememberedTimes:
         self._lock = threading.Lock()
         self._read_as: tuple[int, int] | None = None
         """Size and time of the file when it was last read; None: there was none, or it has not been read."""
-        self._entries: dict[TimesKey, MeasuredTimes] = {}
+        self._entries: Entries = {}
         self._told: set[str] = set()
         """What the log has been told already."""
 
@@ -59,15 +60,6 @@ class RememberedTimes:
             return None
         with self._lock:
             return self._now().get(key)
-
-    def newest(self, files: tuple[FileState, ...], kind: str, device: torch.device) -> MeasuredTimes | None:
-        """What was measured last of files, on any input shape, by the versions that run now; None if nothing was."""
-        wanted = files, kind, _name_of(device), _versions()
-        with self._lock:
-            entries = self._now()
-        keys = (key for key in reversed(entries) if (key.files, key.kind, key.device, key.versions) == wanted)
-        key = next(keys, None)
-        return None if key is None else entries[key]
 
     def remember(self, key: TimesKey, times: MeasuredTimes) -> None:
         """Keep the times, in place of those that were measured under the key before."""
@@ -84,7 +76,7 @@ class RememberedTimes:
             self._path.unlink(missing_ok=True)
             return count
 
-    def _now(self) -> dict[TimesKey, MeasuredTimes]:
+    def _now(self) -> Entries:
         """The entries of the file as it is now; none if it cannot be read."""
         try:
             status = self._path.stat()
@@ -99,12 +91,12 @@ class RememberedTimes:
             self._tell_once("measured times of earlier runs are ignored", error)
         return self._entries
 
-    def _read(self, size: int) -> dict[TimesKey, MeasuredTimes]:
+    def _read(self, size: int) -> Entries:
         if size > MAX_DOCUMENT_BYTES:
             raise PlanError.bad_field("bytes of the file", size, f"at most {MAX_DOCUMENT_BYTES}")
         return from_text(self._path.read_text(encoding="utf-8"))
 
-    def _write(self, entries: dict[TimesKey, MeasuredTimes]) -> None:
+    def _write(self, entries: Entries) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f"{_FILE}.")
         try:

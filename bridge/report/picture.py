@@ -103,7 +103,7 @@ def _host(canvas: Canvas, y: float, host: Mapping[str, int]) -> None:
         ("others", max(0, host["total_bytes"] - available - ours), OTHERS),
         ("available", available, PANEL),
     ]
-    _ladder(canvas, y, "host memory", host["total_bytes"], parts, None)
+    _ladder(canvas, y, "system memory", host["total_bytes"], parts, None)
 
 
 Part = tuple[str, int, str]
@@ -189,7 +189,7 @@ def _plan_line(component: Mapping[str, Any]) -> str:
     ]
     if component.get("budget_bytes") is not None:
         source = component.get("settings", {}).get("budget_bytes", {}).get("source", "policy")
-        word = "offered" if source == "policy" else "budget"  # by the app, where no budget was set
+        word = "up to" if source == "policy" else "budget"
         parts.append(f"{word} {size_text(component['budget_bytes'])}")
     warnings = len(component.get("warnings", ()))
     if warnings:
@@ -228,7 +228,7 @@ def _figures(canvas: Canvas, y: float, component: Mapping[str, Any]) -> None:
     figures = [
         (waiting, f"{stall:.1f} %"),
         (moving, size_text(moved)),
-        ("copy rate", "not measured" if rate is None else f"{size_text(rate)}/s"),
+        ("copy speed", "not measured" if rate is None else f"{size_text(rate)}/s"),
         ("fetched ahead", f"{hits:.1%}" if hits is not None else "not run yet" if streamed else "none streamed"),
         ("free on the device", "not known" if headroom is None else size_text(headroom)),
     ]

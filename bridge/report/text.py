@@ -45,7 +45,9 @@ def _paragraph(component: dict[str, Any]) -> list[str]:
         visits = count(summary["timed_visits"], "visit", "visits")
         lines.append(f"  measured in {visits}: {computed:.1f} ms compute, {waited:.1f} ms waiting")
     host = ", ".join(f"{size / 1e9:.3f} GB {tier}" for tier, size in summary["host_bytes"].items() if size)
-    lines.append(f"  in host memory: {host or 'nothing'}" + (" (mapped: in the file only)" if "mapped" in host else ""))
+    lines.append(
+        f"  in system memory: {host or 'nothing'}" + (" (mapped: in the file only)" if "mapped" in host else "")
+    )
     if summary["peer_bytes"]:
         lines.append(f"  on {summary['peer_device']}, to be copied from there: {summary['peer_bytes'] / 1e9:.3f} GB")
     now, most = summary["device_bytes"] / 1e9, summary["peak_device_bytes"] / 1e9

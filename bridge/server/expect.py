@@ -7,7 +7,6 @@ but sizes are seen through names (`model_shape`), and what the app will offer is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import comfy.model_management as mm
@@ -16,9 +15,7 @@ import torch
 from ...offload_core.errors import BudgetError, OffloadError
 from ...offload_core.notices import notices_json
 from ...offload_core.planning.cost_model import assumed_times
-from ...offload_core.planning.measured_times import LAST_SHAPE_NOTE, with_earlier_times
 from ...offload_core.planning.plan_text import plan_to_text
-from ...offload_core.planning.request import PlanRequest
 from ...offload_core.sentences import Sentence, reason_json, sentence
 from ...offload_core.settings.component_settings import Setting
 from ..app import compat
@@ -28,7 +25,6 @@ from ..files.ahead import Ahead, components_ahead
 from ..planning.decide import decide, plan_decision
 from ..planning.placing import Neighbour, Situation, left_to_the_app, may_stream_on, wanted_bytes
 from ..planning.refused_budget import refusal
-from ..planning.remembered import remembered, states_of
 from ..planning.workflow import Member, within_part
 from ..report.document import SCHEMA, devices, host, simulated, what_if
 from ..report.telemetry import event_row
@@ -85,7 +81,6 @@ def _planned(ahead: Ahead, device: torch.device, components: list[Ahead]) -> dic
     layers = [layer for component in own for layer in component.controller.layers]
     situation = Situation.guessed(device, held_bytes, neighbours, layers, members)
     decision = decide(ahead.requested, KIND_BY_NAME[ahead.wanted.kind], ahead.inventory, situation)
-    decision = replace(decision, request=_with_kept_times(ahead, decision.request, device))
     plan, request = plan_decision(decision, ahead.requested.settings, situation, ahead.model)
     decision = decision.as_planned(plan)
     component_id = f"{ahead.requested.component}-planned"
@@ -107,14 +102,6 @@ def _planned(ahead: Ahead, device: torch.device, components: list[Ahead]) -> dic
         **notices_json(decision.notices),
         "events": [event_row(event) for event in simulated(plan, request, component_id)],
     }
-
-
-def _with_kept_times(ahead: Ahead, request: PlanRequest, device: torch.device) -> PlanRequest:
-    """The request with the times that earlier runs of the files have left; of the last input shape, as the next one is
-    not known before it runs."""
-    kept = remembered().newest(states_of(ahead.paths), ahead.wanted.kind, device)
-    times = None if kept is None else kept.of_names(request.inventory)
-    return request if times is None else with_earlier_times(request, times, LAST_SHAPE_NOTE)
 
 
 def _member(ahead: Ahead) -> Member:

@@ -30,9 +30,11 @@ def tokens_for(component: str) -> int:
     return _TOKENS_PER_VISIT[max(kinds, key=len)] if kinds else _OTHER_TOKENS
 
 
-def assumed_times(inventory: Inventory) -> int:
-    """Number of layers whose time `compute_times` assumes, as none was measured; without those too small to move."""
-    return sum(layer.compute_ns is None and layer.keep is None for layer in inventory.layers)
+def assumed_times(inventory: Inventory) -> int | None:
+    """Number of layers whose time `compute_times` assumes, as none was measured. Layers that have to stay on the device
+    do not count; None if there are no others."""
+    times = [layer.compute_ns for layer in inventory.layers if layer.keep is None]
+    return times.count(None) if times else None
 
 
 def compute_times(inventory: Inventory, on_cpu: bool = False) -> tuple[tuple[int, ...], str | None]:

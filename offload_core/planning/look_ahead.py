@@ -2,9 +2,10 @@
 
 The expected visits are a list, the road: the walk that this pass is expected to make, then the walk expected to follow
 it (`walks.py`); so the last visits of a pass fetch the first layers of the next, unless another component is expected
-to run after it (`succession.py`). After an unexpected visit, the road is
-that of a walk that begins with all visits of the pass so far. A wrong road costs copies and ring bytes only: `pending`
-is then reset for all layers; copied bytes stay valid until overwritten.
+to run after it (`succession.py`). After an unexpected visit, the road is that of a walk that begins with all visits of
+the pass so far. After a pass that visited no layer nothing is fetched for another through the same entry, unless one
+through it has visited layers before. A wrong road costs copies and ring bytes only: `pending` is then reset for all
+layers; copied bytes stay valid until overwritten.
 
     next    the expected visit, an index of the road
     ahead   how many visits from there on are counted in `pending`: their copies have been issued
@@ -90,8 +91,8 @@ class LookAhead(Generic[L]):
         self._before_entry = 0
         """Number of visits of this pass before its entry was called."""
         self._idle_through: Hashable = _NO_ENTRY
-        """The entry of the last pass if that visited no layer, as a decode does if only the encoder has layers: until
-        a pass begins through another one, or a layer is visited, nothing is fetched."""
+        """The entry of the last pass if no pass through it has visited a layer, as of a decode if only the encoder has
+        layers: until a pass begins through another one, or a layer is visited, nothing is fetched."""
 
     # ------------------------------------------------------------------ passes
 
@@ -123,7 +124,8 @@ class LookAhead(Generic[L]):
         trace, self.trace = self.trace, []
         if trace:
             self._walks.add(trace, self._entry, self._before_entry)
-        self._idle_through = _NO_ENTRY if trace else self._entry
+        elif (walk := self._walks.through(self._entry)) is None or not walk.seen:
+            self._idle_through = self._entry
         self._entry = None
         self._set_out()
 

@@ -32,7 +32,6 @@ _MAX_DIMENSIONS = 16
 _MAX_EXTENT = 1 << 40
 
 TIMES_NOTE = "compute times were measured earlier, on this shape and device"
-LAST_SHAPE_NOTE = "compute times were measured earlier, on the last input shape and this device"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +134,6 @@ class MeasuredTimes:
             "h2d_bytes_per_s": self.h2d_bytes_per_s,
         }
 
-    def of_names(self, inventory: Inventory) -> MeasuredTimes | None:
-        """The same for an inventory that is made of the names in a file, where layers that are too small for the engine
-        to move are layers too, kept resident: these have no times. None if the number of the others differs."""
-        movable = [index for index, layer in enumerate(inventory.layers) if layer.keep is None]
-        if len(movable) != len(self.compute_ns):
-            return None
-        times: list[int | None] = [None] * len(inventory.layers)
-        for index, time_ns in zip(movable, self.compute_ns):
-            times[index] = time_ns
-        return replace(self, compute_ns=tuple(times), visits=tuple(movable[visit] for visit in self.visits))
-
 
 Entries = Mapping[TimesKey, MeasuredTimes]
 """The least recently measured first."""
@@ -157,14 +145,14 @@ def layers_digest(inventory: Inventory) -> str:
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
-def with_earlier_times(request: PlanRequest, times: MeasuredTimes, note: str = TIMES_NOTE) -> PlanRequest:
-    """The request with times and link that were measured earlier, and the note that says so; unchanged if the times are
+def with_earlier_times(request: PlanRequest, times: MeasuredTimes) -> PlanRequest:
+    """The request with times and link that were measured earlier, and a note that says so; unchanged if the times are
     those of another number of layers."""
     inventory = request.inventory
     if len(times.compute_ns) != len(inventory.layers):
         return request
     layers = tuple(replace(layer, compute_ns=ns) for layer, ns in zip(inventory.layers, times.compute_ns))
-    notes = (*inventory.notes, note)
+    notes = (*inventory.notes, TIMES_NOTE)
     request = replace(request, inventory=replace(inventory, layers=layers, visits=times.visits, notes=notes))
     if times.h2d_bytes_per_s is None:
         return request

@@ -134,7 +134,7 @@ def test_a_lora_while_host_memory_is_short(faulty):
     assert counts(reports, "copied_back") == [0, 0]
     streamed = sum(layer["placement"] == "streamed" for layer in reports[0]["plan"]["layers"])
     assert counts(reports, "revised_layers")[1] >= 2 * streamed > 0
-    assert any(line.startswith("host memory is short: patches") for line in reports[1]["warnings"])
+    assert any(line.startswith("system memory is short: patches") for line in reports[1]["warnings"])
     refused = faulty.run(patched("host", seed=3))
     assert not refused.ok and "lora_mode = host" in refused.message and "0.00 GB are available" in refused.message
     assert faulty.sim_stats()["races"] == 0

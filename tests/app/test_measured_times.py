@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 
-from offload_core.planning.measured_times import LAST_SHAPE_NOTE
 from tests.app.test_components import report_of
 from tests.support.workflows import MODEL, build
 
@@ -48,13 +47,6 @@ def planned(server) -> dict:
     return {name: plan[name] for name in ("layers", "visits", "ring_bytes", "resident_bytes", "predicted")}
 
 
-def expected(server) -> tuple[dict, int]:
-    """The plan of the diffusion model that the panel shows before the run, and how many times it assumes."""
-    told = server.post("/layerwise_offload/expect", {"prompt": prompt()})
-    dit = next(component for component in told["components"] if component["component"] == "dit")
-    return dit["plan"], dit["assumed_times"]
-
-
 def words(server) -> str:
     return "\n".join(report_of(server, "dit")["plan"]["decisions"])
 
@@ -77,11 +69,6 @@ def test_a_restart_plans_the_first_run_as_the_last_one_was_planned(start, user):
     first.stop()
 
     second = start()
-    ahead, assumed = expected(second)
-    assert assumed == 0
-    assert LAST_SHAPE_NOTE in ahead["decisions"] and "GB/s (measured earlier on " in "\n".join(ahead["decisions"])
-    told, real = (plan["predicted"]["pass_ns"] for plan in (ahead, measured))
-    assert abs(told - real) < 0.1 * abs(guessed["predicted"]["pass_ns"] - real), (told, real)
     assert np.array_equal(pixels(second, steps=1), one_step)
     assert planned(second) == measured
     assert "GB/s (measured earlier on " in words(second)
@@ -92,8 +79,6 @@ def test_a_restart_plans_the_first_run_as_the_last_one_was_planned(start, user):
 
     assert second.post("/layerwise_offload/forget_measured") == {"forgotten": 1}
     assert not file_of(user).exists()
-    ahead, assumed = expected(second)
-    assert LAST_SHAPE_NOTE not in ahead["decisions"] and assumed > 0
     second.free()
     second.run(prompt(steps=1)).check()
     assert EARLIER not in words(second)

@@ -210,7 +210,7 @@ def test_no_mark_stands_at_a_budget_that_was_not_set(picture):
     report, _ = component("dit", 6 * GB)
     canvas, _ = drawn(picture, "unset", document(report))
     assert not any("budget" in text for text, _ in canvas.texts)
-    assert any("offered 6.00 GB" in text for text, _ in canvas.texts)
+    assert any("up to 6.00 GB" in text for text, _ in canvas.texts)
     said = {**report["settings"], "budget_bytes": {"value": 6 * GB, "source": "node", "reason": ""}}
     canvas, _ = drawn(picture, "set", document(report | {"settings": said}, budget_bytes=6 * GB))
     assert any("budget 6.00 GB" in text and "resident" in text for text, _ in canvas.texts)

@@ -223,15 +223,6 @@ def test_times_of_another_number_of_layers_are_not_used() -> None:
     assert with_earlier_times(request, TIMES) is request
 
 
-def test_times_are_put_to_the_layers_that_names_tell_of() -> None:
-    """The small layer in the middle is none to the engine, which has measured the two others."""
-    small = LayerSpec("b", 10, keep="under 1 MB")
-    inventory = Inventory("dit", (LayerSpec("a", GB), small, LayerSpec("c", GB)))
-    kept = MeasuredTimes((5, 7), (1, 0), 1e9)
-    assert kept.of_names(inventory) == MeasuredTimes((5, None, 7), (2, 0), 1e9)
-    assert kept.of_names(Inventory("dit", inventory.layers[:2])) is None
-
-
 def test_what_was_not_measured_is_not_kept() -> None:
     layers = (LayerSpec("a", 10, compute_ns=5), LayerSpec("b", 10))
     assert MeasuredTimes.of(Inventory("dit", layers), 1e9) is None
