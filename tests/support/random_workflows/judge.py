@@ -166,7 +166,7 @@ class Judge:
         report = self.server.report()
         held = sum(device[f"{kind}_bytes"] for device in report["devices"] for kind in ("ring", "resident", "loose"))
         said = {notice["code"] for component in report["components"] for notice in component["notices"]}
-        own = numbers.budget if "own_beyond_workflow" in said else 0.0  # a component's own budget counts where it is more
+        own = numbers.budget if "own_beyond_workflow" in said else 0.0  # it counts where it is more than the number
         if numbers.workflow and held > round(max(numbers.workflow, own) * 1e9):
             return f"{held} bytes of weights on the device, within {numbers.workflow} GB or its own {own} GB"
         copies = report["host"]["pinned_bytes"] + report["host"]["pageable_bytes"]
