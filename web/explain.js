@@ -67,7 +67,7 @@ export function storedLine(say, { summary, plan }) {
   return size ? say('explain.stored', { size: bytes(size), device }) : null;
 }
 
-/** Whether the plan's figures are of measured times or of assumed ones; null if the report does not say. */
+/** Whether the figures for its budgets are of measured times or of assumed ones; null if the report does not say. */
 export function timesLine(say, { assumed_times: count }) {
   if (!Number.isFinite(count)) return null;
   return count ? say('explain.assumed', { count }) : say('explain.measured');

@@ -55,15 +55,16 @@ function unknown(state, events) {
   return events.filter((event) => !known.has(keyOf(event)));
 }
 
-/** The state after a live message; `stale` if the message has a component, layers or a plan that the last report lacks. */
+/** The state after a live message; `stale` if it has a component, layers or a plan that the last report lacks, or lacks one of its. */
 export function withLive(state, { components = [], events = [], devices = state.devices, host = state.host }) {
   const live = new Map(components.map((component) => [component.id, component]));
   const layers = new Map(state.components.map(({ id, plan }) => [id, plan?.layers?.length ?? 0]));
   const isNew = ({ id, layer_states }) => layers.get(id) !== (layer_states?.length ?? 0);
+  const isGone = ({ id, planned }) => !planned && !live.has(id);
   return {
     ...state,
     components: state.components.map((component) => ({ ...component, ...live.get(component.id) })),
-    stale: components.some(isNew) || events.some(([kind]) => kind === 'plan'),
+    stale: components.some(isNew) || state.components.some(isGone) || events.some(([kind]) => kind === 'plan'),
     devices,
     host,
     events: keptEvents(state.events, unknown(state, events)),

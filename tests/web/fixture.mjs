@@ -94,10 +94,11 @@ export function live(at = 24, pass = 3) {
     }
   }
   const { components } = report(true);
-  const [dit] = components;
+  const [dit, encoder] = components;
+  const stateOf = ({ id, component, model, loaded, running, layer_states, numbers }) => ({ id, component, model, loaded, running, layer_states, numbers });
   return {
     schema: 1, time_ns: 4e9, devices: devices(), host: host(), events,
-    components: [{ id: 'dit-1', component: 'dit', model: dit.model, loaded: true, running: true, layer_states: states(57, at), numbers: dit.numbers, pass }],
+    components: [{ ...stateOf(dit), loaded: true, running: true, layer_states: states(57, at), pass }, { ...stateOf(encoder), pass: 1 }],
   };
 }
 

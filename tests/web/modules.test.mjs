@@ -101,6 +101,14 @@ test('a message about what the report did not have asks for a new report', () =>
   assert.ok(withLive(state, { ...message, events: [['plan', 'dit-1', null, 0, 0, 0]] }).stale);
 });
 
+test('a message without a component that the report had, which is gone, asks for a new report', () => {
+  const state = withReport(emptyState(), fixture.report());
+  const message = fixture.live();
+  assert.ok(withLive(state, { ...message, components: message.components.slice(1) }).stale);
+  const planned = { ...fixture.report().components[0], component: 'dit_2', model: 'other.safetensors', nodes: ['9'] };
+  assert.equal(withLive(withAhead(state, { components: [planned] }), message).stale, false, 'what is only planned is in none');
+});
+
 test('events are bounded', () => {
   let state = withReport(emptyState(), fixture.report());
   for (let round = 0; round < 100; round += 1) state = withLive(state, fixture.live());

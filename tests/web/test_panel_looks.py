@@ -50,7 +50,9 @@ def judge(played: dict, locale: str):
     assert all("inset" in edge for _, edge in played["shades"]), "no edge between neighbours"
     reasons_are_in(locale, played["reasons"], table)
     stored = table["explain.stored"].format(size="3.98 GB", device="cuda:1")
-    assert played["quiet"] == [stored, table["explain.early"].format(early=12, copies=1216)] * 2
+    early = table["explain.early"].format(early=12, copies=1216)
+    times = (table["explain.measured"], table["explain.assumed"].format(count=24))
+    assert played["quiet"] == [line for of_times in times for line in (of_times, stored, early)]
     assert [line.split(" ")[0] for line in played["resolved"]] == ["dit", "text_encoder", "vae"]
     assert "auto → layerwise" in played["resolved"][0] and played["resolved"][0].endswith("5.93 GB")
     assert table["node.used_of"].format(used="1.33 GB", budget="1.40 GB") in played["resolved"][1]
