@@ -94,10 +94,11 @@ export function lastPasses(events, id) {
   const visits = ofComponent.filter(([kind]) => kind === 'visit').sort((a, b) => a[3] - b[3]);
   if (!visits.length) return null;
   const first = Math.min(...visits.map((event) => event[2]));
+  const waits = new Map(ofComponent.filter(([kind]) => kind === 'stall').map((event) => [event[4], event[3]])); // by their ends
   const passes = [];
   for (const [, , layer, start, end] of visits) {
     const pass = passes.at(-1);
-    if (layer === first) passes.push({ start, end });
+    if (layer === first) passes.push({ start: waits.get(start) ?? start, end });
     else if (pass) pass.end = Math.max(pass.end, end);
   }
   const [last, before = last] = passes.reverse();

@@ -246,7 +246,14 @@ test('what a gigabyte more or less would do', () => {
   assert.equal(whatIfLines(say, encoder)[0].text, 'explain.what_if 1.21 s  10', 'nothing to compare with');
 });
 
-test('whether a plan is made of measured times', () => {
+test('what a pass waits for before its first layer belongs to it', () => {
+  const events = [0, 100].flatMap((at) => [['stall', 'dit-1', 0, at, at + 30, 0], ['visit', 'dit-1', 0, at + 30, at + 60, 0], ['visit', 'dit-1', 1, at + 60, at + 100, 0]]);
+  const shown = lastPasses(events, 'dit-1');
+  assert.deepEqual([shown.start_ns, shown.end_ns], [0, 200]);
+  assert.deepEqual(shown.events, events);
+});
+
+test('whether figures are of measured times', () => {
   const [dit, encoder] = fixture.report().components;
   assert.deepEqual([dit, encoder].map((component) => timesLine(say, component)), ['explain.measured', 'explain.assumed 24']);
   assert.equal(timesLine(say, { ...dit, assumed_times: null }), null, 'it has been loaded, and its plan is gone');
