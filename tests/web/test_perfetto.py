@@ -72,9 +72,8 @@ def test_perfetto_understands_all_of_a_trace(server, play, perfetto):
         pytest.skip("no Perfetto (see the set-up lines)")
     server.free()
     slow(server, 3e8)
-    prompt = with_our_loaders(
-        build("flux"), {MODEL: {"placement": "layerwise", "budget_gb": 0.03}, CLIP: {}, VAE: {"placement": "whole"}}
-    )
+    widgets = {MODEL: {"placement": "layerwise", "budget_gb": 0.03}, CLIP: {}, VAE: {"placement": "whole"}}
+    prompt = with_our_loaders(build("flux", steps=6), widgets)  # two steps have 11 arrows or a few more
     server.run(prompt).check()
     slow(server, 0)
     server.report()
