@@ -76,6 +76,31 @@ def test_watched_passes_are_all_measured() -> None:
     check_chrome(chrome_trace(events, trace.sources()))
 
 
+def test_a_copy_ends_before_its_visit_and_begins_after_the_last_use_of_its_bytes() -> None:
+    """On a device that takes time to record an event, as all do: a lane goes on as soon as what it waits for has been
+    recorded, so what measures has to be recorded before that. Else Perfetto shows no arrow from the copy."""
+    bench, trace = recording(watched=True)
+    bench.port.record_ns = 10
+    for _ in range(6):
+        bench.pass_()
+    bench.controller.prefetcher.read_times()
+    events, _ = trace.since()
+    visits, copies = ([e for e in events if e.kind == kind] for kind in ("visit", "copy"))
+    layers = bench.controller.layers
+    used = 0
+    for copy in copies:
+        assert copy.layer is not None
+        later = [visit.start_ns for visit in visits if visit.layer == copy.layer and visit.end_ns > copy.start_ns]
+        used += bool(later)
+        assert not later or min(later) >= copy.end_ns
+        before = {other.index for other in layers[copy.layer].overlaps}
+        for visit in visits:
+            if visit.layer in before and visit.start_ns < copy.start_ns:
+                assert visit.end_ns <= copy.start_ns
+    arrows = sum(record["ph"] == "s" for record in chrome_trace(events, trace.sources())["traceEvents"])
+    assert arrows == used >= 4 * len(KILOBYTES)
+
+
 def test_copies_are_told_apart_when_the_host_is_a_pass_ahead(monkeypatch) -> None:
     """Nothing of a pass can be read before it is over: look-ahead has issued the next copy of most layers by then."""
     bench, trace = recording(watched=True)

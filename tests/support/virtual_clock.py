@@ -70,6 +70,9 @@ class VirtualClockPort:
         self.back_ns = 0
         """When each lane has done what it was given so far."""
         self.host_waits = self.allocations = self.copies = self.copied_bytes = self.copied_back_bytes = 0
+        self.record_ns = 0
+        """What a lane takes to go on after it has recorded an event. Another lane that waits for the event need not
+        wait for that."""
         self.page_lock_bytes_per_s: float | None = None
         """What the host does when it page-locks memory; None: that costs nothing."""
         self.page_locks = 0
@@ -90,9 +93,11 @@ class VirtualClockPort:
 
     def record_copy(self, event: VirtualEvent) -> None:
         event.ns = max(self.copy_ns, self.host_ns)
+        self.copy_ns = event.ns + self.record_ns
 
     def record_compute(self, event: VirtualEvent) -> None:
         event.ns = max(self.compute_ns, self.host_ns)
+        self.compute_ns = event.ns + self.record_ns
 
     def copy_waits(self, event: VirtualEvent) -> None:
         self.copy_ns = max(self.copy_ns, event.ns or 0)

@@ -115,12 +115,12 @@ class Layer(Loadable):
             port.copy_across(buffer, peer_copy)
         else:
             port.copy(buffer, self.source_bytes)
+        if end is not None:  # before the visit may begin, so that its measured start is not before this end
+            self.times.end_copy(port, end, peer_copy is not None and to_read is None)
         port.record_copy(self.copy_done)
         self.carries = version
         self.valid = True
         self.has_arrived = False
-        if end is not None:
-            self.times.end_copy(port, end, peer_copy is not None and to_read is None)
 
     def give_way(self, port: DevicePort) -> None:
         """A copy is about to overwrite the bytes: it waits for what still reads them."""
@@ -207,13 +207,13 @@ class Layer(Loadable):
         if self.in_use != 1:
             self.in_use = max(0, self.in_use - 1)
             return
+        if self.times.timing:  # before its bytes may be overwritten, so that no measured copy begins before this end
+            self.times.finish(port)
         if not self.keep_resident:
             self.swap_out()
             if self.valid:  # else it ran from a temporary buffer, which the swap has just released
                 port.record_compute(self.last_read)
                 self.read_since_copy = True
-        if self.times.timing:
-            self.times.finish(port)
         self.in_use = 0
 
     # ------------------------------------------------------------------ place and patches
