@@ -41,10 +41,10 @@ from ..app.watch import Before
 from ..files.ahead import Ahead, components_of_running_prompt
 from ..memory.allowances import host_limits, not_locked
 from ..memory.host_memory import host_memory, moved_bytes
-from ..memory.peers import not_stored
+from ..memory.peers import not_stored, require_peer
 from ..planning.decide import MEASURED_FROM_PASSES, Decision, decide, plan_decision
 from ..planning.placing import Neighbour, Situation, left_to_the_app, may_stream_on, wanted_bytes
-from ..planning.remembered import key_of, remembered
+from ..planning.remembered import key_of, name_of, remembered
 from ..planning.workflow import Member, number_of, within_part
 from ..requests.requested import Requested
 from .mapped_load import fill_in_missing
@@ -532,7 +532,7 @@ class Component:
         request = replace(request, peer_bytes_per_s=rates.from_peer or request.peer_bytes_per_s)
         self._settled = (self.shape, request.budget_bytes or 0)
         self.planned(current, request)
-        self._remember(inventory, link)
+        self._remember(inventory, rates, request.peer_device)
         try:
             plan = better_plan(current, request)
         except OffloadError as error:  # the pass that is about to begin can do without
@@ -560,14 +560,15 @@ class Component:
 
     def _plan(self, requested: Requested, decision: Decision, situation: Situation) -> tuple[Plan, PlanRequest]:
         """The plan for what was decided, with the times and the link that are known and the limits of host memory."""
-        request = decision.request
+        request, peer = decision.request, require_peer(requested.settings, self.device)
         if self._on_this_shape(self._settled) is not None and self.request is not None:
             inventory = replace(self.request.inventory, tables=request.inventory.tables)
             rate, source = self.request.h2d_bytes_per_s, self.request.link_source
             request = replace(request, inventory=inventory, h2d_bytes_per_s=rate, link_source=source)
-            request = replace(request, peer_bytes_per_s=self.request.peer_bytes_per_s)
+            if peer is not None and str(peer) == self.request.peer_device:
+                request = replace(request, peer_bytes_per_s=self.request.peer_bytes_per_s)
         elif (times := remembered().times(self._times_key())) is not None:
-            request = with_earlier_times(request, times)
+            request = with_earlier_times(request, times, None if peer is None else name_of(peer))
         copies_bytes = host_limits(requested.settings, self.device, self.controller.layers)["copies_budget_bytes"]
         host_memory().free_lingering_if_needed(self.controller, copies_bytes)
         return plan_decision(replace(decision, request=request), requested.settings, situation, self.model_name)
@@ -578,14 +579,19 @@ class Component:
             return None
         return key_of(self._files, self.kind.name, self.device, self.shape, self.controller.inventory)
 
-    def _remember(self, measured: Inventory, link: float | None) -> None:
-        """Keep what was measured for later processes. Where no copy was measured, the link's earlier rate is kept."""
+    def _remember(self, measured: Inventory, rates: LinkRates, peer: str | None) -> None:
+        """Keep what was measured for later processes. Where no copy was measured, the link's earlier rate is kept.
+        `peer`: the other device from which copies come, if any."""
         key = self._times_key()
-        if key is not None:
-            earlier = remembered().times(key)
-            rate = earlier.h2d_bytes_per_s if link is None and earlier is not None else link
-            if (times := MeasuredTimes.of(measured, rate)) is not None:
-                remembered().remember(key, times)
+        if key is None:
+            return
+        from_host, from_peers = rates.from_host, {}
+        if (earlier := remembered().times(key)) is not None:
+            from_host, from_peers = from_host or earlier.h2d_bytes_per_s, dict(earlier.peer_bytes_per_s)
+        if peer is not None and rates.from_peer is not None:
+            from_peers[name_of(torch.device(peer))] = rates.from_peer
+        if (times := MeasuredTimes.of(measured, from_host, from_peers)) is not None:
+            remembered().remember(key, times)
 
     def warn(self, what: Sentence, do: Sentence | None = None) -> None:
         """A notice for the report and the node, once. `do`: what the user can do about it, who is then told at once."""

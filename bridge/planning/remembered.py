@@ -139,13 +139,15 @@ def key_of(
     if not files or not shape:
         return None
     try:
-        return TimesKey(files, kind, _name_of(device), shape, _versions(), layers_digest(inventory))
+        return TimesKey(files, kind, name_of(device), shape, _versions(), layers_digest(inventory))
     except OffloadError:  # a shape of the app's that is not made of sizes, say
         return None
 
 
-def _name_of(device: torch.device) -> str:
-    return str(mm.get_torch_device_name(device))
+def name_of(device: torch.device) -> str:
+    """The name under which times of the device are kept: the app's, with its index, which the app omits for some."""
+    name = str(mm.get_torch_device_name(device))
+    return name if str(device) in name else f"{device} {name}"
 
 
 @functools.cache

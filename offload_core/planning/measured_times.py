@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import PlanError
@@ -18,7 +18,7 @@ from ..fields import MAX_ITEMS, MAX_NS, as_bytes, as_int, as_name, as_rate, no_d
 from .inventory import Inventory
 from .request import PlanRequest
 
-SCHEMA = 1
+SCHEMA = 2
 
 MAX_ENTRIES = 200
 """Entries that are kept. The least recently measured goes first."""
@@ -27,6 +27,7 @@ MAX_DOCUMENT_BYTES = 8_000_000
 """Of the text, which is ASCII. A longer one is not read; entries that would make it longer are not written."""
 
 _MAX_FILES = 64
+_MAX_PEERS = 64
 _MAX_MTIME_NS = 1 << 63
 _MAX_DIMENSIONS = 16
 _MAX_EXTENT = 1 << 40
@@ -75,8 +76,8 @@ class TimesKey:
         as_int("number of versions", len(self.versions), 3, 3)
         for extent in self.shape:
             as_int("shape", extent, 0, _MAX_EXTENT)
-        for field, value in (("kind", self.kind), ("device", self.device), ("layers", self.layers)):
-            as_name(field, value)
+        for member, value in (("kind", self.kind), ("device", self.device), ("layers", self.layers)):
+            as_name(member, value)
         for version in self.versions:
             as_name("version", version)
 
@@ -95,9 +96,10 @@ class TimesKey:
 class MeasuredTimes:
     """What was measured of a component.
 
-    compute_ns       nanoseconds of one visit of each layer; None: the layer was not visited
-    visits           indices of layers in the order of one pass
-    h2d_bytes_per_s  link rate; None: no copy was measured
+    compute_ns        nanoseconds of one visit of each layer; None: the layer was not visited
+    visits            indices of layers in the order of one pass
+    h2d_bytes_per_s   rate of copies from host memory; None: none was measured
+    peer_bytes_per_s  rates of copies from other devices, by their names, as far as they were measured
 
     Raises PlanError for values of a wrong type or out of range.
     """
@@ -105,6 +107,7 @@ class MeasuredTimes:
     compute_ns: tuple[int | None, ...]
     visits: tuple[int, ...]
     h2d_bytes_per_s: float | None
+    peer_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         as_int("number of layers", len(self.compute_ns), 1, MAX_ITEMS)
@@ -118,20 +121,27 @@ class MeasuredTimes:
                 raise PlanError.bad_field("compute_ns", None, "an integer, for a layer that is visited")
         if self.h2d_bytes_per_s is not None:
             as_rate("h2d_bytes_per_s", self.h2d_bytes_per_s)
+        as_int("number of other devices", len(self.peer_bytes_per_s), 0, _MAX_PEERS)
+        for device, rate in self.peer_bytes_per_s.items():
+            as_name("device of peer_bytes_per_s", device)
+            as_rate("peer_bytes_per_s", rate)
 
     @classmethod
-    def of(cls, inventory: Inventory, h2d_bytes_per_s: float | None) -> MeasuredTimes | None:
+    def of(
+        cls, inventory: Inventory, h2d_bytes_per_s: float | None, peer_bytes_per_s: Mapping[str, float] | None = None
+    ) -> MeasuredTimes | None:
         """Those of a measured inventory; None where a layer that is visited was not measured."""
         times = tuple(layer.compute_ns for layer in inventory.layers)
         if not inventory.visits or any(times[visit] is None for visit in inventory.visits):
             return None
-        return cls(times, inventory.visits, h2d_bytes_per_s)
+        return cls(times, inventory.visits, h2d_bytes_per_s, peer_bytes_per_s or {})
 
     def to_json(self) -> dict[str, Any]:
         return {
             "compute_ns": list(self.compute_ns),
             "visits": list(self.visits),
             "h2d_bytes_per_s": self.h2d_bytes_per_s,
+            "peer_bytes_per_s": dict(self.peer_bytes_per_s),
         }
 
 
@@ -145,15 +155,17 @@ def layers_digest(inventory: Inventory) -> str:
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
-def with_earlier_times(request: PlanRequest, times: MeasuredTimes) -> PlanRequest:
-    """The request with times and link that were measured earlier, and a note that says so; unchanged if the times are
-    those of another number of layers."""
+def with_earlier_times(request: PlanRequest, times: MeasuredTimes, peer: str | None = None) -> PlanRequest:
+    """The request with times and links that were measured earlier, and a note that says so; unchanged if the times are
+    those of another number of layers. `peer`: name of the device on which streamed layers may lie, if any."""
     inventory = request.inventory
     if len(times.compute_ns) != len(inventory.layers):
         return request
     layers = tuple(replace(layer, compute_ns=ns) for layer, ns in zip(inventory.layers, times.compute_ns))
     notes = (*inventory.notes, TIMES_NOTE)
     request = replace(request, inventory=replace(inventory, layers=layers, visits=times.visits, notes=notes))
+    if peer is not None:
+        request = replace(request, peer_bytes_per_s=times.peer_bytes_per_s.get(peer))
     if times.h2d_bytes_per_s is None:
         return request
     source = f"measured earlier on {request.device}"
@@ -221,8 +233,11 @@ def _key(members: Any) -> TimesKey:
 
 def _times(members: Any) -> MeasuredTimes:
     rate = _member(members, "h2d_bytes_per_s", (int, float, type(None)))
-    times = MeasuredTimes(tuple(_member(members, "compute_ns", list)), tuple(_member(members, "visits", list)), rate)
-    return times if rate is None else replace(times, h2d_bytes_per_s=float(rate))
+    rates = _member(members, "peer_bytes_per_s", dict)
+    compute_ns, visits = (tuple(_member(members, name, list)) for name in ("compute_ns", "visits"))
+    times = MeasuredTimes(compute_ns, visits, rate, rates)  # which judges the numbers, true and false among them
+    by_peer = {device: float(rate) for device, rate in rates.items()}
+    return replace(times, h2d_bytes_per_s=None if rate is None else float(rate), peer_bytes_per_s=by_peer)
 
 
 def _member(members: Any, name: str, kind: type | tuple[type, ...]) -> Any:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.app.test_components import report_of
+from tests.app.test_host_tier import said
 from tests.support.workflows import MODEL, build
 
 pytestmark = pytest.mark.app
@@ -33,9 +34,9 @@ def user(tmp_path):
 
 @pytest.fixture
 def start(app_server_factory, user):
-    def started():
-        server = app_server_factory("sim", extra_args=("--user-directory", str(user)))
-        server.sim_configure(bandwidth=BANDWIDTH)
+    def started(devices: int = 1, **rates):
+        server = app_server_factory("sim", devices=devices, extra_args=("--user-directory", str(user)))
+        server.sim_configure(bandwidth=BANDWIDTH, **rates)
         return server
 
     return started
@@ -85,13 +86,33 @@ def test_a_restart_plans_the_first_run_as_the_last_one_was_planned(start, user):
     assert second.post("/layerwise_offload/forget_measured") == {"forgotten": 0}
 
 
+def test_a_restart_knows_the_rate_of_the_other_device(start, user):
+    rates = {"peer_bandwidth": BANDWIDTH // 4}
+    workflow, one_step = (said("options", prompt(steps=steps), host_tier="npu:1") for steps in (4, 1))
+    first = start(devices=2, **rates)
+    first.run(workflow).check()
+    first.free()
+    first.run(one_step).check()  # loaded anew, by what the run before has measured
+    measured = planned(first)
+    first.stop()
+    (entry,) = json.loads(file_of(user).read_text())["entries"]
+    (name,) = entry["measured"]["peer_bytes_per_s"]
+    assert name.startswith("npu:1")
+
+    second = start(devices=2, **rates)
+    second.run(one_step).check()
+    assert planned(second) == measured
+    assert measured["predicted"]["stall_ns"] > 0, "otherwise the rate does not matter"
+    assert "are copied from the memory of npu:1 (measured: 0.1 GB/s)" in words(second)
+
+
 def file_of(user):
     return user / "__layerwise_offload" / "measured.json"
 
 
 def test_what_is_stale_or_damaged_or_cannot_be_kept_is_ignored(start, user, own_file):
     file_of(user).parent.mkdir()
-    file_of(user).write_text('{"schema": 1, "entries": [{"key"')
+    file_of(user).write_text('{"schema": 2, "entries": [{"key"')
     server = start()
 
     def is_known(**changes) -> bool:

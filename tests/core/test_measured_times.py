@@ -38,7 +38,8 @@ KEY = TimesKey(
     ("2.9.0", "0.30.0", "0.1.0"),
     layers_digest(flux(500)),
 )
-TIMES = MeasuredTimes((5, None, 7), (0, 2, 0), 2.5e10)
+PEER = "cuda:1 NVIDIA H200 : native"
+TIMES = MeasuredTimes((5, None, 7), (0, 2, 0), 2.5e10, {PEER: 4e10})
 
 names = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), min_size=1).filter(str.isprintable)
 files = st.builds(FileState, names, st.integers(0, 1 << 50), st.integers(-(10**18), 10**19 - 10**18))
@@ -57,7 +58,9 @@ keys = st.builds(
 def times(draw: st.DrawFn) -> MeasuredTimes:
     visited = draw(st.lists(st.integers(0, 10**15), min_size=1, max_size=8))
     visits = draw(st.lists(st.integers(0, len(visited) - 1), min_size=1, max_size=20))
-    return MeasuredTimes((*visited, None), tuple(visits), draw(st.none() | st.floats(1, 1e15)))
+    rates = st.floats(1, 1e15)
+    by_peer = draw(st.dictionaries(names, rates, max_size=3))
+    return MeasuredTimes((*visited, None), tuple(visits), draw(st.none() | rates), by_peer)
 
 
 @settings(deadline=None)
@@ -146,11 +149,11 @@ DAMAGED = {
     "not JSON": "{'schema': 1}",
     "deep": "[" * 100_000,
     "a list": "[]",
-    "another schema": spoilt(lambda document: document.update(schema=2)),
+    "another schema": spoilt(lambda document: document.update(schema=1)),
     "true for a schema": spoilt(lambda document: document.update(schema=True)),
-    "no entries": '{"schema": 1}',
+    "no entries": '{"schema": 2}',
     "an entry that is none": spoilt(lambda document: document["entries"].append(7)),
-    "a member twice": '{"schema": 1, "schema": 1, "entries": []}',
+    "a member twice": '{"schema": 2, "schema": 2, "entries": []}',
     "no file": of_key("files", []),
     "a file without size": of_key("files", [{"name": "x", "mtime_ns": 1}]),
     "a shape of texts": of_key("shape", ["1", "2"]),
@@ -170,6 +173,12 @@ DAMAGED = {
     "a rate that is true": of_times("h2d_bytes_per_s", True),
     "an infinite rate": of_times("h2d_bytes_per_s", float("inf")),
     "a rate that is none": of_times("h2d_bytes_per_s", float("nan")),
+    "rates in a list": of_times("peer_bytes_per_s", [PEER, 4e10]),
+    "a rate of nothing": of_times("peer_bytes_per_s", {"": 4e10}),
+    "a rate from a device that is zero": of_times("peer_bytes_per_s", {PEER: 0}),
+    "a rate from a device that is true": of_times("peer_bytes_per_s", {PEER: True}),
+    "a rate from a device that is no number": of_times("peer_bytes_per_s", {PEER: "fast"}),
+    "rates from too many devices": of_times("peer_bytes_per_s", {f"cuda:{index}": 4e10 for index in range(65)}),
 }
 
 
@@ -216,6 +225,15 @@ def test_without_a_measured_copy_the_link_is_what_it_was() -> None:
     request = PlanRequest(inventory, "cuda:0", 8 * GB)
     earlier = with_earlier_times(request, kept)
     assert (earlier.h2d_bytes_per_s, earlier.link_source) == (request.h2d_bytes_per_s, request.link_source)
+
+
+def test_the_rate_of_a_device_is_used_for_that_device() -> None:
+    kept = MeasuredTimes.of(flux(500), 2e10, {PEER: 4e10})
+    assert kept is not None
+    request = PlanRequest(flux(500), "cuda:0", 8 * GB, peer_device="cuda:1", peer_budget_bytes=4 * GB)
+    assert with_earlier_times(request, kept, PEER).peer_bytes_per_s == 4e10
+    assert with_earlier_times(request, kept, "cuda:1 NVIDIA L4 : native").peer_bytes_per_s is None
+    assert with_earlier_times(request, kept).peer_bytes_per_s is None
 
 
 def test_times_of_another_number_of_layers_are_not_used() -> None:
