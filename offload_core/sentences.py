@@ -50,6 +50,7 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "source_policy": "the policy",
     "set_by": "set by {source}",
     "set_by_for": "set by {source} for {selector}",
+    "all_components": "all",
     "asked_for": "{source} asked for {value}",
     "stronger": "{reason} ({weaker}, which is weaker)",
     "both": "{first}; {second}",
@@ -128,6 +129,7 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "not_everything_fits": "even so not everything fits: {sum}; the app will have to make room",
     "speed_gives_way": "{component}: speed mode would keep it resident, but {reason}; {placement} instead",
     "ring_only": "{component}: only {left} are left for it: a ring and nothing more",
+    "budget_too_small": "{budget} are less than the {needed} needed",
     "less_than_needed": "{reason}, which is less than it needs: it takes {needed}",
     # notices of what has happened
     "unheeded": (

@@ -86,7 +86,7 @@ export function whatIfLines(say, component) {
   const now = passNow(component);
   return (component.what_if ?? []).filter((budget) => budget.delta_bytes !== 0).map((budget) => {
     const delta = signed(budget.delta_bytes / GB, 'GB');
-    if (budget.error) return { delta, text: budget.error, bad: true };
+    if (budget.error) return { delta, text: sentence(say, budget.why, budget.error), bad: true };
     const percent = Math.round((100 * (budget.pass_ns - now)) / now);
     const change = now === null ? '' : ` (${percent === 0 ? say('explain.same') : signed(percent, '%')})`;
     return { delta, text: say('explain.what_if', { pass: duration(budget.pass_ns), change, resident: budget.resident_layers }), bad: false };

@@ -88,7 +88,7 @@ def host_limits(
     if args.disable_pinned_memory:
         host = replace(host, pins_bytes=0, reason="the app was started with --disable-pinned-memory")
     if takes_host_memory(device):
-        host = HostBudget(0, 0, f"{device} computes in host memory, where a copy would be a second one")
+        host = HostBudget(0, 0, f"{device} computes in system memory, where a copy would be a second one")
     limits: dict[str, Any] = {"pin_budget_bytes": host.pins_bytes, "copies_budget_bytes": host.copies_bytes}
     tier = settings.value(Setting.HOST_TIER)
     if isinstance(tier, str) and peer_of(settings) is None:

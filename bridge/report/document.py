@@ -212,11 +212,13 @@ def simulated(plan: Plan, request: PlanRequest, name: str) -> list[Event]:
 @functools.lru_cache(maxsize=64)
 def _what_if(request: PlanRequest, budget_bytes: int) -> dict[str, Any]:
     if budget_bytes < (smallest := smallest_budget_for(request)):
-        return {"error": f"{max(0, budget_bytes) / 1e9:.2f} GB are less than the {smallest / 1e9:.2f} GB needed"}
+        budget, needed = (f"{size / 1e9:.2f} GB" for size in (max(0, budget_bytes), smallest))
+        why = sentence("budget_too_small", budget=budget, needed=needed)
+        return {"error": why.text, "why": why.to_json()}
     try:
         plan = make_plan(replace(request, budget_bytes=budget_bytes))
     except OffloadError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "why": None}
     return {"pass_ns": plan.predicted.pass_ns, "resident_layers": len(plan.residents)}
 
 

@@ -89,7 +89,8 @@ def _residents(plan: Plan, request: PlanRequest, too_large: frozenset[int]) -> I
         why = "where their copies would come too late (credit rule, checked by simulation)"
         if request.hold_spare:
             why += ", or in room that is to spare, so that less is copied"
-        yield f"{len(chosen)} of {len(chosen) + len(plan.streamed)} layers stay ({format_bytes(size)}), {why}"
+        verb = "stays" if len(chosen) == 1 else "stay"
+        yield f"{len(chosen)} of {len(chosen) + len(plan.streamed)} layers {verb} ({format_bytes(size)}), {why}"
 
 
 def _times(plan: Plan, request: PlanRequest, compute_note: str | None) -> Iterator[str]:

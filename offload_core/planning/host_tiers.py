@@ -75,7 +75,7 @@ def least_worth_first(inventory: Inventory, residents: frozenset[int]) -> list[i
 
 
 _COPIED_FROM: dict[HostTier, str] = {
-    "pinned": "copied from page-locked host memory, where they stay: no pass reads their file",
+    "pinned": "copied from page-locked system memory, where they stay: no pass reads their file",
     "pageable": "copied from pageable memory through a staging buffer",
     "mapped": "read from the file in every pass; the prediction takes the link's rate for them, not the disk's",
 }
@@ -115,6 +115,6 @@ def _explain_peer(plan: Plan, request: PlanRequest) -> Iterator[str]:
         yield f"{len(layers)} streamed layers, {size}, are copied from the memory of {plan.peer_device} ({rate})"
     if plan.streamed and request.peer_budget_bytes and not request.in_place and _pinned_before_peer(request):
         yield (
-            f"page-locked host memory comes before the memory of {request.peer_device}: copies from the host run at "
+            f"page-locked system memory comes before the memory of {request.peer_device}: copies from it run at "
             f"{link}, those from {request.peer_device} at {peer}"
         )

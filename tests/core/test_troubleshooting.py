@@ -20,7 +20,7 @@ ROWS = [
 
 REASONS = {
     # parts of other sentences
-    *("set_by", "set_by_for", "asked_for", "stronger", "both", "selected", "setting"),
+    *("set_by", "set_by_for", "all_components", "asked_for", "stronger", "both", "selected", "setting"),
     # why a component is placed as it is
     *(
         "given_less",
@@ -37,7 +37,7 @@ REASONS = {
     *("no_patcher", "only_dynamic", "moved_its_own_way"),
     # why the other settings are what they are
     *("budget_left", "budget_ring", "planner_decides_ring", "tier_by_layer", "pins_shared", "precision_of_app"),
-    *("free_on_other_device", "no_other_device"),
+    *("free_on_other_device", "no_other_device", "budget_too_small"),
     *("lora_when_applied", "nothing_to_decide", "no_workflow_budget", "no_workflow_host"),
     *("offered", "part_of_workflow", "offered_all", "offered_less_room", "memory_mode_ring", "ran_out_with_more"),
 }

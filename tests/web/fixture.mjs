@@ -24,6 +24,7 @@ const because = (code, values = {}) => ({ code, values });
 const setting = (value, source, why) => ({ value, source, why, reason: textOf(why) });
 const DOES_NOT_FIT = because('does_not_fit', { size: '11.90 GB', sum: because('memory_sum', { needed: '13.10 GB', free: '12.00 GB', headroom: '1.20 GB' }) });
 const setBy = (source) => because('set_by', { source: because(source) });
+const TOO_SMALL = because('budget_too_small', { budget: '0.40 GB', needed: '1.36 GB' });
 
 export function report(running = false) {
   const flux = [...blocks('double_blocks', 19, 0.34 * GB), ...blocks('single_blocks', 38, 0.14 * GB)];
@@ -44,7 +45,7 @@ export function report(running = false) {
     ...dit, id: 'text_encoder-1', component: 'text_encoder', model: 't5xxl_fp16.safetensors', kind: 'text_encoder', loaded: false, running: false,
     plan: plan('text_encoder', blocks('block', 24, 0.38 * GB), 8), layer_states: 'O'.repeat(24), budget_bytes: 1.4 * GB, assumed_times: 24, nodes: ['1'],
     numbers: { stall_pct: 3.2, bytes_per_pass: 9.1 * GB, copy_bytes_per_s: 22.8 * GB, hit_rate: 0.96, headroom_bytes: null },
-    what_if: [{ delta_bytes: GB, pass_ns: 1.21e9, resident_layers: 10 }, { delta_bytes: -GB, error: 'asked 0.40 GB; found that 1.36 GB are needed at least' }],
+    what_if: [{ delta_bytes: GB, pass_ns: 1.21e9, resident_layers: 10 }, { delta_bytes: -GB, error: textOf(TOO_SMALL), why: TOO_SMALL }],
     settings: { placement: setting('layerwise', 'policy', DOES_NOT_FIT), budget_bytes: setting(null, 'policy', because('budget_ring')) },
     warnings: [`${textOf(notice)}; ${textOf(notice.do)}`], notices: [notice],
   };

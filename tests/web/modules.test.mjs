@@ -243,6 +243,7 @@ test('what a gigabyte more or less would do', () => {
   assert.deepEqual(whatIfLines(say, dit).map((one) => one.text), ['explain.what_if 1.04 s  (−14 %) 23', 'explain.what_if 1.37 s  (+13 %) 14']);
   assert.deepEqual(whatIfLines(say, dit).map((one) => one.delta), ['+1 GB', '−1 GB']);
   assert.ok(whatIfLines(say, encoder)[1].bad);
+  assert.equal(whatIfLines(say, encoder)[1].text, 'why.budget_too_small 0.40 GB 1.36 GB', 'in the language of the page');
   assert.equal(whatIfLines(say, encoder)[0].text, 'explain.what_if 1.21 s  10', 'nothing to compare with');
 });
 

@@ -111,8 +111,14 @@ await scenario(async (page, task) => {
   await page.focus('#lwo-tab-options');
   await page.keyboard.press('Home');
   const keyboard = { tab: await page.evaluate(() => document.activeElement.id), view: await page.isVisible('#lwo-view-overview') };
+  const topOfLastRow = () => page.evaluate(() => { // from the map's head: to focus a cell may scroll
+    const topOf = (one) => one.getBoundingClientRect().top;
+    return topOf([...document.querySelectorAll('.lwo-strip')].at(-1)) - topOf(document.querySelector('.lwo-readout').parentElement);
+  });
+  const before = await topOfLastRow();
   await page.focus('.lwo-strip .lwo-cell');
   await page.keyboard.press('ArrowRight');
+  keyboard.movedPx = (await topOfLastRow()) - before;
   keyboard.readout = await page.locator('.lwo-readout').innerText();
   keyboard.outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
   const states = await page.evaluate(() => [...document.querySelectorAll('.lwo-strip')[0].children].map((one) => one.className.split('lwo-is-')[1]));

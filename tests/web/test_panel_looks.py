@@ -39,6 +39,7 @@ def judge(played: dict, locale: str):
     assert {FLIGHT, USE, STALL} <= set(played["drawn"]), "copies, compute or stalls are not drawn"
     assert played["keyboard"]["tab"] == "lwo-tab-overview" and played["keyboard"]["view"]
     assert "double_blocks.1 " in played["keyboard"]["readout"] and played["keyboard"]["outline"] == "solid"
+    assert played["keyboard"]["movedPx"] == 0, "the row under the pointer moves"
     assert "text_encoder" in played["focusedNumbers"] and "3.2 %" in played["focusedNumbers"]
     table = json.loads((paths.ROOT / "web" / "words" / f"{locale}.json").read_text(encoding="utf-8"))
     assert played["onNode"] == table["node.not_run"]

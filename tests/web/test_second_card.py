@@ -34,8 +34,7 @@ def test_layers_on_the_second_card(two_cards, play):
         assert stored in second and "Stored for another device 0 MB" in first, bars
     assert any(cell.startswith("dit") and cell.endswith(" · On npu:1") for cell in played["cells"]), played["cells"]
     assert f"{dit['summary']['peer_bytes'] / 1e6:.0f} MB of its layers lie on npu:1" in played["why"], played["why"]
-    assert any(f"{dit['summary']['peer_bytes'] / 1e6:.0f} MB on npu:1" in line for line in played["lines"]), played[
-        "lines"
-    ]
+    on_node = f"{dit['summary']['peer_bytes'] / 1e6:.0f} MB on npu:1"
+    assert any(on_node in line for line in played["lines"]), played["lines"]
     assert "Copy speed" in played["numbers"] and "not measured yet" not in played["numbers"], played["numbers"]
     assert played["errors"] == [] and played["external"] == [], played["errors"]
