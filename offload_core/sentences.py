@@ -50,7 +50,7 @@ TEMPLATES: Final[Mapping[str, str]] = {
     "source_policy": "the policy",
     "set_by": "set by {source}",
     "set_by_for": "set by {source} for {selector}",
-    "all_components": "all",
+    "set_by_for_all": "set by {source} for all",
     "asked_for": "{source} asked for {value}",
     "stronger": "{reason} ({weaker}, which is weaker)",
     "both": "{first}; {second}",

@@ -20,7 +20,13 @@ from ...offload_core.files.layer_walk import MIN_LAYER_BYTES
 from ...offload_core.notices import Notice
 from ...offload_core.planning.host_tiers import out_of_tier
 from ...offload_core.planning.inventory import Inventory
-from ...offload_core.planning.measured_times import FileState, MeasuredTimes, TimesKey, with_earlier_times
+from ...offload_core.planning.measured_times import (
+    FileState,
+    MeasuredTimes,
+    TimesKey,
+    with_earlier_rate,
+    with_earlier_times,
+)
 from ...offload_core.planning.plan import Plan
 from ...offload_core.planning.plan_change import better_plan, demoted
 from ...offload_core.planning.plan_text import plan_to_text
@@ -41,7 +47,7 @@ from ..app.watch import Before
 from ..files.ahead import Ahead, components_of_running_prompt
 from ..memory.allowances import host_limits, not_locked
 from ..memory.host_memory import host_memory, moved_bytes
-from ..memory.peers import not_stored, require_peer
+from ..memory.peers import not_stored
 from ..planning.decide import MEASURED_FROM_PASSES, Decision, decide, plan_decision
 from ..planning.placing import Neighbour, Situation, left_to_the_app, may_stream_on, wanted_bytes
 from ..planning.remembered import key_of, name_of, remembered
@@ -529,10 +535,11 @@ class Component:
         request = self._beside_the_others(replace(self.request, inventory=inventory), current)
         if link is not None:
             request = replace(request, h2d_bytes_per_s=link, link_source=f"measured on {self.device}")
-        request = replace(request, peer_bytes_per_s=rates.from_peer or request.peer_bytes_per_s)
+        if rates.from_peer is not None:
+            request = replace(request, peer_bytes_per_s=rates.from_peer, peer_source="measured")
         self._settled = (self.shape, request.budget_bytes or 0)
         self.planned(current, request)
-        self._remember(inventory, rates, request.peer_device)
+        self._remember(inventory, rates)
         try:
             plan = better_plan(current, request)
         except OffloadError as error:  # the pass that is about to begin can do without
@@ -560,18 +567,30 @@ class Component:
 
     def _plan(self, requested: Requested, decision: Decision, situation: Situation) -> tuple[Plan, PlanRequest]:
         """The plan for what was decided, with the times and the link that are known and the limits of host memory."""
-        request, peer = decision.request, require_peer(requested.settings, self.device)
+        request = decision.request
         if self._on_this_shape(self._settled) is not None and self.request is not None:
             inventory = replace(self.request.inventory, tables=request.inventory.tables)
             rate, source = self.request.h2d_bytes_per_s, self.request.link_source
             request = replace(request, inventory=inventory, h2d_bytes_per_s=rate, link_source=source)
-            if peer is not None and str(peer) == self.request.peer_device:
-                request = replace(request, peer_bytes_per_s=self.request.peer_bytes_per_s)
         elif (times := remembered().times(self._times_key())) is not None:
-            request = with_earlier_times(request, times, None if peer is None else name_of(peer))
+            request = with_earlier_times(request, times)
+        peer = None if situation.on_peer is None else situation.on_peer.get("peer_device")
+        if peer is not None:
+            request = self._with_rate_of(peer, request)
         copies_bytes = host_limits(requested.settings, self.device, self.controller.layers)["copies_budget_bytes"]
         host_memory().free_lingering_if_needed(self.controller, copies_bytes)
         return plan_decision(replace(decision, request=request), requested.settings, situation, self.model_name)
+
+    def _with_rate_of(self, peer: str, request: PlanRequest) -> PlanRequest:
+        """The request with the rate of copies from the device `peer`, measured now or earlier; without one if it was
+        never measured."""
+        rates = self.controller.link_rates()
+        if rates.peer == peer and rates.from_peer is not None:
+            return replace(request, peer_bytes_per_s=rates.from_peer, peer_source="measured")
+        times = remembered().times(self._times_key())
+        if times is None:
+            return replace(request, peer_bytes_per_s=None)
+        return with_earlier_rate(request, times, name_of(torch.device(peer)))
 
     def _times_key(self) -> TimesKey | None:
         """What its times are kept under, on the shape of the next passes; None if they are not kept."""
@@ -579,18 +598,21 @@ class Component:
             return None
         return key_of(self._files, self.kind.name, self.device, self.shape, self.controller.inventory)
 
-    def _remember(self, measured: Inventory, rates: LinkRates, peer: str | None) -> None:
-        """Keep what was measured for later processes. Where no copy was measured, the link's earlier rate is kept.
-        `peer`: the other device from which copies come, if any."""
+    def _remember(self, measured: Inventory, rates: LinkRates) -> None:
+        """Keep what was measured for later processes. Where no copy was measured, the link's earlier rate is kept."""
         key = self._times_key()
         if key is None:
             return
         from_host, from_peers = rates.from_host, {}
         if (earlier := remembered().times(key)) is not None:
             from_host, from_peers = from_host or earlier.h2d_bytes_per_s, dict(earlier.peer_bytes_per_s)
-        if peer is not None and rates.from_peer is not None:
-            from_peers[name_of(torch.device(peer))] = rates.from_peer
-        if (times := MeasuredTimes.of(measured, from_host, from_peers)) is not None:
+        if rates.peer is not None and rates.from_peer is not None:
+            from_peers[name_of(torch.device(rates.peer))] = rates.from_peer
+        try:
+            times = MeasuredTimes.of(measured, from_host, from_peers)
+        except OffloadError:  # a device whose name cannot be written, say
+            return
+        if times is not None:
             remembered().remember(key, times)
 
     def warn(self, what: Sentence, do: Sentence | None = None) -> None:

@@ -149,7 +149,7 @@ def check_room(controller: OffloadController, component: str, lora_mode: object)
     )
     if needed > (available := host_available_bytes()):
         raise SettingsError(
-            f"asked {component}.lora_mode = host; found that the patched layers need {needed / 1e9:.2f} GB of host "
+            f"asked {component}.lora_mode = host; found that the patched layers need {needed / 1e9:.2f} GB of system "
             f"memory more, of which {available / 1e9:.2f} GB are available; choose on_arrival or auto"
         )
 

@@ -24,6 +24,7 @@ from ...offload_core.sentences import reason_json, sentence
 from ...offload_core.settings.component_settings import ComponentSettings, budget_set
 from ...offload_core.trace.events import Event, newest_pass
 from ...offload_core.trace.trace_summary import run_numbers
+from ...offload_core.units import widget_gb_at_least
 from ..app.device import ring_there, streams_to, total_bytes
 from ..app.recording import recording
 from ..component.component import Component, live_components
@@ -212,8 +213,8 @@ def simulated(plan: Plan, request: PlanRequest, name: str) -> list[Event]:
 @functools.lru_cache(maxsize=64)
 def _what_if(request: PlanRequest, budget_bytes: int) -> dict[str, Any]:
     if budget_bytes < (smallest := smallest_budget_for(request)):
-        budget, needed = (f"{size / 1e9:.2f} GB" for size in (max(0, budget_bytes), smallest))
-        why = sentence("budget_too_small", budget=budget, needed=needed)
+        budget = f"{max(0, budget_bytes) // 10**7 / 100:.2f} GB"  # rounded down and up: else both may look the same
+        why = sentence("budget_too_small", budget=budget, needed=f"{widget_gb_at_least(smallest):.2f} GB")
         return {"error": why.text, "why": why.to_json()}
     try:
         plan = make_plan(replace(request, budget_bytes=budget_bytes))

@@ -86,7 +86,7 @@ def _residents(plan: Plan, request: PlanRequest, too_large: frozenset[int]) -> I
     ]
     if chosen and plan.streamed:
         size = sum(plan.layers[index].bytes for index in chosen)
-        why = "where their copies would come too late (credit rule, checked by simulation)"
+        why = "where copies would come too late (credit rule, checked by simulation)"
         if request.hold_spare:
             why += ", or in room that is to spare, so that less is copied"
         verb = "stays" if len(chosen) == 1 else "stay"

@@ -109,12 +109,13 @@ def _explain_peer(plan: Plan, request: PlanRequest) -> Iterator[str]:
     peer, link = (f"{rate / 1e9:.1f} GB/s" for rate in (request.bytes_per_s("peer"), request.h2d_bytes_per_s))
     if layers:
         size = format_bytes(sum(layer.bytes for layer in layers))
-        rate = f"measured: {peer}"
+        rate = f"{request.peer_source}: {peer}"
         if request.peer_bytes_per_s is None:
             rate = f"not measured: predicted with the link's {link}"
-        yield f"{len(layers)} streamed layers, {size}, are copied from the memory of {plan.peer_device} ({rate})"
+        what, are = count(len(layers), "streamed layer", "streamed layers"), "is" if len(layers) == 1 else "are"
+        yield f"{what}, {size}, {are} copied from the memory of {plan.peer_device} ({rate})"
     if plan.streamed and request.peer_budget_bytes and not request.in_place and _pinned_before_peer(request):
         yield (
-            f"page-locked system memory comes before the memory of {request.peer_device}: copies from it run at "
-            f"{link}, those from {request.peer_device} at {peer}"
+            f"page-locked system memory comes before the memory of {request.peer_device}: copies from system memory "
+            f"run at {link}, those from {request.peer_device} at {peer}"
         )

@@ -155,21 +155,24 @@ def layers_digest(inventory: Inventory) -> str:
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
-def with_earlier_times(request: PlanRequest, times: MeasuredTimes, peer: str | None = None) -> PlanRequest:
-    """The request with times and links that were measured earlier, and a note that says so; unchanged if the times are
-    those of another number of layers. `peer`: name of the device on which streamed layers may lie, if any."""
+def with_earlier_times(request: PlanRequest, times: MeasuredTimes) -> PlanRequest:
+    """The request with times and link that were measured earlier, and a note that says so; unchanged if the times are
+    those of another number of layers."""
     inventory = request.inventory
     if len(times.compute_ns) != len(inventory.layers):
         return request
     layers = tuple(replace(layer, compute_ns=ns) for layer, ns in zip(inventory.layers, times.compute_ns))
     notes = (*inventory.notes, TIMES_NOTE)
     request = replace(request, inventory=replace(inventory, layers=layers, visits=times.visits, notes=notes))
-    if peer is not None:
-        request = replace(request, peer_bytes_per_s=times.peer_bytes_per_s.get(peer))
     if times.h2d_bytes_per_s is None:
         return request
     source = f"measured earlier on {request.device}"
     return replace(request, h2d_bytes_per_s=times.h2d_bytes_per_s, link_source=source)
+
+
+def with_earlier_rate(request: PlanRequest, times: MeasuredTimes, peer: str) -> PlanRequest:
+    """The request with the rate of copies from the device named `peer` that was measured earlier; none if none was."""
+    return replace(request, peer_bytes_per_s=times.peer_bytes_per_s.get(peer), peer_source="measured earlier")
 
 
 def with_entry(entries: Entries, key: TimesKey, times: MeasuredTimes) -> dict[TimesKey, MeasuredTimes]:

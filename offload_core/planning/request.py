@@ -41,6 +41,7 @@ class PlanRequest:
     peer_device       another device whose memory may have copies of streamed layers; None: there is none
     peer_budget_bytes  bytes of that memory which these copies may take, rounded up to segments
     peer_bytes_per_s  measured rate of copies from there; None: not measured, taken as `h2d_bytes_per_s`
+    peer_source       where that rate comes from, if it is known
 
     Raises PlanError naming the field, its value and what is allowed.
     """
@@ -64,6 +65,7 @@ class PlanRequest:
     peer_device: str | None = None
     peer_budget_bytes: int = 0
     peer_bytes_per_s: float | None = None
+    peer_source: str = "measured"
 
     def __post_init__(self) -> None:
         if self.in_place and self.link_is_assumed:

@@ -134,8 +134,9 @@ def settings_for(name: str, wishes: Iterable[Wish], names: Sequence[str] = ()) -
     for (setting, source, reach), (wish, value) in sorted(levels.items(), key=lambda item: -item[0][2]):
         name_of = SOURCE_SENTENCES[source]
         selector = normalise_name(wish.component)
-        shown_selector = sentence("all_components") if selector == ALL else selector
-        reason = sentence("set_by_for", source=name_of, selector=shown_selector) if reach else None
+        reason = sentence("set_by_for", source=name_of, selector=selector) if reach else None
+        if selector == ALL:
+            reason = sentence("set_by_for_all", source=name_of)
         settings = settings.with_value(setting, value, source, reason)
     return settings
 

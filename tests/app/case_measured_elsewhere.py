@@ -24,7 +24,7 @@ def main(path: str) -> None:
     component.attach(patcher.model, patcher.load_device)
     component.load(asked, 1 << 30, alone)
     controller = component.controller
-    rates = pack_module("offload_core.runtime").LinkRates(3e8, None)  # as after measured passes
+    rates = pack_module("offload_core.runtime").LinkRates(3e8, None, None)  # as after measured passes
     component._better_plan(controller.plan, controller.measured_inventory(), rates)
     component.detach()
     component.attach(patcher.model, torch.device("cpu"))

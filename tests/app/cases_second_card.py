@@ -73,6 +73,18 @@ def test_layers_lie_there_and_the_app_knows(npu):
     assert component.controller.host_bytes()["pageable"] == component.controller.host_bytes()["pinned"] == 0
 
 
+def test_a_rate_is_used_for_the_device_that_it_was_measured_of(npu):
+    patcher = loaded()
+    component = patcher.component
+    counters = component.controller.counters
+    before = component._with_rate_of("npu:1", component.request)
+    assert before.peer_bytes_per_s is None
+    counters.timed_peer_bytes, counters.peer_copy_ns = 2_000_000, 1_000_000  # as after measured passes
+    known = component._with_rate_of("npu:1", component.request)
+    assert (known.peer_bytes_per_s, known.peer_source) == (2e9, "measured")
+    assert component._with_rate_of("npu:2", known).peer_bytes_per_s is None
+
+
 def test_a_budget_there_is_kept(npu):
     patcher = loaded(peer_budget_bytes=40 * MB)
     assert 0 < used(npu)[1] <= 40 * MB

@@ -190,7 +190,7 @@ def test_layers_on_the_other_device_are_not_out_of_the_tier_that_was_asked_for()
         (beside(100, 100, 100, rate=40e9), "2 streamed layers, 200.0 MB, are copied from the memory of cuda:1 (measu"),
         (beside(100, rate=40e9), "from the memory of cuda:1 (measured: 40.0 GB/s)"),
         (beside(100), "from the memory of cuda:1 (not measured: predicted with the link's 25.0 GB/s)"),
-        (beside(100, rate=9e9), "copies from it run at 25.0 GB/s, those from cuda:1 at 9.0 GB/s"),
+        (beside(100, rate=9e9), "copies from system memory run at 25.0 GB/s, those from cuda:1 at 9.0 GB/s"),
     ],
 )
 def test_the_plan_says_what_lies_there_and_at_which_rate(given, words):

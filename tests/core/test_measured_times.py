@@ -23,6 +23,7 @@ from offload_core.planning.measured_times import (
     from_text,
     layers_digest,
     to_text,
+    with_earlier_rate,
     with_earlier_times,
     with_entry,
 )
@@ -231,9 +232,8 @@ def test_the_rate_of_a_device_is_used_for_that_device() -> None:
     kept = MeasuredTimes.of(flux(500), 2e10, {PEER: 4e10})
     assert kept is not None
     request = PlanRequest(flux(500), "cuda:0", 8 * GB, peer_device="cuda:1", peer_budget_bytes=4 * GB)
-    assert with_earlier_times(request, kept, PEER).peer_bytes_per_s == 4e10
-    assert with_earlier_times(request, kept, "cuda:1 NVIDIA L4 : native").peer_bytes_per_s is None
-    assert with_earlier_times(request, kept).peer_bytes_per_s is None
+    assert with_earlier_rate(request, kept, PEER).peer_bytes_per_s == 4e10
+    assert with_earlier_rate(request, kept, "cuda:1 NVIDIA L4 : native").peer_bytes_per_s is None
 
 
 def test_times_of_another_number_of_layers_are_not_used() -> None:

@@ -20,7 +20,7 @@ ROWS = [
 
 REASONS = {
     # parts of other sentences
-    *("set_by", "set_by_for", "all_components", "asked_for", "stronger", "both", "selected", "setting"),
+    *("set_by", "set_by_for", "set_by_for_all", "asked_for", "stronger", "both", "selected", "setting"),
     # why a component is placed as it is
     *(
         "given_less",

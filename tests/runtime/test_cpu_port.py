@@ -84,6 +84,19 @@ def test_a_copy_that_fails_is_reported_where_it_is_waited_for_and_the_lane_goes_
     assert int(target[0]) == 7
 
 
+def test_an_event_that_measures_leaves_the_failure_to_the_one_that_is_waited_for(port):
+    start, end, done = port.event(timed=True), port.event(timed=True), port.event()
+    target, source = pair(port)
+    port.record_copy(start)
+    port.copy(target[:10], source)
+    port.record_copy(end)
+    port.record_copy(done)
+    with pytest.raises(RuntimeError):
+        port.compute_waits(done)
+    port.drain()
+    assert port.elapsed_ns(start, end) >= 0
+
+
 def test_closing_twice_and_going_on_afterwards(port):
     target, source = pair(port)
     port.copy(target, source)

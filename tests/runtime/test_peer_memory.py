@@ -176,6 +176,25 @@ def test_each_link_has_a_measured_rate():
         assert component.controller.link_rates().from_host is not None
 
 
+def test_a_rate_is_of_the_device_that_the_plan_names():
+    with torch.no_grad(), World(False, "peer") as world:
+        world.port.measures_ns = 1000
+        component = world.add(SIZES)
+        component.load(8192)
+        for _ in range(3):
+            component.run()
+        controller = component.controller
+        of_first = controller.link_rates().from_peer
+        controller.load(controller.plan)
+        assert controller.link_rates().from_peer == of_first is not None
+        world.port.measures_ns = 3000
+        controller.load(replace(controller.plan, peer_device="peer:2"))
+        assert controller.link_rates().from_peer is None
+        for _ in range(9):  # the ninth pass is measured
+            component.run()
+        assert controller.link_rates().from_peer == pytest.approx(of_first / 3)
+
+
 def test_a_read_that_fails_leaves_no_memory_there_taken(tmp_path):
     with torch.no_grad(), World(False, "peer", tmp_path) as world:
         component = world.add(SIZES)

@@ -19,6 +19,7 @@ from offload_core.runtime.host.host_layer import HostLayer
 from offload_core.runtime.tensors.host_source import FileSource, MemorySource
 from offload_core.runtime.tensors.layout import Flattened
 from offload_core.runtime.tensors.safetensors_map import weights_from_file
+from offload_core.trace.events import Trace
 from tests.runtime.world import hand_plan
 
 
@@ -144,9 +145,22 @@ def test_a_file_that_is_no_longer_what_was_loaded(net, change, make_port):
     controller.queue.close()
 
 
-def test_a_read_error_names_the_place_and_the_next_pass_asks_again(net, monkeypatch):
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("good_passes", [0, 1, 3, 8])
+@pytest.mark.parametrize("staged", [True, False])
+def test_a_read_error_names_the_place_and_the_next_pass_asks_again(net, monkeypatch, staged, good_passes, watched):
+    """In passes that are measured, which are the first two, every eighth and all that are watched, and in others."""
     model, twin, path = net
-    controller = streamed(model, StagedPort(ThreadedCpuPort(), slot_bytes=4096))
+    controller = streamed(model, StagedPort(ThreadedCpuPort(), slot_bytes=4096) if staged else ThreadedCpuPort())
+    trace = Trace()
+    trace.watch(watched)
+    controller.record(trace, "net-1")
+    for _ in range(good_passes):
+        assert torch.equal(run(model), run(twin))
+    controller.prefetcher.look_ahead.forget()
+    controller.prefetcher.drain()
+    for layer in controller.layers:
+        layer.invalidate()  # what look-ahead has read is read again
     real, bad = WeightFile._read, [True]
 
     def read(self, view, offset):

@@ -87,9 +87,19 @@ def test_perfetto_understands_all_of_a_trace(server, play, perfetto):
     arrows = sum(event["ph"] == "s" for event in trace["traceEvents"])
     assert found["arrows"][0]["number"] == found["all_arrows"][0]["number"] == arrows
     newest = [source["id"] for source in trace["otherData"]["components"] if source["component"] == "dit"][-1]
-    copies = [event for event in slices if event["cat"] == "copy" and event["args"]["id"] == newest]
-    unused = len({event["args"]["layer"] for event in copies})  # the last copy of a layer may be for a later pass
-    starts = {event["ts"] for event in copies}
+    starts = used_copies([event for event in slices if event["args"]["id"] == newest])
     used = sum(event["ph"] == "s" and event["ts"] in starts for event in trace["traceEvents"])
-    assert unused > 1 and used >= len(copies) - unused > 10, "an arrow from each copy that a visit waited for"
+    assert used == len(starts) > 12, "an arrow from each copy that a visit has waited for"
     assert found["copied"][0]["bytes"] > 10**7
+
+
+def used_copies(slices: list[dict]) -> set[float]:
+    """The starts of those copies of which the same layer was visited before it was copied again."""
+    starts, last = set(), {}
+    for event in sorted(slices, key=lambda event: event["ts"]):
+        layer, before = event["args"]["layer"], last.get(event["args"]["layer"])
+        if event["cat"] == "visit" and before is not None and before["cat"] == "copy":
+            starts.add(before["ts"])
+        if event["cat"] in ("visit", "copy"):
+            last[layer] = event
+    return starts

@@ -26,6 +26,8 @@ _POLL_S = 0.1
 class LaneEvent:
     """An event. `pending` is the record queued last; a wait binds to the record queued before it."""
 
+    timed: bool = False
+    """It measures: what waits for the copy waits for another event, which gets the failure."""
     pending: threading.Event | None = None
     reached_ns: int | None = None
     failure: BaseException | None = None
@@ -74,13 +76,15 @@ class ThreadedCpuPort(SynchronousPort):
         """A component on the CPU is planned by what the host has available."""
 
     def event(self, timed: bool = False) -> Event:
-        return LaneEvent()
+        return LaneEvent(timed)
 
     def record_copy(self, event: LaneEvent) -> None:
         record = event.queue()
 
         def mark() -> None:
-            failure, self._failure = self._failure, None
+            failure = None
+            if not event.timed:
+                failure, self._failure = self._failure, None
             event.reach(record, failure)
             record.set()
 

@@ -56,7 +56,8 @@ class DevicePort(Protocol):
         May make the host wait. Never on the hot path."""
 
     def event(self, timed: bool = False) -> Event:
-        """A new event. Waiting for an event that was never recorded has no effect."""
+        """A new event. Waiting for an event that was never recorded has no effect. `timed`: it only measures, and no
+        lane waits for it; what reading for a copy raised is left to the next event that is not timed."""
 
     def record_copy(self, event: Event) -> None: ...
 

@@ -45,6 +45,8 @@ class StagedEvent:
     """An event of the inner port, with the courier's progress and the failure of the copy before it."""
 
     inner: Event
+    timed: bool = False
+    """It measures: what waits for the copy waits for another event, which gets the failure."""
     number: int = 0
     """Number of the piece of the courier's work that records it; 0: recorded by the caller."""
     failure: BaseException | None = None
@@ -127,7 +129,7 @@ class StagedPort:
     # ------------------------------------------------------------------ what need not wait for the courier
 
     def event(self, timed: bool = False) -> StagedEvent:
-        return StagedEvent(self.inner.event(timed))
+        return StagedEvent(self.inner.event(timed), timed)
 
     def record_compute(self, event: StagedEvent) -> None:
         event.number, event.failure = 0, None
@@ -183,7 +185,8 @@ class StagedPort:
             self._hand_over(lambda: self._record(event))
 
     def _record(self, event: StagedEvent) -> None:
-        event.failure, self._failure = self._failure, None
+        if not event.timed:
+            event.failure, self._failure = self._failure, None
         self.inner.record_copy(event.inner)
 
     def compute_waits(self, event: StagedEvent) -> None:

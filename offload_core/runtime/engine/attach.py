@@ -139,7 +139,7 @@ def attach(
             controller.replan_when_measured(partial(_replan, several))
         else:
             controller.replan_on_second_pass(partial(_replan, several))
-        controller.when_full(partial(_less, request))
+        controller.when_full(lambda *asked: _less(_with_rates(request, controller.link_rates()), *asked))
         controller.plan_for_tables_by(partial(_with_table, request))
         undo.pop_all()
         return Attachment(controller, owned)
@@ -147,15 +147,20 @@ def attach(
 
 def _replan(request: PlanRequest, current: Plan, measured: Inventory, rates: LinkRates) -> Plan | None:
     """A better plan within the same limits, with measured times and rates; None if there is none."""
+    return better_plan(current, replace(_with_rates(request, rates), inventory=measured))
+
+
+def _with_rates(request: PlanRequest, rates: LinkRates) -> PlanRequest:
+    """The request with the measured rates of copies, unless the caller gave the link's."""
     if rates.from_host is not None and request.link_source != _CALLERS_WORD:
         request = replace(request, h2d_bytes_per_s=rates.from_host, link_source="measured")
-    request = replace(request, peer_bytes_per_s=rates.from_peer)
-    return better_plan(current, replace(request, inventory=measured))
+    return replace(request, peer_bytes_per_s=rates.from_peer)
 
 
 def _with_table(request: PlanRequest, controller: OffloadController, table: str) -> Plan | None:
     """A plan within the same limits with one more table on the device; None if there is no room for it."""
     assert controller.plan is not None
+    request = _with_rates(request, controller.link_rates())
     plan = demoted(controller.plan, replace(request, inventory=controller.measured_inventory()))
     return plan if table in plan.tables else None
 
@@ -200,7 +205,7 @@ def _of_peer(
     if other.type != device.type or other.index is None or other == device or not can_reach(device, other):
         raise OffloadError(
             f"{component}: asked for layers in the memory of {other}; found that {device} cannot copy from there "
-            "without going through host memory; give another device of the same kind, with its number, that "
+            "without going through system memory; give another device of the same kind, with its number, that "
             "torch's can_device_access_peer says can be reached, or none"
         )
     if budget_bytes is None:

@@ -49,6 +49,8 @@ class LinkRates(NamedTuple):
 
     from_host: float | None
     from_peer: float | None
+    peer: str | None
+    """The other device that `from_peer` is of: the last one that a plan named."""
 
 
 Entry = tuple[nn.Module, str]
@@ -114,6 +116,10 @@ class OffloadController(PassOwner):
         self.around_allocations = around_allocations
         self.prefetcher = Prefetcher(queue.port, self.layers)
         self.counters = self.prefetcher.counters
+        self._measured_peer: str | None = None
+        """The last other device that a plan named."""
+        self._from_earlier_peers = (0, 0)
+        """Of the timed copies, the bytes and nanoseconds of those from other devices before it."""
         self.versions = self.prefetcher.versions
         self._ask_for_plan: AskForPlan | None = None
         self._time_to_ask: Callable[[], bool] = self.prefetcher.all_measured
@@ -185,9 +191,10 @@ class OffloadController(PassOwner):
         return replace(self.inventory, layers=layers, visits=visits)
 
     def link_rates(self) -> LinkRates:
-        counters = self.counters
-        measured = ((counters.timed_copy_bytes, counters.copy_ns), (counters.timed_peer_bytes, counters.peer_copy_ns))
-        return LinkRates(*(nbytes * 1e9 / ns if ns else None for nbytes, ns in measured))
+        counters, (earlier_bytes, earlier_ns) = self.counters, self._from_earlier_peers
+        peer_bytes, peer_ns = counters.timed_peer_bytes - earlier_bytes, counters.peer_copy_ns - earlier_ns
+        from_host = counters.timed_copy_bytes * 1e9 / counters.copy_ns if counters.copy_ns else None
+        return LinkRates(from_host, peer_bytes * 1e9 / peer_ns if peer_ns else None, self._measured_peer)
 
     def pinned_bytes(self) -> int:
         """Page-locked bytes of the masters."""
@@ -277,6 +284,10 @@ class OffloadController(PassOwner):
         self._place(plan, moves)
         self._tables.load(plan.tables)
         self.prefetcher.look_ahead.expect([self.layers[index] for index in plan.visits])
+        if plan.peer_device not in (None, self._measured_peer):
+            self.prefetcher.read_times()  # of copies from the one before
+            self._measured_peer = plan.peer_device
+            self._from_earlier_peers = (self.counters.timed_peer_bytes, self.counters.peer_copy_ns)
         self.plan = plan
         self._tiers_due = moves if moves.put_off else None
         if in_pass:

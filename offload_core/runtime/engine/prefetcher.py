@@ -227,9 +227,7 @@ class Prefetcher:
 
     def leave(self, layer: Layer) -> None:
         """After the layer's call: a streamed layer's modules hold host parameters; `last_read` frees its range."""
-        if not self.in_pass:
-            self._mark_end(layer)
-        layer.leave(self.port)
+        self._put_back(layer)
         self.look_ahead.fetch(self)
         if self._hands_over:
             self._fetch_next()
@@ -257,13 +255,9 @@ class Prefetcher:
         return True
 
     def _put_back(self, layer: Layer) -> None:
-        if not self.in_pass:
-            self._mark_end(layer)
+        ends_pass = not self.in_pass and layer.in_use == 1  # without `end_pass` each outermost call may be the last
         layer.leave(self.port)
-
-    def _mark_end(self, layer: Layer) -> None:
-        """A pass without `end_pass` may end with this layer's outermost call."""
-        if layer.in_use == 1:
+        if ends_pass:
             self.port.record_compute(self._passed)
 
     # ------------------------------------------------------------------ look-ahead

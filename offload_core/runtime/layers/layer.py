@@ -207,13 +207,13 @@ class Layer(Loadable):
         if self.in_use != 1:
             self.in_use = max(0, self.in_use - 1)
             return
-        if self.times.timing:  # before its bytes may be overwritten, so that no measured copy begins before this end
-            self.times.finish(port)
         if not self.keep_resident:
             self.swap_out()
-            if self.valid:  # else it ran from a temporary buffer, which the swap has just released
-                port.record_compute(self.last_read)
-                self.read_since_copy = True
+        if self.times.timing:  # before its bytes may be overwritten, so that no measured copy begins before this end
+            self.times.finish(port)
+        if not self.keep_resident and self.valid:  # else it ran from a temporary buffer, which the swap has released
+            port.record_compute(self.last_read)
+            self.read_since_copy = True
         self.in_use = 0
 
     # ------------------------------------------------------------------ place and patches

@@ -101,7 +101,7 @@ class LayerTimes:
         counters.stall_ns += stall
         counters.compute_ns += compute
         if recorder is not None:
-            recorder.visit(self._index, self.started, stall, compute)
+            recorder.visit(self._index, self.started, self.finished, stall)
         while self._copies_timed:
             marks = self._copy_marks[0]
             copy = elapsed(marks.start, marks.end)
@@ -117,4 +117,4 @@ class LayerTimes:
                 counters.timed_copy_bytes += self._nbytes
                 counters.copy_ns += copy
             if recorder is not None:
-                recorder.copy(self._index, marks.start, copy, self._nbytes)
+                recorder.copy(self._index, marks.start, marks.end, self._nbytes)

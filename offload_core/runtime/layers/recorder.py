@@ -25,20 +25,21 @@ class Recorder:
 
     # ------------------------------------------------------------------ on the device
 
-    def visit(self, index: int, started: Event, stall_ns: int, compute_ns: int) -> None:
-        """Record a measured visit of the layer `index`, whose times have been read."""
-        start_ns = self.clock.ns(started)
-        if start_ns is None:
+    def visit(self, index: int, started: Event, finished: Event, stall_ns: int) -> None:
+        """Record a measured visit of the layer `index`, whose times have been read. All times are the clock's, which
+        rounds, so that of two events the later one is never recorded as the earlier."""
+        start_ns, end_ns = self.clock.ns(started), self.clock.ns(finished)
+        if start_ns is None or end_ns is None:
             return
         if stall_ns > 0:
             self.trace.append(STALL, self._source, index, start_ns - stall_ns, start_ns)
-        self.trace.append(VISIT, self._source, index, start_ns, start_ns + compute_ns)
+        self.trace.append(VISIT, self._source, index, start_ns, end_ns)
 
-    def copy(self, index: int, start: Event, copy_ns: int, nbytes: int) -> None:
+    def copy(self, index: int, start: Event, end: Event, nbytes: int) -> None:
         """Record a measured copy of the layer `index`, whose time has been read."""
-        start_ns = self.clock.ns(start)
-        if start_ns is not None:
-            self.trace.append(COPY, self._source, index, start_ns, start_ns + copy_ns, nbytes)
+        start_ns, end_ns = self.clock.ns(start), self.clock.ns(end)
+        if start_ns is not None and end_ns is not None:
+            self.trace.append(COPY, self._source, index, start_ns, end_ns, nbytes)
 
     # ------------------------------------------------------------------ on the host
 
