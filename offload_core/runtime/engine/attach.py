@@ -139,7 +139,7 @@ def attach(
             controller.replan_when_measured(partial(_replan, several))
         else:
             controller.replan_on_second_pass(partial(_replan, several))
-        controller.when_full(lambda *asked: _less(_with_rates(request, controller.link_rates()), *asked))
+        controller.when_full(partial(_less, request))
         controller.plan_for_tables_by(partial(_with_table, request))
         undo.pop_all()
         return Attachment(controller, owned)
